@@ -1,0 +1,323 @@
+"""Configurations of the networks: frozen dataclasses read from a checkpoint's own `config.json`.
+
+Reading is strict. A field is *used* (it becomes part of the dataclass), *fixed* (jaxl implements one value of it), or
+*inert* (it changes no result at inference). Anything else that is switched on is refused by name, because a field
+that is ignored silently is a wrong picture later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from jaxl.errors import CheckpointError
+
+Json = Mapping[str, Any]
+
+
+def read_fields(
+    raw: Json, *, what: str, used: Json, fixed: Mapping[str, tuple[Any, ...]], inert: Iterable[str]
+) -> dict[str, Any]:
+    """The `used` fields of `raw`, with the given defaults for absent ones.
+
+    `fixed` maps a field to the values jaxl implements. Fields in `inert`, and those that start with `_`, are skipped.
+    Any other field is refused unless it is null or false, that is, switched off. `what` names the file in errors.
+    """
+    known = set(used) | set(fixed) | set(inert)
+    for name, value in raw.items():
+        if name.startswith("_") or name in known or value is None or value is False:
+            continue
+        raise CheckpointError(f"{what}: field {name}={value!r} is not known to jaxl and may change the result")
+    for name, allowed in fixed.items():
+        value = raw.get(name, allowed[0])
+        if isinstance(value, list):
+            value = tuple(value)
+        if value not in allowed:
+            wanted = " or ".join(repr(a) for a in allowed)
+            raise CheckpointError(f"{what}: {name}={value!r} is not supported, only {wanted}")
+    return {name: raw.get(name, default) for name, default in used.items()}
+
+
+def _each(value: Any, n: int) -> list[Any]:
+    """One value for each of `n` blocks: a list is taken as it is, a single value is repeated."""
+    return list(value) if isinstance(value, (list, tuple)) else [value] * n
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """The U-Net of SDXL and its relatives (Podell et al. 2023, arXiv:2307.01952, section 2).
+
+    `down`, `mid` and `up` hold the transformer depth after each residual block, 0 for none. SDXL base is
+    `down=((0, 0), (2, 2), (10, 10))`, `mid=(10,)`, `up=((10, 10, 10), (2, 2, 2), (0, 0, 0))`. `mid` lists the
+    transformers between the residual blocks of the middle: `(d,)` is block, transformer, block; `()` is one block
+    alone (SSD-1B); None is no middle at all.
+    """
+
+    in_channels: int
+    out_channels: int
+    channels: tuple[int, ...]
+    heads: tuple[int, ...]
+    down: tuple[tuple[int, ...], ...]
+    mid: tuple[int, ...] | None
+    up: tuple[tuple[int, ...], ...]
+    cross_attention_dim: int
+    addition_time_embed_dim: int
+    projection_input_dim: int
+    norm_num_groups: int
+    norm_eps: float
+    use_linear_projection: bool
+    sample_size: int
+
+    @property
+    def time_embed_dim(self) -> int:
+        return 4 * self.channels[0]
+
+    @classmethod
+    def from_json(cls, raw: Json, what: str = "unet/config.json") -> UNetConfig:
+        """Read a diffusers `UNet2DConditionModel` config. Raises CheckpointError naming the field at fault."""
+        f = read_fields(
+            raw,
+            what=what,
+            used={
+                "in_channels": 4,
+                "out_channels": 4,
+                "block_out_channels": (320, 640, 1280, 1280),
+                "attention_head_dim": 8,
+                "num_attention_heads": None,
+                "layers_per_block": 2,
+                "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+                "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+                "mid_block_type": "UNetMidBlock2DCrossAttn",
+                "transformer_layers_per_block": 1,
+                "reverse_transformer_layers_per_block": None,
+                "cross_attention_dim": 1280,
+                "addition_time_embed_dim": None,
+                "projection_class_embeddings_input_dim": None,
+                "norm_num_groups": 32,
+                "norm_eps": 1e-5,
+                "use_linear_projection": False,
+                "sample_size": 128,
+            },
+            fixed={
+                "addition_embed_type": ("text_time",),
+                "act_fn": ("silu", "swish"),
+                "center_input_sample": (False,),
+                "flip_sin_to_cos": (True,),
+                "freq_shift": (0,),
+                "downsample_padding": (1,),
+                "mid_block_scale_factor": (1,),
+                "only_cross_attention": (False,),
+                "mid_block_only_cross_attention": (None, False),
+                "dual_cross_attention": (False,),
+                "class_embed_type": (None,),
+                "class_embeddings_concat": (False,),
+                "num_class_embeds": (None,),
+                "encoder_hid_dim": (None,),
+                "encoder_hid_dim_type": (None,),
+                "resnet_time_scale_shift": ("default",),
+                "resnet_skip_time_act": (False,),
+                "resnet_out_scale_factor": (1,),
+                "time_embedding_type": ("positional",),
+                "time_embedding_dim": (None,),
+                "time_embedding_act_fn": (None,),
+                "timestep_post_act": (None,),
+                "time_cond_proj_dim": (None,),
+                "conv_in_kernel": (3,),
+                "conv_out_kernel": (3,),
+                "attention_type": ("default",),
+                "cross_attention_norm": (None,),
+            },
+            # softmax is always float32 here, so upcast_attention asks for nothing more
+            inert=("dropout", "upcast_attention", "addition_embed_type_num_heads"),
+        )
+        channels = tuple(f["block_out_channels"])
+        n = len(channels)
+        down_types, up_types = tuple(f["down_block_types"]), tuple(f["up_block_types"])
+        for field, types, plain, attentive in (
+            ("down_block_types", down_types, "DownBlock2D", "CrossAttnDownBlock2D"),
+            ("up_block_types", up_types, "UpBlock2D", "CrossAttnUpBlock2D"),
+        ):
+            if len(types) != n or not set(types) <= {plain, attentive}:
+                raise CheckpointError(
+                    f"{what}: {field}={types!r} is not supported, only {n} of {plain} and {attentive}"
+                )
+        layers = _each(f["layers_per_block"], n)
+        depths = _each(f["transformer_layers_per_block"], n)
+        up_depths = f["reverse_transformer_layers_per_block"]
+        if up_depths is None:
+            if any(isinstance(d, (list, tuple)) for d in depths):
+                raise CheckpointError(
+                    f"{what}: reverse_transformer_layers_per_block is missing for an asymmetric U-Net"
+                )
+            up_depths = depths[::-1]
+        mid_type, mid_depth = f["mid_block_type"], depths[-1]
+        if mid_type == "UNetMidBlock2DCrossAttn":
+            mid = (_each(mid_depth, 1)[0],)
+        elif mid_type == "UNetMidBlock2D":
+            mid = ()
+        elif mid_type is None:
+            mid = None
+        else:
+            raise CheckpointError(f"{what}: mid_block_type={mid_type!r} is not supported")
+        for needed in ("addition_time_embed_dim", "projection_class_embeddings_input_dim"):
+            if f[needed] is None:
+                raise CheckpointError(f"{what}: {needed} is missing; this is not an SDXL U-Net")
+        cross = set(_each(f["cross_attention_dim"], n))
+        if len(cross) != 1:
+            raise CheckpointError(f"{what}: cross_attention_dim={sorted(cross)} differs between blocks")
+        sample_size = f["sample_size"]
+        if isinstance(sample_size, (list, tuple)):
+            sample_size = sample_size[0]
+        return cls(
+            in_channels=f["in_channels"],
+            out_channels=f["out_channels"],
+            channels=channels,
+            # diffusers names the number of heads `attention_head_dim` in every published U-Net config
+            heads=tuple(_each(f["num_attention_heads"] or f["attention_head_dim"], n)),
+            down=tuple(
+                tuple(_each(depths[i], layers[i])) if "CrossAttn" in kind else (0,) * layers[i]
+                for i, kind in enumerate(down_types)
+            ),
+            mid=mid,
+            up=tuple(
+                tuple(_each(up_depths[i], layers[n - 1 - i] + 1))
+                if "CrossAttn" in kind
+                else (0,) * (layers[n - 1 - i] + 1)
+                for i, kind in enumerate(up_types)
+            ),
+            cross_attention_dim=cross.pop(),
+            addition_time_embed_dim=f["addition_time_embed_dim"],
+            projection_input_dim=f["projection_class_embeddings_input_dim"],
+            norm_num_groups=f["norm_num_groups"],
+            norm_eps=float(f["norm_eps"]),
+            use_linear_projection=f["use_linear_projection"],
+            sample_size=sample_size or 128,
+        )
+
+
+@dataclass(frozen=True)
+class VAEConfig:
+    """The convolutional autoencoder between images and latents (Rombach et al. 2022, arXiv:2112.10752)."""
+
+    in_channels: int
+    out_channels: int
+    latent_channels: int
+    channels: tuple[int, ...]
+    layers_per_block: int
+    norm_num_groups: int
+    scaling_factor: float
+    use_quant_conv: bool
+    use_post_quant_conv: bool
+    mid_attention: bool
+
+    @property
+    def factor(self) -> int:
+        """Pixels per latent, each way: 8 in SDXL."""
+        return 2 ** (len(self.channels) - 1)
+
+    @classmethod
+    def from_json(cls, raw: Json, what: str = "vae/config.json") -> VAEConfig:
+        """Read a diffusers `AutoencoderKL` config. Raises CheckpointError naming the field at fault."""
+        n = len(raw.get("block_out_channels", (64,)))
+        f = read_fields(
+            raw,
+            what=what,
+            used={
+                "in_channels": 3,
+                "out_channels": 3,
+                "latent_channels": 4,
+                "block_out_channels": (64,),
+                "layers_per_block": 1,
+                "norm_num_groups": 32,
+                "scaling_factor": 0.18215,
+                "use_quant_conv": True,
+                "use_post_quant_conv": True,
+                "mid_block_add_attention": True,
+            },
+            fixed={
+                "act_fn": ("silu", "swish"),
+                "down_block_types": (("DownEncoderBlock2D",) * n,),
+                "up_block_types": (("UpDecoderBlock2D",) * n,),
+                "shift_factor": (None,),
+                "latents_mean": (None,),
+                "latents_std": (None,),
+            },
+            # force_upcast guards against float16's range, which jaxl does not compute in
+            inert=("sample_size", "force_upcast"),
+        )
+        return cls(
+            in_channels=f["in_channels"],
+            out_channels=f["out_channels"],
+            latent_channels=f["latent_channels"],
+            channels=tuple(f["block_out_channels"]),
+            layers_per_block=f["layers_per_block"],
+            norm_num_groups=f["norm_num_groups"],
+            scaling_factor=float(f["scaling_factor"]),
+            use_quant_conv=f["use_quant_conv"],
+            use_post_quant_conv=f["use_post_quant_conv"],
+            mid_attention=f["mid_block_add_attention"],
+        )
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """A CLIP text encoder (Radford et al. 2021, arXiv:2103.00020); `projection_dim` is None without the projection.
+
+    The pooled embedding is read at the first `eos_token_id`, or, where that is None, at the largest id: published SDXL
+    configs carry an `eos_token_id` of 2 by an old mistake, and the largest id is the end token of CLIP's vocabulary.
+    """
+
+    vocab_size: int
+    max_length: int
+    width: int
+    mlp_width: int
+    layers: int
+    heads: int
+    activation: str
+    norm_eps: float
+    projection_dim: int | None
+    eos_token_id: int | None
+
+    @classmethod
+    def from_json(cls, raw: Json, what: str = "text_encoder/config.json") -> TextConfig:
+        """Read a transformers `CLIPTextModel` or, by its `architectures`, `CLIPTextModelWithProjection` config."""
+        f = read_fields(
+            raw,
+            what=what,
+            used={
+                "architectures": (),
+                "vocab_size": 49408,
+                "max_position_embeddings": 77,
+                "hidden_size": 512,
+                "intermediate_size": 2048,
+                "num_hidden_layers": 12,
+                "num_attention_heads": 8,
+                "hidden_act": "quick_gelu",
+                "layer_norm_eps": 1e-5,
+                "projection_dim": 512,
+                "eos_token_id": 49407,
+            },
+            fixed={"model_type": ("clip_text_model",)},
+            inert=(
+                *("attention_dropout", "dropout", "initializer_factor", "initializer_range", "torch_dtype", "dtype"),
+                *("bos_token_id", "pad_token_id", "transformers_version", "return_dict", "chunk_size_feed_forward"),
+                *("id2label", "label2id", "problem_type", "use_cache"),
+            ),
+        )
+        if f["hidden_act"] not in ("quick_gelu", "gelu"):
+            raise CheckpointError(
+                f"{what}: hidden_act={f['hidden_act']!r} is not supported, only 'quick_gelu' or 'gelu'"
+            )
+        return cls(
+            vocab_size=f["vocab_size"],
+            max_length=f["max_position_embeddings"],
+            width=f["hidden_size"],
+            mlp_width=f["intermediate_size"],
+            layers=f["num_hidden_layers"],
+            heads=f["num_attention_heads"],
+            activation=f["hidden_act"],
+            norm_eps=float(f["layer_norm_eps"]),
+            projection_dim=f["projection_dim"] if "CLIPTextModelWithProjection" in f["architectures"] else None,
+            eos_token_id=None if f["eos_token_id"] == 2 else f["eos_token_id"],
+        )

@@ -1,0 +1,58 @@
+"""What can go wrong, as one tree of exceptions.
+
+    JaxlError
+    ├── InputError          an argument is wrong: it names the argument, the value and the remedy (also a ValueError)
+    ├── CheckpointError     a checkpoint is missing, of another kind, damaged or has the wrong tensors
+    ├── OutputError         a result could not be written
+    └── NonFiniteError      a computation gave NaN or infinity; raised instead of returning a black image
+
+Every message is one line. `TruncationWarning` is the one warning: words of a prompt did not fit.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class JaxlError(Exception):
+    """Base of all errors that jaxl raises on purpose."""
+
+
+class InputError(JaxlError, ValueError):
+    """An argument has a value that cannot work.
+
+    `argument` is the name of the offending argument, as the caller wrote it.
+    """
+
+    def __init__(self, argument: str, value: object, remedy: str):
+        self.argument = argument
+        self.value = value
+        shown = repr(value)
+        if len(shown) > 120:
+            shown = shown[:117] + "..."
+        super().__init__(f"{argument}={shown}: {remedy}")
+
+
+class CheckpointError(JaxlError):
+    """A checkpoint cannot be read, is of an unsupported kind, or does not hold what its config promises."""
+
+
+class OutputError(JaxlError):
+    """A result could not be written; nothing half-written is left behind."""
+
+
+class NonFiniteError(JaxlError):
+    """A computation gave NaN or infinity."""
+
+
+class TruncationWarning(UserWarning):
+    """A prompt was longer than the text encoder reads; the message names the words that were lost."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The sentence that offers the known names, the closest one first: `did you mean 'ddim'? known: ...`."""
+    known = sorted(known)
+    close = difflib.get_close_matches(str(name).lower(), known, n=1, cutoff=0.5)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"{hint}known: {', '.join(known)}"

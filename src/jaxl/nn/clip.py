@@ -1,0 +1,77 @@
+"""CLIP's text encoder, in both sizes of SDXL: CLIP ViT-L and OpenCLIP ViT-bigG with its projection.
+
+Radford et al. 2021, arXiv:2103.00020; how SDXL uses them: Podell et al. 2023, arXiv:2307.01952, section 2.1.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import DTypeLike
+
+from jaxl.config import TextConfig
+from jaxl.nn.layers import Params, Shapes, attention, layer_norm, linear, linear_shapes, norm_shapes, numbered
+
+
+def clip_shapes(cfg: TextConfig, dtype: DTypeLike = jnp.bfloat16) -> Shapes:
+    """The parameter tree of one text encoder."""
+    square = partial(linear_shapes, cfg.width, cfg.width, dtype)
+    layer = {
+        "self_attn": {"q_proj": square(), "k_proj": square(), "v_proj": square(), "out_proj": square()},
+        "layer_norm1": norm_shapes(cfg.width, dtype),
+        "mlp": {
+            "fc1": linear_shapes(cfg.width, cfg.mlp_width, dtype),
+            "fc2": linear_shapes(cfg.mlp_width, cfg.width, dtype),
+        },
+        "layer_norm2": norm_shapes(cfg.width, dtype),
+    }
+    shapes: Shapes = {
+        "text_model": {
+            "embeddings": {
+                "token_embedding": {"weight": jax.ShapeDtypeStruct((cfg.vocab_size, cfg.width), dtype)},
+                "position_embedding": {"weight": jax.ShapeDtypeStruct((cfg.max_length, cfg.width), dtype)},
+            },
+            "encoder": {"layers": numbered([layer] * cfg.layers)},
+            "final_layer_norm": norm_shapes(cfg.width, dtype),
+        }
+    }
+    if cfg.projection_dim is not None:
+        shapes["text_projection"] = linear_shapes(cfg.width, cfg.projection_dim, dtype, bias=False)
+    return shapes
+
+
+def clip(params: Params, cfg: TextConfig, ids: Array, clip_skip: Array | int = 0) -> tuple[Array, Array | None]:
+    """Encode token ids [B, T] int32.
+
+    Returns the hidden states [B, T, width] that are `clip_skip` layers (traced, 0..layers-1) before the
+    second-to-last one, without the final norm, and the pooled embedding [B, projection_dim] at the end token, None
+    without a projection.
+    """
+    text = params["text_model"]
+    embeddings = text["embeddings"]
+    x = embeddings["token_embedding"]["weight"][ids] + embeddings["position_embedding"]["weight"][: ids.shape[1]]
+    activation = partial(jax.nn.gelu, approximate=False) if cfg.activation == "gelu" else _quick_gelu
+    states = [x]
+    for i in range(cfg.layers):
+        layer = text["encoder"]["layers"][str(i)]
+        h = layer_norm(layer["layer_norm1"], x, cfg.norm_eps)
+        att = layer["self_attn"]
+        h = attention(*(linear(att[name], h) for name in ("q_proj", "k_proj", "v_proj")), cfg.heads, causal=True)
+        x = x + linear(att["out_proj"], h)
+        h = layer_norm(layer["layer_norm2"], x, cfg.norm_eps)
+        x = x + linear(layer["mlp"]["fc2"], activation(linear(layer["mlp"]["fc1"], h)))
+        states.append(x)
+    # states[-1 - n] is n layers before the last one; an index, so that clip_skip does not recompile
+    hidden = jnp.stack(states)[cfg.layers - 1 - clip_skip]
+    if cfg.projection_dim is None:
+        return hidden, None
+    end = jnp.argmax(ids if cfg.eos_token_id is None else ids == cfg.eos_token_id, axis=-1)
+    last = jnp.take_along_axis(x, end[:, None, None], axis=1)[:, 0]
+    return hidden, linear(params["text_projection"], layer_norm(text["final_layer_norm"], last, cfg.norm_eps))
+
+
+def _quick_gelu(x: Array) -> Array:
+    return x * jax.nn.sigmoid(1.702 * x)

@@ -1,0 +1,193 @@
+"""The U-Net of SDXL and its relatives.
+
+Podell et al. 2023, arXiv:2307.01952, section 2; a diffusers `UNet2DConditionModel` with text-time conditioning.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import DTypeLike
+
+from jaxl.config import UNetConfig
+from jaxl.nn.layers import (
+    Params,
+    Shapes,
+    attention,
+    conv,
+    conv_shapes,
+    group_norm,
+    layer_norm,
+    linear,
+    linear_shapes,
+    norm_shapes,
+    numbered,
+    resnet,
+    resnet_shapes,
+    upsample,
+)
+
+
+def unet_shapes(cfg: UNetConfig, dtype: DTypeLike = jnp.bfloat16) -> Shapes:
+    """The parameter tree of the U-Net."""
+    channels, time_dim = cfg.channels, cfg.time_embed_dim
+    res = partial(resnet_shapes, dtype=dtype, time_dim=time_dim)
+    mlp = {"linear_1": channels[0], "linear_2": time_dim}
+
+    def block(resnets: list[Shapes], depths: tuple[int, ...], width: int) -> Shapes:
+        shapes: Shapes = {"resnets": numbered(resnets)}
+        if any(depths):
+            shapes["attentions"] = numbered([_transformer_shapes(cfg, width, depth, dtype) for depth in depths])
+        return shapes
+
+    down, skips = [], [channels[0]]
+    for i, depths in enumerate(cfg.down):
+        before, width = channels[max(i - 1, 0)], channels[i]
+        resnets = [res(width if j else before, width) for j in range(len(depths))]
+        shapes = block(resnets, depths, width)
+        skips += [width] * len(depths)
+        if i < len(channels) - 1:
+            shapes["downsamplers"] = {"0": {"conv": conv_shapes(width, width, 3, dtype)}}
+            skips.append(width)
+        down.append(shapes)
+
+    up, before = [], channels[-1]
+    for i, depths in enumerate(cfg.up):
+        width = channels[-1 - i]
+        resnets = [res((width if j else before) + skips.pop(), width) for j in range(len(depths))]
+        shapes = block(resnets, depths, width)
+        if i < len(channels) - 1:
+            shapes["upsamplers"] = {"0": {"conv": conv_shapes(width, width, 3, dtype)}}
+        up.append(shapes)
+        before = width
+
+    shapes = {
+        "conv_in": conv_shapes(cfg.in_channels, channels[0], 3, dtype),
+        "time_embedding": {name: linear_shapes(inputs, time_dim, dtype) for name, inputs in mlp.items()},
+        "add_embedding": {
+            name: linear_shapes(inputs, time_dim, dtype)
+            for name, inputs in (mlp | {"linear_1": cfg.projection_input_dim}).items()
+        },
+        "down_blocks": numbered(down),
+        "up_blocks": numbered(up),
+        "conv_norm_out": norm_shapes(channels[0], dtype),
+        "conv_out": conv_shapes(channels[0], cfg.out_channels, 3, dtype),
+    }
+    if cfg.mid is not None:
+        width = channels[-1]
+        shapes["mid_block"] = block([res(width, width) for _ in range(len(cfg.mid) + 1)], cfg.mid, width)
+    return shapes
+
+
+def unet(
+    params: Params, cfg: UNetConfig, x: Array, t: Array, prompt_embeds: Array, pooled: Array, time_ids: Array
+) -> Array:
+    """Predict noise, velocity or sample, as the checkpoint was trained to.
+
+    x: [B, H, W, in_channels] scaled latents; t: [B] timesteps, float; prompt_embeds: [B, T, cross_attention_dim];
+    pooled: [B, P]; time_ids: [B, 6] (original size, crop corner, target size, each height first) or [B, 5] for the
+    refiner (original size, crop corner, aesthetic score). Returns [B, H, W, out_channels] in the parameters' dtype.
+    """
+    dtype = params["conv_in"]["weight"].dtype
+    x, context, pooled = (a.astype(dtype) for a in (x, prompt_embeds, pooled))
+    sizes = sinusoids(time_ids.reshape(-1), cfg.addition_time_embed_dim).reshape(x.shape[0], -1).astype(dtype)
+    temb = _embed(params["time_embedding"], sinusoids(t, cfg.channels[0]).astype(dtype))
+    temb = temb + _embed(params["add_embedding"], jnp.concatenate([pooled, sizes], axis=-1))
+    temb = jax.nn.silu(temb)
+    res = partial(resnet, groups=cfg.norm_num_groups, eps=cfg.norm_eps, temb=temb)
+
+    x = conv(params["conv_in"], x)
+    skips = [x]
+    for i, depths in enumerate(cfg.down):
+        block = params["down_blocks"][str(i)]
+        for j, depth in enumerate(depths):
+            x = res(block["resnets"][str(j)], x)
+            if depth:
+                x = _transformer(block["attentions"][str(j)], cfg, x, context, cfg.heads[i], depth)
+            skips.append(x)
+        if "downsamplers" in block:
+            x = conv(block["downsamplers"]["0"]["conv"], x, stride=2, padding=(1, 1))
+            skips.append(x)
+
+    if cfg.mid is not None:
+        block = params["mid_block"]
+        x = res(block["resnets"]["0"], x)
+        for j, depth in enumerate(cfg.mid):
+            x = _transformer(block["attentions"][str(j)], cfg, x, context, cfg.heads[-1], depth)
+            x = res(block["resnets"][str(j + 1)], x)
+
+    for i, depths in enumerate(cfg.up):
+        block = params["up_blocks"][str(i)]
+        for j, depth in enumerate(depths):
+            x = res(block["resnets"][str(j)], jnp.concatenate([x, skips.pop()], axis=-1))
+            if depth:
+                x = _transformer(block["attentions"][str(j)], cfg, x, context, cfg.heads[-1 - i], depth)
+        if "upsamplers" in block:
+            x = conv(block["upsamplers"]["0"]["conv"], upsample(x, *skips[-1].shape[1:3]))
+
+    x = group_norm(params["conv_norm_out"], x, cfg.norm_num_groups, cfg.norm_eps, silu=True)
+    return conv(params["conv_out"], x)
+
+
+def sinusoids(t: Array, dim: int) -> Array:
+    """[N] -> [N, dim] float32: cosines, then sines, at frequencies from 1 down to 1/10000 (arXiv:1706.03762, 3.5)."""
+    half = dim // 2
+    frequencies = jnp.exp(-jnp.log(10000.0) * jnp.arange(half, dtype=jnp.float32) / half)
+    angles = t.astype(jnp.float32)[:, None] * frequencies
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+def _embed(p: Params, x: Array) -> Array:
+    return linear(p["linear_2"], jax.nn.silu(linear(p["linear_1"], x)))
+
+
+def _transformer_shapes(cfg: UNetConfig, width: int, depth: int, dtype: DTypeLike) -> Shapes:
+    def attention_shapes(context: int) -> Shapes:
+        return {
+            "to_q": linear_shapes(width, width, dtype, bias=False),
+            "to_k": linear_shapes(context, width, dtype, bias=False),
+            "to_v": linear_shapes(context, width, dtype, bias=False),
+            "to_out": {"0": linear_shapes(width, width, dtype)},
+        }
+
+    block = {
+        "norm1": norm_shapes(width, dtype),
+        "attn1": attention_shapes(width),
+        "norm2": norm_shapes(width, dtype),
+        "attn2": attention_shapes(cfg.cross_attention_dim),
+        "norm3": norm_shapes(width, dtype),
+        "ff": {
+            "net": {"0": {"proj": linear_shapes(width, 8 * width, dtype)}, "2": linear_shapes(4 * width, width, dtype)}
+        },
+    }
+    project = linear_shapes(width, width, dtype) if cfg.use_linear_projection else conv_shapes(width, width, 1, dtype)
+    return {
+        "norm": norm_shapes(width, dtype),
+        "proj_in": project,
+        "transformer_blocks": numbered([block] * depth),
+        "proj_out": project,
+    }
+
+
+def _transformer(p: Params, cfg: UNetConfig, x: Array, context: Array, heads: int, depth: int) -> Array:
+    """`depth` blocks of self-attention, cross-attention to `context` and a GEGLU layer, around a residual."""
+    b, h, w, c = x.shape
+    tokens = group_norm(p["norm"], x, cfg.norm_num_groups, 1e-6).reshape(b, h * w, c)
+    tokens = linear(p["proj_in"], tokens)
+    for i in range(depth):
+        block = p["transformer_blocks"][str(i)]
+        y = layer_norm(block["norm1"], tokens)
+        tokens = tokens + _attend(block["attn1"], y, y, heads)
+        tokens = tokens + _attend(block["attn2"], layer_norm(block["norm2"], tokens), context, heads)
+        # GEGLU (Shazeer 2020, arXiv:2002.05202)
+        y, gate = jnp.split(linear(block["ff"]["net"]["0"]["proj"], layer_norm(block["norm3"], tokens)), 2, axis=-1)
+        tokens = tokens + linear(block["ff"]["net"]["2"], y * jax.nn.gelu(gate, approximate=False))
+    return linear(p["proj_out"], tokens).reshape(x.shape) + x
+
+
+def _attend(p: Params, x: Array, context: Array, heads: int) -> Array:
+    y = attention(linear(p["to_q"], x), linear(p["to_k"], context), linear(p["to_v"], context), heads)
+    return linear(p["to_out"]["0"], y)

@@ -1,0 +1,210 @@
+"""Pictures as PNG files that say how they were made, written whole or not at all.
+
+Two text chunks go into a file. `parameters` is the text that AUTOMATIC1111's web UI writes and that most galleries read
+(https://github.com/AUTOMATIC1111/stable-diffusion-webui, `modules/infotext_utils.py`). `jaxl` is JSON with every
+setting under its name in `Pipeline.generate`, and is what `read_settings` gives back.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import secrets
+import stat
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
+
+from jaxl.errors import InputError, OutputError
+
+Settings = Mapping[str, Any]
+
+MAX_SETTINGS_CHARACTERS = 1_000_000
+MAX_FILE_BYTES = 256 * 2**20
+
+# jaxl's schedulers as A1111 calls them; there "Automatic" would turn the DPM++ samplers to Karras sigmas
+A1111_SAMPLERS: Mapping[str, tuple[str, str]] = {
+    "ddim": ("DDIM", "Automatic"),
+    "dpm++2m": ("DPM++ 2M", "Uniform"),
+    "dpm++2m_karras": ("DPM++ 2M", "Karras"),
+    "dpm++2m_sde": ("DPM++ 2M SDE", "Uniform"),
+    "dpm++2m_sde_karras": ("DPM++ 2M SDE", "Karras"),
+    "euler": ("Euler", "Automatic"),
+    "euler_karras": ("Euler", "Karras"),
+    "euler_a": ("Euler a", "Automatic"),
+    "euler_a_karras": ("Euler a", "Karras"),
+}
+
+
+def write_png(path: Path, image: Image.Image, settings: Settings) -> None:
+    """Write an image with its settings, replacing a regular file at `path`, or what a link there points to.
+
+    Raises OutputError, with the old file untouched and nothing new left behind.
+    """
+    target = Path(os.path.realpath(path))
+    with _failing(path), _temporary(target.parent, png_bytes(image, settings)) as temporary:
+        if target.exists() and not stat.S_ISREG(target.stat().st_mode):
+            raise OutputError(f"{path}: not a regular file, so it is not replaced")
+        os.replace(temporary, target)
+
+
+def write_new_png(paths: Iterable[Path], image: Image.Image, settings: Settings) -> Path:
+    """Write to the first of `paths`, all in one folder, where there is nothing yet; returns it.
+
+    The folder is made if need be. Raises OutputError as `write_png`.
+    """
+    paths = iter(paths)
+    path = next(paths)
+    with _failing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _temporary(path.parent, png_bytes(image, settings)) as temporary:
+            while not _claim(path):
+                path = next(paths)
+            try:
+                os.replace(temporary, path)
+            except BaseException:
+                path.unlink()
+                raise
+    return path
+
+
+def check_folder(argument: str, folder: Path) -> None:
+    """Raise InputError, naming `argument`, unless files can be written to the folder, or to where it would be made."""
+    there = Path(os.path.realpath(folder))
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    remedy = "choose another place"
+    if not there.is_dir():
+        raise InputError(argument, str(folder), f"{there} is not a folder; {remedy}")
+    try:
+        with _temporary(there, b""):
+            pass
+    except OSError as error:
+        raise InputError(argument, str(folder), f"cannot write there ({error.strerror}); {remedy}") from None
+
+
+def png_bytes(image: Image.Image, settings: Settings) -> bytes:
+    """The image as a PNG file, with both text chunks: tEXt, or iTXt for what is not Latin-1."""
+    info = PngInfo()
+    info.add_text("parameters", a1111_text(settings))
+    info.add_text("jaxl", json.dumps(dict(settings)))
+    stream = io.BytesIO()
+    image.save(stream, "PNG", pnginfo=info)
+    return stream.getvalue()
+
+
+def a1111_text(settings: Settings) -> str:
+    """The `parameters` text: prompt, negative prompt and a line of settings, as A1111 1.9 and later write them.
+
+    `settings` has at least prompt, steps, scheduler, guidance_scale, seed, width and height. A1111 has no second
+    prompt, so those are in the JSON alone. A scheduler that A1111 lacks keeps its own name.
+    """
+    sampler, schedule = A1111_SAMPLERS.get(settings["scheduler"], (settings["scheduler"], "Automatic"))
+    pairs = {
+        "Steps": settings["steps"],
+        "Sampler": sampler,
+        "Schedule type": schedule,
+        "CFG scale": f"{settings['guidance_scale']:.10g}",
+        "Seed": settings["seed"],
+        "Size": f"{settings['width']}x{settings['height']}",
+    }
+    if settings.get("model"):
+        # a path would tell strangers about the machine, and A1111 has names alone
+        pairs["Model"] = Path(settings["model"]).name.removesuffix(".safetensors")
+    if settings.get("clip_skip"):
+        # counted from the last layer there, from SDXL's usual second-to-last one here
+        pairs["Clip skip"] = settings["clip_skip"] + 2
+    if settings.get("version"):
+        pairs["Version"] = f"jaxl {settings['version']}"
+    negative = settings.get("negative_prompt")
+    lines = [
+        settings["prompt"],
+        *([f"Negative prompt: {negative}"] if negative else []),
+        ", ".join(f"{name}: {_quoted(str(value))}" for name, value in pairs.items()),
+    ]
+    # PNG allows no NUL in a text, and UTF-8 no half of a surrogate pair
+    return "\n".join(lines).replace("\0", "").encode("utf-8", "replace").decode()
+
+
+def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The settings that jaxl wrote into a PNG file, as they were given to `write_png`.
+
+    No pixel is decoded. Raises InputError if the file is missing, no PNG, larger than 256 MiB or without settings, or
+    if these are longer than a million characters, damaged, or say anything twice.
+    """
+    name = str(path)
+    try:
+        with open(path, "rb") as stream:
+            if os.fstat(stream.fileno()).st_size > MAX_FILE_BYTES:
+                raise InputError("path", name, f"larger than {MAX_FILE_BYTES} bytes; give a PNG that jaxl wrote")
+            with Image.open(stream, formats=["PNG"]) as image:
+                text = image.info.get("jaxl")
+    except OSError as error:
+        reason = "not a PNG" if isinstance(error, UnidentifiedImageError) else error.strerror or "a damaged PNG"
+        raise InputError("path", name, f"{reason}; give a PNG that jaxl wrote") from None
+    except (Image.DecompressionBombError, ValueError, SyntaxError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError("path", name, f"a damaged PNG ({error}); give a PNG that jaxl wrote") from None
+    if not isinstance(text, str):
+        raise InputError("path", name, "no settings of jaxl in this PNG; give one that jaxl wrote")
+    if len(text) > MAX_SETTINGS_CHARACTERS:
+        raise InputError("path", name, f"settings of {len(text)} characters; at most {MAX_SETTINGS_CHARACTERS}")
+    try:
+        settings = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise InputError("path", name, f"damaged settings ({error}); give a PNG that jaxl wrote") from None
+    if not isinstance(settings, dict):
+        raise InputError("path", name, "damaged settings (not a JSON object); give a PNG that jaxl wrote")
+    return settings
+
+
+def _quoted(value: str) -> str:
+    return json.dumps(value, ensure_ascii=False) if any(mark in value for mark in ",:\n") else value
+
+
+@contextmanager
+def _failing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from error
+
+
+@contextmanager
+def _temporary(folder: Path, data: bytes) -> Iterator[Path]:
+    """A file in the folder, its bytes on disk, that is gone afterwards unless it was renamed."""
+    path = folder / f".jaxl-{secrets.token_hex(8)}.tmp"
+    try:
+        with path.open("xb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _claim(path: Path) -> bool:
+    """Make an empty file of this name, so that no other process takes it; False if there is something already."""
+    try:
+        path.touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        raise ValueError("a name is there twice")
+    return table
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON number")

@@ -1,0 +1,102 @@
+"""What a checkpoint is, wherever it came from, and how its tensors get onto the devices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+
+from jaxl.errors import CheckpointError
+from jaxl.weights.layout import flatten, from_torch, rearranged, to_torch, unflatten
+from jaxl.weights.store import Tensor
+
+# a buffer that older versions of transformers saved: 0, 1, 2, ...
+IGNORED = "text_model.embeddings.position_ids"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model, opened but not read.
+
+    `source` is what the user named. `configs` holds the raw JSON of each component present (`unet`, `vae`,
+    `text_encoder`, `text_encoder_2`), of the `scheduler`, and of `model_index`. `tensors` maps a component and its
+    diffusers key to a tensor in a file. `tokenizers` maps `tokenizer` and `tokenizer_2`, where present, to a folder, or
+    to None for the CLIP vocabulary that jaxl ships. The SDXL refiner has no `text_encoder` and no `tokenizer`.
+    """
+
+    source: str
+    configs: Mapping[str, Mapping[str, Any]]
+    tensors: Mapping[str, Mapping[str, Tensor]]
+    tokenizers: Mapping[str, Path | None]
+
+    def files(self) -> list[Path]:
+        """The weight files, each once."""
+        return sorted({tensor.file for tensors in self.tensors.values() for tensor in tensors.values()})
+
+
+def load_params(
+    checkpoint: Checkpoint,
+    shapes: Mapping[str, Mapping[str, Any]],
+    *,
+    dtype: DTypeLike,
+    place: Callable[[str, str, np.ndarray], jax.Array],
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Read, cast and place every tensor, one at a time.
+
+    `shapes` are the parameter trees by component; `place(component, key, array)` puts an array on the devices;
+    `progress(done, total)` is called after each tensor. Strict: a key that is unknown, missing or of another shape
+    raises CheckpointError with its name, before anything is read.
+    """
+    wanted = {component: flatten(tree) for component, tree in shapes.items()}
+    for component, leaves in wanted.items():
+        _check(checkpoint.source, component, leaves, checkpoint.tensors[component])
+    total = sum(len(leaves) for leaves in wanted.values())
+    done = 0
+    params = {}
+    for component, leaves in wanted.items():
+        placed: dict[str, jax.Array] = {}
+        tensors = checkpoint.tensors[component]
+        last: jax.Array | None = None
+        # in the file's order, so that a disk reads straight through
+        for key in sorted(leaves, key=lambda key: (tensors[key].file, tensors[key].offset)):
+            tensor = tensors[key]
+            array = rearranged(tensor.read(), from_torch(key, tensor.shape), np.dtype(dtype))
+            if last is not None:
+                last.block_until_ready()  # at most two tensors wait on the host for their transfer
+            last = placed[key] = place(component, key, array)
+            done += 1
+            if progress is not None:
+                progress(done, total)
+        params[component] = unflatten(placed)
+    return jax.block_until_ready(params)
+
+
+def _check(source: str, component: str, wanted: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    missing = [key for key in wanted if key not in tensors]
+    if missing:
+        raise CheckpointError(f"{source}: {component} lacks {_names(missing)}")
+    unknown = [key for key in tensors if key not in wanted and key != IGNORED]
+    if unknown:
+        raise CheckpointError(f"{source}: {component} has unknown tensors: {_names(unknown)}")
+    for key, leaf in wanted.items():
+        tensor = tensors[key]
+        shape = tuple(tensor.shape[axis] for axis in from_torch(key, tensor.shape))
+        if shape != leaf.shape:
+            torch_shape = tuple(leaf.shape[axis] for axis in to_torch(key, leaf.shape))
+            raise CheckpointError(
+                f"{source}: {component}: {key} has shape {tensor.shape}, but its config asks for {torch_shape}"
+            )
+        if not jnp.issubdtype(tensor.dtype, jnp.floating):
+            raise CheckpointError(f"{source}: {component}: {key} holds {tensor.dtype}, not floating-point numbers")
+
+
+def _names(keys: list[str]) -> str:
+    shown = ", ".join(keys[:3])
+    return shown if len(keys) <= 3 else f"{shown} and {len(keys) - 3} more"

@@ -1,0 +1,73 @@
+"""Checkpoints on a model hub, through huggingface_hub: only the files that are needed, kept in its cache."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from huggingface_hub import errors, snapshot_download
+
+from jaxl.errors import CheckpointError
+from jaxl.weights.folder import CLASSES, index_file, present, shards, weight_file
+from jaxl.weights.store import read_json
+
+TOKENIZER_FILES = (
+    *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.json", "merges.txt", "tokenizer.json"),
+)
+
+
+def download(
+    repo_id: str,
+    *,
+    revision: str | None = None,
+    variant: str | None = None,
+    token: str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    local_files_only: bool = False,
+) -> Path:
+    """The local folder of a hub's model, with what `read_folder` needs of it.
+
+    The hub's address, cache, token and offline mode follow huggingface_hub's environment variables where no argument is
+    given. The weights are of the same commit as the configs, whatever is pushed meanwhile. Raises CheckpointError.
+    """
+
+    def fetch(files: list[str], revision: str | None) -> Path:
+        try:
+            return Path(
+                snapshot_download(
+                    repo_id,
+                    revision=revision,
+                    allow_patterns=files,
+                    token=token,
+                    cache_dir=cache_dir,
+                    local_files_only=local_files_only,
+                )
+            )
+        except Exception as error:  # huggingface_hub passes on whatever its HTTP library raises
+            raise CheckpointError(f"{repo_id}: {_reason(error, revision)}") from error
+
+    small = ["model_index.json", "scheduler/scheduler_config.json"]
+    small += [f"{folder}/{name}" for folder in ("tokenizer", "tokenizer_2") for name in TOKENIZER_FILES]
+    small += [f"{c}/{name}" for c in CLASSES for name in ("config.json", index_file(c, variant))]
+    folder = fetch(small, revision)
+    if not (folder / "model_index.json").exists():
+        return folder  # read_folder says what is wrong with it
+    weights: list[str] = []
+    for component in present(read_json(folder / "model_index.json"), repo_id):
+        names = shards(folder, component, variant) or [weight_file(component, variant)]
+        weights += [f"{component}/{name}" for name in names]
+    return fetch(weights, folder.name)
+
+
+def _reason(error: Exception, revision: str | None) -> str:
+    """Why a download failed, and what to do, in one line."""
+    if isinstance(error, errors.GatedRepoError):
+        return "access to this model must be granted on its page first; then pass token="
+    if isinstance(error, errors.RevisionNotFoundError):
+        return f"no revision {revision!r}"
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return "no such model on the hub, or it is private: check the name, or pass token="
+    if isinstance(error, errors.LocalEntryNotFoundError):
+        return "not in the local cache, and the hub cannot be reached; connect, or give a local folder"
+    return f"cannot be fetched from the hub ({type(error).__name__}: {' '.join(str(error).split())[:200]})"

@@ -1,0 +1,56 @@
+"""Between a checkpoint's layout (PyTorch) and the device's (NHWC, row vectors): four rules and no table of names.
+
+A convolution's [O, I, h, w] becomes [h, w, I, O]; a linear layer's [O, I] becomes [I, O]; embeddings and vectors stay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+EMBEDDINGS = ("token_embedding.weight", "position_embedding.weight")
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The leaves of nested dicts by their path, joined with dots: their key in a checkpoint."""
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
+    return flat
+
+
+def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `flatten`."""
+    tree: dict[str, Any] = {}
+    for key, value in flat.items():
+        *path, last = key.split(".")
+        node = tree
+        for name in path:
+            node = node.setdefault(name, {})
+        node[last] = value
+    return tree
+
+
+def from_torch(key: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The order of a checkpoint tensor's axes on the device, for `np.transpose`."""
+    if len(shape) == 4:
+        return (2, 3, 1, 0)
+    if len(shape) == 2 and not key.endswith(EMBEDDINGS):
+        return (1, 0)
+    return tuple(range(len(shape)))
+
+
+def to_torch(key: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The order of a parameter's axes in a checkpoint: the inverse of `from_torch`."""
+    return tuple(int(axis) for axis in np.argsort(from_torch(key, shape)))
+
+
+def rearranged(array: np.ndarray, axes: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """A new array of the given dtype with the axes in that order; never a view of `array`."""
+    if array.dtype.itemsize == 2:
+        # NumPy moves 16-bit integers several times faster than the types it does not know
+        array = np.array(array.view(np.uint16).transpose(axes), order="C").view(array.dtype)
+        return array if array.dtype == dtype else array.astype(dtype)
+    return np.array(array.transpose(axes), dtype, order="C")

@@ -1,0 +1,77 @@
+"""A checkpoint written as a folder in diffusers' layout, whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxl.errors import OutputError
+from jaxl.weights.folder import weight_file
+from jaxl.weights.layout import flatten, rearranged, to_torch
+from jaxl.weights.store import write_safetensors
+
+
+def save_checkpoint(
+    folder: Path,
+    configs: Mapping[str, Mapping[str, Any]],
+    params: Mapping[str, Mapping[str, Any]],
+    tokenizers: Mapping[str, Callable[[Path], None]],
+) -> None:
+    """Write configs, parameters (in their own dtype) and tokenizers; one tensor is on the host at a time.
+
+    Everything is written beside `folder` first and then renamed. Raises OutputError if `folder` exists and is not
+    empty, or if writing fails; nothing is left behind then.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise OutputError(f"{folder}: exists already; choose another folder, or empty it")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be written ({error.strerror})") from error
+    try:
+        _write(unfinished, configs, params, tokenizers)
+        unfinished.chmod(0o755)
+        if folder.exists():
+            folder.rmdir()
+        unfinished.rename(folder)
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be written ({error.strerror})") from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _write(
+    folder: Path,
+    configs: Mapping[str, Mapping[str, Any]],
+    params: Mapping[str, Mapping[str, Any]],
+    tokenizers: Mapping[str, Callable[[Path], None]],
+) -> None:
+    _write_json(folder / "model_index.json", configs["model_index"])
+    (folder / "scheduler").mkdir()
+    _write_json(folder / "scheduler" / "scheduler_config.json", configs["scheduler"])
+    for component, tree in params.items():
+        (folder / component).mkdir()
+        _write_json(folder / component / "config.json", configs[component])
+        leaves = flatten(tree)
+        axes = {key: to_torch(key, leaf.shape) for key, leaf in leaves.items()}
+        entries = {
+            key: (np.dtype(leaf.dtype), tuple(leaf.shape[axis] for axis in axes[key])) for key, leaf in leaves.items()
+        }
+        write_safetensors(
+            folder / component / weight_file(component, None),
+            entries,
+            lambda key, leaves=leaves, axes=axes: rearranged(np.asarray(leaves[key]), axes[key], leaves[key].dtype),
+        )
+    for name, save in tokenizers.items():
+        save(folder / name)
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(dict(content), indent=2, sort_keys=True) + "\n", encoding="utf-8")

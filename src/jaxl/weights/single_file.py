@@ -1,0 +1,214 @@
+"""A whole SDXL in one `.safetensors`, in the layout it was published in and that most fine-tunes are traded in.
+
+Base, refiner and nine-channel inpainting models, SSD-1B, Segmind-Vega and KOALA are told apart by keys and shapes, and
+the configs that such a file lacks are made from these. Nothing is read but the header: tensors are renamed, cut,
+reshaped or transposed as views of the file.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from jaxl.errors import CheckpointError
+from jaxl.weights.checkpoint import Checkpoint
+from jaxl.weights.original_layout import Layout, Shapes, clip_layout, openclip_layout, vae_layout
+from jaxl.weights.original_unet import unet_layout
+from jaxl.weights.store import Tensor, read_header
+
+PREFIXES = {
+    "unet": "model.diffusion_model.",
+    "vae": "first_stage_model.",
+    "text_encoder": "conditioner.embedders.0.transformer.",
+    "text_encoder_2": "conditioner.embedders.1.model.",
+}
+REFINER_PREFIXES = {
+    "unet": "model.diffusion_model.",
+    "vae": "first_stage_model.",
+    "text_encoder_2": "conditioner.embedders.0.model.",
+}
+# the vector conditioning, which SDXL has and Stable Diffusion 1 and 2 do not
+SDXL_MARK = "model.diffusion_model.label_emb."
+
+# leftovers of training and of other programs, none of which has a part in making a picture
+IGNORED = re.compile(
+    "|".join(
+        (
+            r"model_ema\..*",
+            r"denoiser\..*",
+            r"first_stage_model\.(loss|model_ema)\..*",
+            r"(.*\.)?(logit_scale|position_ids)",
+            # SDXL takes the pooled prompt from the other encoder
+            r"conditioner\.embedders\.0\.(transformer\.text_projection\.weight|text_projection)",
+            # the noise schedule, as training kept it
+            r"betas|alphas_cumprod(_prev)?|(sqrt|sqrt_recip|sqrt_recipm1|sqrt_one_minus|log_one_minus)_alphas_cumprod",
+            r"posterior_(variance|log_variance_clipped|mean_coef1|mean_coef2)|logvar|lvlb_weights",
+            # ComfyUI's marks of velocity prediction, which are read for the scheduler
+            r"v_pred|ztsnr",
+        )
+    )
+)
+EDM_MARKS = ("edm_mean", "edm_std", "edm_vpred.sigma_max", "edm_vpred.sigma_min")
+
+# what else a .safetensors file may be; the first pattern that some key begins with decides
+OTHERS = {
+    r"(.*[._])?(lora_|lora\.|hada_w|lokr_w|dora_scale)": "a LoRA, which goes on top of a checkpoint",
+    r"(emb_params|clip_[lg])$": "a textual inversion embedding, which goes on top of a checkpoint",
+    r"control_model\.|controlnet_|input_hint_block\.|zero_convs\.": "a ControlNet",
+    r"(.*\.)?double_blocks\.": "a Flux checkpoint",
+    r"(.*\.)?joint_blocks\.": "a Stable Diffusion 3 checkpoint",
+    r"cond_stage_model\.transformer\.": "a Stable Diffusion 1 checkpoint",
+    r"cond_stage_model\.model\.": "a Stable Diffusion 2 checkpoint",
+    r"model\.diffusion_model\.input_blocks\.": "a Stable Diffusion 1 or 2 checkpoint, without label_emb",
+    r"model_ema\.": "a checkpoint with only the moving average of its U-Net; get one with the weights themselves",
+    r"(down_blocks|up_blocks|mid_block)\.": "a U-Net in diffusers names; give the folder that it is a part of",
+    r"(en|de)coder\.(down_blocks|up_blocks)\.": "a VAE in diffusers names; give the folder that it is a part of",
+    r"(first_stage_model\.)?(en|de)coder\.(down|up|mid)\.": "a VAE alone",
+    r"(diffusion_model\.)?(input_blocks|output_blocks|middle_block)\.": "a U-Net alone",
+    r"conditioner\.|text_encoders\.|text_model\.|transformer\.resblocks\.": "a text encoder alone",
+}
+
+
+def read_single_file(file: Path) -> Checkpoint:
+    """Open a single-file SDXL checkpoint; its tensors stay unread.
+
+    A tensor `v_pred` marks a model that predicts velocities, `ztsnr` beside it one trained to zero terminal
+    signal-to-noise ratio (ComfyUI's convention). Raises CheckpointError, in one line, if the file is something else
+    than SDXL (it says what), lacks a network, has an unknown key or a tensor twice, or if no config fits its shapes.
+    """
+    tensors = read_header(file)
+    _refuse_others(file, tensors)
+    refiner = any(key.startswith(REFINER_PREFIXES["text_encoder_2"]) for key in tensors)
+    parts = _split(file, tensors, REFINER_PREFIXES if refiner else PREFIXES)
+
+    layouts: dict[str, Layout] = {}
+
+    def lay_out(component: str, layout: Callable[[Shapes], Layout]) -> None:
+        try:
+            layouts[component] = layout({key: tensor.shape for key, tensor in parts[component].items()})
+        except CheckpointError as error:
+            raise CheckpointError(f"{file}: {component}: {error}") from error
+
+    if not refiner:
+        lay_out("text_encoder", clip_layout)
+    lay_out("text_encoder_2", openclip_layout)
+    lay_out("vae", vae_layout)
+    pooled_dim = layouts["text_encoder_2"].config["projection_dim"]
+    lay_out("unet", lambda shapes: unet_layout(shapes, pooled_dim, time_ids=5 if refiner else 6))
+
+    return Checkpoint(
+        source=str(file),
+        configs={
+            **{component: layout.config for component, layout in layouts.items()},
+            "scheduler": _scheduler_config(tensors),
+            "model_index": _model_index(file, layouts["unet"].config, refiner),
+        },
+        tensors={component: _placed(file, layout, parts[component]) for component, layout in layouts.items()},
+        tokenizers={"tokenizer_2": None} if refiner else {"tokenizer": None, "tokenizer_2": None},
+    )
+
+
+def _refuse_others(file: Path, keys: Iterable[str]) -> None:
+    """Say what the file is if it is not SDXL."""
+    keys = list(keys)
+    if not any(key.startswith(SDXL_MARK) for key in keys):
+        for pattern, kind in OTHERS.items():
+            if any(re.match(pattern, key) for key in keys):
+                raise CheckpointError(f"{file}: not an SDXL checkpoint but {kind}")
+        held = f"holds {', '.join(keys[:3])}" if keys else "is empty"
+        raise CheckpointError(f"{file}: not an SDXL checkpoint; it has no {SDXL_MARK}* and {held}")
+    for key in EDM_MARKS:
+        if key in keys:
+            raise CheckpointError(f"{file}: {key} marks an EDM model (Playground v2.5, CosXL), which jaxl does not run")
+
+
+def _split(file: Path, tensors: Mapping[str, Tensor], prefixes: Mapping[str, str]) -> dict[str, dict[str, Tensor]]:
+    """Each network's tensors, by their keys without its prefix."""
+    kept = {key: tensor for key, tensor in tensors.items() if not IGNORED.fullmatch(key)}
+    parts = {
+        component: {key.removeprefix(prefix): tensor for key, tensor in kept.items() if key.startswith(prefix)}
+        for component, prefix in prefixes.items()
+    }
+    missing = [f"{component} ({prefixes[component]}*)" for component, part in parts.items() if not part]
+    if missing:
+        raise CheckpointError(f"{file}: the file has no {' and no '.join(missing)}; it must hold all of SDXL")
+    for key in kept:
+        if not key.startswith(tuple(prefixes.values())):
+            raise CheckpointError(f"{file}: {key} is not a tensor of SDXL")
+    return parts
+
+
+def _placed(file: Path, layout: Layout, part: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A network's tensors by their diffusers keys."""
+    placed: dict[str, Tensor] = {}
+    for key, tensor in part.items():
+        if key not in layout.names:
+            raise CheckpointError(f"{file}: {tensor.key} is not a tensor of SDXL")
+        names = layout.names[key]
+        for name, view in zip(names, _views(key, tensor, len(names)), strict=True):
+            if name in placed:
+                raise CheckpointError(f"{file}: {placed[name].key} and {tensor.key} are the same tensor, {name}")
+            placed[name] = view
+    return placed
+
+
+def _views(key: str, tensor: Tensor, parts: int) -> list[Tensor]:
+    """The tensor as diffusers has it: query, key and value apart, linear layers instead of 1x1 convolutions."""
+    if parts > 1:
+        if not tensor.shape or tensor.shape[0] % parts:
+            raise CheckpointError(
+                f"{tensor.file}: {tensor.key} has shape {tensor.shape}, not query, key and value in one"
+            )
+        rows = tensor.shape[0] // parts
+        return [tensor.rows(i * rows, (i + 1) * rows) for i in range(parts)]
+    if key == "text_projection":
+        return [tensor.T]
+    if ".attn_1." in key and tensor.shape[2:] == (1, 1):
+        return [tensor.reshape(tensor.shape[:2])]
+    return [tensor]
+
+
+def _scheduler_config(keys: Iterable[str]) -> dict[str, Any]:
+    """SDXL's scheduler, as it was published, and what the file's marks change in it."""
+    keys = set(keys)
+    return {
+        "_class_name": "EulerDiscreteScheduler",
+        "beta_end": 0.012,
+        "beta_schedule": "scaled_linear",
+        "beta_start": 0.00085,
+        "clip_sample": False,
+        "interpolation_type": "linear",
+        "num_train_timesteps": 1000,
+        "prediction_type": "v_prediction" if "v_pred" in keys else "epsilon",
+        "rescale_betas_zero_snr": {"v_pred", "ztsnr"} <= keys,
+        "sample_max_value": 1.0,
+        "set_alpha_to_one": False,
+        "skip_prk_steps": True,
+        "steps_offset": 1,
+        "timestep_spacing": "leading",
+        "trained_betas": None,
+        "use_karras_sigmas": False,
+    }
+
+
+def _model_index(file: Path, unet: Mapping[str, Any], refiner: bool) -> dict[str, Any]:
+    """The `model_index.json` of the model's family."""
+    families = {4: "StableDiffusionXLPipeline", 9: "StableDiffusionXLInpaintPipeline"}
+    channels = unet["in_channels"]
+    if channels not in families:
+        raise CheckpointError(f"{file}: the U-Net takes {channels} channels; only 4, or 9 for inpainting, are known")
+    first_encoder = [None, None] if refiner else ["transformers", "CLIPTextModel"]
+    return {
+        "_class_name": "StableDiffusionXLImg2ImgPipeline" if refiner else families[channels],
+        "force_zeros_for_empty_prompt": not refiner,
+        **({"requires_aesthetics_score": True} if refiner else {}),
+        "scheduler": ["diffusers", "EulerDiscreteScheduler"],
+        "text_encoder": first_encoder,
+        "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
+        "tokenizer": [None, None] if refiner else ["transformers", "CLIPTokenizer"],
+        "tokenizer_2": ["transformers", "CLIPTokenizer"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }

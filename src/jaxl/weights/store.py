@@ -1,0 +1,225 @@
+"""Tensors in a safetensors file: the header is read and checked at once, a tensor's bytes only when asked for.
+
+The format is eight bytes with the header's length (little endian), the header in JSON, then the tensors end to end
+(https://huggingface.co/docs/safetensors). Nothing in it is executed, and everything it promises is checked here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import struct
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import ml_dtypes
+import numpy as np
+
+from jaxl.errors import CheckpointError
+
+DTYPES: Mapping[str, np.dtype] = {
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F16": np.dtype(np.float16),
+    "F32": np.dtype(np.float32),
+    "F64": np.dtype(np.float64),
+    "BOOL": np.dtype(np.bool_),
+    "U8": np.dtype(np.uint8),
+    "I8": np.dtype(np.int8),
+    "U16": np.dtype(np.uint16),
+    "I16": np.dtype(np.int16),
+    "U32": np.dtype(np.uint32),
+    "I32": np.dtype(np.int32),
+    "U64": np.dtype(np.uint64),
+    "I64": np.dtype(np.int64),
+}
+MAX_HEADER_BYTES = 100_000_000  # the format's own limit
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor in a safetensors file, not read yet.
+
+    `key` is its name in the file, `shape` its shape as torch sees it, `offset` the absolute position of its first byte.
+    `transposed` (2-D only) means that the bytes hold the transpose of `shape`.
+    """
+
+    key: str
+    file: Path
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    offset: int
+    transposed: bool = False
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.size * self.dtype.itemsize
+
+    @property
+    def T(self) -> Tensor:  # noqa: N802 (numpy's name)
+        """The 2-D transpose, without reading."""
+        if len(self.shape) != 2:
+            raise ValueError(f"{self.key}: only a matrix has a transpose, not {self.shape}")
+        return dataclasses.replace(self, shape=self.shape[::-1], transposed=not self.transposed)
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        """The slice `[start:stop]` of the leading axis, without reading."""
+        if self.transposed or not self.shape or not 0 <= start <= stop <= self.shape[0]:
+            raise ValueError(f"{self.key}: no rows {start} to {stop} in {self.shape}")
+        row_bytes = math.prod(self.shape[1:]) * self.dtype.itemsize
+        return dataclasses.replace(self, shape=(stop - start, *self.shape[1:]), offset=self.offset + start * row_bytes)
+
+    def reshape(self, shape: tuple[int, ...]) -> Tensor:
+        """The same bytes in another shape of the same size, without reading."""
+        if self.transposed or math.prod(shape) != self.size:
+            raise ValueError(f"{self.key}: cannot view {self.shape} as {shape}")
+        return dataclasses.replace(self, shape=shape)
+
+    def read(self) -> np.ndarray:
+        """The tensor, mapped read-only from the file: its pages are given back when the array is dropped."""
+        stored = self.shape[::-1] if self.transposed else self.shape
+        if self.size == 0:
+            array = np.empty(stored, self.dtype)
+        else:
+            try:
+                array = np.memmap(self.file, self.dtype, mode="r", offset=self.offset, shape=stored)
+            except (OSError, ValueError) as error:
+                raise CheckpointError(f"{self.file}: cannot read {self.key} ({error})") from error
+        return array.T if self.transposed else array
+
+
+def read_header(file: Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file by name, none of them read.
+
+    Raises CheckpointError, naming the file, if it is not safetensors, is truncated, names a key twice, has a dtype that
+    jaxl does not read, or if sizes and positions disagree.
+    """
+    entries, data_start, data_bytes = _header(file)
+    tensors = {key: _tensor(file, key, entry, data_start) for key, entry in entries.items() if key != "__metadata__"}
+    position = data_start
+    for tensor in sorted(tensors.values(), key=lambda t: (t.offset, t.nbytes)):
+        if tensor.offset != position:
+            raise CheckpointError(f"{file}: corrupt safetensors header, {tensor.key} overlaps or leaves a gap")
+        position += tensor.nbytes
+    promised = position - data_start
+    if promised > data_bytes:
+        raise CheckpointError(
+            f"{file}: truncated, {data_bytes} of {promised} bytes of tensors are there; fetch it again"
+        )
+    if promised < data_bytes:
+        raise CheckpointError(f"{file}: corrupt safetensors file, {data_bytes - promised} bytes after the last tensor")
+    return tensors
+
+
+def read_metadata(file: Path) -> dict[str, str]:
+    """The free-text `__metadata__` of a safetensors file, empty if it has none. Raises CheckpointError."""
+    metadata = _header(file)[0].get("__metadata__") or {}
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise CheckpointError(f"{file}: corrupt safetensors header, __metadata__ is not a table of texts")
+    return metadata
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON file that holds one object. Raises CheckpointError naming the file."""
+    try:
+        text = file.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{file}: no such file") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{file}: cannot be read ({error})") from error
+    return _parse_object(file, text)
+
+
+def write_safetensors(
+    file: Path, entries: Mapping[str, tuple[np.dtype, tuple[int, ...]]], read: Callable[[str], np.ndarray]
+) -> None:
+    """Write a safetensors file tensor by tensor: `read(key)` gives each array when its turn comes, in `entries` order.
+
+    `entries` maps a key to the dtype and shape that its array will have. The metadata is what torch users expect,
+    `{"format": "pt"}`. An OSError (a full disk) passes through.
+    """
+    names = {dtype: name for name, dtype in DTYPES.items()}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    position = 0
+    for key, (dtype, shape) in entries.items():
+        end = position + math.prod(shape) * dtype.itemsize
+        header[key] = {"dtype": names[dtype], "shape": list(shape), "data_offsets": [position, end]}
+        position = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # tensors start aligned
+    with file.open("wb") as out:
+        out.write(struct.pack("<Q", len(text)))
+        out.write(text)
+        for key, (dtype, shape) in entries.items():
+            array = read(key)
+            if array.dtype != dtype or array.shape != shape:
+                raise ValueError(f"{key}: {array.dtype}{array.shape} was announced as {dtype}{shape}")
+            # bfloat16 has no buffer protocol, bytes have
+            out.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+
+
+def _header(file: Path) -> tuple[dict[str, Any], int, int]:
+    """The parsed header, where the tensors start, and how many bytes follow."""
+    try:
+        with file.open("rb") as stream:
+            total = file.stat().st_size
+            return _read_header(file, stream, total)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{file}: no such file") from error
+    except OSError as error:
+        raise CheckpointError(f"{file}: cannot be read ({error})") from error
+
+
+def _read_header(file: Path, stream: BinaryIO, total: int) -> tuple[dict[str, Any], int, int]:
+    prefix = stream.read(8)
+    if len(prefix) < 8:
+        raise CheckpointError(f"{file}: truncated, {total} bytes are no safetensors file; fetch it again")
+    (length,) = struct.unpack("<Q", prefix)
+    if length > MAX_HEADER_BYTES:
+        raise CheckpointError(f"{file}: not a safetensors file (a header of {length} bytes); convert it to safetensors")
+    raw = stream.read(length)
+    if len(raw) < length:
+        raise CheckpointError(f"{file}: truncated within the header, {total} bytes are there; fetch it again")
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{file}: corrupt safetensors header, not UTF-8") from error
+    return _parse_object(file, text), 8 + length, total - 8 - length
+
+
+def _parse_object(file: Path, text: str) -> dict[str, Any]:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        table = dict(pairs)
+        if len(table) < len(pairs):
+            names = [name for name, _ in pairs]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise CheckpointError(f"{file}: duplicate key {twice!r}")
+        return table
+
+    try:
+        parsed = json.loads(text, object_pairs_hook=unique)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise CheckpointError(f"{file}: corrupt, not valid JSON ({error})") from error
+    if not isinstance(parsed, dict):
+        raise CheckpointError(f"{file}: corrupt, a JSON object was expected")
+    return parsed
+
+
+def _tensor(file: Path, key: str, entry: Any, data_start: int) -> Tensor:
+    try:
+        name, shape, (start, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+        whole = all(type(n) is int and n >= 0 for n in (*shape, start, end))
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{file}: corrupt safetensors header at {key}") from error
+    if name not in DTYPES:
+        known = ", ".join(DTYPES)
+        raise CheckpointError(f"{file}: {key} has dtype {name}, which jaxl does not read; known: {known}")
+    if not whole or end - start != math.prod(shape) * DTYPES[name].itemsize:
+        raise CheckpointError(f"{file}: corrupt safetensors header at {key}")
+    return Tensor(key=key, file=file, dtype=DTYPES[name], shape=shape, offset=data_start + start)

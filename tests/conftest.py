@@ -1,0 +1,47 @@
+"""The whole suite runs on eight CPU devices, so that sharding is exercised wherever it applies."""
+
+import os
+import tempfile
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = (os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8").strip()
+os.environ["HF_HUB_OFFLINE"] = "1"
+# programs that several tests compile are compiled once, but never taken from an earlier run
+os.environ.setdefault("JAXL_CACHE_DIR", tempfile.mkdtemp(prefix="jaxl-programs-"))
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+
+@pytest.fixture(scope="session")
+def tiny() -> tuple[Any, Any]:
+    """The embedded model in float32 on one device: (pipe, params)."""
+    import jaxl
+
+    return jaxl.from_pretrained("tiny", dtype=jnp.float32, mesh=jaxl.make_mesh(jax.devices()[:1]))
+
+
+@pytest.fixture
+def compilations() -> Any:
+    """A context manager that yields a list which grows by one name for each program XLA compiles or reads from disk."""
+
+    @contextmanager
+    def count() -> Iterator[list[str]]:
+        seen: list[str] = []
+
+        def listen(event: str, duration: float, **_: Any) -> None:
+            if event == "/jax/core/compile/backend_compile_duration":
+                seen.append(event)
+
+        jax.monitoring.register_event_duration_secs_listener(listen)
+        try:
+            yield seen
+        finally:
+            jax.monitoring.unregister_event_duration_listener(listen)
+
+    return count

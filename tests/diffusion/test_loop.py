@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxl.diffusion.loop import Slots, advance, init_slots
+from jaxl.diffusion.noise import image_key, initial_noise, step_noise
+from jaxl.diffusion.rows import COLUMNS, MIXED
+from jaxl.diffusion.schedule import NoiseSchedule, SchedulerConfig
+from jaxl.diffusion.tables import SCHEDULERS, build_table
+
+SHAPE = (5, 6, 4)
+CONFIG = SchedulerConfig(
+    NoiseSchedule(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"), timestep_spacing="leading"
+)
+NAMES = list(SCHEDULERS)[:8]
+
+
+def network(x: jax.Array, t: jax.Array) -> jax.Array:
+    return jnp.tanh(1.5 * x + t[:, None, None, None] / 500 - 1) - 0.1 * x
+
+
+run = jax.jit(lambda slots, n: advance(network, slots, n))
+draw = jax.jit(initial_noise, static_argnums=1)
+
+
+def start(names: list[str], first_seed: int = 0) -> Slots:
+    """One image for each scheduler, the i-th with seed `first_seed + i` and 3 more steps than its seed."""
+    seeds = range(first_seed, first_seed + len(names))
+    tables = [build_table(CONFIG, 3 + seed, name) for name, seed in zip(names, seeds, strict=True)]
+    keys = np.stack([image_key(seed) for seed in seeds])
+    return init_slots(
+        np.stack([table.rows for table in tables]),
+        np.array([table.used for table in tables]),
+        np.array([table.init_scale for table in tables]),
+        keys,
+        draw(keys, SHAPE),
+    )
+
+
+def assert_same(a: Slots, b: Slots) -> None:
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_slots_start_at_row_0_with_scaled_noise() -> None:
+    slots = start(["euler", "ddim"])
+    unit = draw(slots.keys, SHAPE)
+    np.testing.assert_allclose(slots.latents[0], unit[0] * build_table(CONFIG, 3, "euler").init_scale, rtol=1e-6)
+    np.testing.assert_array_equal(slots.latents[1], unit[1])
+    np.testing.assert_array_equal(slots.row, [0, 0])
+    np.testing.assert_array_equal(slots.end, [3, 4])
+    assert not slots.saved.any()
+    assert not slots.history.any()
+    shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), run(slots, 1))
+    assert shapes == jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), slots)
+
+
+def test_each_scheduler_side_by_side_gives_what_it_gives_alone() -> None:
+    together = run(start(NAMES), 20)
+    for i, name in enumerate(NAMES):
+        alone = run(start([name], first_seed=i), 3 + i)
+        np.testing.assert_array_equal(alone.latents[0], together.latents[i], err_msg=name)
+    assert np.isfinite(together.latents).all()
+
+
+def test_eight_devices_give_what_one_gives() -> None:
+    devices = np.array(jax.devices())
+    assert devices.size == 8
+    split = NamedSharding(Mesh(devices, "images"), PartitionSpec("images"))
+    spread = run(jax.device_put(start(NAMES), split), 20)
+    assert len(spread.latents.sharding.device_set) == 8
+    assert_same(spread, run(start(NAMES), 20))
+
+
+def test_rows_may_be_run_in_any_portions_by_one_program() -> None:
+    traced = []
+
+    def counted(slots: Slots, n: jax.Array) -> Slots:
+        traced.append(n)
+        return advance(network, slots, n)
+
+    program = jax.jit(counted)
+    whole = program(start(NAMES), np.int32(9))
+    parts = start(NAMES)
+    for n in (0, 1, 3, 5):
+        parts = program(parts, np.int32(n))
+    assert_same(parts, whole)
+    assert len(traced) == 1
+
+
+def test_an_ended_image_stays_exactly_as_it_is_whatever_the_network_says() -> None:
+    poison = jax.jit(lambda slots, n: advance(lambda x, t: jnp.full_like(x, jnp.nan), slots, n))
+    done = run(start(["dpm++2m", "euler_a"]), 10)
+    np.testing.assert_array_equal(done.row, done.end)
+    assert_same(poison(done, 5), done)
+
+
+def test_an_empty_slot_beside_a_live_one_stays_finite() -> None:
+    slots = start(["euler", "dpm++2m_sde"])
+    empty = jax.tree.map(lambda leaf: leaf.at[1].set(0), slots)
+    after = run(empty, 3)
+    np.testing.assert_array_equal(after.latents[0], run(slots, 3).latents[0])
+    assert not after.latents[1].any()
+
+
+def test_the_latest_entry_of_the_history_is_the_denoised_estimate() -> None:
+    # the last step of these schedulers goes all the way to the estimate
+    done = run(start(NAMES), 20)
+    np.testing.assert_allclose(done.history[:, 0], done.latents, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_row_does_what_its_columns_say(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    rows = rng.uniform(-0.6, 0.6, (2, 6, len(COLUMNS))).astype(np.float32)
+    keys = np.stack([image_key(seed), image_key(seed + 100)])
+    unit = rng.standard_normal((2, *SHAPE)).astype(np.float32)
+    slots = run(init_slots(rows, np.full(2, 6), np.array([1.0, 2.0]), keys, unit), 6)
+    for image in range(2):
+        x, saved = unit[image].astype(np.float64) * (1 + image), np.zeros(SHAPE)
+        past = [np.zeros(SHAPE)] * 3
+        for row in range(6):
+            c = dict(zip(COLUMNS, rows[image, row].astype(np.float64), strict=True))
+            predicted = np.asarray(network(jnp.float32(c["c_in"] * x)[None], jnp.float32(c["t"])[None]))[0]
+            estimate = c["c_skip"] * x + c["c_out"] * predicted
+            noise = np.asarray(step_noise(keys, np.full(2, row), SHAPE))[image]
+            terms = dict(zip(MIXED, (x, saved, estimate, *past, noise), strict=True))
+            past = [c["push_x"] * x + c["push_d"] * estimate, *past[:2]]
+            x, saved = (sum(c[f"{to}_{name}"] * term for name, term in terms.items()) for to in ("x", "saved"))
+        np.testing.assert_allclose(slots.latents[image], x, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(slots.saved[image], saved, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(slots.history[image], past, rtol=1e-4, atol=1e-5)

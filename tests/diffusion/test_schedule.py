@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from importlib import resources
+from typing import Any
+
+import numpy as np
+import pytest
+
+from jaxl.diffusion.schedule import NoiseSchedule, SchedulerConfig
+from jaxl.errors import CheckpointError
+
+SDXL = NoiseSchedule(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+EULER = {"_class_name": "EulerDiscreteScheduler"}
+DPM = {"_class_name": "DPMSolverMultistepScheduler"}
+
+
+def test_sdxl_noise_runs_over_the_sigmas_everybody_quotes() -> None:
+    sigmas = SDXL.sigmas()
+    assert sigmas.dtype == np.float64
+    assert sigmas[[0, -1]] == pytest.approx([0.02917, 14.6146], rel=1e-3)
+    assert (np.diff(sigmas) > 0).all()
+
+
+@pytest.mark.parametrize("kind", ["linear", "scaled_linear", "squaredcos_cap_v2"])
+def test_the_first_share_of_signal_is_one_minus_the_first_beta(kind: str) -> None:
+    noise = replace(SDXL, beta_schedule=kind)
+    first = {
+        "squaredcos_cap_v2": 1 - (math.cos(0.009 / 1.008 * math.pi / 2) / math.cos(0.008 / 1.008 * math.pi / 2)) ** 2
+    }
+    assert noise.alphas_cumprod()[0] == pytest.approx(1 - first.get(kind, 0.00085), abs=1e-12)
+
+
+def test_trained_betas_replace_the_formula() -> None:
+    noise = NoiseSchedule(num_train_timesteps=3, trained_betas=(0.1, 0.2, 0.5))
+    np.testing.assert_allclose(noise.alphas_cumprod(), [0.9, 0.72, 0.36])
+
+
+def test_zero_terminal_snr_ends_at_no_signal_and_keeps_the_first_level() -> None:
+    rescaled = replace(SDXL, rescale_betas_zero_snr=True)
+    assert rescaled.alphas_cumprod()[-1] == 0
+    assert rescaled.alphas_cumprod()[0] == pytest.approx(SDXL.alphas_cumprod()[0], rel=1e-12)
+    assert rescaled.sigmas()[-1] == pytest.approx(4096, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"beta_end": 1.5}, "between 0 and 1"),
+        ({"beta_start": 0.0}, "between 0 and 1"),
+        ({"trained_betas": [0.1, 0.2]}, "2 betas for num_train_timesteps=1000"),
+        ({"num_train_timesteps": 0}, "num_train_timesteps=0"),
+        ({"num_train_timesteps": "many"}, "integer"),
+        ({"beta_start": "low"}, "low"),
+        ({"steps_offset": 0.5}, "integer"),
+        ({"beta_schedule": "sigmoid"}, "beta_schedule='sigmoid'"),
+        ({"prediction_type": "flow_prediction"}, "prediction_type='flow_prediction'"),
+        ({"timestep_spacing": "ays"}, "timestep_spacing='ays'"),
+        ({"final_sigmas_type": "tiny"}, "final_sigmas_type='tiny'"),
+        ({"interpolation_type": "log_linear"}, "interpolation_type='log_linear'"),
+        ({"thresholding": True}, "thresholding=True"),
+        ({"use_exponential_sigmas": True}, "use_exponential_sigmas=True"),
+        ({"sigma_max": 700.0}, "sigma_max=700.0"),
+        ({"brightness": 2}, "brightness=2"),
+        ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, "'FlowMatchEulerDiscreteScheduler'.*EulerDiscrete"),
+        ({"_class_name": None}, "scheduler class None"),
+        ({**DPM, "algorithm_type": "dpmsolver"}, "algorithm_type='dpmsolver'"),
+        ({**DPM, "solver_type": "bh2"}, "solver_type='bh2'"),
+        ({**DPM, "lambda_min_clipped": -5.1}, "lambda_min_clipped=-5.1"),
+    ],
+)
+def test_what_would_change_the_result_is_refused_by_name(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(CheckpointError, match=message) as caught:
+        SchedulerConfig.from_json({**EULER, **fields}, what="some/file.json")
+    assert str(caught.value).startswith("some/file.json: ")
+
+
+def test_fields_that_are_switched_off_or_empty_are_taken() -> None:
+    off = {"thresholding": False, "sigma_min": None, "use_karras_sigmas": None, "lambda_min_clipped": -math.inf}
+    assert replace(SchedulerConfig.from_json({**EULER, **off}), rest=()) == SchedulerConfig()
+
+
+@pytest.mark.parametrize(
+    ("raw", "name"),
+    [
+        (EULER, "euler"),
+        ({"_class_name": "EulerAncestralDiscreteScheduler"}, "euler_a"),
+        ({"_class_name": "DDIMScheduler"}, "ddim"),
+        (DPM, "dpm++2m"),
+        ({**DPM, "algorithm_type": "sde-dpmsolver++"}, "dpm++2m_sde"),
+        ({"_class_name": "LCMScheduler"}, "LCMScheduler"),
+    ],
+)
+def test_the_class_decides_the_scheduler(raw: dict[str, Any], name: str) -> None:
+    assert SchedulerConfig.from_json(raw).scheduler == name
+
+
+def test_absent_fields_have_the_defaults_of_their_class() -> None:
+    assert SchedulerConfig.from_json({"_class_name": "LCMScheduler"}).noise == SDXL
+    assert SchedulerConfig.from_json(EULER).noise == NoiseSchedule()
+    assert SchedulerConfig.from_json({"_class_name": "DDIMScheduler"}).clip_sample is True
+    assert SchedulerConfig.from_json(EULER).clip_sample is None
+
+
+def test_another_solver_s_fields_do_not_reach_dpm() -> None:
+    unipc = {"_class_name": "UniPCMultistepScheduler", "solver_order": 3, "solver_type": "bh2"}
+    config = SchedulerConfig.from_json(unipc)
+    assert (config.solver_order, config.solver_type) == (2, "midpoint")
+    assert config.to_json().items() >= unipc.items()
+
+
+def test_the_embedded_checkpoint_keeps_every_field_it_states() -> None:
+    raw = json.loads((resources.files("jaxl") / "models/tiny/scheduler/scheduler_config.json").read_text())
+    config = SchedulerConfig.from_json(raw)
+    assert config.noise == SDXL
+    stated = {key: value for key, value in raw.items() if value not in (None, False) or key == "set_alpha_to_one"}
+    written = json.loads(json.dumps(config.to_json()))
+    assert written.items() >= stated.items()
+    assert SchedulerConfig.from_json(written) == config
+    assert isinstance(hash(config), int)
+
+
+def test_a_replaced_scheduler_is_written_as_its_class() -> None:
+    config = SchedulerConfig(noise=SDXL)
+    assert replace(config, scheduler="ddim").to_json()["_class_name"] == "DDIMScheduler"
+    written = replace(config, scheduler="dpm++2m_sde_karras").to_json()
+    assert written["algorithm_type"] == "sde-dpmsolver++"
+    assert SchedulerConfig.from_json(written) == replace(config, scheduler="dpm++2m_sde", use_karras_sigmas=True)

@@ -1,0 +1,82 @@
+"""`tiny` against what diffusers computed for it once (golden.npz, made by training/tiny/golden.py)."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from torch_weights import relative_error
+
+from jaxl.nn.unet import unet
+from jaxl.nn.vae import encode
+
+Golden = dict[str, np.ndarray]
+
+
+@pytest.fixture(scope="module")
+def golden() -> Golden:
+    with np.load(Path(__file__).with_name("golden.npz")) as file:
+        return dict(file)
+
+
+def nhwc(array: np.ndarray) -> np.ndarray:
+    return np.moveaxis(array, -3, -1)
+
+
+def test_token_ids(tiny: Any, golden: Golden) -> None:
+    pipe, _ = tiny
+    prompts = [str(p) for p in golden["prompts"]]
+    np.testing.assert_array_equal(pipe.tokenizers["text_encoder"].encode(prompts).ids, golden["prompt_ids"])
+    np.testing.assert_array_equal(pipe.tokenizers["text_encoder_2"].encode(prompts).ids, golden["prompt_ids_2"])
+
+
+def test_text_embeddings(tiny: Any, golden: Golden) -> None:
+    pipe, params = tiny
+    encode_text = pipe.programs.get("encode_text")
+    encoders = {name: params[name] for name in pipe.tokenizers}
+    texts = [*golden["prompts"], str(golden["negative_prompt"])]
+    embeds = [*golden["prompt_embeds"], golden["negative_prompt_embeds"][0]]
+    pooled = [*golden["pooled"], golden["negative_pooled"][0]]
+    for text, wanted_embeds, wanted_pooled in zip(texts, embeds, pooled, strict=True):
+        ids = {name: tokenizer.encode([str(text)]).ids for name, tokenizer in pipe.tokenizers.items()}
+        got = encode_text(encoders, ids, np.int32(0))
+        assert relative_error(got.prompt_embeds[0], wanted_embeds) < 2e-5
+        assert relative_error(got.pooled[0], wanted_pooled) < 2e-5
+
+
+def test_one_network_call(tiny: Any, golden: Golden) -> None:
+    pipe, params = tiny
+    sizes = np.tile(np.float32([256, 256, 0, 0, 256, 256]), (4, 1))
+    t = np.full(4, 501, np.float32)
+    got = jax.jit(unet, static_argnums=1)(
+        params["unet"], pipe.model.unet, nhwc(golden["noise"]), t, golden["prompt_embeds"], golden["pooled"], sizes
+    )
+    assert relative_error(got, nhwc(golden["unet_at_501"])) < 2e-5
+
+
+def test_every_step_and_the_image(tiny: Any, golden: Golden) -> None:
+    pipe, params = tiny
+    trace: list[np.ndarray] = []
+    result = pipe.generate(
+        params,
+        [str(p) for p in golden["prompts"]],
+        negative_prompt=str(golden["negative_prompt"]),
+        steps=int(golden["steps"]),
+        guidance_scale=float(golden["guidance"]),
+        latents=nhwc(golden["noise"]),
+        output="numpy",
+        callback=lambda step, total, latents: trace.append(latents),
+    )
+    assert len(trace) == len(golden["latents"]) == result.steps
+    for got, wanted in zip(trace, golden["latents"], strict=True):
+        assert relative_error(got, nhwc(wanted)) < 2e-4
+    assert relative_error(result.latents, nhwc(golden["final_latents"])) < 2e-4
+    wanted = np.clip(nhwc(golden["image"]) / 2 + 0.5, 0, 1)
+    assert np.mean(np.abs(result.images - wanted) <= 1 / 255) > 0.999
+
+
+def test_vae_encoder(tiny: Any, golden: Golden) -> None:
+    pipe, params = tiny
+    mean, _ = jax.jit(encode, static_argnums=1)(params["vae"], pipe.model.vae, np.clip(nhwc(golden["image"]), -1, 1))
+    assert relative_error(mean, nhwc(golden["vae_mean_of_image"])) < 2e-5

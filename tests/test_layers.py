@@ -1,0 +1,75 @@
+"""The layers of docs/structure.md: an import goes down only."""
+
+import ast
+from pathlib import Path
+
+import jaxl
+
+PACKAGE = Path(jaxl.__file__).parent
+
+# from the bottom up; a module may import from lower lines and from its own entry, never from a higher line
+LAYERS = (
+    ("errors",),
+    ("config", "presets"),
+    ("nn", "diffusion", "text"),
+    ("model", "weights"),
+    ("sharding",),
+    ("programs", "arguments"),
+    ("pipeline", "png"),
+    ("compat",),
+    ("cli",),
+    ("__main__",),
+)
+LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+
+
+def imports(file: Path) -> set[str]:
+    """The parts of jaxl that a file imports, by their first name."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "jaxl":
+            parts = (node.module or "").split(".")[1:]
+            found |= {parts[0]} if parts else {alias.name for alias in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("jaxl.")}
+    return found & set(LEVEL)
+
+
+def test_imports_go_down() -> None:
+    checked = 0
+    for file in PACKAGE.rglob("*.py"):
+        part = file.relative_to(PACKAGE).with_suffix("").parts[0]
+        if part == "__init__":
+            continue
+        assert part in LEVEL, f"{file.name} has no layer: add it here and to docs/structure.md"
+        for name in imports(file) - {part}:
+            assert LEVEL[name] < LEVEL[part], f"{file.relative_to(PACKAGE)} imports jaxl.{name}, which is not below it"
+            checked += 1
+    assert checked > 20
+
+
+def test_structure_lists_every_file() -> None:
+    page = (PACKAGE.parents[1] / "docs" / "structure.md").read_text()
+    for file in PACKAGE.rglob("*.py"):
+        name = file.relative_to(PACKAGE).as_posix()
+        if file.name != "__init__.py" or file.parent == PACKAGE:
+            assert f"`{name}`" in page, f"docs/structure.md has no line for {name}"
+
+
+def test_exported_names() -> None:
+    assert sorted(jaxl.__all__) == [
+        "Bucket",
+        "CheckpointError",
+        "InputError",
+        "JaxlError",
+        "NonFiniteError",
+        "OutputError",
+        "Pipeline",
+        "Result",
+        "TruncationWarning",
+        "__version__",
+        "from_pretrained",
+        "make_mesh",
+    ]
+    for name in jaxl.__all__:
+        assert hasattr(jaxl, name)
