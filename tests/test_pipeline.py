@@ -137,7 +137,10 @@ def test_lost_words_are_reported(tiny: Any) -> None:
 
 def test_broken_numbers_are_an_error_not_an_image(tiny: Any) -> None:
     pipe, params = tiny
-    broken = {**params, "unet": {**params["unet"], "conv_out": jax.tree.map(lambda a: a * jnp.nan, params["unet"]["conv_out"])}}
+    broken = {
+        **params,
+        "unet": {**params["unet"], "conv_out": jax.tree.map(lambda a: a * jnp.nan, params["unet"]["conv_out"])},
+    }
     with pytest.raises(jaxl.NonFiniteError, match="seed 8"):
         pipe.generate(broken, PROMPT, seed=8, steps=1)
     broken = {**params, "vae": jax.tree.map(lambda a: a * jnp.nan, params["vae"])}

@@ -218,7 +218,7 @@ class Pipeline:
             num_images: for each prompt.
             scheduler: a name, such as "euler" or "dpm++2m_karras"; the checkpoint's own by default.
             latents: initial noise of unit variance, [B, height/8, width/8, 4], in place of the seeds' own.
-            clip_skip: hidden layers to skip beyond the second-to-last, 0 as SDXL was trained.
+            clip_skip: layers of the encoders to skip for `prompt`, beyond the last one that SDXL never reads.
             output: "pil", "numpy" (float32 [B, H, W, 3] in 0..1) or "latents" (nothing is decoded).
             callback: called after each step with (steps done, steps in all, latents); False stops there.
             progress: called with ("compile" or "generate", done, in all).
@@ -334,14 +334,17 @@ class Pipeline:
         """Encode each different text once, then gather the batch on the devices."""
         run, encoders = self.programs.get("encode_text"), {name: params[name] for name in self.tokenizers}
         zeros = self.programs.zero_text()
-        known: dict[bytes, Text] = {}
+        # diffusers, the reference, skips layers for the positive text alone
+        skips = [0, plan.clip_skip][-plan.bucket.branches :]
+        known: dict[tuple[int, bytes] | None, Text] = {None: zeros}
         texts: list[list[Text]] = []
         for i in range(plan.batch):
             texts.append([])
-            for ids in (branch[i] for branch in plan.ids):
-                key = b"" if ids is None else b"".join(rows.tobytes() for rows in ids.values())
+            for skip, branch in zip(skips, plan.ids, strict=True):
+                ids = branch[i]
+                key = None if ids is None else (skip, b"".join(rows.tobytes() for rows in ids.values()))
                 if key not in known:
-                    known[key] = zeros if ids is None else run(encoders, ids, np.int32(plan.clip_skip))
+                    known[key] = run(encoders, ids, np.int32(skip))
                 texts[-1].append(known[key])
         size = plan.bucket.batch
         # the last image again fills the bucket, and is thrown away in the end

@@ -7,13 +7,14 @@ setting under its name in `Pipeline.generate`, and is what `read_settings` gives
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
 import secrets
 import stat
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -44,48 +45,41 @@ A1111_SAMPLERS: Mapping[str, tuple[str, str]] = {
 def write_png(path: Path, image: Image.Image, settings: Settings) -> None:
     """Write an image with its settings, replacing a regular file at `path`, or what a link there points to.
 
-    Raises OutputError, with the old file untouched and nothing new left behind.
+    The folder is made if need be. Raises OutputError, with the old file untouched and nothing new left behind.
     """
     target = Path(os.path.realpath(path))
     with _failing(path), _temporary(target.parent, png_bytes(image, settings)) as temporary:
-        if target.exists() and not stat.S_ISREG(target.stat().st_mode):
-            raise OutputError(f"{path}: not a regular file, so it is not replaced")
+        _check_replaceable(target)
         os.replace(temporary, target)
 
 
 def write_new_png(paths: Iterable[Path], image: Image.Image, settings: Settings) -> Path:
     """Write to the first of `paths`, all in one folder, where there is nothing yet; returns it.
 
-    The folder is made if need be. Raises OutputError as `write_png`.
+    The folder is made if need be. Raises OutputError, with nothing left behind.
     """
     paths = iter(paths)
     path = next(paths)
-    with _failing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with _temporary(path.parent, png_bytes(image, settings)) as temporary:
-            while not _claim(path):
-                path = next(paths)
-            try:
-                os.replace(temporary, path)
-            except BaseException:
-                path.unlink()
-                raise
+    with _failing(path), _temporary(path.parent, png_bytes(image, settings)) as temporary:
+        while not _rename_new(temporary, path):
+            path = next(paths)
     return path
 
 
-def check_folder(argument: str, folder: Path) -> None:
-    """Raise InputError, naming `argument`, unless files can be written to the folder, or to where it would be made."""
-    there = Path(os.path.realpath(folder))
-    while not there.exists() and there != there.parent:
-        there = there.parent
-    remedy = "choose another place"
-    if not there.is_dir():
-        raise InputError(argument, str(folder), f"{there} is not a folder; {remedy}")
+def check_writable(argument: str, path: Path, *, folder: bool) -> None:
+    """Raise InputError, naming `argument`, unless a file can be written to `path`, or to files in it if it is a folder.
+
+    A folder that is not there yet passes if it can be made; it is not made here.
+    """
+    real = Path(os.path.realpath(path))
     try:
-        with _temporary(there, b""):
-            pass
+        if not folder:
+            _check_replaceable(real)
+        for there in (real, *real.parents) if folder else real.parents:
+            with suppress(FileNotFoundError), _temporary(there, b"", make=False):
+                return
     except OSError as error:
-        raise InputError(argument, str(folder), f"cannot write there ({error.strerror}); {remedy}") from None
+        raise InputError(argument, str(path), f"{error.strerror}; choose another place") from None
 
 
 def png_bytes(image: Image.Image, settings: Settings) -> bytes:
@@ -168,6 +162,12 @@ def _quoted(value: str) -> str:
     return json.dumps(value, ensure_ascii=False) if any(mark in value for mark in ",:\n") else value
 
 
+def _check_replaceable(path: Path) -> None:
+    with suppress(FileNotFoundError):
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise OSError(errno.EINVAL, "not a regular file, so it is not replaced", str(path))
+
+
 @contextmanager
 def _failing(path: Path) -> Iterator[None]:
     try:
@@ -177,8 +177,10 @@ def _failing(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _temporary(folder: Path, data: bytes) -> Iterator[Path]:
+def _temporary(folder: Path, data: bytes, *, make: bool = True) -> Iterator[Path]:
     """A file in the folder, its bytes on disk, that is gone afterwards unless it was renamed."""
+    if make:
+        folder.mkdir(parents=True, exist_ok=True)
     path = folder / f".jaxl-{secrets.token_hex(8)}.tmp"
     try:
         with path.open("xb") as stream:
@@ -190,12 +192,16 @@ def _temporary(folder: Path, data: bytes) -> Iterator[Path]:
         path.unlink(missing_ok=True)
 
 
-def _claim(path: Path) -> bool:
-    """Make an empty file of this name, so that no other process takes it; False if there is something already."""
+def _rename_new(temporary: Path, path: Path) -> bool:
+    """Give the file this name too; False if there is something of the name already."""
     try:
-        path.touch(exist_ok=False)
+        os.link(temporary, path)  # unlike a rename, never replaces what another process wrote just now
     except FileExistsError:
         return False
+    except OSError:  # a file system without links
+        if os.path.lexists(path):
+            return False
+        os.rename(temporary, path)
     return True
 
 

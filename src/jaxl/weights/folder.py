@@ -18,8 +18,9 @@ CLASSES: Mapping[str, str] = {
     "text_encoder_2": "CLIPTextModelWithProjection",
 }
 OPTIONAL = ("text_encoder",)  # the refiner has none
+TOKENIZERS: Mapping[str, str] = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
 # parts of a pipeline that have no say in the picture a prompt makes
-UNUSED = ("feature_extractor", "image_encoder", "safety_checker", "watermark", "scheduler", "tokenizer", "tokenizer_2")
+UNUSED = ("feature_extractor", "image_encoder", "safety_checker", "watermark")
 
 # what VAEs saved by early diffusers call the parts of their attention
 OLD_ATTENTION = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
@@ -50,10 +51,15 @@ def present(index: Mapping[str, Any], source: str) -> list[str]:
                 f"{source}: {kind} is not SDXL: its {component} is {found or 'missing'}, not {wanted}; "
                 "jaxl runs SDXL and its relatives"
             )
+    known = (*CLASSES, *TOKENIZERS.values(), "scheduler", *UNUSED)
     for component in index:
-        if not component.startswith("_") and component not in (*CLASSES, *UNUSED) and _class_of(index, component):
+        if not component.startswith("_") and component not in known and _class_of(index, component):
             raise CheckpointError(f"{source}: {kind} has a {component}, which jaxl does not run")
-    return [component for component in CLASSES if _class_of(index, component)]
+    found = [component for component in CLASSES if _class_of(index, component)]
+    for encoder, tokenizer in TOKENIZERS.items():
+        if encoder in found and not _class_of(index, tokenizer):
+            raise CheckpointError(f"{source}: {kind} has a {encoder}, but no {tokenizer}")
+    return found
 
 
 def shards(folder: Path, component: str, variant: str | None) -> list[str] | None:
@@ -92,7 +98,7 @@ def read_folder(folder: Path, *, variant: str | None = None, source: str | None 
             **{component: read_json(folder / component / "config.json") for component in components},
         },
         tensors={component: _tensors(folder, component, variant, source) for component in components},
-        tokenizers={name: folder / name for name in ("tokenizer", "tokenizer_2") if _class_of(index, name)},
+        tokenizers={name: folder / name for name in TOKENIZERS.values() if _class_of(index, name)},
     )
 
 
@@ -106,7 +112,7 @@ def _tensors(folder: Path, component: str, variant: str | None, source: str) -> 
     if names is None:
         name = weight_file(component, variant)
         if not (folder / component / name).exists():
-            raise CheckpointError(f"{source}: no {component}/{name}{_instead(folder / component)}")
+            raise CheckpointError(f"{source}: no {component}/{name}; {_remedy(folder, component, variant)}")
         return _renamed(component, read_header(folder / component / name))
     tensors: dict[str, Tensor] = {}
     for name in names:
@@ -117,18 +123,21 @@ def _tensors(folder: Path, component: str, variant: str | None, source: str) -> 
     return _renamed(component, tensors)
 
 
-def _instead(folder: Path) -> str:
-    """What weights are there in place of those asked for, as the end of an error's line."""
-    found = sorted(path.name for path in folder.glob("*")) if folder.is_dir() else []
-    other = [name.removesuffix(".safetensors").partition(".")[2] for name in found if name.endswith(".safetensors")]
-    variants = sorted({name.split("-")[0] for name in other if name})
-    if variants:
-        return f"; the folder has the variant {' and '.join(variants)}: pass variant={variants[0]!r}"
-    if other:
-        return "; the folder has the plain weights: leave variant out"
-    if any(name.endswith((".bin", ".ckpt", ".pt", ".msgpack")) for name in found):
-        return "; jaxl does not open pickles, which can run code: convert the weights to safetensors"
-    return "; if the model has only another variant, such as fp16, pass it as variant="
+def _remedy(folder: Path, component: str, variant: str | None) -> str:
+    """What to do about weights that are not there."""
+    names = sorted(path.name for path in (folder / component).glob(f"{stem(component)}*"))
+    # the part between the name and the extension, without the number of a part: "" for plain weights, or "fp16"
+    middles = [name.removesuffix(".safetensors").partition(".")[2] for name in names if name.endswith(".safetensors")]
+    others = sorted({middle.partition("-")[0] for middle in middles})
+    if (variant or "") in others:
+        return f"its parts are there, but not {index_file(component, variant)}"
+    if others:
+        return " or ".join(f"pass variant={other!r}" if other else "leave variant out" for other in others)
+    if any(name.endswith((".bin", ".ckpt", ".pt", ".msgpack")) for name in names):
+        return "jaxl does not open pickles, which can run code: convert the weights to safetensors"
+    if variant:
+        return f"the model may have no variant {variant!r}: leave variant out"
+    return "the model may have only another variant, such as variant='fp16', or no safetensors"
 
 
 def _renamed(component: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from huggingface_hub import errors, snapshot_download
 
 from jaxl.errors import CheckpointError
-from jaxl.weights.folder import CLASSES, index_file, present, shards, weight_file
+from jaxl.weights.folder import CLASSES, TOKENIZERS, index_file, present, shards, weight_file
 from jaxl.weights.store import read_json
 
 TOKENIZER_FILES = (
@@ -48,7 +49,7 @@ def download(
             raise CheckpointError(f"{repo_id}: {_reason(error, revision)}") from error
 
     small = ["model_index.json", "scheduler/scheduler_config.json"]
-    small += [f"{folder}/{name}" for folder in ("tokenizer", "tokenizer_2") for name in TOKENIZER_FILES]
+    small += [f"{folder}/{name}" for folder in TOKENIZERS.values() for name in TOKENIZER_FILES]
     small += [f"{c}/{name}" for c in CLASSES for name in ("config.json", index_file(c, variant))]
     folder = fetch(small, revision)
     if not (folder / "model_index.json").exists():
@@ -57,7 +58,7 @@ def download(
     for component in present(read_json(folder / "model_index.json"), repo_id):
         names = shards(folder, component, variant) or [weight_file(component, variant)]
         weights += [f"{component}/{name}" for name in names]
-    return fetch(weights, folder.name)
+    return fetch(small + weights, folder.name)
 
 
 def _reason(error: Exception, revision: str | None) -> str:
@@ -69,5 +70,15 @@ def _reason(error: Exception, revision: str | None) -> str:
     if isinstance(error, errors.RepositoryNotFoundError):
         return "no such model on the hub, or it is private: check the name, or pass token="
     if isinstance(error, errors.LocalEntryNotFoundError):
-        return "not in the local cache, and the hub cannot be reached; connect, or give a local folder"
-    return f"cannot be fetched from the hub ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+        some = re.search(r"missing \((.+?)\)\.", str(error))  # after a download that broke off
+        lacking = f"the local cache lacks {some[1] if some else 'it'}"
+        if error.__cause__ is None:
+            return f"{lacking}; allow a download: leave local_files_only out"
+        if isinstance(error.__cause__, errors.OfflineModeIsEnabled):
+            return f"{lacking}; allow a download: unset HF_HUB_OFFLINE"
+        return f"{lacking}, and the hub gives no access ({_line(error.__cause__)})"
+    return f"cannot be fetched from the hub ({_line(error)})"
+
+
+def _line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

@@ -25,19 +25,20 @@ def save_checkpoint(
 ) -> None:
     """Write configs, parameters (in their own dtype) and tokenizers; one tensor is on the host at a time.
 
-    Everything is written beside `folder` first and then renamed. Raises OutputError if `folder` exists and is not
+    Everything is written near `folder` first and then moved there. Raises OutputError if `folder` exists and is not
     empty, or if writing fails; nothing is left behind then.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise OutputError(f"{folder}: exists already; choose another folder, or empty it")
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise OutputError(f"{folder}: exists already; choose another folder, or empty it")
+        near = next(parent for parent in folder.parents if parent.exists())
+        unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=near))
     except OSError as error:
         raise OutputError(f"{folder}: cannot be written ({error.strerror})") from error
     try:
         _write(unfinished, configs, params, tokenizers)
         unfinished.chmod(0o755)
+        folder.parent.mkdir(parents=True, exist_ok=True)
         if folder.exists():
             folder.rmdir()
         unfinished.rename(folder)

@@ -33,7 +33,7 @@ def open_checkpoint(
     name = os.fspath(model)
     if name in EMBEDDED:
         return read_folder(EMBEDDED[name], variant=variant, source=name)
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))  # Path.expanduser raises if it knows no such user
     if path.suffix.lower() in PICKLES and not path.is_dir():
         raise CheckpointError(f"{name}: jaxl does not open pickles, which can run code; convert it to safetensors")
     if path.is_dir():

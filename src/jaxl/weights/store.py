@@ -180,6 +180,8 @@ def _read_header(file: Path, stream: BinaryIO, total: int) -> tuple[dict[str, An
     prefix = stream.read(8)
     if len(prefix) < 8:
         raise CheckpointError(f"{file}: truncated, {total} bytes are no safetensors file; fetch it again")
+    if prefix == b"version ":
+        raise CheckpointError(f"{file}: a Git LFS pointer, not the file it stands for; run: git lfs pull")
     (length,) = struct.unpack("<Q", prefix)
     if length > MAX_HEADER_BYTES:
         raise CheckpointError(f"{file}: not a safetensors file (a header of {length} bytes); convert it to safetensors")
@@ -204,7 +206,7 @@ def _parse_object(file: Path, text: str) -> dict[str, Any]:
 
     try:
         parsed = json.loads(text, object_pairs_hook=unique)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{file}: corrupt, not valid JSON ({error})") from error
     if not isinstance(parsed, dict):
         raise CheckpointError(f"{file}: corrupt, a JSON object was expected")
@@ -212,14 +214,17 @@ def _parse_object(file: Path, text: str) -> dict[str, Any]:
 
 
 def _tensor(file: Path, key: str, entry: Any, data_start: int) -> Tensor:
+    if not key.isprintable():  # it will be part of one-line messages
+        raise CheckpointError(f"{file}: corrupt safetensors header at {key!r}")
     try:
         name, shape, (start, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+        dtype = DTYPES.get(name)
         whole = all(type(n) is int and n >= 0 for n in (*shape, start, end))
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{file}: corrupt safetensors header at {key}") from error
-    if name not in DTYPES:
+    if dtype is None:
         known = ", ".join(DTYPES)
-        raise CheckpointError(f"{file}: {key} has dtype {name}, which jaxl does not read; known: {known}")
-    if not whole or end - start != math.prod(shape) * DTYPES[name].itemsize:
+        raise CheckpointError(f"{file}: {key} has dtype {name!r}, which jaxl does not read; known: {known}")
+    if not whole or end - start != math.prod(shape) * dtype.itemsize:
         raise CheckpointError(f"{file}: corrupt safetensors header at {key}")
-    return Tensor(key=key, file=file, dtype=DTYPES[name], shape=shape, offset=data_start + start)
+    return Tensor(key=key, file=file, dtype=dtype, shape=shape, offset=data_start + start)

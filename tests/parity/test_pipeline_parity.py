@@ -1,0 +1,160 @@
+"""From prompt to latents and image: jaxl beside diffusers, with the same weights and the same initial noise."""
+
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import transformers
+from families import FAMILIES
+from torch_weights import randomize, relative_error
+
+import jaxl
+
+TINY = Path(jaxl.__file__).parent / "models" / "tiny"
+
+# jaxl's names beside diffusers' class and options
+SCHEDULERS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "euler": (diffusers.EulerDiscreteScheduler, {}),
+    "euler_karras": (diffusers.EulerDiscreteScheduler, {"use_karras_sigmas": True}),
+    "ddim": (diffusers.DDIMScheduler, {}),
+    "dpm++2m": (diffusers.DPMSolverMultistepScheduler, {}),
+    "dpm++2m_karras": (diffusers.DPMSolverMultistepScheduler, {"use_karras_sigmas": True}),
+}
+PROMPTS = ["a rocket on a purple background, noto style", "A LLAMA!! on a hill — naïve 🦙"]
+NEGATIVES = ["a cat", ""]
+
+
+@pytest.fixture(scope="module")
+def reference() -> Any:
+    pipe = diffusers.StableDiffusionXLPipeline.from_pretrained(TINY, torch_dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def compare(ours: Any, theirs: Any, scheduler: str, noise: np.ndarray, *, steps: int, **settings: Any) -> None:
+    """Latents within 2e-4, relative; images within 1/255 on 99.9 % of the values."""
+    pipe, params = ours
+    height, width = (8 * n for n in noise.shape[1:3])
+    calls = {
+        "prompt": PROMPTS,
+        "negative_prompt": NEGATIVES,
+        "guidance_scale": 5.0,
+        "height": height,
+        "width": width,
+    } | settings
+    kind, options = SCHEDULERS[scheduler]
+    original = theirs.scheduler
+    theirs.scheduler = kind.from_config(original.config, **options)
+    torch_noise = torch.from_numpy(noise).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        wanted = theirs(**calls, num_inference_steps=steps, latents=torch_noise, output_type="latent").images
+        theirs.scheduler = original
+        decoded = theirs.vae.decode(wanted / theirs.vae.config.scaling_factor).sample.permute(0, 2, 3, 1).numpy()
+    got = pipe.generate(params, **calls, steps=steps, scheduler=scheduler, latents=noise, output="numpy")
+    assert relative_error(got.latents, wanted.permute(0, 2, 3, 1)) < 2e-4
+    assert np.mean(np.abs(got.images - np.clip(decoded / 2 + 0.5, 0, 1)) <= 1 / 255) > 0.999
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_tiny(tiny: Any, reference: Any, scheduler: str) -> None:
+    noise = np.random.default_rng(1).standard_normal((2, 32, 32, 4), np.float32)
+    compare(tiny, reference, scheduler, noise, steps=6)
+
+
+def test_second_prompts_sizes_and_clip_skip(tiny: Any, reference: Any) -> None:
+    # one image: with more, diffusers gives some of them the negative sizes for the positive ones
+    noise = np.random.default_rng(2).standard_normal((1, 32, 32, 4), np.float32)
+    compare(
+        tiny,
+        reference,
+        "euler",
+        noise,
+        steps=3,
+        prompt=PROMPTS[0],
+        prompt_2="a castle",
+        negative_prompt=NEGATIVES[0],
+        negative_prompt_2="a tree",
+        clip_skip=1,
+        original_size=(200, 300),
+        crops_coords_top_left=(10, 20),
+        target_size=(256, 512),
+        negative_original_size=(64, 72),
+        negative_crops_coords_top_left=(3, 4),
+        negative_target_size=(80, 88),
+    )
+
+
+def test_without_guidance(tiny: Any, reference: Any) -> None:
+    noise = np.random.default_rng(3).standard_normal((2, 32, 32, 4), np.float32)
+    compare(tiny, reference, "euler", noise, steps=3, guidance_scale=1.0)
+
+
+def test_another_size(tiny: Any, reference: Any) -> None:
+    """264 x 200 pixels are 33 x 25 latents: odd at every level of the U-Net."""
+    noise = np.random.default_rng(4).standard_normal((2, 33, 25, 4), np.float32)
+    compare(tiny, reference, "euler", noise, steps=2)
+
+
+@pytest.mark.parametrize(
+    ("family", "scheduler_options"),
+    [
+        ("base", {}),
+        ("base", {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}),
+        ("ssd-1b", {}),
+        ("vega", {}),
+    ],
+)
+def test_a_random_model_of_each_family(family: str, scheduler_options: dict[str, Any], tmp_path: Path) -> None:
+    """Saved by diffusers with SDXL's own zeros for a missing negative prompt, opened by jaxl."""
+    theirs = random_pipeline(FAMILIES[family], scheduler_options)
+    theirs.save_pretrained(tmp_path / "model")
+    mesh = jaxl.make_mesh(jax.devices()[:1])
+    ours = jaxl.from_pretrained(tmp_path / "model", dtype=jnp.float32, mesh=mesh)
+    noise = np.random.default_rng(5).standard_normal((2, 16, 16, 4), np.float32)
+    compare(ours, theirs, "euler", noise, steps=4, negative_prompt=None)
+
+
+def random_pipeline(unet: dict[str, Any], scheduler_options: dict[str, Any]) -> Any:
+    text = {
+        "vocab_size": 2048,
+        "num_hidden_layers": 3,
+        "bos_token_id": 2046,
+        "eos_token_id": 2047,
+        "pad_token_id": 2047,
+    }
+    narrow = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "projection_dim": 16}
+    wide = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "projection_dim": 24}
+    index = transformers.CLIPTokenizer.from_pretrained
+    return diffusers.StableDiffusionXLPipeline(
+        unet=randomize(diffusers.UNet2DConditionModel(**unet), seed=1),  # pyright: ignore
+        vae=randomize(  # pyright: ignore
+            diffusers.AutoencoderKL(
+                down_block_types=("DownEncoderBlock2D",) * 4,
+                up_block_types=("UpDecoderBlock2D",) * 4,
+                block_out_channels=(16, 16, 32, 32),
+                norm_num_groups=8,
+                scaling_factor=0.13025,
+            ),
+            seed=2,
+        ),
+        text_encoder=randomize(transformers.CLIPTextModel(transformers.CLIPTextConfig(**text, **narrow)), seed=3),
+        text_encoder_2=randomize(
+            transformers.CLIPTextModelWithProjection(transformers.CLIPTextConfig(**text, **wide, hidden_act="gelu")),
+            seed=4,
+        ),
+        tokenizer=index(TINY / "tokenizer"),
+        tokenizer_2=index(TINY / "tokenizer_2"),
+        scheduler=diffusers.EulerDiscreteScheduler(
+            beta_start=0.00085,
+            beta_end=0.012,
+            beta_schedule="scaled_linear",
+            **({"timestep_spacing": "leading", "steps_offset": 1} | scheduler_options),
+        ),
+        force_zeros_for_empty_prompt=True,
+        add_watermarker=False,
+    )
