@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import time
+from typing import Any
 
 os.environ.update(TPU_SKIP_MDS_QUERY="1", TPU_WORKER_HOSTNAMES="localhost", JAX_PLATFORMS="cpu")
 
@@ -49,8 +50,8 @@ def main() -> None:
     report = {}
     for kind in args.programs:
         began = time.perf_counter()
-        compiled = programs.lower(kind, None if kind == "encode_text" else bucket).compile()
-        memory = compiled.memory_analysis()
+        compiled = programs.trace(kind, None if kind == "encode_text" else bucket).lower().compile()
+        memory: Any = compiled.memory_analysis()
         others = sum(size for name, size in resident.items() if name not in uses[kind])
         own = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
         report[kind] = {

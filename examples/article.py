@@ -1,8 +1,8 @@
-"""The program of "Accelerating Stable Diffusion XL Inference with JAX on Cloud TPU v5e", with one import line changed.
+"""The program of "Accelerating Stable Diffusion XL Inference with JAX on Cloud TPU v5e", with one line changed.
 
     python examples/article.py stabilityai/stable-diffusion-xl-base-1.0 [FOLDER]
 
-Each device makes an image of its own. Needs flax, for `replicate`. The images go to FOLDER, `article-images` by default.
+Each device makes an image of its own. Needs flax, for `replicate`. The images go to FOLDER (`article-images`).
 """
 
 import sys
@@ -71,7 +71,7 @@ def generate(
     ).images
 
     # convert the images to PIL
-    images = images.reshape((images.shape[0] * images.shape[1],) + images.shape[-3:])
+    images = images.reshape(-1, *images.shape[-3:])
     return pipeline.numpy_to_pil(np.array(images))
 
 

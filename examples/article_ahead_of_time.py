@@ -28,7 +28,7 @@ side = pipeline.components["unet"].sample_size * 8
 
 
 def inputs(prompt, negative_prompt, seed, guidance_scale):
-    """One image for each device: token ids, keys, guidance [n, 1] and negative token ids, all with the devices' axis."""
+    """One image for each device: token ids, keys, guidance [n, 1], negative token ids, each with the devices' axis."""
     keys = jax.random.split(jax.random.PRNGKey(seed), NUM_DEVICES)
     ids, neg_ids = (replicate(pipeline.prepare_inputs(text)) for text in (prompt, negative_prompt))
     guidance = jnp.full((NUM_DEVICES, 1), guidance_scale, jnp.float32)
@@ -48,7 +48,7 @@ print(f"Compiled in {time.time() - start:.1f} s")
 def generate(prompt, negative_prompt, seed=33, guidance_scale=5.0):
     ids, keys, guidance, neg_ids = inputs(prompt, negative_prompt, seed, guidance_scale)
     images = p_generate(ids, p_params, keys, guidance, None, neg_ids)
-    images = images.reshape((images.shape[0] * images.shape[1],) + images.shape[-3:])
+    images = images.reshape(-1, *images.shape[-3:])
     return pipeline.numpy_to_pil(np.array(images))
 
 

@@ -6,6 +6,8 @@ import tempfile
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = (os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8").strip()
 os.environ["HF_HUB_OFFLINE"] = "1"
+# the suite runs in two processes on two cores, where PyTorch's threads would wait for each other most of the time
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # programs that several tests compile are compiled once, but never taken from an earlier run
 os.environ.setdefault("JAXL_CACHE_DIR", tempfile.mkdtemp(prefix="jaxl-programs-"))
 

@@ -1,6 +1,8 @@
 """The layers of docs/structure.md: an import goes down only."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import jaxl
@@ -73,3 +75,9 @@ def test_exported_names() -> None:
     ]
     for name in jaxl.__all__:
         assert hasattr(jaxl, name)
+
+
+def test_help_does_without_jax() -> None:
+    """Help and usage errors come at once; importing jax takes a second."""
+    code = "import sys, jaxl.cli; jaxl.cli.run(['generate', '--help']); sys.exit('jax' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

@@ -1,6 +1,8 @@
 """What `generate` promises: exactness in any company, no recompiling, clear refusals."""
 
+import inspect
 import math
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -191,6 +193,16 @@ def test_bad_arguments(tiny: Any, compilations: Any, arguments: dict[str, Any], 
     assert seen == []
 
 
+def test_plan_takes_what_generate_takes() -> None:
+    """The two signatures are written out for readers and editors, and must not drift apart."""
+    parameters = {
+        name: inspect.signature(getattr(jaxl.Pipeline, name)).parameters for name in ("generate", "plan", "run")
+    }
+    own = set(parameters["run"]) - {"plan"}
+    shared = {name: p for name, p in parameters["generate"].items() if name not in own or name == "self"}
+    assert shared == dict(parameters["plan"])
+
+
 def test_a_misspelt_argument_is_a_type_error(tiny: Any) -> None:
     pipe, params = tiny
     with pytest.raises(TypeError, match="guidance"):
@@ -213,9 +225,20 @@ def test_other_dtypes_are_refused(dtype: Any) -> None:
 def test_programs_compile_while_weights_load() -> None:
     """`compile_for` begins before the first tensor is placed, and `generate` uses what it made."""
     bucket = jaxl.Bucket(1, 64, 64, guided=True)
+    at_first: list[str] = []
+
+    def watch(stage: str, done: int, total: int) -> None:
+        if done == 1:
+            at_first.extend(thread.name for thread in threading.enumerate())
+
     pipe, params = jaxl.from_pretrained(
-        "tiny", dtype=jnp.float32, mesh=jaxl.make_mesh(jax.devices()[:1]), compile_for=[bucket]
+        "tiny",
+        dtype=jnp.float32,
+        mesh=jaxl.make_mesh(jax.devices()[:1]),
+        compile_for=[bucket],
+        progress=watch,
     )
+    assert "compile advance" in at_first
     advance = pipe.programs.get("advance", bucket)
     pipe.generate(params, PROMPT, width=64, height=64, steps=1)
     assert pipe.programs.get("advance", bucket) is advance

@@ -4,10 +4,17 @@ pipe, params = jaxl.from_pretrained("tiny")
 result = pipe.generate(params, "a red apple on a blue background, flat style", seed=7, num_images=4)
 """
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from jaxl.errors import CheckpointError, InputError, JaxlError, NonFiniteError, OutputError, TruncationWarning
-from jaxl.pipeline import Pipeline, Result, from_pretrained
-from jaxl.programs import Bucket
-from jaxl.sharding import make_mesh
+
+if TYPE_CHECKING:
+    from jaxl.pipeline import Pipeline, Result, from_pretrained
+    from jaxl.programs import Bucket
+    from jaxl.sharding import make_mesh
 
 __version__ = "0.1.0"
 
@@ -25,3 +32,18 @@ __all__ = [
     "from_pretrained",
     "make_mesh",
 ]
+
+_MODULES = {
+    "Bucket": "programs",
+    "Pipeline": "pipeline",
+    "Result": "pipeline",
+    "from_pretrained": "pipeline",
+    "make_mesh": "sharding",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what needs jax when it is asked for: the command's help, and the server's front, do without."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)

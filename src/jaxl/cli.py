@@ -31,7 +31,6 @@ from jaxl.errors import CheckpointError, InputError, JaxlError, OutputError, Tru
 if TYPE_CHECKING:
     from PIL import Image
 
-    from jaxl.diffusion.schedule import SchedulerConfig
     from jaxl.pipeline import Pipeline, Result
     from jaxl.pipeline import Progress as ShowProgress
 
@@ -89,7 +88,7 @@ def run(argv: Sequence[str]) -> int:
         return _fail(1, _message(error))
     if code == INTERRUPTED:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        return _fail(code, "interrupted")
+        _note("interrupted")
     return code
 
 
@@ -186,7 +185,7 @@ def generate(
     found = {
         "width": width,
         "height": height,
-        "scheduler": _scheduler_name(pipe.model.scheduler, scheduler),
+        "scheduler": result.scheduler,
         "dtype": str(pipe.dtype),
     }
     drawn = time.perf_counter()
@@ -305,16 +304,14 @@ def _draw(pipe: Pipeline, asked: dict[str, Any], progress: ShowProgress | None) 
     """Load while the programs compile, and generate; also the seconds that loading took."""
     import jax
 
-    from jaxl.diffusion.tables import build_table
-
-    bucket = pipe.bucket(asked["num_images"], asked["height"], asked["width"], guided=asked["guidance_scale"] > 1)
-    build_table(pipe.model.scheduler, asked["steps"], asked["scheduler"])
+    plan = pipe.plan(**asked)
+    bucket = plan.bucket
     began = time.perf_counter()
     try:
         pipe.programs.compile(bucket)
         params = pipe.load_params(progress)
         loading = time.perf_counter() - began
-        return pipe.generate(params, progress=progress, **asked), loading
+        return pipe.run(params, plan, progress=progress), loading
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
         if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -327,6 +324,7 @@ def _draw(pipe: Pipeline, asked: dict[str, Any], progress: ShowProgress | None) 
 def _inspect(**source: Any) -> dict[str, Any]:
     from dataclasses import asdict
 
+    from jaxl.diffusion.tables import SCHEDULERS, scheduler_name
     from jaxl.model import Model
     from jaxl.weights.contents import components, family
     from jaxl.weights.source import open_checkpoint
@@ -334,11 +332,12 @@ def _inspect(**source: Any) -> dict[str, Any]:
     checkpoint = open_checkpoint(**source)
     model = Model.from_configs(checkpoint.configs)
     parts = components(checkpoint)
+    own = model.scheduler.scheduler  # inspecting does not ask that jaxl can run it
     return {
         "model": checkpoint.source,
         "family": family(model.unet),
         "prediction_type": model.scheduler.noise.prediction_type,
-        "scheduler": _scheduler_name(model.scheduler, None),
+        "scheduler": scheduler_name(model.scheduler) if own in SCHEDULERS else own,
         "size": f"{model.default_size}x{model.default_size}",
         "parameters": sum(part.parameters for part in parts),
         "bytes": sum(part.bytes for part in parts),
@@ -361,16 +360,6 @@ def _devices() -> list[Any]:
 
 def _memory_bytes(device: Any) -> int | None:
     return (device.memory_stats() or {}).get("bytes_limit")
-
-
-def _scheduler_name(config: SchedulerConfig, name: str | None) -> str:
-    """The name that says all: of the checkpoint's own scheduler if None, with Karras sigmas if it asks for them."""
-    from jaxl.diffusion.tables import SCHEDULERS
-
-    name = name or config.scheduler
-    karras = f"{name}_karras"
-    asked = config.use_karras_sigmas and karras in SCHEDULERS and SCHEDULERS[name].karras is None
-    return karras if asked else name
 
 
 def _width_height(size: str | None) -> tuple[int | None, int | None]:
@@ -479,7 +468,7 @@ def _one_line(text: str) -> str:
 
 
 def _fail(code: int, message: str) -> int:
-    _note(f"error: {_one_line(message)}" if code != INTERRUPTED else message)
+    _note(f"error: {_one_line(message)}")
     return code
 
 

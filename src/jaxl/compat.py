@@ -113,14 +113,15 @@ class FlaxStableDiffusionXLPipeline:
         return_dict: bool = True,
         output_type: str | None = None,
         jit: bool = False,
-    ) -> FlaxStableDiffusionXLPipelineOutput | tuple[Any]:
+    ) -> Any:
         """Make images of `prompt_ids` [B, 2, 77] with one key for the batch.
 
         With `jit=True` everything but the numbers is mapped over n devices: prompt_ids [n, B, 2, 77], parameters
         [n, ...] as `flax.jax_utils.replicate` makes them, keys [n]. `guidance_scale` is a number, or one for
         each image in any shape that broadcasts against the images. Without `neg_prompt_ids` the negative
         embeddings are zeros.
-        `latents` are NCHW noise of unit variance; `output_type` is None, "pil" (without `jit`) or "latent".
+        `latents` are NCHW noise of unit variance; `output_type` is None, "pil" (without `jit`) or "latent". Returns a
+        FlaxStableDiffusionXLPipelineOutput, or `(images,)` without `return_dict`.
         """
         if output_type not in (None, "np", "pil", "latent"):
             raise InputError("output_type", output_type, "give None, 'pil' or 'latent'")
@@ -191,7 +192,7 @@ class FlaxStableDiffusionXLPipeline:
         self,
         params: Params,
         inputs: tuple[Array, Array | None, Array, Array, Array | None],
-        table: tuple[Array, Array, Array],
+        table: Any,
         *,
         height: int,
         width: int,
@@ -270,7 +271,7 @@ class FlaxStableDiffusionXLPipeline:
         return latents
 
 
-def _traced(table: Table) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _traced(table: Table) -> tuple[np.ndarray, np.generic, np.generic]:
     """A table as arguments of a program: rows, rows used, initial scale."""
     return table.rows, np.int32(table.used), np.float32(table.init_scale)
 

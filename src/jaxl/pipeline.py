@@ -21,9 +21,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
-from jaxl.weights.layout import flatten
-from jaxl.weights.save import save_checkpoint
-from jaxl.weights.source import open_checkpoint
 from PIL import Image
 
 from jaxl import arguments
@@ -31,13 +28,16 @@ from jaxl.arguments import MicroConditioning
 from jaxl.diffusion.loop import Slots
 from jaxl.diffusion.noise import image_key
 from jaxl.diffusion.rows import Table
-from jaxl.diffusion.tables import build_table
+from jaxl.diffusion.tables import build_table, scheduler_name
 from jaxl.errors import CheckpointError, InputError, NonFiniteError, TruncationWarning
 from jaxl.model import Model
 from jaxl.programs import Bucket, Conditioning, Programs, Text, enable_disk_cache
 from jaxl.sharding import make_mesh, place_parameters
 from jaxl.text.tokenizer import Tokenizer
 from jaxl.weights.checkpoint import Checkpoint, load_params
+from jaxl.weights.layout import flatten
+from jaxl.weights.save import save_checkpoint
+from jaxl.weights.source import open_checkpoint
 
 Params = dict[str, Any]
 Progress = Callable[[Literal["load", "compile", "generate"], int, int], None]
@@ -50,14 +50,15 @@ class Result:
     """What one call of `generate` made.
 
     `images`: PIL images, or one float32 array [B, H, W, 3] in 0..1 (`output="numpy"`), or an empty list (`"latents"`).
-    `latents`: float32 [B, H/8, W/8, 4], as the last row left them. `seeds`: one per image. `steps`: rows that ran,
-    less than asked for if the callback stopped. `timings`: seconds of `compile`, `text`, `denoise`, `decode` and
-    `total`.
+    `latents`: float32 [B, H/8, W/8, 4], as the last row left them. `seeds`: one per image. `scheduler`: its full name.
+    `steps`: rows that ran, less than asked for if the callback stopped. `timings`: seconds of `compile`, `text`,
+    `denoise`, `decode` and `total`.
     """
 
     images: list[Image.Image] | np.ndarray
     latents: np.ndarray
     seeds: list[int]
+    scheduler: str
     steps: int
     timings: dict[str, float]
 
@@ -119,6 +120,7 @@ class Plan:
 
     batch: int
     bucket: Bucket
+    scheduler: str
     table: Table
     ids: list[list[TokenIds | None]]
     clip_skip: int
@@ -228,39 +230,48 @@ class Pipeline:
         InputError for an argument that cannot work and NonFiniteError rather than return a broken image; warns with
         TruncationWarning when a prompt was cut.
         """
-        began = time.perf_counter()
-        plan = self._plan(
-            prompt, prompt_2, negative_prompt, negative_prompt_2, seed, steps, guidance_scale, width, height,
-            num_images, scheduler, latents, clip_skip, output, micro,
-        )  # fmt: skip
-        self._check_params(params)
-        timings: dict[str, float] = {}
-        with _stopwatch(timings, "compile"):
-            self._compile(plan.bucket, decode=output != "latents", progress=progress)
-        with _stopwatch(timings, "text"):
-            slots, cond = self._start(params, plan)
-        with _stopwatch(timings, "denoise"):
-            slots, done = self._advance(params, plan, slots, cond, callback, progress)
-            final = np.array(slots.latents)[: plan.batch]
-        _check_finite(np.isfinite(final).all((1, 2, 3)), plan.seeds, self.dtype)
-        with _stopwatch(timings, "decode"):
-            images = [] if output == "latents" else self._decode(params, plan, slots.latents, output)
-        timings["total"] = time.perf_counter() - began
-        return Result(images, final, plan.seeds, done, timings)
+        plan = self.plan(
+            prompt,
+            prompt_2=prompt_2,
+            negative_prompt=negative_prompt,
+            negative_prompt_2=negative_prompt_2,
+            seed=seed,
+            steps=steps,
+            guidance_scale=guidance_scale,
+            width=width,
+            height=height,
+            num_images=num_images,
+            scheduler=scheduler,
+            latents=latents,
+            clip_skip=clip_skip,
+            **micro,
+        )
+        return self.run(params, plan, output=output, callback=callback, progress=progress)
 
-    def _plan(
-        self, prompt: Any, prompt_2: Any, negative_prompt: Any, negative_prompt_2: Any, seed: Any, steps: Any,
-        guidance_scale: Any, width: Any, height: Any, num_images: Any, scheduler: Any, latents: Any, clip_skip: Any,
-        output: Any, micro: MicroConditioning,
-    ) -> Plan:  # fmt: skip
-        """Check every argument of `generate` and give each image its own value, before anything is compiled or run."""
+    def plan(
+        self,
+        prompt: str | Sequence[str],
+        *,
+        prompt_2: str | Sequence[str] | None = None,
+        negative_prompt: str | Sequence[str] | None = None,
+        negative_prompt_2: str | Sequence[str] | None = None,
+        seed: int | Sequence[int] = 0,
+        steps: int = 25,
+        guidance_scale: float | Sequence[float] = 5.0,
+        width: int | None = None,
+        height: int | None = None,
+        num_images: int = 1,
+        scheduler: str | None = None,
+        latents: Any = None,
+        clip_skip: int = 0,
+        **micro: Unpack[MicroConditioning],
+    ) -> Plan:
+        """Check the arguments of `generate` and give each image its own, before anything is loaded or compiled."""
         model = self.model
         if model.unet.in_channels != model.vae.latent_channels:
             raise InputError(
                 "model", self.checkpoint.source, "an inpainting model needs a picture and a mask, not a prompt alone"
             )
-        if output not in ("pil", "numpy", "latents"):
-            raise InputError("output", output, "give 'pil', 'numpy' or 'latents'")
         each = arguments.whole_number("num_images", num_images, least=1)
         positive = arguments.prompts_per_image("prompt", prompt, None, each)
         batch = len(positive)
@@ -278,6 +289,7 @@ class Pipeline:
         return Plan(
             batch=batch,
             bucket=bucket,
+            scheduler=scheduler_name(model.scheduler, scheduler),
             table=build_table(model.scheduler, steps, scheduler),
             ids=self._token_ids(texts, batch)[-bucket.branches :],
             clip_skip=arguments.whole_number("clip_skip", clip_skip, least=0, most=most),
@@ -287,6 +299,34 @@ class Pipeline:
             time_ids=ids[-bucket.branches :],
             noise=None if latents is None else arguments.check_latents(latents, (batch, *shape[1:])),
         )
+
+    def run(
+        self,
+        params: Params,
+        plan: Plan,
+        *,
+        output: Output = "pil",
+        callback: Callback | None = None,
+        progress: Progress | None = None,
+    ) -> Result:
+        """Make the pictures of a plan; arguments and errors are those of `generate`."""
+        if output not in ("pil", "numpy", "latents"):
+            raise InputError("output", output, "give 'pil', 'numpy' or 'latents'")
+        self._check_params(params)
+        began = time.perf_counter()
+        timings: dict[str, float] = {}
+        with _stopwatch(timings, "compile"):
+            self._compile(plan.bucket, decode=output != "latents", progress=progress)
+        with _stopwatch(timings, "text"):
+            slots, cond = self._start(params, plan)
+        with _stopwatch(timings, "denoise"):
+            slots, done = self._advance(params, plan, slots, cond, callback, progress)
+            final = np.array(slots.latents)[: plan.batch]
+        _check_finite(np.asarray(np.isfinite(final).all((1, 2, 3))), plan.seeds, self.dtype)
+        with _stopwatch(timings, "decode"):
+            images = [] if output == "latents" else self._decode(params, plan, slots.latents, output)
+        timings["total"] = time.perf_counter() - began
+        return Result(images, final, plan.seeds, plan.scheduler, done, timings)
 
     def _token_ids(self, texts: dict[str, list[str]], batch: int) -> list[list[TokenIds | None]]:
         """For the negative and the positive branch, each image's token ids by text encoder; None stands for zeros."""

@@ -54,7 +54,7 @@ def write_png(path: Path, image: Image.Image, settings: Settings) -> None:
 
 
 def write_new_png(paths: Iterable[Path], image: Image.Image, settings: Settings) -> Path:
-    """Write to the first of `paths`, all in one folder, where there is nothing yet; returns it.
+    """Write to the first of `paths`, endless and in one folder, where there is nothing yet; returns it.
 
     The folder is made if need be. Raises OutputError, with nothing left behind.
     """

@@ -34,6 +34,8 @@ from jaxl.nn.unet import unet
 from jaxl.nn.vae import decode as vae_decode
 from jaxl.sharding import batch_sharding, replicated, with_sharding
 
+Leaf = Any  # an array on the devices or on the host, or the shape of one
+
 
 @dataclass(frozen=True)
 class Bucket:
@@ -55,8 +57,8 @@ class Bucket:
 class Text:
     """Encoded texts, or the branches of a batch of images: prompt_embeds [..., T, D], pooled [..., P]."""
 
-    prompt_embeds: Array
-    pooled: Array
+    prompt_embeds: Leaf
+    pooled: Leaf
 
 
 @jax.tree_util.register_dataclass
@@ -69,8 +71,8 @@ class Conditioning:
     """
 
     text: Text
-    time_ids: Array
-    guidance_scale: Array
+    time_ids: Leaf
+    guidance_scale: Leaf
 
 
 def encode_text(params: Params, model: Model, ids: dict[str, Array], clip_skip: Array | int) -> Text:
@@ -158,36 +160,38 @@ class Programs:
         """The compiled program, waiting for it if need be. It takes the function's arguments less the static ones."""
         return self._begin(kind, bucket).result()
 
-    def lower(self, kind: str, bucket: Bucket | None = None) -> jax.stages.Lowered:
-        """The program lowered for the mesh's platform, not compiled."""
-        return getattr(self, f"_lower_{kind}")(bucket)
+    def trace(self, kind: str, bucket: Bucket | None = None) -> jax.stages.Traced:
+        """The program traced on shapes alone, for whoever lowers and compiles it another way."""
+        return getattr(self, f"_trace_{kind}")(bucket)
 
     def _begin(self, kind: str, bucket: Bucket | None) -> Future[Any]:
         with self._lock:
             future = self._futures.get((kind, bucket))
             if future is None:
                 future = self._futures[kind, bucket] = Future()
-                threading.Thread(target=self._compile, args=(kind, bucket, future), daemon=True).start()
+                threading.Thread(
+                    target=self._compile, args=(kind, bucket, future), name=f"compile {kind}", daemon=True
+                ).start()
         return future
 
     def _compile(self, kind: str, bucket: Bucket | None, future: Future[Any]) -> None:
         try:
-            future.set_result(self.lower(kind, bucket).compile())
+            future.set_result(self.trace(kind, bucket).lower().compile())
         except BaseException as error:  # handed to whoever waits for the program
             with self._lock:
                 del self._futures[kind, bucket]
             future.set_exception(error)
 
-    def _lower_encode_text(self, _: None) -> jax.stages.Lowered:
+    def _trace_encode_text(self, _: None) -> jax.stages.Traced:
         params = {name: self.shapes[name] for name in self.model.text_encoders}
         ids = {name: self._struct((1, cfg.max_length), jnp.int32) for name, cfg in self.model.text_encoders.items()}
         run = jax.jit(lambda p, ids, n: encode_text(p, self.model, ids, n), out_shardings=replicated(self.mesh))
-        return run.lower(params, ids, self._struct((), jnp.int32))
+        return run.trace(params, ids, self._struct((), jnp.int32))
 
-    def _lower_start(self, bucket: Bucket) -> jax.stages.Lowered:
-        return jax.jit(start, out_shardings=batch_sharding(self.mesh)).lower(*self._start_arguments(bucket))
+    def _trace_start(self, bucket: Bucket) -> jax.stages.Traced:
+        return jax.jit(start, out_shardings=batch_sharding(self.mesh)).trace(*self._start_arguments(bucket))
 
-    def _lower_advance(self, bucket: Bucket) -> jax.stages.Lowered:
+    def _trace_advance(self, bucket: Bucket) -> jax.stages.Traced:
         images = batch_sharding(self.mesh)
         slots, text = jax.eval_shape(start, *self._start_arguments(bucket))
         cond = Conditioning(
@@ -198,15 +202,15 @@ class Programs:
         run = jax.jit(
             lambda p, slots, cond, n: advance(p, self.model, slots, cond, n), donate_argnums=1, out_shardings=images
         )
-        return run.lower(
+        return run.trace(
             self.shapes["unet"], with_sharding(slots, images), with_sharding(cond, images), self._struct((), jnp.int32)
         )
 
-    def _lower_decode(self, bucket: Bucket) -> jax.stages.Lowered:
+    def _trace_decode(self, bucket: Bucket) -> jax.stages.Traced:
         images = batch_sharding(self.mesh)
         run = jax.jit(lambda p, latents: decode(p, self.model, latents, self.mesh.size), out_shardings=images)
         latents = jax.ShapeDtypeStruct(self.latents_shape(bucket), jnp.float32, sharding=images)
-        return run.lower(self.shapes["vae"], latents)
+        return run.trace(self.shapes["vae"], latents)
 
     def zero_text(self) -> Text:
         """The embeddings of a text that is not given, in models that take zeros for it."""
@@ -247,7 +251,7 @@ def enable_disk_cache() -> None:
     The folder is the one jax is configured with, else `$JAXL_CACHE_DIR`, else `jaxl` in the user's cache folder.
     jax itself puts versions, devices and compiler flags into the keys.
     """
-    if jax.config.jax_compilation_cache_dir is None:
+    if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue]
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxl"
         jax.config.update("jax_compilation_cache_dir", os.environ.get("JAXL_CACHE_DIR") or str(home / "programs"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)

@@ -20,7 +20,7 @@ AXIS = "data"
 MIN_SPLIT_SIZE = 2**16
 
 
-def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh of the given devices, by default all that this process sees."""
     return Mesh(np.asarray(devices if devices is not None else jax.devices()), (AXIS,))
 

@@ -57,4 +57,5 @@ def test_a_rearranged_array(shape: tuple[int, ...], axes: tuple[int, ...], store
         assert new.flags.c_contiguous
         assert new.flags.writeable
         assert not np.shares_memory(new, array)
-        assert new.ctypes.data % 64 == 0  # JAX on the CPU copies what begins elsewhere
+        # JAX on the CPU copies what begins elsewhere
+        assert not new.size or new.ctypes.data % 64 == 0

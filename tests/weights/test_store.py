@@ -76,7 +76,7 @@ def test_views_of_a_tensor(tmp_path: Path) -> None:
     np.testing.assert_array_equal(x.rows(2, 5).T.read(), whole[2:5].T)
     np.testing.assert_array_equal(x.reshape((2, 3, 4)).rows(1, 2).read(), whole.reshape(2, 3, 4)[1:])
     for wrong in (lambda: x.rows(2, 7), lambda: x.T.rows(0, 1), lambda: x.reshape((5, 5)), lambda: x.T.reshape((24,))):
-        with pytest.raises(ValueError, match="^x: "):
+        with pytest.raises(ValueError, match=r"^x: "):
             wrong()
     with pytest.raises(ValueError, match="only a matrix"):
         _ = x.reshape((2, 3, 4)).T

@@ -43,13 +43,10 @@ SCHEDULERS: Mapping[str, Scheduler] = {
 }
 
 
-def build_table(
-    config: SchedulerConfig, steps: int, scheduler: str | None = None, *, eta: float | None = None
-) -> Table:
-    """The table of `scheduler` (a name in SCHEDULERS; None means the checkpoint's own) for `steps` network calls.
+def scheduler_name(config: SchedulerConfig, scheduler: str | None = None) -> str:
+    """The full name of what `build_table` runs for these arguments, with `_karras` if the checkpoint asks for that.
 
-    `steps` is 1 to the number of training timesteps. `eta`, 0 to 1, scales the noise that a scheduler adds.
-    Raises InputError for a wrong argument and CheckpointError where the checkpoint's config does not fit the scheduler.
+    Raises InputError for an unknown name and CheckpointError if the checkpoint's own scheduler is not supported.
     """
     if scheduler is None and config.scheduler not in SCHEDULERS:
         raise CheckpointError(
@@ -59,6 +56,19 @@ def build_table(
     name = config.scheduler if scheduler is None else scheduler
     if name not in SCHEDULERS:
         raise InputError("scheduler", name, nearest(name, SCHEDULERS))
+    follows = config.use_karras_sigmas and SCHEDULERS[name].karras is None and f"{name}_karras" in SCHEDULERS
+    return f"{name}_karras" if follows else name
+
+
+def build_table(
+    config: SchedulerConfig, steps: int, scheduler: str | None = None, *, eta: float | None = None
+) -> Table:
+    """The table of `scheduler` (a name in SCHEDULERS; None means the checkpoint's own) for `steps` network calls.
+
+    `steps` is 1 to the number of training timesteps. `eta`, 0 to 1, scales the noise that a scheduler adds.
+    Raises InputError for a wrong argument and CheckpointError where the checkpoint's config does not fit the scheduler.
+    """
+    name = scheduler_name(config, scheduler)
     most = min(config.noise.num_train_timesteps, MAX_ROWS)
     if isinstance(steps, bool) or not isinstance(steps, (int, np.integer)) or not 1 <= steps <= most:
         raise InputError("steps", steps, f"must be a whole number from 1 to {most}")

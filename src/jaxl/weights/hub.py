@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import errors, snapshot_download
+from huggingface_hub.utils import tqdm
 
 from jaxl.errors import CheckpointError
 from jaxl.weights.folder import CLASSES, TOKENIZERS, index_file, present, shards, weight_file
@@ -16,6 +17,13 @@ TOKENIZER_FILES = (
     *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.json", "merges.txt", "tokenizer.json"),
 )
+
+
+class Quiet(tqdm):
+    """A progress bar that is never seen."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs | {"disable": True})
 
 
 def download(
@@ -30,10 +38,11 @@ def download(
     """The local folder of a hub's model, with what `read_folder` needs of it.
 
     The hub's address, cache, token and offline mode follow huggingface_hub's environment variables where no argument is
-    given. The weights are of the same commit as the configs, whatever is pushed meanwhile. Raises CheckpointError.
+    given. The weights are of the same commit as the configs, whatever is pushed meanwhile. Weights that are not in the
+    cache yet come with huggingface_hub's progress bar. Raises CheckpointError.
     """
 
-    def fetch(files: list[str], revision: str | None) -> Path:
+    def fetch(files: list[str], revision: str | None, missing: list[str]) -> Path:
         try:
             return Path(
                 snapshot_download(
@@ -41,28 +50,31 @@ def download(
                     revision=revision,
                     allow_patterns=files,
                     token=token,
-                    cache_dir=cache_dir,
+                    cache_dir=None if cache_dir is None else Path(cache_dir),
                     local_files_only=local_files_only,
+                    tqdm_class=tqdm if missing else Quiet,
                 )
             )
         except Exception as error:  # huggingface_hub passes on whatever its HTTP library raises
-            raise CheckpointError(f"{repo_id}: {_reason(error, revision)}") from error
+            raise CheckpointError(f"{repo_id}: {_reason(error, revision, missing)}") from error
 
-    small = ["model_index.json", "scheduler/scheduler_config.json"]
+    # the first of these is in every repository: to match nothing would make huggingface_hub print a warning
+    small = [".gitattributes", "model_index.json", "scheduler/scheduler_config.json"]
     small += [f"{folder}/{name}" for folder in TOKENIZERS.values() for name in TOKENIZER_FILES]
     small += [f"{c}/{name}" for c in CLASSES for name in ("config.json", index_file(c, variant))]
-    folder = fetch(small, revision)
+    folder = fetch(small, revision, [])
     if not (folder / "model_index.json").exists():
         return folder  # read_folder says what is wrong with it
     weights: list[str] = []
     for component in present(read_json(folder / "model_index.json"), repo_id):
         names = shards(folder, component, variant) or [weight_file(component, variant)]
         weights += [f"{component}/{name}" for name in names]
-    return fetch(small + weights, folder.name)
+    missing = [file for file in weights if not (folder / file).exists()]
+    return fetch(small + weights, folder.name, missing)
 
 
-def _reason(error: Exception, revision: str | None) -> str:
-    """Why a download failed, and what to do, in one line."""
+def _reason(error: Exception, revision: str | None, missing: list[str]) -> str:
+    """Why a download failed, and what to do, in one line; `missing` are the weights that are not there, if known."""
     if isinstance(error, errors.GatedRepoError):
         return "access to this model must be granted on its page first; then pass token="
     if isinstance(error, errors.RevisionNotFoundError):
@@ -70,8 +82,8 @@ def _reason(error: Exception, revision: str | None) -> str:
     if isinstance(error, errors.RepositoryNotFoundError):
         return "no such model on the hub, or it is private: check the name, or pass token="
     if isinstance(error, errors.LocalEntryNotFoundError):
-        some = re.search(r"missing \((.+?)\)\.", str(error))  # after a download that broke off
-        lacking = f"the local cache lacks {some[1] if some else 'it'}"
+        first = missing[0] if missing else "the model, or some of it,"
+        lacking = f"{first} is not in the local cache"
         if error.__cause__ is None:
             return f"{lacking}; allow a download: leave local_files_only out"
         if isinstance(error.__cause__, errors.OfflineModeIsEnabled):

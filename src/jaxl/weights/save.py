@@ -25,25 +25,28 @@ def save_checkpoint(
 ) -> None:
     """Write configs, parameters (in their own dtype) and tokenizers; one tensor is on the host at a time.
 
-    Everything is written near `folder` first and then moved there. Raises OutputError if `folder` exists and is not
-    empty, or if writing fails; nothing is left behind then.
+    Everything is written in or near `folder` first and then moved there. Raises OutputError if `folder` exists and is
+    not empty, or if writing fails; nothing is left behind then.
     """
     try:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise OutputError(f"{folder}: exists already; choose another folder, or empty it")
-        near = next(parent for parent in folder.parents if parent.exists())
-        unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=near))
+        place = folder.absolute()
+        near = next(path for path in (place, *place.parents) if path.exists())
+        unfinished = Path(tempfile.mkdtemp(prefix=f".{place.name}.", dir=near))
     except OSError as error:
-        raise OutputError(f"{folder}: cannot be written ({error.strerror})") from error
+        raise OutputError(f"{folder}: cannot be written ({error.strerror or error})") from error
     try:
         _write(unfinished, configs, params, tokenizers)
-        unfinished.chmod(0o755)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        if folder.exists():
-            folder.rmdir()
-        unfinished.rename(folder)
+        if near == place:  # it may be a disk's root or where a shell stands, so it is filled rather than replaced
+            for part in sorted(unfinished.iterdir(), key=Path.is_file):  # the index last
+                part.rename(place / part.name)
+        else:
+            unfinished.chmod(0o755)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            unfinished.rename(place)
     except OSError as error:
-        raise OutputError(f"{folder}: cannot be written ({error.strerror})") from error
+        raise OutputError(f"{folder}: cannot be written ({error.strerror or error})") from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 

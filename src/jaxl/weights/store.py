@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import mmap
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -84,14 +85,21 @@ class Tensor:
     def read(self) -> np.ndarray:
         """The tensor, mapped read-only from the file: its pages are given back when the array is dropped."""
         stored = self.shape[::-1] if self.transposed else self.shape
-        if self.size == 0:
-            array = np.empty(stored, self.dtype)
-        else:
-            try:
-                array = np.memmap(self.file, self.dtype, mode="r", offset=self.offset, shape=stored)
-            except (OSError, ValueError) as error:
-                raise CheckpointError(f"{self.file}: cannot read {self.key} ({error})") from error
+        array = self._map().reshape(stored) if self.size else np.empty(stored, self.dtype)
         return array.T if self.transposed else array
+
+    def _map(self) -> np.ndarray:
+        start = self.offset - self.offset % mmap.ALLOCATIONGRANULARITY
+        try:
+            with self.file.open("rb") as file:
+                pages = mmap.mmap(
+                    file.fileno(), self.offset - start + self.nbytes, access=mmap.ACCESS_READ, offset=start
+                )
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{self.file}: cannot read {self.key} ({error})") from error
+        if hasattr(pages, "madvise"):  # to read all of it at once is faster than page by page
+            pages.madvise(mmap.MADV_WILLNEED)
+        return np.frombuffer(pages, self.dtype, self.size, self.offset - start)
 
 
 def read_header(file: Path) -> dict[str, Tensor]:

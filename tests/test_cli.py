@@ -1,0 +1,342 @@
+"""The command: what it prints, what it writes, and how it ends."""
+
+import json
+import os
+import pty
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import jaxl
+from jaxl.cli import run
+from jaxl.png import read_settings
+
+TINY = Path(jaxl.__file__).parent / "models" / "tiny"
+UNET = Path("unet") / "diffusion_pytorch_model.safetensors"
+SMALL = ("--size", "64x64", "--steps", "1")
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(jaxl.__file__).parents[1])}
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "jaxl", *arguments]
+
+
+def model_like(replaced: Mapping[str, bytes | None]) -> None:
+    """The folder `model`: tiny, with some files replaced, or left out where None."""
+    shutil.copytree(TINY, "model", copy_function=os.symlink)
+    for name, content in replaced.items():
+        path = Path("model") / name
+        path.unlink(missing_ok=True)
+        if content is not None:
+            path.write_bytes(content)
+
+
+def unet_with_nan() -> bytes:
+    """tiny's U-Net with NaN for its last bias."""
+    content = bytearray((TINY / UNET).read_bytes())
+    (length,) = struct.unpack("<Q", content[:8])
+    start, end = json.loads(content[8 : 8 + length])["conv_out.bias"]["data_offsets"]
+    content[8 + length + start : 8 + length + end] = np.full((end - start) // 2, np.nan, np.float16).tobytes()
+    return bytes(content)
+
+
+def index_of(name: str, **parts: str) -> bytes:
+    return json.dumps({"_class_name": name, **{part: ["diffusers", kind] for part, kind in parts.items()}}).encode()
+
+
+def test_generate(capsys: pytest.CaptureFixture[str], tiny: Any) -> None:
+    """The report, the file and its settings agree, and the settings give the library the same image."""
+    prompt = 'a "llama", 城 🏰\n--on a <green> background'
+    options = ("--seed", "11", "--guidance", "7.5", "--negative", "", "--scheduler", "euler_a", "--json", "--quiet")
+    assert run(["generate", *SMALL, *options, "--", prompt]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    report = json.loads(out.splitlines()[-1])
+    timings = report.pop("timings")
+    assert report == {
+        "images": ["jaxl-11.png"],
+        "seeds": [11],
+        "size": "64x64",
+        "steps": 1,
+        "guidance": 7.5,
+        "scheduler": "euler_a",
+        "model": "tiny",
+        "dtype": "float32",
+        "version": jaxl.__version__,
+    }
+    assert set(timings) == {"load", "compile", "text", "denoise", "decode", "write", "total"}
+    assert 0 < timings["denoise"] < timings["total"]
+
+    settings = read_settings("jaxl-11.png")
+    assert settings["prompt"] == prompt
+    facts = {name: settings.pop(name) for name in ("version", "model", "dtype")}
+    assert facts == {"version": jaxl.__version__, "model": "tiny", "dtype": "float32"}
+    pipe, params = tiny
+    again = pipe.generate(params, **settings).images[0]
+    with Image.open("jaxl-11.png") as image:
+        np.testing.assert_array_equal(np.asarray(image), np.asarray(again))
+        assert image.info["parameters"].startswith(f"{prompt}\nSteps: 1, Sampler: Euler a, ")
+
+
+def test_several_images_and_a_random_seed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["generate", "a cat", *SMALL, "-n", "2", "--guidance", "1", "--output", "new/cat.png"]) == 0
+    out, err = capsys.readouterr()
+    assert out == "new/cat-1.png\nnew/cat-2.png\n"
+    first, second = (read_settings(name)["seed"] for name in out.split())
+    assert second == first + 1
+    assert err.startswith(f"jaxl: 2 images, seeds {first} to {second}: 64x64, 1 steps of euler, guidance 1, float32, ")
+    assert err.count("\n") == 1
+
+
+def test_files_are_replaced_only_by_name(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("jaxl-5.png").write_text("mine")
+    Path("named.png").write_text("old")
+    for output in (".", "named.png", "folder/"):
+        assert run(["generate", "", *SMALL, "--seed", "5", "--quiet", "--output", output]) == 0
+    assert capsys.readouterr() == ("jaxl-5-2.png\nnamed.png\nfolder/jaxl-5.png\n", "")
+    assert Path("jaxl-5.png").read_text() == "mine"
+    assert read_settings("named.png") == read_settings("jaxl-5-2.png")
+    assert read_settings("named.png")["prompt"] == ""
+
+
+def test_a_prompt_that_is_cut_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["generate", "a dog\n" + "and another " * 80, *SMALL, "--quiet"]) == 0
+    err = capsys.readouterr().err
+    assert err.startswith("jaxl: warning: prompt is cut at 77 tokens; lost: ")
+    assert err.count("\n") == 1
+
+
+# arguments, and what the one line says
+BAD_ARGUMENTS = [
+    (["generate"], "Missing argument 'PROMPT'"),
+    (["generate", "x", "--sede", "3"], "No such option: --sede"),
+    (["generate", "x", "y"], "unexpected extra argument"),
+    (["draw", "x"], "No such command 'draw'"),
+    (["generate", "x", "--steps"], "--steps"),
+    (["generate", "x", "--steps", "many"], "Invalid value for '--steps'"),
+    (["generate", "x", "--dtype", "float16"], "'auto', 'bfloat16', 'float32'"),
+    (["generate", "x", "--steps", "0"], "--steps 0: must be a whole number from 1 to 1000"),
+    (["generate", "x", "--steps", "1001"], "--steps 1001: must be a whole number from 1 to 1000"),
+    (["generate", "x", "--guidance", "nan"], "--guidance nan: give a finite number"),
+    (["generate", "x", "-n", "0"], "--count 0: give a whole number of at least 1"),
+    (["generate", "x", "-n", "-2"], "--count -2: give a whole number of at least 1"),
+    (["generate", "x", "--seed", "-1"], "--seed -1: give a whole number from 0"),
+    (["generate", "x", "--seed", str(2**64)], f"--seed {2**64}: give a whole number from 0"),
+    (["generate", "x", "--size", "250x256"], "--size, width 250: give a positive multiple of 8, such as 248 or 256"),
+    (["generate", "x", "--size", "256x0"], "--size, height 0: give a positive multiple of 8"),
+    (["generate", "x", "--size", "-8x8"], "--size '-8x8': give WIDTHxHEIGHT in pixels, such as 1024x768"),
+    (["generate", "x", "--size", "256"], "--size '256': give WIDTHxHEIGHT in pixels, such as 1024x768"),
+    (["generate", "x", "--scheduler", "eulr"], "--scheduler 'eulr': did you mean 'euler'?"),
+    (["generate", "\udcff", *SMALL], r"PROMPT '\udcff': "),
+    (["generate", "x", "--model", "missing/"], "missing/: no such file or folder"),
+    (["generate", "x", "--model", "./no\nsuch.safetensors"], "such.safetensors: no such file or folder"),
+    (["generate", "x", "--model", "./old.ckpt"], "jaxl does not open pickles"),
+    (["generate", "x", "--model", "owner/none"], "owner/none: "),
+    (["generate", "x", "--output", "a.jpg"], "--output 'a.jpg': only PNG is written; give 'a.png', or a folder"),
+    (["generate", "x", "--output", "file"], "--output 'file': Not a directory; choose another place"),
+    (["generate", "x", "--output", "file/a.png"], "--output 'file/a.png': Not a directory; choose another place"),
+    (["inspect"], "Missing argument 'MODEL'"),
+    (["inspect", "missing/"], "missing/: no such file or folder"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD_ARGUMENTS, ids=[" ".join(a)[:50] for a, _ in BAD_ARGUMENTS])
+def test_bad_arguments(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("file").touch()
+    refused(arguments, message, capsys)
+    assert os.listdir() == ["file"]
+
+
+def refused(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Exit status 2, with one line that holds `message`."""
+    assert run(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("jaxl: error: ")
+    assert message in err
+    assert err.index("\n") == len(err) - 1
+
+
+WEIGHTS = (TINY / UNET).read_bytes()
+
+BAD_MODELS: dict[str, tuple[dict[str, bytes | None], str]] = {
+    "Stable Diffusion 1.5": (
+        {
+            "model_index.json": index_of(
+                "StableDiffusionPipeline",
+                unet="UNet2DConditionModel",
+                vae="AutoencoderKL",
+                text_encoder="CLIPTextModel",
+            )
+        },
+        "model: StableDiffusionPipeline is not SDXL",
+    ),
+    "Flux": (
+        {"model_index.json": index_of("FluxPipeline", transformer="FluxTransformer2DModel", vae="AutoencoderKL")},
+        "model: FluxPipeline is not SDXL",
+    ),
+    "no index": ({"model_index.json": None}, "model: no model_index.json"),
+    "truncated": ({str(UNET): WEIGHTS[:-1000]}, f"model/{UNET}: truncated"),
+    "truncated header": ({str(UNET): WEIGHTS[:1000]}, f"model/{UNET}: truncated"),
+    "empty": ({str(UNET): b""}, f"model/{UNET}: truncated"),
+    "corrupt header": ({str(UNET): WEIGHTS[:8] + b"?" + WEIGHTS[9:]}, f"model/{UNET}: corrupt"),
+    "pickle": ({str(UNET): None, "unet/diffusion_pytorch_model.bin": b"\x80\x02"}, "jaxl does not open pickles"),
+    "no weights": ({str(UNET): None}, f"model: no {UNET}"),
+    "other weights": ({str(UNET): (TINY / "vae" / UNET.name).read_bytes()}, "model: "),
+}
+
+
+@pytest.mark.parametrize(("replaced", "message"), BAD_MODELS.values(), ids=BAD_MODELS)
+def test_bad_models(replaced: dict[str, bytes | None], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    model_like(replaced)
+    refused(["generate", "x", *SMALL, "--model", "model"], message, capsys)
+    assert os.listdir() == ["model"]
+
+
+def test_nan_is_a_failure(capsys: pytest.CaptureFixture[str]) -> None:
+    model_like({str(UNET): unet_with_nan()})
+    assert run(["generate", "x", *SMALL, "--seed", "3", "--model", "model"]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("jaxl: error: ")
+    assert "NaN" in err
+    assert err.count("\n") == 1
+    assert os.listdir() == ["model"]
+
+
+def test_inspect(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["inspect", "tiny", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    report = json.loads(out)
+    components = {part["name"]: part["parameters"] for part in report["components"]}
+    assert components == {"unet": 11213444, "vae": 2360743, "text_encoder": 867072, "text_encoder_2": 2224704}
+    assert report["parameters"] == sum(components.values())
+    assert report["bytes"] == 2 * report["parameters"]
+    assert report["dtypes"] == ["float16"]
+    assert (report["size"], report["prediction_type"], report["scheduler"]) == ("256x256", "epsilon", "euler")
+    assert sorted(Path(file).relative_to(TINY).parts[0] for file in report["files"]) == sorted(components)
+
+    assert run(["inspect", "tiny"]) == 0
+    out = capsys.readouterr().out
+    assert "unet                 11,213,444      22,426,888  float16" in out
+    assert str(TINY / UNET) in out
+
+
+def test_inspect_names_karras_sigmas(capsys: pytest.CaptureFixture[str]) -> None:
+    config = json.loads((TINY / "scheduler" / "scheduler_config.json").read_text())
+    model_like({"scheduler/scheduler_config.json": json.dumps({**config, "use_karras_sigmas": True}).encode()})
+    assert run(["inspect", "model", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["scheduler"] == "euler_karras"
+
+
+def test_devices(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["devices", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["platform"], report["count"], len(report["devices"])) == ("cpu", 8, 8)
+    assert report["devices"][7] == {"id": 7, "kind": "cpu", "memory_bytes": None}
+    assert run(["devices"]) == 0
+    assert capsys.readouterr().out.startswith(f"8 on cpu, jax {report['jax']}\n  0  cpu\n")
+
+
+def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["--version"], [], ["--help"], ["generate", "-h"], ["inspect", "--help"], ["devices", "--help"]):
+        assert run(arguments) == 0
+        out, err = capsys.readouterr()
+        assert err == ""
+        assert out == f"jaxl {jaxl.__version__}\n" if arguments == ["--version"] else "Usage: jaxl" in out
+
+
+def test_the_process_ends_with_the_status() -> None:
+    done = subprocess.run(command("generate", "x", "--size", "9x8"), env=ENVIRONMENT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "jaxl: error: --size, width 9: give a positive multiple of 8, such as 8 or 16\n"
+    done = subprocess.run(
+        command("generate", "x", *SMALL, "--json"), env=ENVIRONMENT, capture_output=True, text=True, check=True
+    )
+    assert os.listdir() == json.loads(done.stdout.splitlines()[-1])["images"]
+    assert done.stderr.startswith("jaxl: seed ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_no_such_platform() -> None:
+    environment = {**ENVIRONMENT, "JAX_PLATFORMS": "abacus"}
+    done = subprocess.run(command("generate", "x"), env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("jaxl: error: jax finds no device for JAX_PLATFORMS=abacus (")
+    assert done.stderr.count("\n") == 1
+
+
+def test_no_space_left() -> None:
+    """A file that outgrows its limit fails as on a full disk; the old one stays."""
+    Path("a.png").write_text("old")
+    limited = ["sh", "-c", 'ulimit -f 1 && exec "$@"', "sh", *command("generate", "x", *SMALL, "--output", "a.png")]
+    done = subprocess.run(limited, env=ENVIRONMENT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "")
+    # before it there are warnings where programs were compiled and could not be kept
+    assert done.stderr.splitlines()[-1] == "jaxl: error: a.png: cannot be written (File too large)"
+    assert "Traceback" not in done.stderr
+    assert os.listdir() == ["a.png"]
+    assert Path("a.png").read_text() == "old"
+
+
+@pytest.mark.parametrize("stage", ["Loading", "Compiling", "Drawing"])
+def test_interrupted(stage: str) -> None:
+    """Ctrl-C on a terminal, while progress shows the stage, with nothing compiled before."""
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        command("generate", "x", "--size", "64x64", "--steps", "1000", "--output", "a.png"),
+        env={**ENVIRONMENT, **({} if stage == "Drawing" else {"JAX_ENABLE_COMPILATION_CACHE": "false"})},
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+    )
+    os.close(theirs)
+    seen = read_until(ours, lambda text: stage in text)
+    process.send_signal(signal.SIGINT)
+    seen += read_until(ours, lambda _: False)
+    out, _ = process.communicate()
+    os.close(ours)
+    assert (process.returncode, out) == (130, b"")
+    assert seen.endswith("jaxl: interrupted\r\n")
+    assert "Traceback" not in seen
+    assert os.listdir() == []
+
+
+def read_until(terminal: int, found: Callable[[str], bool]) -> str:
+    """What a terminal shows until something is found, or its last writer is gone."""
+    seen = b""
+    while not found(seen.decode(errors="replace")):
+        try:
+            seen += os.read(terminal, 4096)
+        except OSError:  # the other side is closed
+            break
+    return seen.decode(errors="replace")
+
+
+def test_nobody_reads() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(command("inspect", "tiny"), env=ENVIRONMENT, stdout=writing, stderr=subprocess.PIPE)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (1, b"")
+
+
+def test_standard_output_is_full() -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command("inspect", "tiny"), env=ENVIRONMENT, stdout=full, stderr=subprocess.PIPE)
+    assert done.returncode == 1
+    assert done.stderr == b"jaxl: error: standard output: No space left on device\n"
