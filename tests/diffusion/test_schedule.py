@@ -79,7 +79,7 @@ def test_what_would_change_the_result_is_refused_by_name(fields: dict[str, Any],
 
 def test_fields_that_are_switched_off_or_empty_are_taken() -> None:
     off = {"thresholding": False, "sigma_min": None, "use_karras_sigmas": None, "lambda_min_clipped": -math.inf}
-    assert replace(SchedulerConfig.from_json({**EULER, **off}), rest=()) == SchedulerConfig()
+    assert SchedulerConfig.from_json({**EULER, **off}) == SchedulerConfig()
 
 
 @pytest.mark.parametrize(
@@ -108,23 +108,10 @@ def test_another_solver_s_fields_do_not_reach_dpm() -> None:
     unipc = {"_class_name": "UniPCMultistepScheduler", "solver_order": 3, "solver_type": "bh2"}
     config = SchedulerConfig.from_json(unipc)
     assert (config.solver_order, config.solver_type) == (2, "midpoint")
-    assert config.to_json().items() >= unipc.items()
 
 
-def test_the_embedded_checkpoint_keeps_every_field_it_states() -> None:
+def test_the_embedded_checkpoint() -> None:
     raw = json.loads((resources.files("jaxl") / "models/tiny/scheduler/scheduler_config.json").read_text())
     config = SchedulerConfig.from_json(raw)
     assert config.noise == SDXL
-    stated = {key: value for key, value in raw.items() if value not in (None, False) or key == "set_alpha_to_one"}
-    written = json.loads(json.dumps(config.to_json()))
-    assert written.items() >= stated.items()
-    assert SchedulerConfig.from_json(written) == config
     assert isinstance(hash(config), int)
-
-
-def test_a_replaced_scheduler_is_written_as_its_class() -> None:
-    config = SchedulerConfig(noise=SDXL)
-    assert replace(config, scheduler="ddim").to_json()["_class_name"] == "DDIMScheduler"
-    written = replace(config, scheduler="dpm++2m_sde_karras").to_json()
-    assert written["algorithm_type"] == "sde-dpmsolver++"
-    assert SchedulerConfig.from_json(written) == replace(config, scheduler="dpm++2m_sde", use_karras_sigmas=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -134,7 +134,7 @@ class SchedulerConfig:
     """A noise schedule and the choices of sampling that come with a checkpoint; field names are diffusers'.
 
     `scheduler` is one of jaxl's names, or the class name of a diffusers scheduler that jaxl lacks. A field that is None
-    was not stated, and each scheduler has its own default for it. `rest` keeps what jaxl has no use for, to write back.
+    was not stated, and each scheduler has its own default for it.
     """
 
     noise: NoiseSchedule = NoiseSchedule()
@@ -149,7 +149,6 @@ class SchedulerConfig:
     solver_type: str = "midpoint"
     lower_order_final: bool = True
     euler_at_final: bool = False
-    rest: tuple[tuple[str, Any], ...] = field(default=(), repr=False)
 
     @classmethod
     def from_json(cls, raw: Json, what: str = "scheduler/scheduler_config.json") -> SchedulerConfig:
@@ -163,7 +162,7 @@ class SchedulerConfig:
             supported = ", ".join(dict.fromkeys(DIFFUSERS_CLASSES.values()))
             raise CheckpointError(f"{what}: scheduler class {name!r} is not supported, only {supported}")
         stated = {key: value for key, value in raw.items() if value is not None}
-        choices = {f.name: f.default for f in fields(cls) if f.name not in ("noise", "scheduler", "rest")}
+        choices = {f.name: f.default for f in fields(cls) if f.name not in ("noise", "scheduler")}
         is_dpm = name == "DPMSolverMultistepScheduler"
         if not is_dpm:
             choices = {key: default for key, default in choices.items() if key not in _DPM_CHOICES}
@@ -176,7 +175,7 @@ class SchedulerConfig:
             inert=_INERT if is_dpm else (*_INERT, *_DPM_CHOICES, "algorithm_type"),
         )
         if is_dpm:
-            scheduler = _ALGORITHM_TYPES[stated.pop("algorithm_type", "dpmsolver++")]
+            scheduler = _ALGORITHM_TYPES[stated.get("algorithm_type", "dpmsolver++")]
         else:
             scheduler = next((ours for ours, theirs in DIFFUSERS_CLASSES.items() if theirs == name), name)
         betas = found["trained_betas"]
@@ -198,25 +197,4 @@ class SchedulerConfig:
             noise=noise,
             scheduler=scheduler,
             **{key: found[key] for key in choices},
-            rest=tuple(
-                (key, tuple(value) if isinstance(value, list) else value)
-                for key, value in stated.items()
-                if key not in used and not key.startswith("_")
-            ),
         )
-
-    def to_json(self) -> dict[str, Any]:
-        """The config that diffusers reads back with the same values. A field at its default may be left out."""
-        scheduler = self.scheduler.removesuffix("_karras")
-        out: dict[str, Any] = {"_class_name": DIFFUSERS_CLASSES.get(scheduler, scheduler), **dict(self.rest)}
-        out |= {key: value for key, value in asdict(self.noise).items() if value not in (None, False)}
-        for choice in fields(self):
-            value = getattr(self, choice.name)
-            if choice.name not in ("noise", "scheduler", "rest") and value != choice.default:
-                out[choice.name] = value
-        if scheduler != self.scheduler:
-            out["use_karras_sigmas"] = True
-        for algorithm, ours in _ALGORITHM_TYPES.items():
-            if scheduler == ours:
-                out["algorithm_type"] = algorithm
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in out.items()}
