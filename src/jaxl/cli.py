@@ -282,7 +282,6 @@ def _open(
     source: dict[str, Any], dtype: str, shard_params: bool, images: int, progress: ShowProgress | None
 ) -> Pipeline:
     """Open the checkpoint without its parameters, for no more devices than there are images, or for all of them."""
-    import huggingface_hub.utils
     import jax.numpy as jnp
 
     from jaxl.pipeline import Pipeline
@@ -292,7 +291,7 @@ def _open(
 
     found = _devices()
     if progress is None:
-        huggingface_hub.utils.disable_progress_bars()
+        os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     if dtype == "auto":
         dtype = "float32" if found[0].platform == "cpu" else "bfloat16"
     enable_disk_cache()

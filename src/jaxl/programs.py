@@ -152,9 +152,9 @@ class Programs:
         self._lock = threading.Lock()
 
     def compile(self, bucket: Bucket, *, decode: bool = True) -> list[Future[Any]]:
-        """Begin to compile the programs that a bucket needs, each in a thread of its own."""
-        kinds = ("start", "decode", "advance") if decode else ("start", "advance")
-        return [self._begin("encode_text", None), *(self._begin(kind, bucket) for kind in kinds)]
+        """Begin to compile the programs that a bucket needs, each in a thread of its own, the longest first."""
+        kinds = ("advance", "decode", "encode_text", "start") if decode else ("advance", "encode_text", "start")
+        return [self._begin(kind, None if kind == "encode_text" else bucket) for kind in kinds]
 
     def get(self, kind: str, bucket: Bucket | None = None) -> Callable[..., Any]:
         """The compiled program, waiting for it if need be. It takes the function's arguments less the static ones."""

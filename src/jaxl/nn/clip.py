@@ -53,24 +53,27 @@ def clip(params: Params, cfg: TextConfig, ids: Array, clip_skip: Array | int = 0
     text = params["text_model"]
     embeddings = text["embeddings"]
     x = embeddings["token_embedding"]["weight"][ids] + embeddings["position_embedding"]["weight"][: ids.shape[1]]
-    activation = partial(jax.nn.gelu, approximate=False) if cfg.activation == "gelu" else _quick_gelu
     states = [x]
     for i in range(cfg.layers):
-        layer = text["encoder"]["layers"][str(i)]
-        h = layer_norm(layer["layer_norm1"], x, cfg.norm_eps)
-        att = layer["self_attn"]
-        h = attention(*(linear(att[name], h) for name in ("q_proj", "k_proj", "v_proj")), cfg.heads, causal=True)
-        x = x + linear(att["out_proj"], h)
-        h = layer_norm(layer["layer_norm2"], x, cfg.norm_eps)
-        x = x + linear(layer["mlp"]["fc2"], activation(linear(layer["mlp"]["fc1"], h)))
-        states.append(x)
+        states.append(_layer(text["encoder"]["layers"][str(i)], cfg, states[-1]))
     # states[-1 - n] is n layers before the last one; an index, so that clip_skip does not recompile
     hidden = jnp.stack(states)[cfg.layers - 1 - clip_skip]
     if cfg.projection_dim is None:
         return hidden, None
     end = jnp.argmax(ids if cfg.eos_token_id is None else ids == cfg.eos_token_id, axis=-1)
-    last = jnp.take_along_axis(x, end[:, None, None], axis=1)[:, 0]
+    last = jnp.take_along_axis(states[-1], end[:, None, None], axis=1)[:, 0]
     return hidden, linear(params["text_projection"], layer_norm(text["final_layer_norm"], last, cfg.norm_eps))
+
+
+# `jit` in a program means that the layers, which have the same shapes, are traced once, not each.
+@partial(jax.jit, static_argnums=1)
+def _layer(p: Params, cfg: TextConfig, x: Array) -> Array:
+    activation = partial(jax.nn.gelu, approximate=False) if cfg.activation == "gelu" else _quick_gelu
+    h = layer_norm(p["layer_norm1"], x, cfg.norm_eps)
+    q, k, v = (linear(p["self_attn"][name], h) for name in ("q_proj", "k_proj", "v_proj"))
+    x = x + linear(p["self_attn"]["out_proj"], attention(q, k, v, cfg.heads, causal=True))
+    h = layer_norm(p["layer_norm2"], x, cfg.norm_eps)
+    return x + linear(p["mlp"]["fc2"], activation(linear(p["mlp"]["fc1"], h)))
 
 
 def _quick_gelu(x: Array) -> Array:

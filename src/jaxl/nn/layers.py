@@ -140,6 +140,8 @@ def resnet_shapes(inputs: int, outputs: int, dtype: DTypeLike, *, time_dim: int 
     return shapes
 
 
+# `jit` in a program means that residual blocks of the same shapes are traced once, not each.
+@partial(jax.jit, static_argnums=(2, 3))
 def resnet(p: Params, x: Array, groups: int, eps: float, temb: Array | None = None) -> Array:
     """Two normalised convolutions around a shortcut; `temb` [B, E], already activated, is added between them."""
     h = conv(p["conv1"], group_norm(p["norm1"], x, groups, eps, silu=True))

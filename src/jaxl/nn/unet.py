@@ -97,7 +97,9 @@ def unet(
     temb = _embed(params["time_embedding"], sinusoids(t, cfg.channels[0]).astype(dtype))
     temb = temb + _embed(params["add_embedding"], jnp.concatenate([pooled, sizes], axis=-1))
     temb = jax.nn.silu(temb)
-    res = partial(resnet, groups=cfg.norm_num_groups, eps=cfg.norm_eps, temb=temb)
+
+    def res(p: Params, x: Array) -> Array:
+        return resnet(p, x, cfg.norm_num_groups, cfg.norm_eps, temb)
 
     x = conv(params["conv_in"], x)
     skips = [x]
@@ -178,14 +180,19 @@ def _transformer(p: Params, cfg: UNetConfig, x: Array, context: Array, heads: in
     tokens = group_norm(p["norm"], x, cfg.norm_num_groups, 1e-6).reshape(b, h * w, c)
     tokens = linear(p["proj_in"], tokens)
     for i in range(depth):
-        block = p["transformer_blocks"][str(i)]
-        y = layer_norm(block["norm1"], tokens)
-        tokens = tokens + _attend(block["attn1"], y, y, heads)
-        tokens = tokens + _attend(block["attn2"], layer_norm(block["norm2"], tokens), context, heads)
-        # GEGLU (Shazeer 2020, arXiv:2002.05202)
-        y, gate = jnp.split(linear(block["ff"]["net"]["0"]["proj"], layer_norm(block["norm3"], tokens)), 2, axis=-1)
-        tokens = tokens + linear(block["ff"]["net"]["2"], y * jax.nn.gelu(gate, approximate=False))
+        tokens = _transformer_block(p["transformer_blocks"][str(i)], tokens, context, heads)
     return linear(p["proj_out"], tokens).reshape(x.shape) + x
+
+
+# Compiled as part of the program around it; `jit` here means that blocks of the same shapes are traced once, not each.
+@partial(jax.jit, static_argnums=3)
+def _transformer_block(p: Params, tokens: Array, context: Array, heads: int) -> Array:
+    y = layer_norm(p["norm1"], tokens)
+    tokens = tokens + _attend(p["attn1"], y, y, heads)
+    tokens = tokens + _attend(p["attn2"], layer_norm(p["norm2"], tokens), context, heads)
+    # GEGLU (Shazeer 2020, arXiv:2002.05202)
+    y, gate = jnp.split(linear(p["ff"]["net"]["0"]["proj"], layer_norm(p["norm3"], tokens)), 2, axis=-1)
+    return tokens + linear(p["ff"]["net"]["2"], y * jax.nn.gelu(gate, approximate=False))
 
 
 def _attend(p: Params, x: Array, context: Array, heads: int) -> Array:

@@ -83,12 +83,11 @@ def encode(params: Params, cfg: VAEConfig, images: Array) -> tuple[Array, Array]
     The mean times `scaling_factor` is what the U-Net works on.
     """
     p = params["encoder"]
-    res = partial(resnet, groups=cfg.norm_num_groups, eps=EPS)
     x = conv(p["conv_in"], images.astype(p["conv_in"]["weight"].dtype))
     for i in range(len(cfg.channels)):
         block = p["down_blocks"][str(i)]
         for j in range(cfg.layers_per_block):
-            x = res(block["resnets"][str(j)], x)
+            x = resnet(block["resnets"][str(j)], x, cfg.norm_num_groups, EPS)
         if "downsamplers" in block:
             x = conv(block["downsamplers"]["0"]["conv"], x, stride=2, padding=(0, 1))
     x = _middle(p["mid_block"], cfg, x)
@@ -102,7 +101,6 @@ def encode(params: Params, cfg: VAEConfig, images: Array) -> tuple[Array, Array]
 def decode(params: Params, cfg: VAEConfig, latents: Array) -> Array:
     """Latents [B, H/8, W/8, 4], divided by `scaling_factor` -> images [B, H, W, 3] float32, -1..1 but not clipped."""
     p = params["decoder"]
-    res = partial(resnet, groups=cfg.norm_num_groups, eps=EPS)
     x = latents.astype(p["conv_in"]["weight"].dtype)
     if cfg.use_post_quant_conv:
         x = linear(params["post_quant_conv"], x)
@@ -110,7 +108,7 @@ def decode(params: Params, cfg: VAEConfig, latents: Array) -> Array:
     for i in range(len(cfg.channels)):
         block = p["up_blocks"][str(i)]
         for j in range(cfg.layers_per_block + 1):
-            x = res(block["resnets"][str(j)], x)
+            x = resnet(block["resnets"][str(j)], x, cfg.norm_num_groups, EPS)
         if "upsamplers" in block:
             x = conv(block["upsamplers"]["0"]["conv"], upsample(x, 2 * x.shape[1], 2 * x.shape[2]))
     x = group_norm(p["conv_norm_out"], x, cfg.norm_num_groups, EPS, silu=True)

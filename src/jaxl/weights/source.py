@@ -9,7 +9,6 @@ from pathlib import Path
 from jaxl.errors import CheckpointError
 from jaxl.weights.checkpoint import Checkpoint
 from jaxl.weights.folder import read_folder
-from jaxl.weights.hub import download
 from jaxl.weights.single_file import read_single_file
 
 EMBEDDED = {"tiny": Path(__file__).parents[1] / "models" / "tiny"}
@@ -46,6 +45,8 @@ def open_checkpoint(
     if local or not HUB_ID.fullmatch(name):
         known = ", ".join(repr(embedded) for embedded in EMBEDDED)
         raise CheckpointError(f"{name}: no such file or folder; give one, a hub id (owner/name), or {known}")
+    from jaxl.weights.hub import download  # here, because huggingface_hub takes a while to import
+
     folder = download(
         name,
         revision=revision,
