@@ -9,49 +9,28 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
+import families
 import torch
 import transformers
 from safetensors.torch import save_file
 
 State = dict[str, torch.Tensor]
 
-UNET: dict[str, Any] = {
-    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
-    "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
-    "block_out_channels": [64, 64, 128],
-    "layers_per_block": 2,
-    "attention_head_dim": [1, 1, 2],
-    "transformer_layers_per_block": [1, 1, 2],
-    "cross_attention_dim": 192,
-    "use_linear_projection": True,
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 8,
-    "projection_class_embeddings_input_dim": 96 + 6 * 8,
-    "sample_size": 128,
-}
-FAMILIES: dict[str, dict[str, Any]] = {
-    "base": UNET,
-    "refiner": UNET
-    | {
-        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
-        "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
-        "block_out_channels": [64, 64, 128, 128],
-        "attention_head_dim": [1, 1, 2, 2],
-        "transformer_layers_per_block": 2,
-        "cross_attention_dim": 128,
-        "projection_class_embeddings_input_dim": 96 + 5 * 8,
-    },
-    "inpainting": UNET | {"in_channels": 9},
-    "ssd-1b": UNET
-    | {
-        "mid_block_type": "UNetMidBlock2D",
-        "transformer_layers_per_block": [1, [2, 2], [2, 2]],
-        "reverse_transformer_layers_per_block": [[2, 2, 3], [2, 1, 1], 1],
-    },
-    "vega": UNET | {"mid_block_type": "UNetMidBlock2D"},
-    "koala": UNET | {"layers_per_block": 1, "mid_block_type": None},
-    "convolutional projections": UNET | {"use_linear_projection": False},
-}
+
+def widened(raw: dict[str, Any], context: int) -> dict[str, Any]:
+    """The family's U-Net with heads of 64 channels, as every published one has them and no shape tells."""
+    channels = [64, 64, 128, 128][: len(raw["block_out_channels"])]
+    return raw | {
+        "block_out_channels": channels,
+        "attention_head_dim": [width // 64 for width in channels],
+        "cross_attention_dim": context,
+        "projection_class_embeddings_input_dim": raw["projection_class_embeddings_input_dim"] - 24 + 96,
+        "sample_size": 128,
+    }
+
+
+FAMILIES = {name: widened(raw, 128 if name == "refiner" else 192) for name, raw in families.FAMILIES.items()}
+UNET = FAMILIES["base"]
 VAE: dict[str, Any] = {
     "block_out_channels": [32, 32, 64],
     "down_block_types": ["DownEncoderBlock2D"] * 3,

@@ -1,5 +1,6 @@
 """Each network against diffusers and transformers on PyTorch: float32, seeded random weights."""
 
+import re
 from typing import Any
 
 import diffusers
@@ -13,9 +14,11 @@ from families import FAMILIES
 from torch_weights import randomize, relative_error, shape_tree, tree
 
 from jaxl.config import TextConfig, UNetConfig, VAEConfig
+from jaxl.model import Model
 from jaxl.nn.clip import clip, clip_shapes
 from jaxl.nn.unet import unet, unet_shapes
 from jaxl.nn.vae import decode, encode, vae_shapes
+from jaxl.presets import SDXL_BASE
 
 TOLERANCE = 2e-5
 
@@ -134,41 +137,13 @@ def test_vae(quant: bool) -> None:
 
 def test_full_size_parameter_counts() -> None:
     """The published sizes, counted on shapes alone."""
-    sdxl = UNetConfig.from_json(
-        FAMILIES["base"]
-        | {
-            "block_out_channels": [320, 640, 1280],
-            "attention_head_dim": [5, 10, 20],
-            "transformer_layers_per_block": [1, 2, 10],
-            "cross_attention_dim": 2048,
-            "addition_time_embed_dim": 256,
-            "projection_class_embeddings_input_dim": 2816,
-        }
-    )
-    assert _count(unet_shapes(sdxl)) == 2_567_463_684
-    clip_l = TextConfig.from_json({"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12})
-    assert _count(clip_shapes(clip_l)) == 123_060_480
-    big_g = TextConfig.from_json(
-        {
-            "architectures": ["CLIPTextModelWithProjection"],
-            "hidden_size": 1280,
-            "intermediate_size": 5120,
-            "num_hidden_layers": 32,
-            "num_attention_heads": 20,
-            "hidden_act": "gelu",
-            "projection_dim": 1280,
-        }
-    )
-    assert _count(clip_shapes(big_g)) == 694_659_840
-    vae = VAEConfig.from_json(
-        {
-            "block_out_channels": [128, 256, 512, 512],
-            "layers_per_block": 2,
-            "down_block_types": ["DownEncoderBlock2D"] * 4,
-            "up_block_types": ["UpDecoderBlock2D"] * 4,
-        }
-    )
-    assert _count(vae_shapes(vae)) == 83_653_863
+    sizes = {name: _count(shapes) for name, shapes in Model.from_configs(SDXL_BASE).shapes().items()}
+    assert sizes == {
+        "unet": 2_567_463_684,
+        "vae": 83_653_863,
+        "text_encoder": 123_060_480,
+        "text_encoder_2": 694_659_840,
+    }
 
 
 def _count(shapes: Any) -> int:
@@ -176,10 +151,11 @@ def _count(shapes: Any) -> int:
 
 
 def test_bfloat16_stays_bfloat16() -> None:
+    """Every product takes bfloat16 on both sides, so nothing was widened by accident."""
     cfg = UNetConfig.from_json(FAMILIES["base"])
-    shapes = unet_shapes(cfg, jnp.bfloat16)
     inputs = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((1, 16, 16, 4), (1,), (1, 7, 48), (1, 24), (1, 6))]
-    traced = jax.make_jaxpr(lambda p, *a: unet(p, cfg, *a))(shapes, *inputs)
-    products = [e for e in traced.jaxpr.eqns if e.primitive.name in ("dot_general", "conv_general_dilated")]
-    assert len(products) > 50
-    assert {v.aval.dtype for e in products for v in e.invars} == {jnp.dtype(jnp.bfloat16)}
+    lowered = jax.jit(unet, static_argnums=1).lower(unet_shapes(cfg, jnp.bfloat16), cfg, *inputs)
+    products = re.findall(r"stablehlo\.(?:dot_general|convolution).*: \((.*)\) ->", lowered.as_text())
+    assert len(products) > 30
+    for operands in products:
+        assert re.fullmatch(r"tensor<[\dx]*xbf16>, tensor<[\dx]*xbf16>", operands)

@@ -374,9 +374,9 @@ def test_shapes_of_no_sdxl(tmp_path: Path, base: State, changes: dict[str, tuple
 
 def test_uneven_levels(tmp_path: Path, base: State) -> None:
     some = {key: value for key, value in base.items() if not key.startswith("model.diffusion_model.input_blocks.5.1.")}
-    assert "transformers in some of its blocks only (depths [1, 0])" in refusal(tmp_path, some)
+    assert "transformers in some of its blocks only (depths [2, 0])" in refusal(tmp_path, some)
 
 
 def test_middle_deeper_than_its_level(tmp_path: Path, base: State) -> None:
-    deeper = base | tensors_of("model.diffusion_model.middle_block.1.transformer_blocks.2.norm1.weight")
-    assert "middle_block is 3 transformers deep, the last input_blocks 2" in refusal(tmp_path, deeper)
+    deeper = base | tensors_of("model.diffusion_model.middle_block.1.transformer_blocks.3.norm1.weight")
+    assert "middle_block is 4 transformers deep, the last input_blocks 3" in refusal(tmp_path, deeper)
