@@ -337,10 +337,11 @@ class Pipeline:
                 branches.append([None] * batch)
                 continue
             first = first or [""] * batch
-            by_encoder = {"text_encoder": first, "text_encoder_2": second or first}
-            ids = {
-                encoder: self._tokenize(encoder, f"{prefix}prompt", by_encoder[encoder]) for encoder in self.tokenizers
+            by_encoder = {
+                "text_encoder": (f"{prefix}prompt", first),
+                "text_encoder_2": (f"{prefix}prompt_2", second) if second else (f"{prefix}prompt", first),
             }
+            ids = {encoder: self._tokenize(encoder, *by_encoder[encoder]) for encoder in self.tokenizers}
             branches.append([{encoder: rows[i : i + 1] for encoder, rows in ids.items()} for i in range(batch)])
         return branches
 

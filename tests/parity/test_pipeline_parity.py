@@ -119,6 +119,48 @@ def test_a_random_model_of_each_family(family: str, scheduler_options: dict[str,
     compare(ours, theirs, "euler", noise, steps=4, negative_prompt=None)
 
 
+def test_refiner(tmp_path: Path) -> None:
+    """One text encoder and five size ids, the last an aesthetic score; beside diffusers' network on every input."""
+    theirs = random_pipeline(FAMILIES["refiner"] | {"cross_attention_dim": 32}, {})
+    components = {k: v for k, v in theirs.components.items() if k not in ("image_encoder", "feature_extractor")}
+    refiner = diffusers.StableDiffusionXLImg2ImgPipeline(
+        **components | {"text_encoder": None, "tokenizer": None},
+        requires_aesthetics_score=True,
+        force_zeros_for_empty_prompt=False,
+        add_watermarker=False,
+    )
+    refiner.save_pretrained(tmp_path / "refiner")
+    pipe, params = jaxl.from_pretrained(tmp_path / "refiner", dtype=jnp.float32, mesh=jaxl.make_mesh(jax.devices()[:1]))
+    noise = np.random.default_rng(6).standard_normal((1, 16, 16, 4), np.float32)
+    settings: dict[str, Any] = {"steps": 1, "latents": noise, "output": "latents"}
+    got = pipe.generate(params, "a cat", original_size=(90, 80), crops_coords_top_left=(2, 3), **settings).latents
+
+    scheduler = refiner.scheduler
+    scheduler.set_timesteps(1)
+    latents = torch.from_numpy(noise).permute(0, 3, 1, 2) * scheduler.init_noise_sigma
+    (t,) = scheduler.timesteps
+    with torch.no_grad():
+        embeds, negative, pooled, negative_pooled = refiner.encode_prompt("a cat", negative_prompt="")
+        added = {
+            "text_embeds": torch.cat([negative_pooled, pooled]),
+            "time_ids": torch.tensor([[90.0, 80, 2, 3, 2.5], [90.0, 80, 2, 3, 6.0]]),
+        }
+        scaled = scheduler.scale_model_input(torch.cat([latents] * 2), t)
+        without, toward = refiner.unet(scaled, t, torch.cat([negative, embeds]), added_cond_kwargs=added).sample.chunk(
+            2
+        )
+        wanted = scheduler.step(without + 5.0 * (toward - without), t, latents).prev_sample
+    assert relative_error(got, wanted.permute(0, 2, 3, 1)) < 2e-4
+
+
+def test_inpainting_model_loads_and_asks_for_a_picture(tmp_path: Path) -> None:
+    theirs = random_pipeline(FAMILIES["inpainting"], {})
+    theirs.save_pretrained(tmp_path / "inpainting")
+    pipe, params = jaxl.from_pretrained(tmp_path / "inpainting")
+    with pytest.raises(jaxl.InputError, match="a picture and a mask"):
+        pipe.generate(params, "a cat")
+
+
 def random_pipeline(unet: dict[str, Any], scheduler_options: dict[str, Any]) -> Any:
     text = {
         "vocab_size": 2048,
