@@ -72,9 +72,13 @@ def main() -> None:
     if sys.stdout is not None:  # file names may be any bytes
         sys.stdout.reconfigure(errors="surrogateescape")  # pyright: ignore[reportAttributeAccessIssue]
     code = run(sys.argv[1:])
-    if code:
-        # programs may be compiling still, in threads that can neither be stopped nor outlive the interpreter
-        os._exit(code)
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            with suppress(OSError, ValueError):  # nobody reads any more
+                stream.flush()
+    # Programs may be compiling still, in threads that can neither be stopped nor outlive the interpreter; and to take
+    # compiled ones apart, as the interpreter would, keeps the user waiting 0.4 s for nothing.
+    os._exit(code)
 
 
 def run(argv: Sequence[str]) -> int:
