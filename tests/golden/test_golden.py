@@ -6,6 +6,8 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 from torch_weights import relative_error
 
 from jaxl.nn.unet import unet
@@ -74,6 +76,24 @@ def test_every_step_and_the_image(tiny: Any, golden: Golden) -> None:
     assert relative_error(result.latents, nhwc(golden["final_latents"])) < 2e-4
     wanted = np.clip(nhwc(golden["image"]) / 2 + 0.5, 0, 1)
     assert np.mean(np.abs(result.images - wanted) <= 1 / 255) > 0.999
+
+
+def test_the_picture_grid(tiny: Any) -> None:
+    """The first row of golden.png, from PyTorch's noise: the same pictures to the last grey level or two."""
+    pipe, params = tiny
+    captions = [
+        "a red apple on a blue background, flat style",
+        "a dolphin and a party popper on a yellow background, noto style",
+        "a llama on a green background, noto style",
+        "a castle on a pink background, flat style",
+    ]
+    noise = [torch.randn((4, 32, 32), generator=torch.Generator().manual_seed(seed)).numpy() for seed in range(4)]
+    result = pipe.generate(params, captions, steps=20, guidance_scale=5.0, latents=nhwc(np.stack(noise)))
+    with Image.open(Path(__file__).with_name("golden.png")) as grid:
+        wanted = np.asarray(grid.convert("RGB"), np.int16)[:256]
+    got = np.concatenate([np.asarray(image, np.int16) for image in result.images], axis=1)
+    assert np.mean(np.abs(got - wanted) <= 1) > 0.999
+    assert np.abs(got - wanted).max() <= 4
 
 
 def test_vae_encoder(tiny: Any, golden: Golden) -> None:
