@@ -64,10 +64,9 @@ class Text:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Conditioning:
-    """What the network is told about B images: text [B, G, ...], time_ids [B, G, 5 or 6] and guidance_scale [B],
-    float32.
+    """What the network is told about B images, each in G branches (the bucket's `branches`), the negative one first.
 
-    G is the bucket's `branches`, the negative one first.
+    text: [B, G, ...]; time_ids: float32 [B, G, 5 or 6]; guidance_scale: float32 [B].
     """
 
     text: Text
@@ -88,8 +87,7 @@ def encode_text(params: Params, model: Model, ids: dict[str, Array], clip_skip: 
 def start(
     texts: list[list[Text]], rows: Array, used: Array, init_scale: Array, keys: Array, given: Array, latents: Array
 ) -> tuple[Slots, Text]:
-    """Gather a batch: slots at their first row, and the texts, [image][branch] of one text each, stacked to [B, G,
-    ...].
+    """Gather a batch: slots at their first row, and the texts, [image][branch], stacked to [B, G, ...].
 
     The unit noise is drawn from `keys` [B, 2], or is `latents` [B, h, w, C] where its flag in `given` [B] is set;
     either is scaled to the table's first noise level.
