@@ -13,11 +13,11 @@ from jaxl.errors import InputError
 
 
 class MicroConditioning(TypedDict, total=False):
-    """What SDXL was told in training about each picture's origin (arXiv:2307.01952, section 2.2); sizes are (height,
-    width).
+    """What SDXL was told in training about each picture's origin (arXiv:2307.01952, section 2.2).
 
-    `original_size` and `target_size` default to the size of the image, `crops_coords_top_left` to (0, 0); the negative
-    ones, for the unconditional branch, to the positive. The scores are the refiner's: 6.0 and 2.5 by default.
+    Sizes are (height, width), corners (top, left). `original_size` and `target_size` default to the size of the image,
+    `crops_coords_top_left` to (0, 0), and the negative ones, for the unconditional branch, to the positive. The scores
+    are the refiner's: 6.0 and 2.5 by default.
     """
 
     original_size: tuple[int, int]
