@@ -335,6 +335,15 @@ def test_attention_of_an_early_vae(model: Path) -> None:
     }
 
 
+def test_a_vae_key_under_its_old_and_its_new_name(model: Path) -> None:
+    """One of the two would win silently."""
+    attention, one = "decoder.mid_block.attentions.0.", np.zeros(1, np.float32)
+    names = ("query.weight", "to_q.weight")
+    save_file({attention + name: one for name in names}, model / "vae" / "diffusion_pytorch_model.safetensors")
+    with pytest.raises(CheckpointError, match=r"query\.weight and .*to_q\.weight are the same tensor"):
+        open_checkpoint(model)
+
+
 def test_text_encoders_without_their_outer_name(model: Path) -> None:
     one = np.zeros(1, np.float32)
     save_file({"embeddings.x": one, "text_projection.weight": one}, model / "text_encoder_2" / "model.safetensors")

@@ -9,12 +9,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
 from jaxl.errors import OutputError
+from jaxl.sharding import batch_sharding, make_mesh
 from jaxl.weights.layout import unflatten
 from jaxl.weights.save import save_checkpoint
 from jaxl.weights.source import open_checkpoint
@@ -148,6 +150,7 @@ def test_a_file_that_cannot_grow(tmp_path: Path) -> None:
 import resource, pathlib
 import jax.numpy as jnp
 from jaxl.errors import OutputError
+from jaxl.sharding import batch_sharding, make_mesh
 from jaxl.weights.save import save_checkpoint
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 configs = {{"model_index": {{}}, "scheduler": {{}}, "vae": {{}}}}
@@ -160,3 +163,13 @@ except OutputError as error:
     done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, check=True)
     assert done.stdout == f"{tmp_path / 'model'}: cannot be written (File too large)\n"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_no_copy_of_split_parameters_stays_on_the_host(tmp_path: Path) -> None:
+    """jax keeps what it gathers for NumPy in the array that was read; over a whole model that is a second copy."""
+    split = batch_sharding(make_mesh())
+    leaf = jax.device_put(np.arange(64.0, dtype=np.float32).reshape(8, 8), split)
+    save_checkpoint(tmp_path / "model", CONFIGS, {"unet": {"linear": {"weight": leaf}}}, {})
+    assert leaf._npy_value is None
+    written = load_file(tmp_path / "model" / "unet" / "diffusion_pytorch_model.safetensors")
+    np.testing.assert_array_equal(written["linear.weight"], np.arange(64.0).reshape(8, 8).T)

@@ -143,7 +143,13 @@ def _remedy(folder: Path, component: str, variant: str | None) -> str:
 def _renamed(component: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Keys as current published checkpoints have them."""
     if component == "vae":
-        return {_current_attention(key): tensor for key, tensor in tensors.items()}
+        renamed: dict[str, Tensor] = {}
+        for key, tensor in tensors.items():
+            name = _current_attention(key)
+            if name in renamed:
+                raise CheckpointError(f"{tensor.file}: {renamed[name].key} and {key} are the same tensor, {name}")
+            renamed[name] = tensor
+        return renamed
     if component.startswith("text_encoder") and not any(key.startswith("text_model.") for key in tensors):
         # transformers 5 saves the encoder without its outer name
         return {key if key.startswith("text_projection.") else f"text_model.{key}": t for key, t in tensors.items()}

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from jaxl.errors import OutputError
@@ -68,11 +69,12 @@ def _write(
         entries = {
             key: (np.dtype(leaf.dtype), tuple(leaf.shape[axis] for axis in axes[key])) for key, leaf in leaves.items()
         }
-        write_safetensors(
-            folder / component / weight_file(component, None),
-            entries,
-            lambda key, leaves=leaves, axes=axes: rearranged(np.asarray(leaves[key]), axes[key], leaves[key].dtype),
-        )
+
+        def read(key: str, leaves: Mapping[str, Any] = leaves, axes: Mapping[str, Any] = axes) -> np.ndarray:
+            # of a copy, because jax keeps in the array itself what it gathers from devices for NumPy
+            return rearranged(np.asarray(jnp.copy(leaves[key])), axes[key], leaves[key].dtype)
+
+        write_safetensors(folder / component / weight_file(component, None), entries, read)
     for name, save in tokenizers.items():
         save(folder / name)
 
