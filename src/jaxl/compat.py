@@ -31,6 +31,7 @@ from jaxl.errors import InputError, NonFiniteError
 from jaxl.pipeline import Pipeline
 from jaxl.programs import Conditioning, Text, advance, decode, enable_disk_cache, encode_text
 from jaxl.sharding import AXIS, make_mesh
+from jaxl.weights.folder import TOKENIZERS
 from jaxl.weights.source import open_checkpoint
 
 Params = dict[str, Any]
@@ -231,7 +232,7 @@ class FlaxStableDiffusionXLPipeline:
         """The configurations and tokenizers, by component."""
         model = self.pipeline.model
         networks = {"unet": model.unet, "vae": model.vae, **model.text_encoders, "scheduler": model.scheduler}
-        tokenizers = {name.replace("text_encoder", "tokenizer"): t for name, t in self.pipeline.tokenizers.items()}
+        tokenizers = {TOKENIZERS[name]: t for name, t in self.pipeline.tokenizers.items()}
         return networks | tokenizers
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], params: Params) -> None:

@@ -35,6 +35,7 @@ from jaxl.programs import Bucket, Conditioning, Programs, Text, enable_disk_cach
 from jaxl.sharding import make_mesh, place_parameters
 from jaxl.text.tokenizer import Tokenizer
 from jaxl.weights.checkpoint import Checkpoint, load_params
+from jaxl.weights.folder import TOKENIZERS
 from jaxl.weights.layout import flatten
 from jaxl.weights.save import save_checkpoint
 from jaxl.weights.source import open_checkpoint
@@ -142,7 +143,7 @@ class Pipeline:
         self.programs = Programs(self.model, mesh, shapes)
         self.tokenizers: dict[str, Tokenizer] = {}
         for encoder in self.model.text_encoders:
-            folder = checkpoint.tokenizers[_tokenizer_name(encoder)]
+            folder = checkpoint.tokenizers[TOKENIZERS[encoder]]
             pad = "!" if encoder == "text_encoder_2" else "<|endoftext|>"
             tokenizer = Tokenizer.clip(pad) if folder is None else Tokenizer.from_dir(folder)
             cfg = self.model.text_encoders[encoder]
@@ -168,7 +169,7 @@ class Pipeline:
 
     def save_pretrained(self, folder: str | os.PathLike[str], params: Params) -> None:
         """Write a folder that diffusers and jaxl open. Raises OutputError, leaving nothing behind."""
-        tokenizers = {_tokenizer_name(encoder): tokenizer.save for encoder, tokenizer in self.tokenizers.items()}
+        tokenizers = {TOKENIZERS[encoder]: tokenizer.save for encoder, tokenizer in self.tokenizers.items()}
         save_checkpoint(Path(folder), self.checkpoint.configs, params, tokenizers)
 
     def bucket(
@@ -432,11 +433,6 @@ class Pipeline:
         if output == "numpy":
             return np.asarray(pixels)[: plan.batch]
         return [Image.fromarray(image) for image in np.asarray(bytes_)[: plan.batch]]
-
-
-def _tokenizer_name(encoder: str) -> str:
-    """The tokenizer's folder: `text_encoder_2` reads `tokenizer_2`."""
-    return encoder.replace("text_encoder", "tokenizer")
 
 
 @contextmanager
