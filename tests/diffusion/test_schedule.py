@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jaxl.diffusion.schedule import NoiseSchedule, SchedulerConfig
+from jaxl.diffusion.schedule import EDM, NoiseSchedule, SchedulerConfig
 from jaxl.errors import CheckpointError
 
 SDXL = NoiseSchedule(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
 EULER = {"_class_name": "EulerDiscreteScheduler"}
 DPM = {"_class_name": "DPMSolverMultistepScheduler"}
+EDM_EULER = {"_class_name": "EDMEulerScheduler"}
+EDM_DPM = {"_class_name": "EDMDPMSolverMultistepScheduler"}
 
 
 def test_sdxl_noise_runs_over_the_sigmas_everybody_quotes() -> None:
@@ -61,12 +63,18 @@ def test_zero_terminal_snr_ends_at_no_signal_and_keeps_the_first_level() -> None
         ({"final_sigmas_type": "tiny"}, "final_sigmas_type='tiny'"),
         ({"interpolation_type": "log_linear"}, "interpolation_type='log_linear'"),
         ({"thresholding": True}, "thresholding=True"),
-        ({"use_exponential_sigmas": True}, "use_exponential_sigmas=True"),
+        ({"use_lu_lambdas": True}, "use_lu_lambdas=True"),
+        ({"use_beta_sigmas": True, "use_karras_sigmas": True}, "cannot be karras and beta at once"),
         ({"sigma_max": 700.0}, "sigma_max=700.0"),
         ({"brightness": 2}, "brightness=2"),
         ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, "'FlowMatchEulerDiscreteScheduler'.*EulerDiscrete"),
         ({"_class_name": None}, "scheduler class None"),
         ({**DPM, "algorithm_type": "dpmsolver"}, "algorithm_type='dpmsolver'"),
+        ({**DPM, "solver_order": 4}, "solver_order=4"),
+        ({**EDM_EULER, "prediction_type": "sample"}, "prediction_type='sample'"),
+        ({**EDM_EULER, "sigma_schedule": "linear"}, "sigma_schedule='linear'"),
+        ({**EDM_EULER, "sigma_min": 90.0}, "sigma_min=90.0.* is no range of noise"),
+        ({**EDM_EULER, "sigma_data": 0.0}, "sigma_data=0.0.* is no range of noise"),
         ({**DPM, "solver_type": "bh2"}, "solver_type='bh2'"),
         ({**DPM, "lambda_min_clipped": -5.1}, "lambda_min_clipped=-5.1"),
     ],
@@ -90,7 +98,17 @@ def test_fields_that_are_switched_off_or_empty_are_taken() -> None:
         ({"_class_name": "DDIMScheduler"}, "ddim"),
         (DPM, "dpm++2m"),
         ({**DPM, "algorithm_type": "sde-dpmsolver++"}, "dpm++2m_sde"),
-        ({"_class_name": "LCMScheduler"}, "LCMScheduler"),
+        ({**DPM, "solver_order": 3}, "dpm++3m"),
+        ({**DPM, "solver_order": 3, "algorithm_type": "sde-dpmsolver++"}, "dpm++3m_sde"),
+        ({"_class_name": "HeunDiscreteScheduler"}, "heun"),
+        ({"_class_name": "LMSDiscreteScheduler"}, "lms"),
+        ({"_class_name": "KDPM2DiscreteScheduler"}, "dpm2"),
+        ({"_class_name": "KDPM2AncestralDiscreteScheduler"}, "dpm2_a"),
+        ({"_class_name": "DPMSolverSDEScheduler"}, "dpm++sde"),
+        (EDM_EULER, "edm_euler"),
+        (EDM_DPM, "edm_dpm++2m"),
+        ({**EDM_DPM, "algorithm_type": "sde-dpmsolver++"}, "dpm++2m_sde"),
+        ({"_class_name": "DPMSolverSinglestepScheduler"}, "DPMSolverSinglestepScheduler"),
     ],
 )
 def test_the_class_decides_the_scheduler(raw: dict[str, Any], name: str) -> None:
@@ -105,9 +123,29 @@ def test_absent_fields_have_the_defaults_of_their_class() -> None:
 
 
 def test_another_solver_s_fields_do_not_reach_dpm() -> None:
-    unipc = {"_class_name": "UniPCMultistepScheduler", "solver_order": 3, "solver_type": "bh2"}
-    config = SchedulerConfig.from_json(unipc)
-    assert (config.solver_order, config.solver_type) == (2, "midpoint")
+    for other in ({"_class_name": "UniPCMultistepScheduler", "solver_type": "bh2"}, {**EULER, "solver_type": "heun"}):
+        config = SchedulerConfig.from_json({**other, "solver_order": 3}).for_solver("dpm++2m")
+        assert (config.solver_order, config.solver_type) == (None, None)
+    heun = SchedulerConfig.from_json({**DPM, "solver_type": "heun"})
+    assert heun.for_solver("dpm++3m_sde").solver_type == "heun"
+    assert heun.for_solver("euler").solver_type is None
+
+
+@pytest.mark.parametrize("schedule", ["karras", "exponential", "beta"])
+def test_one_field_says_which_sigmas_are_wanted(schedule: str) -> None:
+    config = SchedulerConfig.from_json({**EULER, f"use_{schedule}_sigmas": True})
+    assert config == SchedulerConfig(sigma_schedule=schedule)
+
+
+def test_playground_s_noise() -> None:
+    # playgroundai/playground-v2.5-1024px-aesthetic
+    raw = {**EDM_DPM, "num_train_timesteps": 1000, "prediction_type": "epsilon", "rho": 7.0, "sigma_data": 0.5}
+    raw |= {"sigma_max": 80.0, "sigma_min": 0.002, "solver_order": 2, "solver_type": "midpoint", "thresholding": False}
+    config = SchedulerConfig.from_json({**raw, "lower_order_final": True, "final_sigmas_type": "zero"})
+    assert config.noise.edm == EDM()
+    assert isinstance(hash(config), int)
+    cosxl = SchedulerConfig.from_json({**EDM_EULER, "sigma_schedule": "exponential", "sigma_data": 1.0})
+    assert (cosxl.sigma_schedule, cosxl.noise.edm) == ("exponential", EDM(sigma_data=1.0))
 
 
 def test_the_embedded_checkpoint() -> None:

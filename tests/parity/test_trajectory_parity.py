@@ -2,81 +2,92 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 import diffusers
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from diffusers.schedulers import scheduling_euler_ancestral_discrete
+from diffusers.schedulers.scheduling_utils import AysSchedules
+from trajectories import SDXL, Batch, Case, follow, make_scheduler
 
-from jaxl.diffusion.loop import Slots, advance, init_slots
-from jaxl.diffusion.noise import image_key, initial_noise, step_noise
 from jaxl.diffusion.schedule import DIFFUSERS_CLASSES, SchedulerConfig
-from jaxl.diffusion.tables import Table, build_table
+from jaxl.diffusion.tables import build_table
 from jaxl.errors import CheckpointError
 
 # torch tensors and NumPy 2, inside diffusers
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+pytestmark = pytest.mark.filterwarnings("ignore:__array_.* (implementation|must accept):DeprecationWarning")
 
-SHAPE = (4, 4, 2)
 STEPS = (1, 2, 5, 20, 50)
 SPACINGS = ("leading", "linspace", "trailing")
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
-SDXL = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+SIGMA_FLAGS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
 
-
-@dataclass(frozen=True)
-class Case:
-    """A scheduler config as diffusers writes it, and how to run it."""
-
-    scheduler: str
-    raw: dict[str, Any]
-    steps: int
-    eta: float | None = None
-    table: Table = field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "table", build_table(SchedulerConfig.from_json(self.raw), self.steps, eta=self.eta))
+DPM = ("dpm++2m", "dpm++2m_sde", "dpm++3m", "dpm++3m_sde")
+TWO_ROWS = ("dpm++sde", "dpm2", "dpm2_a", "heun")
+EDM = ("edm_dpm++2m", "edm_euler")
+NAMES = ("ddim", *DPM, *TWO_ROWS, *EDM, "euler", "euler_a", "lms")
 
 
 def scheduler_json(scheduler: str, **options: Any) -> dict[str, Any]:
     """A config of the diffusers class behind `scheduler`, with SDXL's betas unless the options say otherwise."""
-    kind = {"dpm++2m": "dpmsolver++", "dpm++2m_sde": "sde-dpmsolver++"}.get(scheduler)
-    algorithm = {} if kind is None else {"algorithm_type": kind}
-    clip = {"clip_sample": False} if scheduler == "ddim" else {}
-    return {"_class_name": DIFFUSERS_CLASSES[scheduler], **SDXL, **algorithm, **clip, **options}
+    own: dict[str, Any] = {} if scheduler in EDM else dict(SDXL)
+    if scheduler in DPM:
+        own["algorithm_type"] = "sde-dpmsolver++" if scheduler.endswith("sde") else "dpmsolver++"
+        own["solver_order"] = 3 if "3m" in scheduler else 2
+    if scheduler == "ddim":
+        own["clip_sample"] = False
+    return {"_class_name": DIFFUSERS_CLASSES[scheduler], **own, **options}
+
+
+def predictions(scheduler: str) -> tuple[str, ...]:
+    """Those that the class has: only Heun's of the two-row classes has `sample`."""
+    return PREDICTIONS[:2] if scheduler in ("dpm++sde", "dpm2", "dpm2_a", "euler_a", *EDM) else PREDICTIONS
 
 
 def grid() -> Iterator[Case]:
-    """Spacing x prediction x zero terminal SNR x Karras x steps, where the class of diffusers has them."""
-    for scheduler in DIFFUSERS_CLASSES:
-        predictions = PREDICTIONS[:2] if scheduler == "euler_a" else PREDICTIONS
-        sigmas = [{}, {"use_karras_sigmas": True}] if scheduler not in ("ddim", "euler_a") else [{}]
-        for spacing, prediction, zero, karras in itertools.product(SPACINGS, predictions, (False, True), sigmas):
+    """Spacing x prediction x zero terminal SNR x steps, and spacing x sigma schedule, where diffusers has them."""
+    for scheduler in sorted(set(NAMES) - set(EDM)):
+        zeros = (False,) if scheduler in (*TWO_ROWS, "lms") else (False, True)
+        for spacing, prediction, zero in itertools.product(SPACINGS, predictions(scheduler), zeros):
             etas: tuple[float | None, ...] = (None,)
             if scheduler == "ddim":
                 # where no signal is left the noise cannot be predicted, and at eta 1 diffusers takes the root of a
                 # rounding error around 0, which may be NaN
                 if prediction == "epsilon" and zero and spacing != "leading":
                     continue
-                etas = (0.0, 0.6) if zero else (0.0, 0.6, 1.0)
-            raw = scheduler_json(
-                scheduler,
-                timestep_spacing=spacing,
-                prediction_type=prediction,
-                rescale_betas_zero_snr=zero,
-                steps_offset=1,
-                **karras,
-            )
+                etas = (0.0, 0.6) if zero else (0.0, 1.0)
+            extra = {"rescale_betas_zero_snr": True} if zero else {}
+            options = {"timestep_spacing": spacing, "prediction_type": prediction, "steps_offset": 1, **extra}
             for steps, eta in itertools.product(STEPS, etas):
-                yield Case(scheduler, raw, steps, eta)
+                # float32 has no digit left for the level that dpm2_a goes down to in two steps from 999 to 0
+                if (scheduler, spacing, steps) != ("dpm2_a", "linspace", 2):
+                    yield Case(scheduler_json(scheduler, **options), steps, {} if eta is None else {"eta": eta})
+        if scheduler in ("ddim", "euler_a"):
+            continue
+        for spacing, flag, steps in itertools.product(SPACINGS, SIGMA_FLAGS, (1, 2, 20)):
+            yield Case(scheduler_json(scheduler, timestep_spacing=spacing, steps_offset=1, **{flag: True}), steps)
+            if scheduler in (*DPM, "euler"):
+                zero = {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction", flag: True}
+                yield Case(scheduler_json(scheduler, timestep_spacing=spacing, **zero), steps)
+
+
+def edm() -> Iterator[Case]:
+    """Models with EDM noise: Playground v2.5's, the paper's and CosXL's."""
+    for scheduler, prediction, final in itertools.product(EDM, predictions("edm_euler"), ("zero", "sigma_min")):
+        options = {"prediction_type": prediction, "final_sigmas_type": final}
+        # for one step that ends at the lowest level, or has exponential sigmas, diffusers' start is not the highest
+        for steps in STEPS if final == "zero" else STEPS[1:]:
+            yield Case(scheduler_json(scheduler, **options), steps)
+        cosxl = {"sigma_max": 120.0, "sigma_data": 1.0, "sigma_schedule": "exponential", "rho": 5.0}
+        for steps in STEPS[1:]:
+            yield Case(scheduler_json(scheduler, **options, **cosxl), steps)
+    for solver, steps in itertools.product(({"solver_type": "heun"}, {"solver_order": 1}, {"solver_order": 3}), STEPS):
+        yield Case(scheduler_json("edm_dpm++2m", **solver), steps)
+    for steps in STEPS:
+        yield Case(scheduler_json("edm_dpm++2m", algorithm_type="sde-dpmsolver++"), steps)
 
 
 def corners() -> Iterator[Case]:
@@ -87,17 +98,18 @@ def corners() -> Iterator[Case]:
         {"beta_schedule": "squaredcos_cap_v2"},
         {"trained_betas": trained, "num_train_timesteps": 100},
     ]
-    for scheduler, steps in itertools.product(DIFFUSERS_CLASSES, (7, 33)):
-        for noise, spacing in itertools.product(schedules, SPACINGS):
-            yield Case(scheduler, scheduler_json(scheduler, timestep_spacing=spacing, **noise), steps)
-        yield Case(scheduler, scheduler_json(scheduler), steps)
-    for scheduler, steps in itertools.product(("euler", "dpm++2m", "dpm++2m_sde"), (1, 9, 17)):
-        for karras in (False, True):
-            yield Case(
-                scheduler, scheduler_json(scheduler, final_sigmas_type="sigma_min", use_karras_sigmas=karras), steps
-            )
+    for scheduler, steps in itertools.product(sorted(set(NAMES) - set(EDM)), (7, 33)):
+        for noise, spacing in itertools.product(schedules, SPACINGS if steps == 7 else SPACINGS[2:]):
+            # nor has float32 a digit left for it from a sigma of 20000
+            if scheduler != "dpm2_a" or "squaredcos_cap_v2" not in noise.values():
+                yield Case(scheduler_json(scheduler, timestep_spacing=spacing, **noise), steps)
+        yield Case(scheduler_json(scheduler), steps)
+    for scheduler, steps in itertools.product(("euler", *DPM), (1, 9, 17)):
+        # the lowest level is visited twice then, where diffusers' third order gives NaN
+        for flag in ({}, *({flag: True} for flag in SIGMA_FLAGS)) if "3m" not in scheduler else ({},):
+            yield Case(scheduler_json(scheduler, final_sigmas_type="sigma_min", **flag), steps)
         cosine = {"beta_schedule": "squaredcos_cap_v2", "use_karras_sigmas": True, "timestep_spacing": "trailing"}
-        yield Case(scheduler, scheduler_json(scheduler, **cosine), steps)
+        yield Case(scheduler_json(scheduler, **cosine), steps)
     solvers: list[dict[str, Any]] = [
         {"solver_order": 1},
         {"solver_type": "heun"},
@@ -106,121 +118,100 @@ def corners() -> Iterator[Case]:
         {"lower_order_final": False},
         {"lower_order_final": False, "final_sigmas_type": "sigma_min", "timestep_spacing": "trailing"},
     ]
-    for scheduler, solver, steps in itertools.product(("dpm++2m", "dpm++2m_sde"), solvers, (1, 2, 14, 15)):
-        yield Case(scheduler, scheduler_json(scheduler, **solver), steps)
+    for scheduler, solver, steps in itertools.product(DPM, solvers, (1, 2, 3, 14, 15)):
+        yield Case(scheduler_json(scheduler, **solver), steps)
     for steps in (3, 30):
-        yield Case("ddim", scheduler_json("ddim", set_alpha_to_one=False, steps_offset=1), steps)
+        yield Case(scheduler_json("ddim", set_alpha_to_one=False, steps_offset=1), steps)
 
 
-CASES = [*grid(), *corners()]
-ROWS = max(case.steps for case in CASES)
-KEYS = np.stack([image_key(seed) for seed in range(len(CASES))])
+def starts() -> Iterator[Case]:
+    """Starts in the middle, as from a picture."""
+    for scheduler, (steps, skip) in itertools.product(NAMES, ((2, 1), (10, 3), (10, 9), (25, 14))):
+        for flag in ({},) if scheduler in ("ddim", "euler_a", *EDM) else ({}, {"use_karras_sigmas": True}):
+            spacing = {} if scheduler in EDM else {"timestep_spacing": "leading", "steps_offset": 1}
+            yield Case(scheduler_json(scheduler, **spacing, **flag), steps, {"skip": skip})
 
 
-def torch_network(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-    return torch.tanh(1.5 * x + t / 500 - 1) - 0.1 * x
+def custom() -> Iterator[Case]:
+    """Timesteps and sigmas of one's own, Align Your Steps among them."""
+    lists = [AysSchedules["StableDiffusionXLTimesteps"], [999, 700, 3], [500], list(range(999, 0, -50))]
+    for scheduler, timesteps in itertools.product((*DPM, "euler", "heun"), lists):
+        yield Case(scheduler_json(scheduler), None, {"timesteps": timesteps})
+        yield Case(scheduler_json(scheduler), None, {"timesteps": timesteps, "skip": len(timesteps) // 2})
+    for sigmas in (AysSchedules["StableDiffusionXLSigmas"], [10.0, 3.0, 1.0, 0.5], [7, 0]):
+        yield Case(scheduler_json("euler"), None, {"sigmas": sigmas})
 
 
-def jax_network(x: jax.Array, t: jax.Array) -> jax.Array:
-    return jnp.tanh(1.5 * x + t[:, None, None, None] / 500 - 1) - 0.1 * x
+BATCH = Batch([*grid(), *edm(), *corners(), *starts(), *custom()])
 
 
-@functools.cache
-def shared_noise() -> tuple[np.ndarray, np.ndarray]:
-    """The initial noise [cases, *SHAPE] and each row's [rows, cases, *SHAPE], which both sides use."""
-    draw = jax.jit(step_noise, static_argnums=2)
-    rows = [np.asarray(draw(KEYS, np.full(len(CASES), row, np.int32), SHAPE)) for row in range(ROWS)]
-    return np.array(initial_noise(KEYS, SHAPE)), np.stack(rows)
+def correct_curvature(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Adds alpha * D2 to the third-order SDE step of diffusers, which takes D2 / 2 away where it must add it."""
+    kind: Any = getattr(diffusers, DIFFUSERS_CLASSES["dpm++3m_sde"])
+    theirs = kind.multistep_dpm_solver_third_order_update
+
+    def update(self: Any, outputs: list[torch.Tensor], *, sample: torch.Tensor, noise: torch.Tensor | None) -> Any:
+        step = self.step_index
+        alphas = 1 / torch.sqrt(self.sigmas**2 + 1)
+        h, h_0, h_1 = (torch.log(self.sigmas[i] / self.sigmas[i + 1]) for i in (step, step - 1, step - 2))
+        r0, r1 = h_0 / h, h_1 / h
+        bend = ((outputs[-1] - outputs[-2]) / r0 - (outputs[-2] - outputs[-3]) / r1) / (r0 + r1)
+        result = theirs(self, outputs, sample=sample, noise=noise)
+        return result + alphas[step + 1] * bend if self.config.algorithm_type == "sde-dpmsolver++" else result
+
+    monkeypatch.setattr(kind, "multistep_dpm_solver_third_order_update", update)
 
 
-@functools.cache
-def jaxl_trajectories() -> np.ndarray:
-    """Latents after each row, [rows, cases, *SHAPE]: every case in one batch, one program for all of it."""
-    traces = 0
-
-    def run(slots: Slots, n: jax.Array) -> Slots:
-        nonlocal traces
-        traces += 1
-        return advance(jax_network, slots, n)
-
-    program = jax.jit(run)
-    start = init_slots(
-        np.stack([case.table.rows[: ROWS + 1] for case in CASES]),
-        np.array([case.table.used for case in CASES]),
-        np.array([case.table.init_scale for case in CASES]),
-        KEYS,
-        shared_noise()[0],
-    )
-    states, slots = [], start
-    for _ in range(ROWS):
-        slots = program(slots, np.int32(1))
-        states.append(np.asarray(slots.latents))
-    at_once = program(start, np.int32(ROWS))
-    np.testing.assert_array_equal(at_once.latents, slots.latents)
-    assert traces == 1
-    return np.stack(states)
-
-
-def diffusers_trajectory(number: int, case: Case, monkeypatch: pytest.MonkeyPatch) -> tuple[np.ndarray, np.ndarray]:
-    """diffusers' timesteps [steps] and its latents before the first and after each, [steps + 1, *SHAPE].
-
-    The network is told jaxl's timesteps, since a last bit may decide which whole number diffusers' float32 comes to.
-    """
-    initial, noises = shared_noise()
-    scheduler = getattr(diffusers, case.raw["_class_name"]).from_config(case.raw)
-    scheduler.set_timesteps(case.steps)
-    if case.scheduler != "ddim":
-        scheduler.set_begin_index(0)
-    x = torch.from_numpy(initial[number]) * scheduler.init_noise_sigma
-    states = [x.numpy()]
-    for row, t in enumerate(scheduler.timesteps):
-        noise = torch.from_numpy(noises[row, number])
-        options: dict[str, Any] = {}
-        if case.scheduler == "euler_a":
-            monkeypatch.setattr(
-                scheduling_euler_ancestral_discrete, "randn_tensor", lambda *_, noise=noise, **__: noise
-            )
-        elif case.scheduler == "dpm++2m_sde":
-            options = {"variance_noise": noise}
-        elif case.scheduler == "ddim":
-            options = {"variance_noise": noise, "eta": case.eta or 0.0}
-        told = torch.tensor(case.table.timesteps[row])
-        prediction = torch_network(scheduler.scale_model_input(x, t), told)
-        x = scheduler.step(prediction, t, x, **options).prev_sample
-        states.append(x.numpy())
-    return scheduler.timesteps.numpy(), np.stack(states)
-
-
-@pytest.mark.parametrize("scheduler", DIFFUSERS_CLASSES)
+@pytest.mark.parametrize("scheduler", NAMES)
 def test_every_step_of_every_trajectory_agrees_with_diffusers(scheduler: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    ours = jaxl_trajectories()
-    for number, case in enumerate(CASES):
-        if case.scheduler != scheduler:
+    correct_curvature(monkeypatch)
+    for number, case in enumerate(BATCH.cases):
+        if case.raw["_class_name"] != DIFFUSERS_CLASSES[scheduler] or (
+            scheduler in DPM and SchedulerConfig.from_json(case.raw).scheduler != scheduler
+        ):
             continue
-        timesteps, theirs = diffusers_trajectory(number, case, monkeypatch)
-        cosine_karras = case.raw["beta_schedule"] == "squaredcos_cap_v2" and case.raw.get("use_karras_sigmas")
-        # from float32 sigmas diffusers finds 936.998 or 937.002, and cuts off what is behind the point
-        np.testing.assert_allclose(
-            case.table.timesteps, timesteps, rtol=0, atol=1 if cosine_karras else 2e-3, err_msg=str(case.raw)
-        )
-        # diffusers adds a step of -4096 to latents of 4096 at zero terminal SNR: one float32 rounding of those remains
-        rounding = 2 * np.finfo(np.float32).eps * np.maximum.accumulate(np.abs(theirs).max(axis=(1, 2, 3)))[:-1]
-        size = np.abs(theirs[1:]).max(axis=(1, 2, 3))
-        error = (np.abs(ours[: case.steps, number] - theirs[1:]).max(axis=(1, 2, 3)) - rounding) / size
-        assert error.max() < 2e-4, f"{error.max():.1e} at row {error.argmax()} of {case.steps}, {case.eta}: {case.raw}"
+        theirs = make_scheduler(case)
+        skip = case.options.get("skip", 0)
+        if scheduler == "lms" and skip:
+            # diffusers would take weights of order 4 for the one slope it has
+            theirs.sigmas, theirs.timesteps = theirs.sigmas[skip:], theirs.timesteps[skip:]
+        timesteps, states = follow(theirs, case, BATCH.initial[number], BATCH.noises[:, number])
+        # diffusers cuts off what is behind the point, and finds 936.998 or 937.002 from float32 sigmas
+        cut = scheduler in DPM and any(case.raw.get(flag) for flag in SIGMA_FLAGS)
+        np.testing.assert_allclose(case.table.timesteps, timesteps, rtol=0, atol=1 if cut else 0.02, err_msg=str(case))
+        BATCH.assert_agrees(number, states)
 
 
-@pytest.mark.parametrize("name", ["PNDMScheduler", "LCMScheduler", "HeunDiscreteScheduler", "UniPCMultistepScheduler"])
+@pytest.mark.parametrize("scheduler", NAMES)
+def test_a_picture_is_noised_as_diffusers_noises_it(scheduler: str) -> None:
+    for case in BATCH.cases:
+        if case.raw["_class_name"] != DIFFUSERS_CLASSES[scheduler] or "skip" not in case.options:
+            continue
+        theirs = make_scheduler(case)
+        begin = theirs.timesteps.size(0) - case.table.used
+        if scheduler != "ddim":
+            theirs.set_begin_index(begin)
+        one, zero = torch.ones(1), torch.zeros(1)
+        start = theirs.timesteps[begin : begin + 1]
+        np.testing.assert_allclose(theirs.add_noise(one, zero, start).numpy(), case.table.alphas[:1], rtol=5e-5)
+        np.testing.assert_allclose(theirs.add_noise(zero, one, start).numpy(), case.table.sigmas[:1], rtol=5e-5)
+
+
+@pytest.mark.parametrize("name", ["DPMSolverSinglestepScheduler", "LCMScheduler", "HeunDiscreteScheduler"])
 def test_the_noise_schedule_of_other_classes_is_theirs(name: str) -> None:
     theirs = getattr(diffusers, name)()
     raw = {key: value for key, value in theirs.config.items() if key != "_use_default_values"}
     for written in (raw, {}):
         config = SchedulerConfig.from_json({**written, "_class_name": name})
         np.testing.assert_allclose(config.noise.alphas_cumprod(), theirs.alphas_cumprod.numpy(), rtol=1e-4)
-        with pytest.raises(CheckpointError, match=f"{name}.*choose one with scheduler="):
-            build_table(config, 10)
     euler: Any = getattr(diffusers, DIFFUSERS_CLASSES["euler"]).from_config(raw)
     euler.set_timesteps(10)
     chosen = build_table(SchedulerConfig.from_json({**raw, "_class_name": name}), 10, "euler")
     np.testing.assert_allclose(chosen.sigmas, euler.sigmas.numpy(), rtol=1e-4)
     np.testing.assert_allclose(chosen.timesteps, euler.timesteps.numpy(), rtol=1e-4)
+
+
+def test_a_checkpoint_s_own_scheduler_that_jaxl_lacks_is_named() -> None:
+    config = SchedulerConfig.from_json({"_class_name": "DPMSolverSinglestepScheduler"})
+    with pytest.raises(CheckpointError, match=r"DPMSolverSinglestepScheduler.*choose one with scheduler="):
+        build_table(config, 10)

@@ -4,42 +4,77 @@ from __future__ import annotations
 
 import numpy as np
 
+from jaxl.diffusion.randomness import Randomness
 from jaxl.diffusion.rows import Table, denoiser, pack
-from jaxl.diffusion.schedule import SchedulerConfig
-from jaxl.diffusion.spacing import ddim_timesteps
+from jaxl.diffusion.schedule import NoiseSchedule, SchedulerConfig
+from jaxl.diffusion.spacing import Levels
 from jaxl.errors import CheckpointError
 
 
-def ddim(config: SchedulerConfig, steps: int, eta: float) -> Table:
+def ddim(config: SchedulerConfig, levels: Levels, randomness: Randomness) -> Table:
     """Song et al. 2020 (arXiv:2010.02502), equations 12 and 16; `eta` 0 is deterministic, 1 has the noise of DDPM.
 
     As in diffusers a step aims at `t - T // steps`, which is not always the next timestep visited. Raises
     CheckpointError where the checkpoint asks for clipping, which is not linear and means nothing for latents.
     """
-    if config.clip_sample:
-        raise CheckpointError("clip_sample=True is not supported by scheduler='ddim', only False")
-    shares = config.noise.alphas_cumprod()
-    times = ddim_timesteps(config, steps)
-    aims = times - shares.size // steps
-    final = shares[0] if config.set_alpha_to_one is False else 1.0
-    # timesteps past the end (steps_offset with every timestep visited) have the last level, as in the other schedulers
-    here = shares[np.minimum(times, shares.size - 1)]
-    there = np.where(aims >= 0, shares[np.clip(aims, 0, shares.size - 1)], final)
-    kept = np.divide(here, there, out=np.ones(steps), where=there > 0)
-    deviation = eta * np.sqrt((1 - there) / (1 - here) * np.maximum(1 - kept, 0))
+    refuse_clipping(config, "ddim")
+    aims = levels.times - config.noise.num_train_timesteps // levels.total
+    here = signal_shares(config.noise, levels.times)
+    there = signal_shares(config.noise, aims, before_first=config.set_alpha_to_one is not False)
+    fresh = randomness.eta * posterior_deviation(here, there)
+    return renoised(config.noise, levels, there, fresh, added=randomness.s_noise * fresh)
+
+
+def renoised(
+    noise: NoiseSchedule,
+    levels: Levels,
+    there: np.ndarray,
+    fresh: np.ndarray,
+    *,
+    added: np.ndarray,
+    boundary: tuple[np.ndarray | float, np.ndarray | float] = (0.0, 1.0),
+) -> Table:
+    """Rows that lead from each timestep to the share `there` of the signal, [n], by way of the denoised estimate.
+
+    Noise of deviation `fresh` [n] takes the place of so much of the estimated noise: equation 12 of DDIM. What is added
+    has the deviation `added`, which is mostly the same. `boundary` weighs the latents and the estimate in the estimate
+    that is gone on from, as consistency models do.
+    """
+    here = signal_shares(noise, levels.times)
     alphas, sigmas = np.sqrt(here), np.sqrt(1 - here)
-    direction = np.sqrt(np.maximum(1 - there - deviation**2, 0)) / sigmas
-    c_skip, c_out = denoiser(config.noise.prediction_type, alphas, sigmas)
+    direction = np.sqrt(np.maximum(1 - there - fresh**2, 0)) / sigmas
+    c_skip, c_out = denoiser(noise.prediction_type, alphas, sigmas)
     return pack(
-        timesteps=times,
+        timesteps=levels.times,
         init_scale=1.0,
         alphas=np.append(alphas, np.sqrt(there[-1])),
         sigmas=np.append(sigmas, np.sqrt(1 - there[-1])),
         c_in=1,
-        c_skip=c_skip,
-        c_out=c_out,
+        c_skip=boundary[0] + boundary[1] * c_skip,
+        c_out=boundary[1] * c_out,
         x_x=direction,
         x_d=np.sqrt(there) - direction * alphas,
-        x_noise=deviation,
+        x_noise=added,
         push_d=1,
     )
+
+
+def signal_shares(noise: NoiseSchedule, times: np.ndarray, *, before_first: bool = False) -> np.ndarray:
+    """The signal's share of the variance at whole timesteps, [n], held at both ends; 1 for those `before_first`.
+
+    A `steps_offset` leads past the end where every timestep is visited.
+    """
+    shares = noise.alphas_cumprod()
+    at = np.asarray(times, np.int64)
+    return np.where((at < 0) & before_first, 1.0, shares[np.clip(at, 0, shares.size - 1)])
+
+
+def posterior_deviation(here: np.ndarray, there: np.ndarray) -> np.ndarray:
+    """The deviation of the latents at `there`, given the image and those at `here`, [n]: Ho et al., equation 7."""
+    kept = np.divide(here, there, out=np.ones_like(here), where=there > 0)
+    return np.sqrt((1 - there) / (1 - here) * np.maximum(1 - kept, 0))
+
+
+def refuse_clipping(config: SchedulerConfig, name: str) -> None:
+    if config.clip_sample:
+        raise CheckpointError(f"clip_sample=True is not supported by scheduler={name!r}, only False")

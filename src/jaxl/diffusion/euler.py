@@ -2,48 +2,72 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import numpy as np
 
-from jaxl.diffusion.rows import Table, denoiser, pack
+from jaxl.diffusion.preconditioning import precondition
+from jaxl.diffusion.randomness import Randomness
+from jaxl.diffusion.rows import Table, pack
 from jaxl.diffusion.schedule import SchedulerConfig
-from jaxl.diffusion.spacing import euler_levels
+from jaxl.diffusion.spacing import Levels, told
 
 
-def euler(config: SchedulerConfig, steps: int) -> Table:
-    """Karras et al. 2022 (arXiv:2206.00364), algorithm 2 without churn and without the second-order correction."""
-    times, sigmas = euler_levels(config, steps)
-    return _table(config, times, sigmas, sigmas[1:], np.zeros(steps))
+def euler(config: SchedulerConfig, levels: Levels, randomness: Randomness) -> Table:
+    """Karras et al. 2022 (arXiv:2206.00364), algorithm 2 without the second-order correction.
+
+    The noise that churn adds at a level is drawn by the row before it, and by the start for the first level. The
+    network sees it, as in the paper; diffusers shows the network the latents from before.
+    """
+    raised, fresh = churned(config, levels, randomness)
+    return _table(config, raised, levels.sigmas[1:], np.append(fresh[1:], 0.0), start_scale(config, levels, fresh))
 
 
-def euler_ancestral(config: SchedulerConfig, steps: int, eta: float) -> Table:
+def euler_ancestral(config: SchedulerConfig, levels: Levels, randomness: Randomness) -> Table:
     """Euler to a lower level than the next, then fresh noise up to it, so that variances match the forward process.
 
     Ancestral sampling is Ho et al. 2020 (arXiv:2006.11239), algorithm 2; in terms of sigma it is k-diffusion's
     `sample_euler_ancestral`. `eta` scales the fresh noise: 1 is ancestral sampling, 0 is `euler`.
     """
-    times, sigmas = euler_levels(config, steps)
-    sigmas[-1] = 0.0  # diffusers' class has no final_sigmas_type
-    here, there = sigmas[:-1], sigmas[1:]
+    down, up = ancestral(levels.sigmas[:-1], levels.sigmas[1:], randomness.eta)
+    return _table(config, levels, down, up * randomness.s_noise, start_scale(config, levels))
+
+
+def ancestral(here: np.ndarray, there: np.ndarray, eta: float) -> tuple[np.ndarray, np.ndarray]:
+    """The level to go down to from each sigma `here`, and the noise that leads up from it to `there`, [n] each."""
     up = eta * there * np.sqrt(np.maximum(1 - (there / here) ** 2, 0))
-    return _table(config, times, sigmas, np.sqrt(there**2 - up**2), up)
+    return np.sqrt(there**2 - up**2), up
 
 
-def _table(config: SchedulerConfig, times: np.ndarray, sigmas: np.ndarray, target: np.ndarray, up: np.ndarray) -> Table:
+def churned(config: SchedulerConfig, levels: Levels, randomness: Randomness) -> tuple[Levels, np.ndarray]:
+    """The levels raised by churn, with their timesteps, and the deviation of the noise that raises each, [n]."""
+    sigmas = levels.sigmas[:-1]
+    raised = randomness.churned(sigmas, levels.total)
+    times = np.where(raised > sigmas, told(config.noise, raised), levels.times)
+    fresh = randomness.s_noise * np.sqrt(raised**2 - sigmas**2)
+    return replace(levels, times=times, sigmas=np.append(raised, levels.sigmas[-1])), fresh
+
+
+def start_scale(config: SchedulerConfig, levels: Levels, fresh: np.ndarray | None = None) -> float:
+    """What unit noise is multiplied by at the start, with the churn of the first level in it.
+
+    diffusers starts `leading` and EDM's levels from the variance of noise and image together.
+    """
+    highest = levels.sigmas.max()
+    together = config.timestep_spacing == "leading" or config.noise.edm is not None
+    return math.hypot(highest, 1.0 if together else 0.0, 0.0 if fresh is None else fresh[0])
+
+
+def _table(config: SchedulerConfig, levels: Levels, target: np.ndarray, up: np.ndarray, init_scale: float) -> Table:
     """Rows that go along (x - D) / sigma from each sigma to `target`, and then add `up` times noise."""
-    here = sigmas[:-1]
-    shrink = 1 / np.sqrt(here**2 + 1)
-    c_skip, c_out = denoiser(config.noise.prediction_type, shrink, here * shrink)
-    highest = here.max()
-    # diffusers starts `leading` from the variance of noise and image together, and the others from the noise's alone
-    leading = config.timestep_spacing == "leading"
+    here, ones = levels.sigmas[:-1], np.ones_like(levels.sigmas)
     return pack(
-        timesteps=times,
-        init_scale=np.hypot(highest, 1) if leading else highest,
-        alphas=np.ones_like(sigmas),
-        sigmas=sigmas,
-        c_in=shrink,
-        c_skip=c_skip * shrink,
-        c_out=c_out,
+        timesteps=levels.times,
+        init_scale=init_scale,
+        alphas=ones,
+        sigmas=levels.sigmas,
+        **precondition(config.noise, ones[:-1], here),
         x_x=target / here,
         x_d=1 - target / here,
         x_noise=up,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import jax
@@ -19,7 +19,8 @@ from jax.typing import ArrayLike
 from jaxl.diffusion.noise import step_noise
 from jaxl.diffusion.rows import COLUMNS, MIXED
 
-Denoise = Callable[[jax.Array, jax.Array], jax.Array]
+Row = Mapping[str, jax.Array]  # a column's name -> its values, float32 [B]
+Denoise = Callable[[jax.Array, Row], jax.Array]
 
 
 @jax.tree_util.register_dataclass
@@ -29,55 +30,80 @@ class Slots:
 
     `latents` and `saved` are float32 [B, H, W, C]; `history` float32 [B, 3, H, W, C], the latest first; `table` float32
     [B, R, K] (see `rows`); `row`, the next to run, and `end`, the first not to run, int32 [B]; `keys` uint32 [B, 2].
-    In tables with `push_x` 0 and `push_d` 1, `history[:, 0]` is the last denoised estimate.
+    `denoised` [B, H, W, C] is the last estimate of the result, zeros at first. `picture` and `noise` [B, H, W, C] are
+    what the latents started from, and `mask` [B, H, W, 1] is 1 where they are free, 0 where they keep to the picture.
     """
 
     latents: jax.Array
+    denoised: jax.Array
     saved: jax.Array
     history: jax.Array
     table: jax.Array
     row: jax.Array
     end: jax.Array
     keys: jax.Array
+    picture: jax.Array
+    noise: jax.Array
+    mask: jax.Array
 
 
-def init_slots(rows: ArrayLike, end: ArrayLike, scale: ArrayLike, keys: ArrayLike, noise: ArrayLike) -> Slots:
-    """Slots at row 0, from unit `noise` [B, H, W, C] and `keys` uint32 [B, 2]; may be traced.
+def init_slots(
+    rows: ArrayLike,
+    end: ArrayLike,
+    keys: ArrayLike,
+    noise: ArrayLike,
+    noise_scale: ArrayLike,
+    picture: ArrayLike | None = None,
+    picture_scale: ArrayLike = 0.0,
+    mask: ArrayLike | None = None,
+) -> Slots:
+    """Slots at row 0, with latents `picture_scale * picture + noise_scale * noise`; may be traced.
 
-    `rows` [B, R, K], `end` [B] and `scale` [B] are the `rows`, `used` and `init_scale` of each image's table.
+    `rows` [B, R, K] and `end` [B] are the `rows` and `used` of each image's table; `keys` uint32 [B, 2]; `noise`, of
+    unit variance, and `picture` [B, H, W, C]; the scales [B] or single numbers; `mask` as in `Slots`, by default 1.
     """
     noise = jnp.asarray(noise, jnp.float32)
     end = jnp.asarray(end, jnp.int32)
+    picture = jnp.zeros_like(noise) if picture is None else jnp.asarray(picture, jnp.float32)
+
+    def per_image(scale: ArrayLike) -> jax.Array:
+        return jnp.asarray(scale, jnp.float32).reshape(-1, 1, 1, 1)
+
     return Slots(
-        latents=noise * jnp.asarray(scale, jnp.float32)[:, None, None, None],
+        latents=per_image(picture_scale) * picture + per_image(noise_scale) * noise,
+        denoised=jnp.zeros_like(noise),
         saved=jnp.zeros_like(noise),
         history=jnp.zeros((noise.shape[0], 3, *noise.shape[1:]), jnp.float32),
         table=jnp.asarray(rows, jnp.float32),
         row=jnp.zeros_like(end),
         end=end,
         keys=jnp.asarray(keys, jnp.uint32),
+        picture=picture,
+        noise=noise,
+        mask=jnp.ones((*noise.shape[:3], 1), jnp.float32) if mask is None else jnp.asarray(mask, jnp.float32),
     )
 
 
 def advance(denoise: Denoise, slots: Slots, n: ArrayLike) -> Slots:
     """Run the next `n` rows (int32, may be traced) of every image; those at their end stay exactly as they are.
 
-    `denoise(x, t)` is the network with its conditioning and guidance: x is float32 [B, H, W, C], scaled as the network
-    wants it, t is float32 [B], and it returns the prediction [B, H, W, C]. It is also called for images that have
-    ended; their prediction is dropped, so it may be anything, NaN included.
+    `denoise(x, row)` is the network with its conditioning and guidance: x is float32 [B, H, W, C], scaled as the
+    network wants it, `row["t"]` float32 [B] the timesteps, and it returns the prediction [B, H, W, C]. It is also
+    called for images that have ended; their prediction is dropped, so it may be anything, NaN included.
     """
     return lax.fori_loop(0, n, lambda _, state: _run_row(denoise, state), slots)
 
 
 def _run_row(denoise: Denoise, slots: Slots) -> Slots:
     at = jnp.minimum(slots.row, slots.table.shape[1] - 1)
-    row = jnp.take_along_axis(slots.table, at[:, None, None], axis=1)[:, 0]
+    values = jnp.take_along_axis(slots.table, at[:, None, None], axis=1)[:, 0]
+    row = {name: values[:, i] for i, name in enumerate(COLUMNS)}
 
     def column(name: str) -> jax.Array:
-        return row[:, COLUMNS.index(name), None, None, None]
+        return row[name][:, None, None, None]
 
     x, history = slots.latents, slots.history
-    prediction = denoise(column("c_in") * x, row[:, COLUMNS.index("t")]).astype(jnp.float32)
+    prediction = denoise(column("c_in") * x, row).astype(jnp.float32)
     denoised = column("c_skip") * x + column("c_out") * prediction
     noise = step_noise(slots.keys, slots.row, x.shape[1:])
     terms = dict(zip(MIXED, (x, slots.saved, denoised, *jnp.moveaxis(history, 1, 0), noise), strict=True))
@@ -86,16 +112,19 @@ def _run_row(denoise: Denoise, slots: Slots) -> Slots:
     def mix(target: str) -> jax.Array:
         return functools.reduce(operator.add, (column(f"{target}_{name}") * term for name, term in terms.items()))
 
+    known = column("known_image") * slots.picture + column("known_noise") * slots.noise
     latest = column("push_x") * x + column("push_d") * denoised
     live = slots.row < slots.end
+    pushes = live & ((row["push_x"] != 0) | (row["push_d"] != 0))
 
-    def keep(new: jax.Array, old: jax.Array) -> jax.Array:
-        return jnp.where(live.reshape(-1, *[1] * (new.ndim - 1)), new, old)
+    def keep(new: jax.Array, old: jax.Array, where: jax.Array = live) -> jax.Array:
+        return jnp.where(where.reshape(-1, *[1] * (new.ndim - 1)), new, old)
 
     return replace(
         slots,
-        latents=keep(mix("x"), x),
+        latents=keep(slots.mask * mix("x") + (1 - slots.mask) * known, x),
+        denoised=keep(denoised, slots.denoised),
         saved=keep(mix("saved"), slots.saved),
-        history=keep(jnp.concatenate([latest[:, None], history[:, :2]], axis=1), history),
+        history=keep(jnp.concatenate([latest[:, None], history[:, :2]], axis=1), history, pushes),
         row=slots.row + live.astype(jnp.int32),
     )

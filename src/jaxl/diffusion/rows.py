@@ -7,12 +7,17 @@ One row is one call of the network F and one update of the latents x:
     h1, h2, h3  = push_x * x + push_d * D, h1, h2              with the x from before the update
 
 h1 to h3 are the three previous entries of the history, the latest first; `saved` is a second image that a scheduler may
-keep for later rows, such as the start of a two-row step. Both start as zeros.
+keep for later rows, such as the start of a two-row step. Both start as zeros. A row with `push_x` and `push_d` both 0
+leaves the history as it is.
+
+Two more pairs of columns belong to the request rather than to the scheduler. Where an image's mask keeps the picture
+that was given, x' is replaced by `known_image * picture + known_noise * noise`. `guidance` and `pag` are the scales of
+classifier-free and of perturbed-attention guidance at this row.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -25,6 +30,8 @@ COLUMNS = (
     *(f"x_{term}" for term in MIXED),
     *(f"saved_{term}" for term in MIXED),
     *("push_x", "push_d"),
+    *("known_image", "known_noise"),
+    *("guidance", "pag"),
 )
 # 1000 steps of a scheduler with two rows a step fit; a fixed capacity means that no number of steps recompiles
 MAX_ROWS = 2048
@@ -35,8 +42,9 @@ class Table:
     """A scheduler's rows and how to begin.
 
     `rows` is [MAX_ROWS, len(COLUMNS)] float32, zero after the first `used`. The latents start as `init_scale` times
-    unit noise. `timesteps` [used] float32 are what the network is told. At the start of row i the latents stand for
-    `alphas[i] * image + sigmas[i] * noise` (both [used + 1] float64; the last entry is the result).
+    unit noise. `timesteps` [used] float32 are what the network is told, `steps` [used] which of the user's steps each
+    row belongs to, counted from 0. At the start of row i the latents stand for `alphas[i] * image + sigmas[i] * noise`
+    (both [used + 1] float64; the last entry is the result).
     """
 
     rows: np.ndarray
@@ -45,16 +53,45 @@ class Table:
     timesteps: np.ndarray
     alphas: np.ndarray
     sigmas: np.ndarray
+    steps: np.ndarray
+
+    def until(self, step: int) -> Table:
+        """The rows of the steps before `step`: a run that stops there."""
+        used = int(np.searchsorted(self.steps, step))
+        rows = self.rows.copy()
+        rows[used:] = 0
+        ends = slice(None, used + 1)
+        return Table(
+            rows, used, self.init_scale, self.timesteps[:used], self.alphas[ends], self.sigmas[ends], self.steps[:used]
+        )
+
+    def with_columns(self, **columns: ArrayLike) -> Table:
+        """The table with these columns (arrays [used] or single numbers) in place of its own."""
+        rows = self.rows.copy()
+        for name, values in columns.items():
+            rows[: self.used, COLUMNS.index(name)] = values
+        return replace(self, rows=rows)
 
 
 def pack(
-    *, timesteps: np.ndarray, init_scale: float, alphas: np.ndarray, sigmas: np.ndarray, **columns: ArrayLike
+    *,
+    timesteps: np.ndarray,
+    init_scale: float,
+    alphas: np.ndarray,
+    sigmas: np.ndarray,
+    steps: np.ndarray | None = None,
+    **columns: ArrayLike,
 ) -> Table:
-    """The table with these `columns` (arrays [used] or single numbers, by name; absent ones are 0)."""
-    rows = np.zeros((MAX_ROWS, len(COLUMNS)), np.float32)
-    for name, values in {"t": timesteps, **columns}.items():
-        rows[: timesteps.size, COLUMNS.index(name)] = values
-    return Table(rows, timesteps.size, float(init_scale), timesteps.astype(np.float32), alphas, sigmas)
+    """The table with these `columns` (arrays [used] or single numbers, by name; absent ones are 0).
+
+    `steps` is 0, 1, 2, ... unless given. A picture that is kept has the level of each row's result, clean at the end.
+    """
+    used = timesteps.size
+    steps = np.arange(used) if steps is None else steps
+    empty = np.zeros((MAX_ROWS, len(COLUMNS)), np.float32)
+    table = Table(empty, used, float(init_scale), timesteps.astype(np.float32), alphas, sigmas, steps)
+    known_image, known_noise = np.append(alphas[1:-1], 1.0), np.append(sigmas[1:-1], 0.0)
+    return table.with_columns(t=timesteps, known_image=known_image, known_noise=known_noise, **columns)
 
 
 def denoiser(prediction_type: str, alphas: np.ndarray, sigmas: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

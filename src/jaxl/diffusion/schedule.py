@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -18,67 +18,29 @@ import numpy as np
 from jaxl.config import Json, read_fields
 from jaxl.errors import CheckpointError
 
-# the class of diffusers behind each of jaxl's schedulers
-DIFFUSERS_CLASSES: Mapping[str, str] = {
-    "euler": "EulerDiscreteScheduler",
-    "euler_a": "EulerAncestralDiscreteScheduler",
-    "ddim": "DDIMScheduler",
-    "dpm++2m": "DPMSolverMultistepScheduler",
-    "dpm++2m_sde": "DPMSolverMultistepScheduler",
-}
+# `karras`, `exponential` and `beta` are options of diffusers' classes, so a checkpoint may ask for them
+SIGMA_SCHEDULES = ("karras", "exponential", "beta", "sgm_uniform", "ays")
 
-_ALGORITHM_TYPES: Mapping[str, str] = {"dpmsolver++": "dpm++2m", "sde-dpmsolver++": "dpm++2m_sde"}
 
-_LATENT_BETAS = {"beta_start": 0.00085, "beta_end": 0.012}
-_LATENT_SCHEDULE = {**_LATENT_BETAS, "beta_schedule": "scaled_linear"}
+@dataclass(frozen=True)
+class EDM:
+    """Noise of any level, which the network is told by its logarithm (Karras et al. 2022, arXiv:2206.00364, table 1).
 
-# Every class of diffusers that shares this form of noise schedule, with its defaults where they differ from the fields'
-# own below. A checkpoint's absent fields mean the defaults of the class that wrote it.
-_CLASS_DEFAULTS: Mapping[str, Json] = {
-    "DDIMScheduler": {"clip_sample": True},
-    "DDPMScheduler": {"clip_sample": True},
-    "DEISMultistepScheduler": {},
-    "DPMSolverMultistepScheduler": {},
-    "DPMSolverSDEScheduler": _LATENT_BETAS,
-    "DPMSolverSinglestepScheduler": {},
-    "EulerAncestralDiscreteScheduler": {},
-    "EulerDiscreteScheduler": {},
-    "HeunDiscreteScheduler": _LATENT_BETAS,
-    "KDPM2AncestralDiscreteScheduler": _LATENT_BETAS,
-    "KDPM2DiscreteScheduler": _LATENT_BETAS,
-    "LCMScheduler": _LATENT_SCHEDULE,
-    "LMSDiscreteScheduler": {},
-    "PNDMScheduler": {},
-    "TCDScheduler": _LATENT_SCHEDULE,
-    "UniPCMultistepScheduler": {},
-}
+    Sampling goes from `sigma_max` to `sigma_min`, spaced by `rho`; `sigma_data` is the deviation of the data.
+    """
 
-_IMPLEMENTED: Mapping[str, tuple[Any, ...]] = {
-    "beta_schedule": ("linear", "scaled_linear", "squaredcos_cap_v2"),
-    "prediction_type": ("epsilon", "v_prediction", "sample"),
-    "timestep_spacing": ("leading", "linspace", "trailing"),
-    "final_sigmas_type": ("zero", "sigma_min"),
-    "interpolation_type": ("linear",),
-    "timestep_type": ("discrete",),
-    "lambda_min_clipped": (-math.inf,),
-    "variance_type": ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log"),
-}
-_DPM_IMPLEMENTED = {**_IMPLEMENTED, "algorithm_type": tuple(_ALGORITHM_TYPES), "solver_type": ("midpoint", "heun")}
-
-# fields of DPMSolverMultistepScheduler; UniPC, DEIS and others have some of these names for their own algorithms
-_DPM_CHOICES = ("solver_order", "solver_type", "lower_order_final", "euler_at_final")
-
-# settings of algorithms that jaxl lacks, or of options that are refused when they are on
-_INERT = (
-    *("clip_sample_range", "dynamic_thresholding_ratio", "sample_max_value", "flow_shift", "time_shift_type"),
-    *("skip_prk_steps", "original_inference_steps", "timestep_scaling", "noise_sampler_seed"),
-    *("predict_x0", "disable_corrector", "solver_p"),
-)
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+    sigma_data: float = 0.5
+    rho: float = 7.0
 
 
 @dataclass(frozen=True)
 class NoiseSchedule:
-    """The noise a network was trained with, and what it predicts; field names and defaults are diffusers'."""
+    """The noise a network was trained with, and what it predicts; field names and defaults are diffusers'.
+
+    With `edm` there are no betas, and the three fields of them mean nothing.
+    """
 
     num_train_timesteps: int = 1000
     beta_start: float = 0.0001
@@ -87,15 +49,21 @@ class NoiseSchedule:
     trained_betas: tuple[float, ...] | None = None
     prediction_type: str = "epsilon"
     rescale_betas_zero_snr: bool = False
+    edm: EDM | None = None
 
     def alphas_cumprod(self) -> np.ndarray:
         """The signal's share of the variance at each training timestep, [T] float64, falling.
 
         It is Ho et al. 2020 (arXiv:2006.11239), equation 4. With `rescale_betas_zero_snr` the last one is exactly 0
         (Lin et al. 2023, arXiv:2305.08891, algorithm 1).
-        Raises CheckpointError unless every beta lies between 0 and 1.
+        Raises CheckpointError unless every beta lies between 0 and 1, and for EDM noise, which has no timesteps.
         """
         total = self.num_train_timesteps
+        if self.edm is not None:
+            raise CheckpointError(
+                "the model was trained with EDM noise, which has no timesteps to count; use scheduler='euler', "
+                "'dpm++2m' or another that goes by sigmas"
+            )
         if self.trained_betas is not None:
             betas = np.asarray(self.trained_betas, np.float64)
         elif self.beta_schedule == "linear":
@@ -133,22 +101,28 @@ class NoiseSchedule:
 class SchedulerConfig:
     """A noise schedule and the choices of sampling that come with a checkpoint; field names are diffusers'.
 
-    `scheduler` is one of jaxl's names, or the class name of a diffusers scheduler that jaxl lacks. A field that is None
-    was not stated, and each scheduler has its own default for it.
+    `scheduler` is one of jaxl's names, or the class name of a diffusers scheduler that jaxl lacks. `sigma_schedule` is
+    one of SIGMA_SCHEDULES. A field that is None was not stated, and each scheduler has its own default for it.
     """
 
     noise: NoiseSchedule = NoiseSchedule()
     scheduler: str = "euler"
     timestep_spacing: str | None = None
     steps_offset: int = 0
-    use_karras_sigmas: bool = False
+    sigma_schedule: str | None = None
     final_sigmas_type: str = "zero"
     set_alpha_to_one: bool | None = None
     clip_sample: bool | None = None
-    solver_order: int = 2
-    solver_type: str = "midpoint"
+    # from here on options of single solvers, which reach no other: see `SchedulerClass.options`
+    solver_order: int | None = None
+    solver_type: str | None = None
     lower_order_final: bool = True
     euler_at_final: bool = False
+    predict_x0: bool = True
+    disable_corrector: tuple[int, ...] = ()
+    variance_type: str | None = None
+    original_inference_steps: int = 50
+    timestep_scaling: float = 10.0
 
     @classmethod
     def from_json(cls, raw: Json, what: str = "scheduler/scheduler_config.json") -> SchedulerConfig:
@@ -158,43 +132,182 @@ class SchedulerConfig:
         result and is not known.
         """
         name = raw.get("_class_name")
-        if not isinstance(name, str) or name not in _CLASS_DEFAULTS:
-            supported = ", ".join(dict.fromkeys(DIFFUSERS_CLASSES.values()))
+        if not isinstance(name, str) or name not in CLASSES:
+            supported = ", ".join(known for known, each in CLASSES.items() if each.names)
             raise CheckpointError(f"{what}: scheduler class {name!r} is not supported, only {supported}")
-        stated = {key: value for key, value in raw.items() if value is not None}
-        choices = {f.name: f.default for f in fields(cls) if f.name not in ("noise", "scheduler")}
-        is_dpm = name == "DPMSolverMultistepScheduler"
-        if not is_dpm:
-            choices = {key: default for key, default in choices.items() if key not in _DPM_CHOICES}
-        used = asdict(NoiseSchedule()) | choices
+        kind = CLASSES[name]
+        stated = {**kind.defaults, **{key: value for key, value in raw.items() if value is not None}}
+        choices = {f.name: f.default for f in fields(cls) if f.name in (*_SHARED, *kind.options)}
+        noise = asdict(NoiseSchedule()) | (asdict(EDM()) if kind.edm else {})
+        used = choices | noise | dict.fromkeys(_SIGMA_FLAGS, False)
         found = read_fields(
-            {**_CLASS_DEFAULTS[name], **stated},
+            stated,
             what=what,
             used=used,
-            fixed=_DPM_IMPLEMENTED if is_dpm else _IMPLEMENTED,
-            inert=_INERT if is_dpm else (*_INERT, *_DPM_CHOICES, "algorithm_type"),
+            fixed={**_FIXED, **kind.fixed},
+            inert={*_INERT, *_OPTIONS} - {*used, *kind.fixed},
         )
-        if is_dpm:
-            scheduler = _ALGORITHM_TYPES[stated.get("algorithm_type", "dpmsolver++")]
-        else:
-            scheduler = next((ours for ours, theirs in DIFFUSERS_CLASSES.items() if theirs == name), name)
-        betas = found["trained_betas"]
+        if "disable_corrector" in found:
+            found["disable_corrector"] = tuple(found["disable_corrector"])
+        schedules = [schedule for flag, schedule in _SIGMA_FLAGS.items() if found[flag]]
+        if len(schedules) > 1:
+            raise CheckpointError(f"{what}: the sigmas cannot be {' and '.join(schedules)} at once; keep one of them")
+        if kind.edm and stated.get("sigma_schedule") == "exponential":
+            schedules = ["exponential"]
         try:
-            noise = NoiseSchedule(
-                num_train_timesteps=operator.index(found["num_train_timesteps"]),
-                beta_start=float(found["beta_start"]),
-                beta_end=float(found["beta_end"]),
-                beta_schedule=found["beta_schedule"],
-                trained_betas=None if betas is None else tuple(float(beta) for beta in betas),
-                prediction_type=found["prediction_type"],
-                rescale_betas_zero_snr=bool(found["rescale_betas_zero_snr"]),
+            config = cls(
+                noise=_noise_schedule(found, kind.edm),
+                scheduler=kind.own(stated) if kind.own else next(iter(kind.names), name),
+                sigma_schedule=schedules[0] if schedules else None,
+                **{key: found[key] for key in choices},
             )
-            noise.alphas_cumprod()
-            operator.index(found["steps_offset"])
+            operator.index(config.steps_offset)
         except (TypeError, ValueError, CheckpointError) as error:
             raise CheckpointError(f"{what}: {error}") from None
-        return cls(
-            noise=noise,
-            scheduler=scheduler,
-            **{key: found[key] for key in choices},
-        )
+        return config
+
+    def for_solver(self, name: str) -> SchedulerConfig:
+        """The config as solver `name` sees it: without the options that were stated for another kind of solver."""
+        own, other = (CLASSES.get(DIFFUSERS_CLASSES.get(each, "")) for each in (self.scheduler, name))
+        if own and other and own.options == other.options:
+            return self
+        return replace(self, **{f.name: f.default for f in fields(self) if f.name in _OPTIONS})
+
+
+@dataclass(frozen=True)
+class SchedulerClass:
+    """A class of diffusers whose config jaxl reads.
+
+    `names` are the solvers of jaxl that do what it does, the usual one first; `own` finds the one that a config means.
+    `defaults` are those of its fields that differ from SchedulerConfig's, since an absent field means the default of
+    the class. `options` are fields of SchedulerConfig that it has for its solver alone, and `fixed` fields of which
+    jaxl implements the given values.
+    """
+
+    names: tuple[str, ...] = ()
+    own: Callable[[Json], str] | None = None
+    defaults: Json = field(default_factory=dict)
+    options: tuple[str, ...] = ()
+    fixed: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    edm: bool = False
+
+
+def _own_dpm(config: Json) -> str:
+    order = "3m" if config.get("solver_order") == 3 else "2m"
+    return f"dpm++{order}_sde" if config.get("algorithm_type") == "sde-dpmsolver++" else f"dpm++{order}"
+
+
+def _own_edm_dpm(config: Json) -> str:
+    name = _own_dpm(config)
+    return f"edm_{name}" if name == "dpm++2m" else name
+
+
+def _own_pndm(config: Json) -> str:
+    return "plms" if config.get("skip_prk_steps") else "pndm"
+
+
+_LATENT_BETAS = {"beta_start": 0.00085, "beta_end": 0.012}
+_LATENT_SCHEDULE = {**_LATENT_BETAS, "beta_schedule": "scaled_linear"}
+
+_DPM_OPTIONS = ("solver_order", "solver_type", "lower_order_final", "euler_at_final")
+_DPM_FIXED: Mapping[str, tuple[Any, ...]] = {
+    "algorithm_type": ("dpmsolver++", "sde-dpmsolver++"),
+    "solver_type": ("midpoint", "heun"),
+    "solver_order": (2, 1, 3),
+}
+_EDM_FIXED: Mapping[str, tuple[Any, ...]] = {
+    "sigma_schedule": ("karras", "exponential"),
+    "prediction_type": ("epsilon", "v_prediction"),
+}
+# solver types of other classes mean these classes' own
+_DEIS_FIXED: Mapping[str, tuple[Any, ...]] = {
+    "algorithm_type": ("deis", "dpmsolver", "dpmsolver++"),
+    "solver_type": ("logrho", "midpoint", "heun", "bh1", "bh2"),
+    "solver_order": (2, 1, 3),
+}
+_UNIPC_FIXED: Mapping[str, tuple[Any, ...]] = {
+    "solver_type": ("bh2", "bh1", "midpoint", "heun", "logrho"),
+    "solver_order": (2, 1, 3),
+    "solver_p": (None,),
+}
+_CONSISTENCY_OPTIONS = ("original_inference_steps", "timestep_scaling")
+
+CLASSES: Mapping[str, SchedulerClass] = {
+    "DDIMScheduler": SchedulerClass(("ddim",), defaults={"clip_sample": True}),
+    "DDPMScheduler": SchedulerClass(
+        ("ddpm",),
+        defaults={"clip_sample": True},
+        options=("variance_type",),
+        fixed={"variance_type": ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log")},
+    ),
+    "DEISMultistepScheduler": SchedulerClass(
+        ("deis",), options=("solver_order", "lower_order_final"), fixed=_DEIS_FIXED
+    ),
+    "DPMSolverMultistepScheduler": SchedulerClass(
+        ("dpm++2m", "dpm++2m_sde", "dpm++3m", "dpm++3m_sde"), _own_dpm, options=_DPM_OPTIONS, fixed=_DPM_FIXED
+    ),
+    "DPMSolverSDEScheduler": SchedulerClass(("dpm++sde",), defaults=_LATENT_BETAS),
+    "DPMSolverSinglestepScheduler": SchedulerClass(),
+    "EDMDPMSolverMultistepScheduler": SchedulerClass(
+        ("edm_dpm++2m",), _own_edm_dpm, options=_DPM_OPTIONS, fixed={**_DPM_FIXED, **_EDM_FIXED}, edm=True
+    ),
+    "EDMEulerScheduler": SchedulerClass(("edm_euler",), fixed=_EDM_FIXED, edm=True),
+    "EulerAncestralDiscreteScheduler": SchedulerClass(("euler_a",)),
+    "EulerDiscreteScheduler": SchedulerClass(("euler",)),
+    "HeunDiscreteScheduler": SchedulerClass(("heun",), defaults=_LATENT_BETAS),
+    "KDPM2AncestralDiscreteScheduler": SchedulerClass(("dpm2_a",), defaults=_LATENT_BETAS),
+    "KDPM2DiscreteScheduler": SchedulerClass(("dpm2",), defaults=_LATENT_BETAS),
+    "LCMScheduler": SchedulerClass(("lcm",), defaults=_LATENT_SCHEDULE, options=_CONSISTENCY_OPTIONS),
+    "LMSDiscreteScheduler": SchedulerClass(("lms",)),
+    "PNDMScheduler": SchedulerClass(("plms", "pndm"), _own_pndm),
+    "TCDScheduler": SchedulerClass(("tcd",), defaults=_LATENT_SCHEDULE, options=_CONSISTENCY_OPTIONS),
+    "UniPCMultistepScheduler": SchedulerClass(
+        ("unipc",),
+        options=("solver_order", "solver_type", "lower_order_final", "predict_x0", "disable_corrector"),
+        fixed=_UNIPC_FIXED,
+    ),
+}
+
+# the class of diffusers behind each of jaxl's solvers
+DIFFUSERS_CLASSES: Mapping[str, str] = {name: known for known, each in CLASSES.items() for name in each.names}
+
+# fields that classes share, so that those in a file of one class also hold for others
+_SHARED = ("timestep_spacing", "steps_offset", "final_sigmas_type", "set_alpha_to_one", "clip_sample")
+_SIGMA_FLAGS: Mapping[str, str] = {f"use_{name}_sigmas": name for name in ("karras", "exponential", "beta")}
+_OPTIONS = {option for each in CLASSES.values() for option in (*each.options, *each.fixed)} - {"prediction_type"}
+
+_FIXED: Mapping[str, tuple[Any, ...]] = {
+    "beta_schedule": ("linear", "scaled_linear", "squaredcos_cap_v2"),
+    "prediction_type": ("epsilon", "v_prediction", "sample"),
+    "timestep_spacing": ("leading", "linspace", "trailing"),
+    "final_sigmas_type": ("zero", "sigma_min"),
+    "interpolation_type": ("linear",),
+    "timestep_type": ("discrete",),
+    "lambda_min_clipped": (-math.inf,),
+}
+
+# settings of algorithms that jaxl lacks, or of options that are refused when they are on
+_INERT = (
+    *("clip_sample_range", "dynamic_thresholding_ratio", "sample_max_value", "flow_shift", "time_shift_type"),
+    *("skip_prk_steps", "noise_sampler_seed"),
+)
+
+
+def _noise_schedule(found: Json, edm: bool) -> NoiseSchedule:
+    """The noise schedule of these fields. Raises CheckpointError, TypeError or ValueError where they make none."""
+    betas = found["trained_betas"]
+    noise = NoiseSchedule(
+        num_train_timesteps=operator.index(found["num_train_timesteps"]),
+        beta_start=float(found["beta_start"]),
+        beta_end=float(found["beta_end"]),
+        beta_schedule=found["beta_schedule"],
+        trained_betas=None if betas is None else tuple(float(beta) for beta in betas),
+        prediction_type=found["prediction_type"],
+        rescale_betas_zero_snr=bool(found["rescale_betas_zero_snr"]),
+        edm=EDM(**{f.name: float(found[f.name]) for f in fields(EDM)}) if edm else None,
+    )
+    if noise.edm is None:
+        noise.alphas_cumprod()
+    elif not 0 < noise.edm.sigma_min < noise.edm.sigma_max < math.inf or min(noise.edm.sigma_data, noise.edm.rho) <= 0:
+        raise CheckpointError(f"{noise.edm} is no range of noise")
+    return noise

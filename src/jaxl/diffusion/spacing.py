@@ -7,10 +7,33 @@ jaxl follows each class, because its timesteps are what users compare.
 
 from __future__ import annotations
 
-import numpy as np
+from dataclasses import dataclass, replace
 
-from jaxl.diffusion.schedule import SchedulerConfig
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.special import betaincinv
+
+from jaxl.diffusion.schedule import NoiseSchedule, SchedulerConfig
 from jaxl.errors import CheckpointError
+
+# Sabour et al. 2024 (arXiv:2404.14507): SDXL's levels for 10 steps, from the authors' page; the last is the result's
+AYS_SIGMAS = (14.615, 6.315, 3.771, 2.181, 1.342, 0.862, 0.555, 0.380, 0.234, 0.113, 0.029)
+
+
+@dataclass(frozen=True)
+class Levels:
+    """The noise levels of a run, the noisiest first: `times` [n], and `sigmas` [n + 1], whose last is the result's.
+
+    `total` is the number of steps of the whole schedule, of which a run that starts from a picture does the last n.
+    """
+
+    times: np.ndarray
+    sigmas: np.ndarray
+    total: int
+
+    def skip(self, steps: int) -> Levels:
+        """The levels without the first `steps`."""
+        return replace(self, times=self.times[steps:], sigmas=self.sigmas[steps:])
 
 
 def spread_timesteps(spacing: str, total: int, steps: int, *, offset: int, points: int, whole: bool) -> np.ndarray:
@@ -36,6 +59,22 @@ def karras_sigmas(highest: float, lowest: float, steps: int, rho: float = 7.0) -
     return np.linspace(highest ** (1 / rho), lowest ** (1 / rho), steps) ** rho
 
 
+def exponential_sigmas(highest: float, lowest: float, steps: int) -> np.ndarray:
+    """Sigmas evenly spaced in their logarithm, [steps]."""
+    return np.exp(np.linspace(np.log(highest), np.log(lowest), steps))
+
+
+def beta_sigmas(highest: float, lowest: float, steps: int) -> np.ndarray:
+    """Sigmas at the quantiles of a beta distribution, [steps] (Lee et al. 2024, arXiv:2407.12173)."""
+    return lowest + betaincinv(0.6, 0.6, np.linspace(1, 0, steps)) * (highest - lowest)
+
+
+def ays_sigmas(steps: int) -> np.ndarray:
+    """SDXL's Align Your Steps, [steps + 1]; for other numbers than 10 interpolated in log sigma, as its authors do."""
+    knots = np.linspace(0, 1, len(AYS_SIGMAS))
+    return np.exp(np.interp(np.linspace(0, 1, steps + 1), knots, np.log(AYS_SIGMAS)))
+
+
 def sigma_to_timestep(sigmas: np.ndarray, trained: np.ndarray) -> np.ndarray:
     """The fractional timestep of each sigma, by linear interpolation of log sigma, held at both ends of `trained`."""
     return np.interp(np.log(sigmas), np.log(trained), np.arange(trained.size))
@@ -46,46 +85,115 @@ def timestep_to_sigma(timesteps: np.ndarray, trained: np.ndarray) -> np.ndarray:
     return np.interp(timesteps, np.arange(trained.size), trained)
 
 
-def euler_levels(config: SchedulerConfig, steps: int) -> tuple[np.ndarray, np.ndarray]:
-    """Timesteps [steps] and sigmas [steps + 1] of diffusers' EulerDiscreteScheduler and its relatives.
+def told(noise: NoiseSchedule, sigmas: np.ndarray) -> np.ndarray:
+    """What the network is told at each sigma above 0: the fractional timestep, or EDM's `log(sigma) / 4`."""
+    return np.log(sigmas) / 4 if noise.edm is not None else sigma_to_timestep(sigmas, noise.sigmas())
 
-    `linspace` timesteps are fractional. Karras sigmas span the sigmas of the chosen spacing, not the trained range.
+
+def euler_levels(config: SchedulerConfig, steps: int) -> Levels:
+    """Those of diffusers' EulerDiscreteScheduler and its relatives.
+
+    `linspace` timesteps are fractional. Other sigma schedules span the sigmas of the chosen spacing, not the trained
+    range.
     """
     trained = config.noise.sigmas()
     times = _spread(config, steps, points=steps, whole=False)
     sigmas = timestep_to_sigma(times, trained)
-    if config.use_karras_sigmas:
-        sigmas = karras_sigmas(sigmas[0], sigmas[-1], steps)
+    if config.sigma_schedule is not None:
+        sigmas = _scheduled(config.sigma_schedule, sigmas[0], sigmas[-1], steps)
         times = sigma_to_timestep(sigmas, trained)
-    return times, np.append(sigmas, _final_sigma(config, trained))
+    return Levels(times, np.append(sigmas, _final_sigma(config, trained)), steps)
 
 
-def dpm_levels(config: SchedulerConfig, steps: int) -> tuple[np.ndarray, np.ndarray]:
-    """Timesteps [steps] and sigmas [steps + 1] of diffusers' DPMSolverMultistepScheduler and its relatives.
+def kdpm2_levels(config: SchedulerConfig, steps: int) -> Levels:
+    """Those of diffusers' KDPM2DiscreteScheduler: `euler_levels` with whole timesteps for Karras sigmas."""
+    levels = euler_levels(config, steps)
+    return replace(levels, times=levels.times.round()) if config.sigma_schedule == "karras" else levels
 
-    Timesteps are whole: with Karras sigmas they are rounded, or cut off for `squaredcos_cap_v2`. Karras sigmas span the
-    whole trained range.
+
+def dpm_levels(config: SchedulerConfig, steps: int) -> Levels:
+    """Those of diffusers' DPMSolverMultistepScheduler and its relatives.
+
+    Timesteps are whole: with Karras sigmas they are rounded, or cut off for `squaredcos_cap_v2` and with the other
+    sigma schedules, which span the whole trained range.
     """
     trained = config.noise.sigmas()
-    if config.use_karras_sigmas:
-        sigmas = karras_sigmas(trained[-1], trained[0], steps)
+    if config.sigma_schedule is not None:
+        sigmas = _scheduled(config.sigma_schedule, trained[-1], trained[0], steps)
         times = sigma_to_timestep(sigmas, trained)
-        times = np.floor(times) if config.noise.beta_schedule == "squaredcos_cap_v2" else times.round()
+        rounds = config.sigma_schedule == "karras" and config.noise.beta_schedule != "squaredcos_cap_v2"
+        times = times.round() if rounds else np.floor(times)
     else:
         times = _spread(config, steps, points=steps + 1, whole=True)
         sigmas = timestep_to_sigma(times, trained)
-    return times, np.append(sigmas, _final_sigma(config, trained))
+    return Levels(times, np.append(sigmas, _final_sigma(config, trained)), steps)
 
 
-def ddim_timesteps(config: SchedulerConfig, steps: int) -> np.ndarray:
-    """Whole timesteps [steps], int64, of diffusers' DDIMScheduler and its relatives, which default to `leading`."""
-    return _spread(config, steps, points=steps, whole=True, default="leading").astype(np.int64)
+def ddim_levels(config: SchedulerConfig, steps: int) -> Levels:
+    """Those of diffusers' DDIMScheduler and its relatives, which default to `leading`: timesteps are whole (int64)."""
+    times = _spread(config, steps, points=steps, whole=True, default="leading").astype(np.int64)
+    trained = config.noise.sigmas()
+    return Levels(times, np.append(timestep_to_sigma(times, trained), 0.0), steps)
+
+
+def edm_levels(config: SchedulerConfig, steps: int) -> Levels:
+    """Those of diffusers' EDMEulerScheduler: from `sigma_max` to `sigma_min`, Karras's unless stated otherwise."""
+    edm = config.noise.edm
+    if edm is None:
+        raise CheckpointError(
+            "the model was not trained with EDM noise, which 'edm_euler' and 'edm_dpm++2m' are for; use "
+            "scheduler='euler' or 'dpm++2m'"
+        )
+    kind = config.sigma_schedule or "karras"
+    if kind in ("sgm_uniform", "ays"):
+        raise CheckpointError(
+            f"the sigma schedule {kind!r} is made of timesteps, which a model with EDM noise lacks; use 'karras' or "
+            "'exponential'"
+        )
+    sigmas = _scheduled(kind, edm.sigma_max, edm.sigma_min, steps, edm.rho)
+    final = edm.sigma_min if config.final_sigmas_type == "sigma_min" else 0.0
+    return Levels(told(config.noise, sigmas), np.append(sigmas, final), steps)
+
+
+def sgm_uniform_levels(config: SchedulerConfig, steps: int) -> Levels:
+    """Stability's generative-models: evenly spaced timesteps, fractional, the last of which is left out."""
+    trained = config.noise.sigmas()
+    times = np.linspace(trained.size - 1, 0, steps + 1)[:-1]
+    sigmas = np.exp(np.interp(times, np.arange(trained.size), np.log(trained)))
+    return Levels(times, np.append(sigmas, _final_sigma(config, trained)), steps)
+
+
+def ays_levels(config: SchedulerConfig, steps: int) -> Levels:
+    """Align Your Steps, down to 0 unless `final_sigmas_type` is `sigma_min`."""
+    sigmas = ays_sigmas(steps)
+    if config.final_sigmas_type == "zero":
+        sigmas[-1] = 0.0
+    return sigma_levels(config, sigmas)
+
+
+def timestep_levels(config: SchedulerConfig, timesteps: ArrayLike) -> Levels:
+    """The given timesteps, falling."""
+    trained = config.noise.sigmas()
+    times = np.asarray(timesteps, np.float64)
+    return Levels(times, np.append(timestep_to_sigma(times, trained), _final_sigma(config, trained)), times.size)
+
+
+def sigma_levels(config: SchedulerConfig, sigmas: ArrayLike) -> Levels:
+    """The given sigmas, falling; the last is the result's, which may be 0."""
+    levels = np.asarray(sigmas, np.float64)
+    return Levels(told(config.noise, levels[:-1]), levels, levels.size - 1)
 
 
 def _spread(config: SchedulerConfig, steps: int, *, points: int, whole: bool, default: str = "linspace") -> np.ndarray:
     spacing = config.timestep_spacing or default
     total, offset = config.noise.num_train_timesteps, config.steps_offset
     return spread_timesteps(spacing, total, steps, offset=offset, points=points, whole=whole)
+
+
+def _scheduled(schedule: str, highest: float, lowest: float, steps: int, rho: float = 7.0) -> np.ndarray:
+    if schedule == "karras":
+        return karras_sigmas(highest, lowest, steps, rho)
+    return (exponential_sigmas if schedule == "exponential" else beta_sigmas)(highest, lowest, steps)
 
 
 def _final_sigma(config: SchedulerConfig, trained: np.ndarray) -> float:

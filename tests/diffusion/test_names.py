@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import pytest
+
+from jaxl.diffusion.names import _LACKING, a1111_name
+from jaxl.diffusion.schedule import DIFFUSERS_CLASSES, SchedulerConfig
+from jaxl.diffusion.tables import SCHEDULERS, SOLVERS, scheduler_name
+from jaxl.errors import InputError
+
+CONFIG = SchedulerConfig()
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ("DPM++ 2M Karras", "dpm++2m_karras"),
+        ("DPM++ 2M", "dpm++2m"),
+        ("dpm++ 2m sde", "dpm++2m_sde"),
+        ("DPM++ 2M SDE SGM Uniform", "dpm++2m_sde_sgm_uniform"),
+        ("DPM++ 3M SDE Exponential", "dpm++3m_sde_exponential"),
+        ("DPM++ 2S a Karras", "dpm++2s_a_karras"),
+        ("DPM++ SDE", "dpm++sde"),
+        ("DPM2 a", "dpm2_a"),
+        ("Euler a", "euler_a"),
+        ("Euler Automatic", "euler"),
+        ("Euler Align Your Steps", "euler_ays"),
+        ("LMS Karras", "lms_karras"),
+        ("HEUN", "heun"),
+        ("DDIM", "ddim"),
+        ("dpmpp_2m", "dpm++2m"),
+        ("dpmpp_2m_sde_gpu", "dpm++2m_sde"),
+        ("dpmpp_sde karras", "dpm++sde_karras"),
+        ("dpmpp_2s_ancestral", "dpm++2s_a"),
+        ("dpm_2_ancestral", "dpm2_a"),
+        ("euler_ancestral normal", "euler_a"),
+        ("EulerAncestralDiscreteScheduler", "euler_a"),
+        ("KDPM2DiscreteScheduler", "dpm2"),
+        ("EDMDPMSolverMultistepScheduler", "edm_dpm++2m"),
+    ],
+)
+def test_other_programs_names(theirs: str, ours: str) -> None:
+    assert scheduler_name(CONFIG, theirs) == ours
+
+
+def test_every_class_of_diffusers_and_every_name_of_jaxl_is_a_name() -> None:
+    for name, kind in DIFFUSERS_CLASSES.items():
+        assert DIFFUSERS_CLASSES[scheduler_name(CONFIG, kind)] == kind, name
+    for name in SCHEDULERS:
+        assert scheduler_name(CONFIG, name) == name
+
+
+def test_a1111_reads_back_what_is_written_for_it() -> None:
+    assert a1111_name("dpm++2m") == ("DPM++ 2M", "Uniform")
+    assert a1111_name("dpm++2m_sde_karras") == ("DPM++ 2M SDE", "Karras")
+    assert a1111_name("euler_sgm_uniform") == ("Euler", "SGM Uniform")
+    assert a1111_name("euler_a") == ("Euler a", "Automatic")
+    assert a1111_name("dpm++3m") == ("dpm++3m", "Automatic")
+    for name in SCHEDULERS:
+        if not name.startswith("edm"):
+            assert scheduler_name(CONFIG, " ".join(a1111_name(name))) == name
+
+
+def test_samplers_that_jaxl_lacks_are_refused_with_the_nearest() -> None:
+    for theirs in ("Restart", "DPM fast", "DPM adaptive", "DPMSolverSinglestepScheduler"):
+        with pytest.raises(InputError, match=f"scheduler='{theirs}': jaxl has no such sampler; the nearest is '"):
+            scheduler_name(CONFIG, theirs)
+    assert set(_LACKING.values()) <= set(SCHEDULERS)
+
+
+@pytest.mark.parametrize("name", ["", "k", "Karras", "euler karras beta", "ddim_karras", 3, b"euler"])
+def test_other_names_are_refused(name: object) -> None:
+    with pytest.raises(InputError, match=r"scheduler=.*known: ") as caught:
+        scheduler_name(CONFIG, name)  # pyright: ignore[reportArgumentType]
+    assert all(solver in str(caught.value) for solver in SOLVERS)
