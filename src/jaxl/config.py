@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from jaxl.errors import CheckpointError
+from jaxl.errors import CheckpointError, InputError, nearest
 
 Json = Mapping[str, Any]
 
@@ -51,7 +51,8 @@ class UNetConfig:
     `down`, `mid` and `up` hold the transformer depth after each residual block, 0 for none. SDXL base is
     `down=((0, 0), (2, 2), (10, 10))`, `mid=(10,)`, `up=((10, 10, 10), (2, 2, 2), (0, 0, 0))`. `mid` lists the
     transformers between the residual blocks of the middle: `(d,)` is block, transformer, block; `()` is one block
-    alone (SSD-1B); None is no middle at all.
+    alone (SSD-1B); None is no middle at all. `time_cond_proj_dim` is the width of the embedded guidance scale in a
+    U-Net that was distilled with one (LCM), else None.
     """
 
     in_channels: int
@@ -68,10 +69,24 @@ class UNetConfig:
     norm_eps: float
     use_linear_projection: bool
     sample_size: int
+    time_cond_proj_dim: int | None
 
     @property
     def time_embed_dim(self) -> int:
         return 4 * self.channels[0]
+
+    @property
+    def pag_places(self) -> tuple[str, ...]:
+        """Blocks with transformers, and these, by the path of their parameters: where attention can be perturbed."""
+        blocks = {f"down_blocks.{i}": depths for i, depths in enumerate(self.down)}
+        blocks["mid_block"] = self.mid or ()
+        blocks |= {f"up_blocks.{i}": depths for i, depths in enumerate(self.up)}
+        return tuple(
+            place
+            for block, depths in blocks.items()
+            if any(depths)
+            for place in (block, *(f"{block}.attentions.{i}" for i in range(len(depths))))
+        )
 
     @classmethod
     def from_json(cls, raw: Json, what: str = "unet/config.json") -> UNetConfig:
@@ -98,6 +113,7 @@ class UNetConfig:
                 "norm_eps": 1e-5,
                 "use_linear_projection": False,
                 "sample_size": 128,
+                "time_cond_proj_dim": None,
             },
             fixed={
                 "addition_embed_type": ("text_time",),
@@ -122,7 +138,6 @@ class UNetConfig:
                 "time_embedding_dim": (None,),
                 "time_embedding_act_fn": (None,),
                 "timestep_post_act": (None,),
-                "time_cond_proj_dim": (None,),
                 "conv_in_kernel": (3,),
                 "conv_out_kernel": (3,),
                 "attention_type": ("default",),
@@ -193,12 +208,24 @@ class UNetConfig:
             norm_eps=float(f["norm_eps"]),
             use_linear_projection=f["use_linear_projection"],
             sample_size=sample_size or 128,
+            time_cond_proj_dim=f["time_cond_proj_dim"],
         )
+
+
+def check_pag_layers(cfg: UNetConfig, layers: Iterable[str]) -> None:
+    """Raises InputError at the first name that is not one of `cfg.pag_places`."""
+    for layer in layers:
+        if layer not in cfg.pag_places:
+            raise InputError("pag_layers", layer, nearest(layer, cfg.pag_places))
 
 
 @dataclass(frozen=True)
 class VAEConfig:
-    """The convolutional autoencoder between images and latents (Rombach et al. 2022, arXiv:2112.10752)."""
+    """The convolutional autoencoder between images and latents (Rombach et al. 2022, arXiv:2112.10752).
+
+    `latents_mean` and `latents_std` are one number per channel, as in Playground v2.5 (arXiv:2402.17245), or both None.
+    `force_upcast` says that the published weights need more than float16's range.
+    """
 
     in_channels: int
     out_channels: int
@@ -207,9 +234,12 @@ class VAEConfig:
     layers_per_block: int
     norm_num_groups: int
     scaling_factor: float
+    latents_mean: tuple[float, ...] | None
+    latents_std: tuple[float, ...] | None
     use_quant_conv: bool
     use_post_quant_conv: bool
     mid_attention: bool
+    force_upcast: bool
 
     @property
     def factor(self) -> int:
@@ -231,21 +261,29 @@ class VAEConfig:
                 "layers_per_block": 1,
                 "norm_num_groups": 32,
                 "scaling_factor": 0.18215,
+                "latents_mean": None,
+                "latents_std": None,
                 "use_quant_conv": True,
                 "use_post_quant_conv": True,
                 "mid_block_add_attention": True,
+                "force_upcast": True,
             },
             fixed={
                 "act_fn": ("silu", "swish"),
                 "down_block_types": (("DownEncoderBlock2D",) * n,),
                 "up_block_types": (("UpDecoderBlock2D",) * n,),
                 "shift_factor": (None,),
-                "latents_mean": (None,),
-                "latents_std": (None,),
             },
-            # force_upcast guards against float16's range, which jaxl does not compute in
-            inert=("sample_size", "force_upcast"),
+            inert=("sample_size",),
         )
+        mean, std = (
+            None if f[name] is None else tuple(map(float, f[name])) for name in ("latents_mean", "latents_std")
+        )
+        lengths = {None if each is None else len(each) for each in (mean, std)}
+        if lengths not in ({None}, {f["latent_channels"]}):
+            raise CheckpointError(
+                f"{what}: latents_mean={mean} and latents_std={std} are not both of {f['latent_channels']} numbers"
+            )
         return cls(
             in_channels=f["in_channels"],
             out_channels=f["out_channels"],
@@ -254,10 +292,90 @@ class VAEConfig:
             layers_per_block=f["layers_per_block"],
             norm_num_groups=f["norm_num_groups"],
             scaling_factor=float(f["scaling_factor"]),
+            latents_mean=mean,
+            latents_std=std,
             use_quant_conv=f["use_quant_conv"],
             use_post_quant_conv=f["use_post_quant_conv"],
             mid_attention=f["mid_block_add_attention"],
+            force_upcast=f["force_upcast"],
         )
+
+
+@dataclass(frozen=True)
+class TinyVAEConfig:
+    """A distilled autoencoder without norms or attention (TAESD, https://github.com/madebyollin/taesd).
+
+    `encoder_blocks` and `decoder_blocks` are the residual blocks of each level, in the order in which they run. Its
+    latents are what the U-Net works on, with no scale of their own.
+    """
+
+    in_channels: int
+    out_channels: int
+    latent_channels: int
+    encoder_width: int
+    decoder_width: int
+    encoder_blocks: tuple[int, ...]
+    decoder_blocks: tuple[int, ...]
+
+    @property
+    def factor(self) -> int:
+        """Pixels per latent, each way: 8 in SDXL."""
+        return 2 ** (len(self.decoder_blocks) - 1)
+
+    @classmethod
+    def from_json(cls, raw: Json, what: str = "vae/config.json") -> TinyVAEConfig:
+        """Read a diffusers `AutoencoderTiny` config. Raises CheckpointError naming the field at fault."""
+        f = read_fields(
+            raw,
+            what=what,
+            used={
+                "in_channels": 3,
+                "out_channels": 3,
+                "latent_channels": 4,
+                "encoder_block_out_channels": (64,) * 4,
+                "decoder_block_out_channels": (64,) * 4,
+                "num_encoder_blocks": (1, 3, 3, 3),
+                "num_decoder_blocks": (3, 3, 3, 1),
+            },
+            fixed={
+                "act_fn": ("relu",),
+                "upsample_fn": ("nearest",),
+                "upsampling_scaling_factor": (2,),
+                "scaling_factor": (1.0,),
+                "shift_factor": (0.0, None),
+                "force_upcast": (False,),
+            },
+            # magnitude and shift are for storing latents as bytes; block_out_channels repeats the decoder's
+            inert=("latent_magnitude", "latent_shift", "block_out_channels"),
+        )
+        widths, blocks = {}, {}
+        for side in ("encoder", "decoder"):
+            channels, blocks[side] = tuple(f[f"{side}_block_out_channels"]), tuple(f[f"num_{side}_blocks"])
+            if len(set(channels)) != 1 or len(channels) != len(blocks[side]):
+                raise CheckpointError(
+                    f"{what}: {side}_block_out_channels={channels} is not one width for {len(blocks[side])} levels"
+                )
+            widths[side] = channels[0]
+        if len(blocks["encoder"]) != len(blocks["decoder"]):
+            raise CheckpointError(f"{what}: num_encoder_blocks and num_decoder_blocks differ in their number of levels")
+        return cls(
+            in_channels=f["in_channels"],
+            out_channels=f["out_channels"],
+            latent_channels=f["latent_channels"],
+            encoder_width=widths["encoder"],
+            decoder_width=widths["decoder"],
+            encoder_blocks=blocks["encoder"],
+            decoder_blocks=blocks["decoder"],
+        )
+
+
+def read_vae_config(raw: Json, what: str = "vae/config.json") -> VAEConfig | TinyVAEConfig:
+    """The config of either kind of autoencoder, by its `_class_name`: `AutoencoderKL` where there is none."""
+    kinds = {"AutoencoderKL": VAEConfig, "AutoencoderTiny": TinyVAEConfig}
+    name = raw.get("_class_name", "AutoencoderKL")
+    if name not in kinds:
+        raise CheckpointError(f"{what}: {name} is not supported, only {' and '.join(kinds)}")
+    return kinds[name].from_json(raw, what)
 
 
 @dataclass(frozen=True)

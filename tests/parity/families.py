@@ -46,3 +46,5 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "koala": BASE | {"layers_per_block": 1, "mid_block_type": None},
     "convolutional projections": BASE | {"use_linear_projection": False},
 }
+# apart, because it takes one argument more, the guidance scale, which the original layout has no name for
+LCM: dict[str, Any] = BASE | {"time_cond_proj_dim": 16}

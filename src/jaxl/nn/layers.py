@@ -86,15 +86,17 @@ def group_norm(p: Params, x: Array, groups: int, eps: float, *, silu: bool = Fal
     return (jax.nn.silu(f) if silu else f).astype(x.dtype)
 
 
-def attention(q: Array, k: Array, v: Array, heads: int, *, causal: bool = False) -> Array:
-    """Scaled dot-product attention: q [B, T, N*D], k and v [B, S, N*D] -> [B, T, N*D], softmax in float32."""
+def attention(q: Array, k: Array, v: Array, heads: int, *, causal: bool = False, lengths: Array | None = None) -> Array:
+    """Scaled dot-product attention: q [B, T, N*D], k and v [B, S, N*D] -> [B, T, N*D], softmax in float32.
+
+    `lengths`, int32 [B] in 1..S, is how many keys of each row are real; finite ones from there on have no influence.
+    """
     attend = partial(_attention, heads=heads, causal=causal)
-    return lax.platform_dependent(
-        q, k, v, cpu=partial(attend, limit=CPU_SCORE_BYTES), default=partial(attend, limit=MAX_SCORE_BYTES)
-    )
+    cpu, default = (partial(attend, limit=limit) for limit in (CPU_SCORE_BYTES, MAX_SCORE_BYTES))
+    return lax.platform_dependent(q, k, v, lengths, cpu=cpu, default=default)
 
 
-def _attention(q: Array, k: Array, v: Array, *, heads: int, causal: bool, limit: int) -> Array:
+def _attention(q: Array, k: Array, v: Array, lengths: Array | None, *, heads: int, causal: bool, limit: int) -> Array:
     b, t, width = q.shape
     q, k, v = (a.reshape(b, -1, heads, width // heads).transpose(2, 0, 1, 3) for a in (q, k, v))
     scale = (width // heads) ** -0.5
@@ -105,6 +107,8 @@ def _attention(q: Array, k: Array, v: Array, *, heads: int, causal: bool, limit:
         if causal:
             ahead = jnp.arange(k.shape[-2]) > first + jnp.arange(q.shape[-2])[:, None]
             scores = jnp.where(ahead, -jnp.inf, scores)
+        if lengths is not None:
+            scores = jnp.where(jnp.arange(k.shape[-2]) < lengths[:, None, None], scores, -jnp.inf)
         weights = jnp.exp(scores - scores.max(-1, keepdims=True))
         # the sum is divided out last, where there is least to divide
         out = jnp.einsum("...ts,...sd->...td", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
-from jaxl.config import UNetConfig
+from jaxl.config import UNetConfig, check_pag_layers
+from jaxl.nn.freeu import reweigh
 from jaxl.nn.layers import (
     Params,
     Shapes,
@@ -76,6 +77,8 @@ def unet_shapes(cfg: UNetConfig, dtype: DTypeLike = jnp.bfloat16) -> Shapes:
         "conv_norm_out": norm_shapes(channels[0], dtype),
         "conv_out": conv_shapes(channels[0], cfg.out_channels, 3, dtype),
     }
+    if cfg.time_cond_proj_dim is not None:
+        shapes["time_embedding"]["cond_proj"] = linear_shapes(cfg.time_cond_proj_dim, channels[0], dtype, bias=False)
     if cfg.mid is not None:
         width = channels[-1]
         shapes["mid_block"] = block([res(width, width) for _ in range(len(cfg.mid) + 1)], cfg.mid, width)
@@ -83,23 +86,58 @@ def unet_shapes(cfg: UNetConfig, dtype: DTypeLike = jnp.bfloat16) -> Shapes:
 
 
 def unet(
-    params: Params, cfg: UNetConfig, x: Array, t: Array, prompt_embeds: Array, pooled: Array, time_ids: Array
+    params: Params,
+    cfg: UNetConfig,
+    x: Array,
+    t: Array,
+    prompt_embeds: Array,
+    pooled: Array,
+    time_ids: Array,
+    *,
+    lengths: Array | None = None,
+    guidance: Array | None = None,
+    perturbed: Array | None = None,
+    pag_layers: tuple[str, ...] = (),
+    freeu: Array | None = None,
 ) -> Array:
     """Predict noise, velocity or sample, as the checkpoint was trained to.
 
     x: [B, H, W, in_channels] scaled latents; t: [B] timesteps, float; prompt_embeds: [B, T, cross_attention_dim];
     pooled: [B, P]; time_ids: [B, 6] (original size, crop corner, target size, each height first) or [B, 5] for the
     refiner (original size, crop corner, aesthetic score). Returns [B, H, W, out_channels] in the parameters' dtype.
+
+    lengths: int32 [B] in 1..T, the tokens of each row of prompt_embeds that are real. guidance: float32 [B], the
+    guidance scale that a U-Net with `time_cond_proj_dim` was distilled with (Meng et al. 2022, arXiv:2210.03142; Luo et
+    al. 2023, arXiv:2310.04378). perturbed: bool [B], the rows whose self-attention is the identity in `pag_layers`,
+    static, of `cfg.pag_places` (Ahn et al. 2024, arXiv:2403.17377). freeu: float32 [B, 4], (s1, s2, b1, b2).
+
+    Raises InputError for unknown pag_layers, ValueError for arguments that must come together and do not.
     """
+    check_pag_layers(cfg, pag_layers)
+    if (perturbed is not None) != bool(pag_layers):
+        raise ValueError("perturbed and pag_layers need each other")
+    if guidance is not None and cfg.time_cond_proj_dim is None:
+        raise ValueError("guidance is given, but this U-Net does not take it (no time_cond_proj_dim)")
+
     dtype = params["conv_in"]["weight"].dtype
     x, context, pooled = (a.astype(dtype) for a in (x, prompt_embeds, pooled))
     sizes = sinusoids(time_ids.reshape(-1), cfg.addition_time_embed_dim).reshape(x.shape[0], -1).astype(dtype)
-    temb = _embed(params["time_embedding"], sinusoids(t, cfg.channels[0]).astype(dtype))
+    time = sinusoids(t, cfg.channels[0]).astype(dtype)
+    if cfg.time_cond_proj_dim is not None:
+        if guidance is None:
+            raise ValueError("guidance is missing; this U-Net takes the guidance scale (time_cond_proj_dim)")
+        scale = guidance_sinusoids(guidance, cfg.time_cond_proj_dim).astype(dtype)
+        time = time + linear(params["time_embedding"]["cond_proj"], scale)
+    temb = _embed(params["time_embedding"], time)
     temb = temb + _embed(params["add_embedding"], jnp.concatenate([pooled, sizes], axis=-1))
     temb = jax.nn.silu(temb)
 
     def res(p: Params, x: Array) -> Array:
         return resnet(p, x, cfg.norm_num_groups, cfg.norm_eps, temb)
+
+    def transform(path: str, p: Params, x: Array, heads: int, depth: int) -> Array:
+        here = any(f"{path}.".startswith(f"{layer}.") for layer in pag_layers)
+        return _transformer(p, cfg, x, context, heads, depth, lengths, perturbed if here else None)
 
     x = conv(params["conv_in"], x)
     skips = [x]
@@ -108,7 +146,8 @@ def unet(
         for j, depth in enumerate(depths):
             x = res(block["resnets"][str(j)], x)
             if depth:
-                x = _transformer(block["attentions"][str(j)], cfg, x, context, cfg.heads[i], depth)
+                path = f"down_blocks.{i}.attentions.{j}"
+                x = transform(path, block["attentions"][str(j)], x, cfg.heads[i], depth)
             skips.append(x)
         if "downsamplers" in block:
             x = conv(block["downsamplers"]["0"]["conv"], x, stride=2, padding=(1, 1))
@@ -118,15 +157,19 @@ def unet(
         block = params["mid_block"]
         x = res(block["resnets"]["0"], x)
         for j, depth in enumerate(cfg.mid):
-            x = _transformer(block["attentions"][str(j)], cfg, x, context, cfg.heads[-1], depth)
+            x = transform(f"mid_block.attentions.{j}", block["attentions"][str(j)], x, cfg.heads[-1], depth)
             x = res(block["resnets"][str(j + 1)], x)
 
     for i, depths in enumerate(cfg.up):
         block = params["up_blocks"][str(i)]
         for j, depth in enumerate(depths):
-            x = res(block["resnets"][str(j)], jnp.concatenate([x, skips.pop()], axis=-1))
+            skip = skips.pop()
+            if freeu is not None and i < 2:
+                x, skip = reweigh(x, skip, skip_scale=freeu[:, i], backbone_scale=freeu[:, 2 + i])
+            x = res(block["resnets"][str(j)], jnp.concatenate([x, skip], axis=-1))
             if depth:
-                x = _transformer(block["attentions"][str(j)], cfg, x, context, cfg.heads[-1 - i], depth)
+                path = f"up_blocks.{i}.attentions.{j}"
+                x = transform(path, block["attentions"][str(j)], x, cfg.heads[-1 - i], depth)
         if "upsamplers" in block:
             x = conv(block["upsamplers"]["0"]["conv"], upsample(x, *skips[-1].shape[1:3]))
 
@@ -140,6 +183,17 @@ def sinusoids(t: Array, dim: int) -> Array:
     frequencies = jnp.exp(-jnp.log(10000.0) * jnp.arange(half, dtype=jnp.float32) / half)
     angles = t.astype(jnp.float32)[:, None] * frequencies
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+def guidance_sinusoids(scale: Array, dim: int) -> Array:
+    """[N] -> [N, dim] float32: sines, then cosines of 1000 * (scale - 1), at frequencies from 1 to 1/10000 inclusive.
+
+    As diffusers' `get_guidance_scale_embedding` of `guidance_scale - 1`; an odd `dim` ends with a zero.
+    """
+    half = dim // 2
+    frequencies = jnp.exp(-jnp.log(10000.0) / (half - 1) * jnp.arange(half, dtype=jnp.float32))
+    angles = 1000.0 * (scale.astype(jnp.float32)[:, None] - 1.0) * frequencies
+    return jnp.pad(jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1), ((0, 0), (0, dim % 2)))
 
 
 def _embed(p: Params, x: Array) -> Array:
@@ -174,27 +228,44 @@ def _transformer_shapes(cfg: UNetConfig, width: int, depth: int, dtype: DTypeLik
     }
 
 
-def _transformer(p: Params, cfg: UNetConfig, x: Array, context: Array, heads: int, depth: int) -> Array:
+def _transformer(
+    p: Params,
+    cfg: UNetConfig,
+    x: Array,
+    context: Array,
+    heads: int,
+    depth: int,
+    lengths: Array | None,
+    perturbed: Array | None,
+) -> Array:
     """`depth` blocks of self-attention, cross-attention to `context` and a GEGLU layer, around a residual."""
     b, h, w, c = x.shape
     tokens = group_norm(p["norm"], x, cfg.norm_num_groups, 1e-6).reshape(b, h * w, c)
     tokens = linear(p["proj_in"], tokens)
     for i in range(depth):
-        tokens = _transformer_block(p["transformer_blocks"][str(i)], tokens, context, heads)
+        tokens = _transformer_block(p["transformer_blocks"][str(i)], tokens, context, heads, lengths, perturbed)
     return linear(p["proj_out"], tokens).reshape(x.shape) + x
 
 
 # Compiled as part of the program around it; `jit` here means that blocks of the same shapes are traced once, not each.
 @partial(jax.jit, static_argnums=3)
-def _transformer_block(p: Params, tokens: Array, context: Array, heads: int) -> Array:
+def _transformer_block(
+    p: Params, tokens: Array, context: Array, heads: int, lengths: Array | None, perturbed: Array | None
+) -> Array:
     y = layer_norm(p["norm1"], tokens)
-    tokens = tokens + _attend(p["attn1"], y, y, heads)
-    tokens = tokens + _attend(p["attn2"], layer_norm(p["norm2"], tokens), context, heads)
+    tokens = tokens + _attend(p["attn1"], y, y, heads, identity=perturbed)
+    tokens = tokens + _attend(p["attn2"], layer_norm(p["norm2"], tokens), context, heads, lengths=lengths)
     # GEGLU (Shazeer 2020, arXiv:2002.05202)
     y, gate = jnp.split(linear(p["ff"]["net"]["0"]["proj"], layer_norm(p["norm3"], tokens)), 2, axis=-1)
     return tokens + linear(p["ff"]["net"]["2"], y * jax.nn.gelu(gate, approximate=False))
 
 
-def _attend(p: Params, x: Array, context: Array, heads: int) -> Array:
-    y = attention(linear(p["to_q"], x), linear(p["to_k"], context), linear(p["to_v"], context), heads)
+def _attend(
+    p: Params, x: Array, context: Array, heads: int, *, lengths: Array | None = None, identity: Array | None = None
+) -> Array:
+    """Attention from x to context; in the rows of `identity`, bool [B], each position sees itself alone."""
+    q, k, v = linear(p["to_q"], x), linear(p["to_k"], context), linear(p["to_v"], context)
+    y = attention(q, k, v, heads, lengths=lengths)
+    if identity is not None:
+        y = jnp.where(identity[:, None, None], v, y)
     return linear(p["to_out"]["0"], y)
