@@ -40,7 +40,7 @@ def checkpoint(folder: Path, **components: dict[str, np.ndarray]) -> Checkpoint:
 def load(model: Checkpoint, dtype: Any = jnp.float32, **kwargs: Any) -> dict[str, Any]:
     tree = unflatten({key: jax.ShapeDtypeStruct(shape, dtype) for key, shape in DEVICE_SHAPES.items()})
     kwargs.setdefault("place", lambda component, key, array: jax.device_put(array))
-    return load_params(model, dict.fromkeys(model.tensors, tree), dtype=dtype, **kwargs)
+    return load_params(model, dict.fromkeys(model.tensors, tree), **kwargs)
 
 
 def refusal(folder: Path, tensors: dict[str, np.ndarray]) -> str:

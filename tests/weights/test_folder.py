@@ -217,8 +217,8 @@ def test_the_refiner(model: Path) -> None:
             "KolorsPipeline is not SDXL: its text_encoder is ChatGLMModel, not CLIPTextModel",
         ),
         (
-            SDXL | {"vae": ["diffusers", "AutoencoderTiny"]},
-            "StableDiffusionXLPipeline is not SDXL: its vae is AutoencoderTiny, not AutoencoderKL",
+            SDXL | {"vae": ["diffusers", "AutoencoderKLWan"]},
+            "StableDiffusionXLPipeline is not SDXL: its vae is AutoencoderKLWan, not AutoencoderKL",
         ),
         (
             SDXL

@@ -77,10 +77,24 @@ def vae_shapes(cfg: VAEConfig, dtype: DTypeLike = jnp.bfloat16) -> Shapes:
     return shapes
 
 
+def to_latents(mean: Array, cfg: VAEConfig) -> Array:
+    """What `encode` gives [..., C], or a sample from it -> the latents that the U-Net works on."""
+    if cfg.latents_mean is None or cfg.latents_std is None:
+        return mean * cfg.scaling_factor
+    return (mean - jnp.array(cfg.latents_mean)) * cfg.scaling_factor / jnp.array(cfg.latents_std)
+
+
+def from_latents(latents: Array, cfg: VAEConfig) -> Array:
+    """The latents that the U-Net works on [..., C] -> what `decode` takes."""
+    if cfg.latents_mean is None or cfg.latents_std is None:
+        return latents / cfg.scaling_factor
+    return latents * jnp.array(cfg.latents_std) / cfg.scaling_factor + jnp.array(cfg.latents_mean)
+
+
 def encode(params: Params, cfg: VAEConfig, images: Array) -> tuple[Array, Array]:
     """Images [B, H, W, 3] in -1..1 -> mean and log-variance of the latents' posterior, [B, H/8, W/8, 4] each, float32.
 
-    The mean times `scaling_factor` is what the U-Net works on.
+    `to_latents` of the mean is what the U-Net works on.
     """
     p = params["encoder"]
     x = conv(p["conv_in"], images.astype(p["conv_in"]["weight"].dtype))
@@ -99,7 +113,7 @@ def encode(params: Params, cfg: VAEConfig, images: Array) -> tuple[Array, Array]
 
 
 def decode(params: Params, cfg: VAEConfig, latents: Array) -> Array:
-    """Latents [B, H/8, W/8, 4], divided by `scaling_factor` -> images [B, H, W, 3] float32, -1..1 but not clipped."""
+    """`from_latents` of the latents [B, H/8, W/8, 4] -> images [B, H, W, 3] float32, -1..1 but not clipped."""
     p = params["decoder"]
     x = latents.astype(p["conv_in"]["weight"].dtype)
     if cfg.use_post_quant_conv:

@@ -10,7 +10,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import DTypeLike
 
 from jaxl.errors import CheckpointError
 from jaxl.weights.layout import flatten, from_torch, rearranged, to_torch, unflatten
@@ -44,15 +43,14 @@ def load_params(
     checkpoint: Checkpoint,
     shapes: Mapping[str, Mapping[str, Any]],
     *,
-    dtype: DTypeLike,
     place: Callable[[str, str, np.ndarray], jax.Array],
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Read, cast and place every tensor, one at a time.
 
-    `shapes` are the parameter trees by component; `place(component, key, array)` puts an array on the devices;
-    `progress(done, total)` is called after each tensor. Strict: a key that is unknown, missing or of another shape
-    raises CheckpointError with its name, before anything is read.
+    `shapes` are the parameter trees by component, with the dtypes to cast to; `place(component, key, array)` puts an
+    array on the devices; `progress(done, total)` is called after each tensor. Strict: a key that is unknown, missing or
+    of another shape raises CheckpointError with its name, before anything is read.
     """
     wanted = {component: flatten(tree) for component, tree in shapes.items()}
     for component, leaves in wanted.items():
@@ -67,7 +65,7 @@ def load_params(
         # in the file's order, so that a disk reads straight through
         for key in sorted(leaves, key=lambda key: (tensors[key].file, tensors[key].offset)):
             tensor = tensors[key]
-            array = rearranged(tensor.read(), from_torch(key, tensor.shape), np.dtype(dtype))
+            array = rearranged(tensor.read(), from_torch(key, tensor.shape), np.dtype(leaves[key].dtype))
             if last is not None:
                 last.block_until_ready()  # at most two tensors wait on the host for their transfer
             last = placed[key] = place(component, key, array)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,11 @@ from jaxl.weights.checkpoint import Checkpoint
 from jaxl.weights.store import Tensor, read_header, read_json
 
 # the networks of an SDXL pipeline, and the classes that jaxl implements
-CLASSES: Mapping[str, str] = {
-    "unet": "UNet2DConditionModel",
-    "vae": "AutoencoderKL",
-    "text_encoder": "CLIPTextModel",
-    "text_encoder_2": "CLIPTextModelWithProjection",
+CLASSES: Mapping[str, tuple[str, ...]] = {
+    "unet": ("UNet2DConditionModel",),
+    "vae": ("AutoencoderKL", "AutoencoderTiny"),
+    "text_encoder": ("CLIPTextModel",),
+    "text_encoder_2": ("CLIPTextModelWithProjection",),
 }
 OPTIONAL = ("text_encoder",)  # the refiner has none
 TOKENIZERS: Mapping[str, str] = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
@@ -24,6 +25,15 @@ UNUSED = ("feature_extractor", "image_encoder", "safety_checker", "watermark")
 
 # what VAEs saved by early diffusers call the parts of their attention
 OLD_ATTENTION = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
+
+
+@dataclass(frozen=True)
+class VAE:
+    """An autoencoder on its own, opened but not read: what a `Checkpoint` holds of it, and what the user named."""
+
+    source: str
+    config: Mapping[str, Any]
+    tensors: Mapping[str, Tensor]
 
 
 def stem(component: str) -> str:
@@ -46,9 +56,9 @@ def present(index: Mapping[str, Any], source: str) -> list[str]:
     kind = index.get("_class_name", "an unnamed pipeline")
     for component, wanted in CLASSES.items():
         found = _class_of(index, component)
-        if found != wanted and not (found is None and component in OPTIONAL):
+        if found not in wanted and not (found is None and component in OPTIONAL):
             raise CheckpointError(
-                f"{source}: {kind} is not SDXL: its {component} is {found or 'missing'}, not {wanted}; "
+                f"{source}: {kind} is not SDXL: its {component} is {found or 'missing'}, not {wanted[0]}; "
                 "jaxl runs SDXL and its relatives"
             )
     known = (*CLASSES, *TOKENIZERS.values(), "scheduler", *UNUSED)
@@ -63,8 +73,8 @@ def present(index: Mapping[str, Any], source: str) -> list[str]:
 
 
 def shards(folder: Path, component: str, variant: str | None) -> list[str] | None:
-    """The names of the files that a component's weights are split into; None where there is no index of them."""
-    path = folder / component / index_file(component, variant)
+    """The names of the files that the weights in a component's folder are split into; None without an index of them."""
+    path = folder / index_file(component, variant)
     if not path.exists():
         return None
     places = read_json(path).get("weight_map")
@@ -97,9 +107,31 @@ def read_folder(folder: Path, *, variant: str | None = None, source: str | None 
             "scheduler": read_json(folder / "scheduler" / "scheduler_config.json"),
             **{component: read_json(folder / component / "config.json") for component in components},
         },
-        tensors={component: _tensors(folder, component, variant, source) for component in components},
+        tensors={component: _tensors(folder / component, component, variant, source) for component in components},
         tokenizers={name: folder / name for name in TOKENIZERS.values() if _class_of(index, name)},
     )
+
+
+def vae_folder(folder: Path) -> Path:
+    """Where a VAE's files are: in `folder` itself, or in the `vae` of the pipeline that is there."""
+    return folder / "vae" if (folder / "model_index.json").exists() else folder
+
+
+def read_vae(folder: Path, *, variant: str | None = None, source: str | None = None) -> VAE:
+    """Open the VAE in a folder, or that of the pipeline in it; nothing but headers and JSON is read.
+
+    Raises CheckpointError, in one line, if there is none, or one of a kind that jaxl does not run.
+    """
+    source, folder = source or str(folder), vae_folder(folder)
+    if not (folder / "config.json").exists():
+        raise CheckpointError(
+            f"{source}: no VAE there; give a folder with its config.json, a whole pipeline's, or a .safetensors file"
+        )
+    config = read_json(folder / "config.json")
+    kind = config.get("_class_name") or ", ".join(config.get("architectures", ())) or "a network without a class name"
+    if kind not in CLASSES["vae"]:
+        raise CheckpointError(f"{source}: {kind} is not a VAE that jaxl runs, only {' and '.join(CLASSES['vae'])} are")
+    return VAE(source, config, _tensors(folder, "vae", variant, source))
 
 
 def _class_of(index: Mapping[str, Any], component: str) -> str | None:
@@ -108,15 +140,16 @@ def _class_of(index: Mapping[str, Any], component: str) -> str | None:
 
 
 def _tensors(folder: Path, component: str, variant: str | None, source: str) -> dict[str, Tensor]:
+    """The tensors of the component in `folder`."""
     names = shards(folder, component, variant)
     if names is None:
         name = weight_file(component, variant)
-        if not (folder / component / name).exists():
+        if not (folder / name).exists():
             raise CheckpointError(f"{source}: no {component}/{name}; {_remedy(folder, component, variant)}")
-        return _renamed(component, read_header(folder / component / name))
+        return _renamed(component, read_header(folder / name))
     tensors: dict[str, Tensor] = {}
     for name in names:
-        for key, tensor in read_header(folder / component / name).items():
+        for key, tensor in read_header(folder / name).items():
             if key in tensors:
                 raise CheckpointError(f"{source}: {component}: {key} is both in {tensors[key].file.name} and in {name}")
             tensors[key] = tensor
@@ -125,7 +158,7 @@ def _tensors(folder: Path, component: str, variant: str | None, source: str) -> 
 
 def _remedy(folder: Path, component: str, variant: str | None) -> str:
     """What to do about weights that are not there."""
-    names = sorted(path.name for path in (folder / component).glob(f"{stem(component)}*"))
+    names = sorted(path.name for path in folder.glob(f"{stem(component)}*"))
     # the part between the name and the extension, without the number of a part: "" for plain weights, or "fp16"
     middles = [name.removesuffix(".safetensors").partition(".")[2] for name in names if name.endswith(".safetensors")]
     others = sorted({middle.partition("-")[0] for middle in middles})

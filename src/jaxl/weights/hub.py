@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from huggingface_hub import errors, snapshot_download
 from huggingface_hub.utils import tqdm
 
 from jaxl.errors import CheckpointError
-from jaxl.weights.folder import CLASSES, TOKENIZERS, index_file, present, shards, weight_file
+from jaxl.weights.folder import CLASSES, TOKENIZERS, index_file, present, shards, vae_folder, weight_file
 from jaxl.weights.store import read_json
 
 TOKENIZER_FILES = (
@@ -42,22 +43,7 @@ def download(
     cache yet come with huggingface_hub's progress bar. Raises CheckpointError.
     """
 
-    def fetch(files: list[str], revision: str | None, missing: list[str]) -> Path:
-        try:
-            return Path(
-                snapshot_download(
-                    repo_id,
-                    revision=revision,
-                    allow_patterns=files,
-                    token=token,
-                    cache_dir=None if cache_dir is None else Path(cache_dir),
-                    local_files_only=local_files_only,
-                    tqdm_class=tqdm if missing else Quiet,
-                )
-            )
-        except Exception as error:  # huggingface_hub passes on whatever its HTTP library raises
-            raise CheckpointError(f"{repo_id}: {_reason(error, revision, missing)}") from error
-
+    fetch = partial(_fetch, repo_id, token=token, cache_dir=cache_dir, local_files_only=local_files_only)
     # the first of these is in every repository: to match nothing would make huggingface_hub print a warning
     small = [".gitattributes", "model_index.json", "scheduler/scheduler_config.json"]
     small += [f"{folder}/{name}" for folder in TOKENIZERS.values() for name in TOKENIZER_FILES]
@@ -67,10 +53,62 @@ def download(
         return folder  # read_folder says what is wrong with it
     weights: list[str] = []
     for component in present(read_json(folder / "model_index.json"), repo_id):
-        names = shards(folder, component, variant) or [weight_file(component, variant)]
+        names = shards(folder / component, component, variant) or [weight_file(component, variant)]
         weights += [f"{component}/{name}" for name in names]
     missing = [file for file in weights if not (folder / file).exists()]
     return fetch(small + weights, folder.name, missing)
+
+
+def download_vae(
+    repo_id: str,
+    *,
+    revision: str | None = None,
+    variant: str | None = None,
+    token: str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    local_files_only: bool = False,
+) -> Path:
+    """As `download`, with what `read_vae` needs: of a VAE's own repository, or of a pipeline's."""
+
+    fetch = partial(_fetch, repo_id, token=token, cache_dir=cache_dir, local_files_only=local_files_only)
+    small = [".gitattributes", "model_index.json"]
+    small += [f"{place}{name}" for place in ("", "vae/") for name in ("config.json", index_file("vae", variant))]
+    folder = fetch(small, revision, [])
+    place = vae_folder(folder)
+    config = place / "config.json"
+    if not config.exists() or read_json(config).get("_class_name") not in CLASSES["vae"]:
+        return folder  # read_vae says what is wrong with it
+    names = shards(place, "vae", variant) or [weight_file("vae", variant)]
+    weights = [(place / name).relative_to(folder).as_posix() for name in names]
+    missing = [file for file in weights if not (folder / file).exists()]
+    return fetch(small + weights, folder.name, missing)
+
+
+def _fetch(
+    repo_id: str,
+    files: list[str],
+    revision: str | None,
+    missing: list[str],
+    *,
+    token: str | None,
+    cache_dir: str | os.PathLike[str] | None,
+    local_files_only: bool,
+) -> Path:
+    """The folder of one commit with those of the `files` that it has; `missing` are the weights not there, if known."""
+    try:
+        return Path(
+            snapshot_download(
+                repo_id,
+                revision=revision,
+                allow_patterns=files,
+                token=token,
+                cache_dir=None if cache_dir is None else Path(cache_dir),
+                local_files_only=local_files_only,
+                tqdm_class=tqdm if missing else Quiet,
+            )
+        )
+    except Exception as error:  # huggingface_hub passes on whatever its HTTP library raises
+        raise CheckpointError(f"{repo_id}: {_reason(error, revision, missing)}") from error
 
 
 def _reason(error: Exception, revision: str | None, missing: list[str]) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 
 from jaxl.errors import CheckpointError
 from jaxl.weights.checkpoint import Checkpoint
+from jaxl.weights.folder import VAE
 from jaxl.weights.original_layout import Layout, Shapes, clip_layout, openclip_layout, vae_layout
 from jaxl.weights.original_unet import unet_layout
 from jaxl.weights.store import Tensor, read_header
@@ -52,6 +53,8 @@ IGNORED = re.compile(
 )
 EDM_MARKS = ("edm_mean", "edm_std", "edm_vpred.sigma_max", "edm_vpred.sigma_min")
 
+VAE_KEYS = r"(first_stage_model\.)?(en|de)coder\.(down|up|mid)\."
+
 # what else a .safetensors file may be; the first pattern that some key begins with decides
 OTHERS = {
     r"(.*[._])?(lora_|lora\.|hada_w|lokr_w|dora_scale)": "a LoRA, which goes on top of a checkpoint",
@@ -65,7 +68,7 @@ OTHERS = {
     r"model_ema\.": "a checkpoint with only the moving average of its U-Net; get one with the weights themselves",
     r"(down_blocks|up_blocks|mid_block)\.": "a U-Net in diffusers names; give the folder that it is a part of",
     r"(en|de)coder\.(down_blocks|up_blocks)\.": "a VAE in diffusers names; give the folder that it is a part of",
-    r"(first_stage_model\.)?(en|de)coder\.(down|up|mid)\.": "a VAE alone",
+    VAE_KEYS: "a VAE alone",
     r"(diffusion_model\.)?(input_blocks|output_blocks|middle_block)\.": "a U-Net alone",
     r"conditioner\.|text_encoders\.|text_model\.|transformer\.resblocks\.": "a text encoder alone",
 }
@@ -110,18 +113,52 @@ def read_single_file(file: Path) -> Checkpoint:
     )
 
 
+def read_vae_file(file: Path) -> VAE:
+    """Open a VAE in the original layout, on its own or in a single-file SDXL checkpoint; its tensors stay unread.
+
+    Nothing in such a file tells SDXL's VAE from that of Stable Diffusion 1: it is taken for SDXL's. Raises
+    CheckpointError, in one line, if the file holds no VAE, one in diffusers' names, an unknown key or a tensor twice.
+    """
+    tensors, prefix = read_header(file), PREFIXES["vae"]
+    kind = _kind(tensors) or _held(tensors)
+    if any(key.startswith(PREFIXES["unet"]) for key in tensors):
+        _refuse_others(file, tensors)
+        kind = "an SDXL checkpoint without one"
+        tensors = {key: tensor for key, tensor in tensors.items() if key.startswith(prefix)}
+    if not any(re.match(VAE_KEYS, key) for key in tensors):
+        raise CheckpointError(f"{file}: not a VAE in the original layout but {kind}")
+    if not any(key.startswith(prefix) for key in tensors):
+        tensors = {prefix + key: tensor for key, tensor in tensors.items()}
+    part = _split(file, tensors, {"vae": prefix})["vae"]
+    try:
+        layout = vae_layout({key: tensor.shape for key, tensor in part.items()})
+    except CheckpointError as error:
+        raise CheckpointError(f"{file}: vae: {error}") from error
+    return VAE(str(file), layout.config, _placed(file, layout, part))
+
+
 def _refuse_others(file: Path, keys: Iterable[str]) -> None:
     """Say what the file is if it is not SDXL."""
     keys = list(keys)
     if not any(key.startswith(SDXL_MARK) for key in keys):
-        for pattern, kind in OTHERS.items():
-            if any(re.match(pattern, key) for key in keys):
-                raise CheckpointError(f"{file}: not an SDXL checkpoint but {kind}")
-        held = f"holds {', '.join(keys[:3])}" if keys else "is empty"
-        raise CheckpointError(f"{file}: not an SDXL checkpoint; it has no {SDXL_MARK}* and {held}")
+        kind = _kind(keys)
+        if kind:
+            raise CheckpointError(f"{file}: not an SDXL checkpoint but {kind}")
+        raise CheckpointError(f"{file}: not an SDXL checkpoint; it has no {SDXL_MARK}* and is {_held(keys)}")
     for key in EDM_MARKS:
         if key in keys:
             raise CheckpointError(f"{file}: {key} marks an EDM model (Playground v2.5, CosXL), which jaxl does not run")
+
+
+def _kind(keys: Iterable[str]) -> str | None:
+    """What a file is that holds these keys, if its kind is a known one."""
+    keys = list(keys)
+    return next((kind for pattern, kind in OTHERS.items() if any(re.match(pattern, key) for key in keys)), None)
+
+
+def _held(keys: Iterable[str]) -> str:
+    first = ", ".join(list(keys)[:3])
+    return f"a file of {first}" if first else "empty"
 
 
 def _split(file: Path, tensors: Mapping[str, Tensor], prefixes: Mapping[str, str]) -> dict[str, dict[str, Tensor]]:

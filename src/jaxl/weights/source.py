@@ -1,15 +1,17 @@
-"""What a user may name as a model: the embedded one, a folder, a single file, or a model on the hub."""
+"""What a user may name as a model, or as a VAE: the embedded one, a folder, a single file, or a model on the hub."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 from pathlib import Path
 
+from jaxl.config import TinyVAEConfig, read_vae_config
 from jaxl.errors import CheckpointError
 from jaxl.weights.checkpoint import Checkpoint
-from jaxl.weights.folder import read_folder
-from jaxl.weights.single_file import read_single_file
+from jaxl.weights.folder import VAE, read_folder, read_vae
+from jaxl.weights.single_file import read_single_file, read_vae_file
 
 EMBEDDED = {"tiny": Path(__file__).parents[1] / "models" / "tiny"}
 PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
@@ -32,19 +34,9 @@ def open_checkpoint(
     name = os.fspath(model)
     if name in EMBEDDED:
         return read_folder(EMBEDDED[name], variant=variant, source=name)
-    path = Path(os.path.expanduser(name))  # Path.expanduser raises if it knows no such user
-    if path.suffix.lower() in PICKLES and not path.is_dir():
-        raise CheckpointError(f"{name}: jaxl does not open pickles, which can run code; convert it to safetensors")
-    if path.is_dir():
-        return read_folder(path, variant=variant)
-    if path.is_file():
-        if path.suffix.lower() != ".safetensors":
-            raise CheckpointError(f"{name}: not a .safetensors file")
-        return read_single_file(path)
-    local = name.startswith((".", "/", "~", "\\")) or path.suffix.lower() == ".safetensors"
-    if local or not HUB_ID.fullmatch(name):
-        known = ", ".join(repr(embedded) for embedded in EMBEDDED)
-        raise CheckpointError(f"{name}: no such file or folder; give one, a hub id (owner/name), or {known}")
+    path = _local(name)
+    if path is not None:
+        return read_folder(path, variant=variant) if path.is_dir() else read_single_file(path)
     from jaxl.weights.hub import download  # here, because huggingface_hub takes a while to import
 
     folder = download(
@@ -56,3 +48,84 @@ def open_checkpoint(
         local_files_only=local_files_only,
     )
     return read_folder(folder, variant=variant, source=name)
+
+
+def open_vae(
+    name: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    variant: str | None = None,
+    token: str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    local_files_only: bool = False,
+) -> VAE:
+    """Open the VAE that `name` means, without reading tensors: one on its own, or that of a whole model.
+
+    Both kinds are known, `AutoencoderKL` and `AutoencoderTiny`. A name is as in `open_checkpoint`; a single file is in
+    the original layout. Raises CheckpointError, in one line.
+    """
+    name = os.fspath(name)
+    if name in EMBEDDED:
+        return read_vae(EMBEDDED[name], variant=variant, source=name)
+    path = _local(name)
+    if path is not None:
+        return read_vae(path, variant=variant) if path.is_dir() else read_vae_file(path)
+    from jaxl.weights.hub import download_vae
+
+    folder = download_vae(
+        name,
+        revision=revision,
+        variant=variant,
+        token=token,
+        cache_dir=cache_dir,
+        local_files_only=local_files_only,
+    )
+    return read_vae(folder, variant=variant, source=name)
+
+
+def with_vae(checkpoint: Checkpoint, vae: VAE, component: str = "vae") -> Checkpoint:
+    """The checkpoint with another VAE, or with a small one as its component `preview`.
+
+    Raises CheckpointError if the configs show that its latents are not the checkpoint's, or if a preview is not small.
+    """
+    own, other = read_vae_config(checkpoint.configs["vae"]), read_vae_config(vae.config, f"{vae.source}: config.json")
+    small = isinstance(other, TinyVAEConfig)
+    if component == "preview" and not small:
+        raise CheckpointError(f"{vae.source}: an AutoencoderKL is too slow for previews; give an AutoencoderTiny")
+    # a small one's latents are what the U-Net works on, so it has no scale to compare
+    scale = () if small or isinstance(own, TinyVAEConfig) else ("scaling_factor", "latents_mean", "latents_std")
+    for field in ("latent_channels", "factor", *scale):
+        ours, theirs = getattr(own, field), getattr(other, field)
+        if ours != theirs:
+            raise CheckpointError(
+                f"{vae.source}: its latents are not those of {checkpoint.source}: {field}={theirs}, not {ours}"
+            )
+    index = checkpoint.configs["model_index"]
+    if component == "vae":
+        index = {**index, "vae": ["diffusers", vae.config.get("_class_name", "AutoencoderKL")]}
+    return dataclasses.replace(
+        checkpoint,
+        configs={**checkpoint.configs, component: vae.config, "model_index": index},
+        tensors={**checkpoint.tensors, component: vae.tensors},
+    )
+
+
+def _local(name: str) -> Path | None:
+    """The folder or the .safetensors file of that name, or None where it can only be a hub's model.
+
+    Raises CheckpointError for a pickle, another file, and what can be neither.
+    """
+    path = Path(os.path.expanduser(name))  # Path.expanduser raises if it knows no such user
+    if path.suffix.lower() in PICKLES and not path.is_dir():
+        raise CheckpointError(f"{name}: jaxl does not open pickles, which can run code; convert it to safetensors")
+    if path.is_dir():
+        return path
+    if path.is_file():
+        if path.suffix.lower() != ".safetensors":
+            raise CheckpointError(f"{name}: not a .safetensors file")
+        return path
+    local = name.startswith((".", "/", "~", "\\")) or path.suffix.lower() == ".safetensors"
+    if local or not HUB_ID.fullmatch(name):
+        known = ", ".join(repr(embedded) for embedded in EMBEDDED)
+        raise CheckpointError(f"{name}: no such file or folder; give one, a hub id (owner/name), or {known}")
+    return None
