@@ -65,6 +65,21 @@ def clip(params: Params, cfg: TextConfig, ids: Array, clip_skip: Array | int = 0
     return hidden, linear(params["text_projection"], layer_norm(text["final_layer_norm"], last, cfg.norm_eps))
 
 
+def emphasize(hidden: Array, weights: Array) -> Array:
+    """Scale hidden states [B, T, D] by their tokens' weights [B, T], then restore the mean of each text.
+
+    The emphasis that AUTOMATIC1111's web UI calls "Original" (modules/sd_emphasis.py). A row is one text, or one chunk
+    of a long one, and depends on no other row. The dtype is kept; a row whose weights are all 1 comes back as it was.
+    """
+    before = hidden.astype(jnp.float32)
+    after = before * weights.astype(jnp.float32)[..., None]
+    mean = jnp.mean(after, axis=(1, 2), keepdims=True)
+    # no scale brings a mean of zero back
+    scale = jnp.where(mean == 0, 1, jnp.mean(before, axis=(1, 2), keepdims=True) / jnp.where(mean == 0, 1, mean))
+    neutral = jnp.all(weights == 1, axis=1)[:, None, None]
+    return jnp.where(neutral, hidden, (after * scale).astype(hidden.dtype))
+
+
 # `jit` in a program means that the layers, which have the same shapes, are traced once, not each.
 @partial(jax.jit, static_argnums=1)
 def _layer(p: Params, cfg: TextConfig, x: Array) -> Array:
