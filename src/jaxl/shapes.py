@@ -1,0 +1,101 @@
+"""Sizes of images that SDXL knows, and numbers of images that are compiled for."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Any
+
+from jaxl.errors import InputError
+
+Size = tuple[int, int]  # width, height
+
+NATIVE_SIDE = 1024
+
+# The 40 sizes of SDXL's multi-aspect training (Podell et al. 2023, arXiv:2307.01952, appendix I), each about 1024**2
+# pixels. The paper lists height and width; here it is width and height. It has 1344x704, but not 704x1344.
+BUCKETS: tuple[Size, ...] = (
+    *((2048, 512), (1984, 512), (1920, 512), (1856, 512)),
+    *((1792, 576), (1728, 576), (1664, 576)),
+    *((1600, 640), (1536, 640)),
+    *((1472, 704), (1408, 704), (1344, 704)),
+    *((1344, 768), (1280, 768)),
+    *((1216, 832), (1152, 832)),
+    *((1152, 896), (1088, 896)),
+    *((1088, 960), (1024, 960)),
+    (1024, 1024),
+    *((960, 1024), (960, 1088)),
+    *((896, 1088), (896, 1152)),
+    *((832, 1152), (832, 1216)),
+    *((768, 1280), (768, 1344)),
+    *((704, 1408), (704, 1472)),
+    *((640, 1536), (640, 1600)),
+    *((576, 1664), (576, 1728), (576, 1792)),
+    *((512, 1856), (512, 1920), (512, 1984), (512, 2048)),
+)
+
+
+def buckets_for(side: int, factor: int = 8) -> tuple[Size, ...]:
+    """SDXL's sizes for a model whose native size is `side`, in multiples of `factor`, the VAE's pixels per latent.
+
+    A scaled side is rounded to the nearest multiple: native sides that divide 1024 need none, as 256 gives multiples of
+    16. Where rounding makes two sizes equal, one is left.
+    """
+    scaled = [(_scaled(width, side, factor), _scaled(height, side, factor)) for width, height in BUCKETS]
+    return tuple(dict.fromkeys(scaled))
+
+
+def nearest_bucket(width: float, height: float, side: int = NATIVE_SIDE) -> Size:
+    """The size, of a model whose native size is `side`, whose aspect is nearest to that of `width` x `height`.
+
+    Aspects are compared by logarithm, so that landscape and portrait are treated alike.
+    """
+    return min(buckets_for(side), key=lambda size: abs(math.log(size[0] / size[1]) - math.log(width / height)))
+
+
+def aspect_bucket(argument: str, value: Any, side: int = NATIVE_SIDE) -> Size:
+    """The size for an aspect such as "16:9", "3:2" or "2.39:1", width first, from 1:4 to 4:1.
+
+    Raises InputError, naming `argument`.
+    """
+    number = r"([0-9]{1,6}(?:\.[0-9]{1,6})?)"
+    match = re.fullmatch(f"{number}:{number}", value) if isinstance(value, str) else None
+    width, height = (Fraction(number) for number in match.groups()) if match else (0, 0)
+    if not width or not height:
+        raise InputError(argument, value, "give width and height as in 16:9, 3:2 or 1:1")
+    if not Fraction(1, 4) <= Fraction(width) / height <= 4:
+        raise InputError(argument, value, "SDXL's sizes go from 1:4 to 4:1; give an aspect between them")
+    return nearest_bucket(float(width), float(height), side)
+
+
+def smallest_that_fits(batch: int, sizes: Sequence[int]) -> int:
+    """The smallest of the allowed batch sizes that holds `batch` images, or the largest of all if none does."""
+    return min((size for size in sizes if size >= batch), default=max(sizes))
+
+
+def rounds(images: int, sizes: Sequence[int]) -> list[int]:
+    """How many images each dispatch draws, in as few dispatches as `sizes` allow, and then with the least padding.
+
+    Each is run at the batch size that `smallest_that_fits`; all but the last are full.
+    """
+    largest = max(sizes)
+    count = -(-images // largest)
+    spare = count * largest - images
+    # what each size saves against the largest; for every saving in all that is possible, the fewest that add up to it.
+    savings = sorted({largest - size for size in sizes} - {0})
+    fewest: dict[int, list[int]] = {0: []}
+    for total in range(1, spare + 1):
+        ways = [[*fewest[total - saving], saving] for saving in savings if total - saving in fewest]
+        if ways:
+            fewest[total] = min(ways, key=len)
+    saved = max(total for total, parts in fewest.items() if len(parts) <= count)
+    batches = [largest] * (count - len(fewest[saved])) + [largest - saving for saving in sorted(fewest[saved])]
+    if batches:
+        batches[-1] -= spare - saved
+    return batches
+
+
+def _scaled(length: int, side: int, factor: int) -> int:
+    return max((2 * length * side + NATIVE_SIDE * factor) // (2 * NATIVE_SIDE * factor), 1) * factor
