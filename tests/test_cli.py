@@ -78,7 +78,7 @@ def test_generate(capsys: pytest.CaptureFixture[str], tiny: Any) -> None:
         "dtype": "float32",
         "version": jaxl.__version__,
     }
-    assert set(timings) == {"load", "compile", "text", "denoise", "decode", "write", "total"}
+    assert set(timings) == {"load", "compile", "text", "picture", "denoise", "decode", "write", "total"}
     assert 0 < timings["denoise"] < timings["total"]
 
     settings = read_settings("jaxl-11.png")
@@ -114,7 +114,7 @@ def test_files_are_replaced_only_by_name(capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_a_prompt_that_is_cut_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["generate", "a dog\n" + "and another " * 80, *SMALL, "--quiet"]) == 0
+    assert run(["generate", "a dog\n" + "and another " * 80, *SMALL, "--quiet", "--prompt-syntax", "plain"]) == 0
     err = capsys.readouterr().err
     assert err.startswith("jaxl: warning: prompt is cut at 77 tokens; lost: ")
     assert err.count("\n") == 1

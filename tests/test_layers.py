@@ -12,11 +12,13 @@ PACKAGE = Path(jaxl.__file__).parent
 # from the bottom up; a module may import from lower lines and from its own entry, never from a higher line
 LAYERS = (
     ("errors",),
-    ("config", "presets"),
+    ("config", "presets", "shapes"),
     ("nn", "diffusion", "text"),
     ("model", "weights"),
     ("sharding",),
-    ("programs", "arguments"),
+    ("programs", "arguments", "images"),
+    ("prompts", "starts"),
+    ("plan",),
     ("pipeline", "png"),
     ("compat",),
     ("cli",),

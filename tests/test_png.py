@@ -16,10 +16,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 import jaxl
-from jaxl.diffusion.tables import SCHEDULERS
 from jaxl.errors import InputError, OutputError
 from jaxl.png import (
-    A1111_SAMPLERS,
     MAX_SETTINGS_CHARACTERS,
     a1111_text,
     check_writable,
@@ -69,10 +67,6 @@ def test_a1111_text() -> None:
 )
 def test_a1111_values(setting: dict[str, Any], written: str) -> None:
     assert written in a1111_text({**SETTINGS, **setting}).split("\n")[-1]
-
-
-def test_every_scheduler_has_a_name_at_a1111() -> None:
-    assert set(A1111_SAMPLERS) == set(SCHEDULERS)
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Sequence
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict, TypeVar, cast
 
 import numpy as np
 
+from jaxl.diffusion.tables import Sampling
 from jaxl.errors import InputError
+
+T = TypeVar("T")
 
 
 class MicroConditioning(TypedDict, total=False):
@@ -28,6 +31,70 @@ class MicroConditioning(TypedDict, total=False):
     negative_target_size: tuple[int, int]
     aesthetic_score: float
     negative_aesthetic_score: float
+
+
+class Guidance(TypedDict, total=False):
+    """How the prompt is followed, beyond `guidance_scale`.
+
+    guidance_rescale: 0 to 1, one or one for each image; takes back what guidance adds to the deviation of the
+        prediction (Lin et al. 2023, arXiv:2305.08891, section 3.4).
+    guidance_interval: (start, end), shares of the steps from 0 to 1; outside them nothing but the prompt's own branch
+        is computed, which is faster (Kynkaanniemi et al. 2024, arXiv:2404.07724).
+    pag_scale: 0 or more, one or one for each image; perturbed-attention guidance (Ahn et al. 2024, arXiv:2403.17377).
+    pag_adaptive_scale: by how much `pag_scale` falls for each timestep below the last, down to 0.
+    pag_layers: the perturbed places, such as "mid_block" (the default), "down_blocks.2" or "up_blocks.0.attentions.1".
+    freeu: s1, s2, b1 and b2 of FreeU (Si et al. 2023, arXiv:2309.11497); its authors give (0.6, 0.4, 1.1, 1.2) for
+        SDXL.
+    """
+
+    guidance_rescale: float | Sequence[float]
+    guidance_interval: tuple[float, float]
+    pag_scale: float | Sequence[float]
+    pag_adaptive_scale: float
+    pag_layers: Sequence[str]
+    freeu: tuple[float, float, float, float]
+
+
+class Start(TypedDict, total=False):
+    """What the images start from, and where they end.
+
+    image: a picture to start from, or one for each prompt: a path, a PIL image, an array, or latents [B, h, w, 4] as
+        `Result.latents` has them.
+    strength: 0 to 1, the share of the steps that is run from `image`; 0.6 by default, 1 with a mask, 0.3 in a refiner.
+    mask: a picture of the same size, or one for each prompt: white where `image` is painted anew.
+    padding_mask_crop: pixels around the mask's white part; that region alone is worked on, enlarged, and pasted back.
+    denoising_end: 0 to 1; stops after this share of the noise levels and gives latents that still have noise.
+    denoising_start: 0 to 1; `image` is such latents, and the run goes on from there (arXiv:2211.01324).
+    """
+
+    image: Any
+    strength: float
+    mask: Any
+    padding_mask_crop: int
+    denoising_start: float
+    denoising_end: float
+
+
+class Options(Sampling, Guidance, Start, MicroConditioning, total=False):
+    """Every further setting of a picture.
+
+    prompt_syntax: "a1111", the syntax of AUTOMATIC1111's web UI (see `jaxl.text.prompt`; prompts of more than 75 tokens
+        are encoded in chunks), or "plain", which takes prompts literally and cuts them at 75 tokens, as diffusers does.
+    """
+
+    prompt_syntax: Literal["a1111", "plain"]
+
+
+def check_names(options: Options) -> None:
+    """TypeError, as for any function, for a setting that there is not."""
+    unknown = set(options) - set(Options.__annotations__)
+    if unknown:
+        raise TypeError(f"generate() got an unexpected keyword argument {sorted(unknown)[0]!r}")
+
+
+def part(options: Options, kind: type[T]) -> T:
+    """Those of the options that belong to one of the groups above."""
+    return cast(T, {name: value for name, value in options.items() if name in kind.__annotations__})
 
 
 def whole_number(argument: str, value: Any, *, least: int, most: int | None = None, remedy: str = "") -> int:
@@ -71,18 +138,56 @@ def seeds_per_image(value: Any, batch: int) -> list[int]:
     return seeds
 
 
-def guidance_per_image(value: Any, batch: int) -> np.ndarray:
-    """float32 [B]: one scale for all images, or one for each."""
-    remedy = "give a finite number, or one for each image"
+def per_image(argument: str, value: Any, batch: int, *, least: float = -math.inf, most: float = math.inf) -> np.ndarray:
+    """float32 [B]: one number for all images, or one for each, from `least` to `most`."""
+    numbers = _numbers(argument, value, f"give {_range(least, most)}, or one for each image")
+    if numbers.ndim > 1 or numbers.size not in (1, batch):
+        raise InputError(argument, value, f"{numbers.size} values for {batch} images; give one, or one for each image")
+    if (numbers < least).any() or (numbers > most).any():
+        raise InputError(argument, value, f"give {_range(least, most)}")
+    return np.broadcast_to(numbers.reshape(-1), (batch,)).copy()
+
+
+def guidance_per_step(value: Any, batch: int, steps: int) -> np.ndarray:
+    """float32 [B, steps]: a scale, one for each image, or, in two dimensions, [1 or B, steps], one for each step."""
+    numbers = _numbers("guidance_scale", value, "give a finite number, one for each image, or [images, steps]")
+    if numbers.ndim < 2:
+        return np.repeat(per_image("guidance_scale", value, batch)[:, None], steps, axis=1)
+    if numbers.ndim > 2 or numbers.shape[0] not in (1, batch) or numbers.shape[1] != steps:
+        raise InputError("guidance_scale", numbers.shape, f"the shape must be ({batch}, {steps}): images, steps")
+    return np.broadcast_to(numbers, (batch, steps)).copy()
+
+
+def share(argument: str, value: Any) -> float:
+    """A number from 0 to 1."""
+    number = _number(argument, value)
+    if not 0 <= number <= 1:
+        raise InputError(argument, value, "give a number from 0 to 1")
+    return number
+
+
+def interval(argument: str, value: Any) -> tuple[float, float]:
+    """Two shares, the lower first."""
+    start, end = _pair(argument, value)
+    if not 0 <= start < end <= 1:
+        raise InputError(argument, value, "give the start and the end, from 0 to 1, the start below the end")
+    return start, end
+
+
+def _numbers(argument: str, value: Any, remedy: str) -> np.ndarray:
     try:
-        scales = np.asarray(value, np.float32)
+        numbers = np.asarray(value, np.float32)
     except (TypeError, ValueError):
-        raise InputError("guidance_scale", value, remedy) from None
-    if scales.ndim > 1 or scales.size not in (1, batch):
-        raise InputError("guidance_scale", value, f"{scales.size} values for {batch} images; {remedy}")
-    if not np.isfinite(scales).all():
-        raise InputError("guidance_scale", value, remedy)
-    return np.broadcast_to(scales.reshape(-1), (batch,)).copy()
+        raise InputError(argument, value, remedy) from None
+    if not np.isfinite(numbers).all():
+        raise InputError(argument, value, remedy)
+    return numbers
+
+
+def _range(least: float, most: float) -> str:
+    if math.isinf(least):
+        return "a finite number"
+    return f"a number of at least {least:g}" if math.isinf(most) else f"a number from {least:g} to {most:g}"
 
 
 def image_size(argument: str, value: Any, default: int, factor: int) -> int:
@@ -113,9 +218,6 @@ def check_latents(value: Any, shape: tuple[int, ...]) -> np.ndarray:
 
 def time_ids(micro: MicroConditioning, height: int, width: int, count: int) -> np.ndarray:
     """float32 [2, count]: the size ids of the negative and of the positive branch; 6 of them, or 5 for the refiner."""
-    unknown = set(micro) - set(MicroConditioning.__annotations__)
-    if unknown:
-        raise TypeError(f"generate() got an unexpected keyword argument {sorted(unknown)[0]!r}")
     positive = {
         "original_size": micro.get("original_size", (height, width)),
         "crops_coords_top_left": micro.get("crops_coords_top_left", (0, 0)),
@@ -135,7 +237,7 @@ def time_ids(micro: MicroConditioning, height: int, width: int, count: int) -> n
 
 def _pair(argument: str, value: Any) -> list[float]:
     if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != 2:
-        raise InputError(argument, value, "give two numbers, height or top first")
+        raise InputError(argument, value, "give two numbers")
     return [_number(argument, number) for number in value]
 
 

@@ -25,11 +25,11 @@ from PIL import Image
 
 from jaxl import arguments
 from jaxl.diffusion import loop
-from jaxl.diffusion.rows import Table
+from jaxl.diffusion.rows import COLUMNS, Table
 from jaxl.diffusion.tables import build_table
 from jaxl.errors import InputError, NonFiniteError
 from jaxl.pipeline import Pipeline
-from jaxl.programs import Conditioning, Text, advance, decode, enable_disk_cache, encode_text
+from jaxl.programs import Bucket, Conditioning, Text, advance, decode, enable_disk_cache, encode_text
 from jaxl.sharding import AXIS, make_mesh
 from jaxl.weights.folder import TOKENIZERS
 from jaxl.weights.source import open_checkpoint
@@ -211,13 +211,14 @@ class FlaxStableDiffusionXLPipeline:
             branches.insert(0, negative or jax.tree.map(jnp.zeros_like, positive))
         text = jax.tree.map(lambda *each: jnp.stack(each, axis=1), *branches)
         ids = arguments.time_ids({}, height, width, model.time_ids)[-len(branches) :]
-        cond = Conditioning(text, jnp.broadcast_to(ids, (b, *ids.shape)), scale)
+        cond = Conditioning(text, jnp.broadcast_to(ids, (b, *ids.shape)), rescale=jnp.zeros_like(scale))
         if latents is None:
             latents = jax.random.normal(key, (b, *self._latent_shape(height, width)), jnp.float32)
         rows, used, init_scale = (jnp.broadcast_to(a, (b, *a.shape)) for a in table)
-        keys = jax.random.split(key, b)
-        slots = loop.init_slots(rows, used, init_scale, keys, latents.transpose(0, 2, 3, 1))
-        out = advance(params["unet"], model, slots, cond, table[1]).latents
+        rows = rows.at[:, :, COLUMNS.index("guidance")].set(scale[:, None])
+        slots = loop.init_slots(rows, used, jax.random.split(key, b), latents.transpose(0, 2, 3, 1), init_scale)
+        bucket = Bucket(b, height, width, guided)
+        out = advance(params["unet"], model, bucket, slots, cond, table[1]).latents
         if return_latents:
             return out.transpose(0, 3, 1, 2), jnp.isfinite(out).all((1, 2, 3))
         images, _, finite = decode(params["vae"], model, out)
@@ -225,7 +226,8 @@ class FlaxStableDiffusionXLPipeline:
 
     def _encode(self, params: Params, ids: Array) -> Text:
         by_encoder = {name: ids[:, i] for i, name in enumerate(self.pipeline.tokenizers)}
-        return encode_text(params, self.pipeline.model, by_encoder, 0)
+        weights = {name: jnp.ones(rows.shape, jnp.float32) for name, rows in by_encoder.items()}
+        return encode_text(params, self.pipeline.model, by_encoder, weights, 0)
 
     @property
     def components(self) -> dict[str, Any]:

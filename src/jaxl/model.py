@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from jaxl.config import Json, TextConfig, UNetConfig, VAEConfig
+from jaxl.config import Json, TextConfig, TinyVAEConfig, UNetConfig, VAEConfig, read_vae_config
 from jaxl.diffusion.schedule import SchedulerConfig
 from jaxl.errors import CheckpointError
 from jaxl.nn.clip import clip_shapes
 from jaxl.nn.layers import Shapes
+from jaxl.nn.tiny_vae import tiny_vae_shapes
 from jaxl.nn.unet import unet_shapes
 from jaxl.nn.vae import vae_shapes
+from jaxl.presets import PRESETS, Preset
 
 
 @dataclass(frozen=True)
@@ -22,27 +24,31 @@ class Model:
     """Hashable, so that it is a static part of every program.
 
     `text_encoder` is None in the refiner, which reads only the second one. `zero_negative` says that a negative prompt
-    that is not given means zeros rather than the encoded empty text.
+    that is not given means zeros rather than the encoded empty text. `preview` is a small autoencoder to look at images
+    in the making with.
     """
 
     unet: UNetConfig
-    vae: VAEConfig
+    vae: VAEConfig | TinyVAEConfig
     text_encoder: TextConfig | None
     text_encoder_2: TextConfig
     scheduler: SchedulerConfig
     zero_negative: bool
+    preview: TinyVAEConfig | None = None
 
     @classmethod
     def from_configs(cls, configs: Mapping[str, Json]) -> Model:
         """Read a checkpoint's JSON files, by component; raises CheckpointError naming file and field."""
         first, index = configs.get("text_encoder"), configs.get("model_index", {})
+        preview = configs.get("preview")
         model = cls(
             unet=UNetConfig.from_json(configs["unet"]),
-            vae=VAEConfig.from_json(configs["vae"]),
+            vae=read_vae_config(configs["vae"]),
             text_encoder=None if first is None else TextConfig.from_json(first, "text_encoder/config.json"),
             text_encoder_2=TextConfig.from_json(configs["text_encoder_2"], "text_encoder_2/config.json"),
             scheduler=SchedulerConfig.from_json(configs["scheduler"]),
             zero_negative=bool(index.get("force_zeros_for_empty_prompt", True)),
+            preview=None if preview is None else TinyVAEConfig.from_json(preview, "preview/config.json"),
         )
         width = sum(text.width for text in model.text_encoders.values())
         if width != model.unet.cross_attention_dim:
@@ -73,14 +79,43 @@ class Model:
         return room // self.unet.addition_time_embed_dim
 
     @property
+    def is_refiner(self) -> bool:
+        return self.time_ids == 5
+
+    @property
+    def inpaints(self) -> bool:
+        """Whether the network was trained to see the mask and the masked picture."""
+        return self.unet.in_channels == self.vae.latent_channels + 5
+
+    @property
     def default_size(self) -> int:
         """Height and width the checkpoint was trained for, in pixels."""
         return self.unet.sample_size * self.vae.factor
 
-    def shapes(self, dtype: DTypeLike = jnp.bfloat16) -> dict[str, Shapes]:
-        """The parameter tree of each component, as `jax.ShapeDtypeStruct`."""
+    @property
+    def preset(self) -> Preset:
+        """How the checkpoint wants to be sampled, as far as its configs tell."""
+        if self.unet.time_cond_proj_dim is not None:
+            # distilled with a scale of 2 to 14, which it takes as an input
+            return replace(PRESETS["lcm"], guidance_scale=8.0)
+        scheduler = self.scheduler.scheduler
+        if scheduler in ("lcm", "tcd"):
+            return PRESETS[scheduler]
+        if scheduler == "euler_a" and self.scheduler.timestep_spacing == "trailing":
+            return PRESETS["turbo"]
+        if scheduler.startswith("edm_"):
+            return PRESETS["playground"]
+        return PRESETS["sdxl"]
+
+    def shapes(self, dtype: DTypeLike = jnp.bfloat16, vae_dtype: DTypeLike | None = None) -> dict[str, Shapes]:
+        """The parameter tree of each component, as `jax.ShapeDtypeStruct`; autoencoders may have their own dtype."""
         return {
             "unet": unet_shapes(self.unet, dtype),
-            "vae": vae_shapes(self.vae, dtype),
+            "vae": _vae_shapes(self.vae, vae_dtype or dtype),
             **{name: clip_shapes(cfg, dtype) for name, cfg in self.text_encoders.items()},
+            **({"preview": _vae_shapes(self.preview, vae_dtype or dtype)} if self.preview else {}),
         }
+
+
+def _vae_shapes(cfg: VAEConfig | TinyVAEConfig, dtype: DTypeLike) -> Shapes:
+    return tiny_vae_shapes(cfg, dtype) if isinstance(cfg, TinyVAEConfig) else vae_shapes(cfg, dtype)

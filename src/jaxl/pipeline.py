@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import os
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Unpack
+from typing import Any, Literal, NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -23,24 +23,26 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 from PIL import Image
 
-from jaxl import arguments
-from jaxl.arguments import MicroConditioning
+from jaxl import arguments, presets
+from jaxl.arguments import Options
+from jaxl.config import VAEConfig
 from jaxl.diffusion.loop import Slots
 from jaxl.diffusion.noise import image_key
-from jaxl.diffusion.rows import Table
-from jaxl.diffusion.tables import build_table, scheduler_name
-from jaxl.errors import CheckpointError, InputError, NonFiniteError, TruncationWarning
+from jaxl.errors import CheckpointError, InputError, NonFiniteError
 from jaxl.model import Model
-from jaxl.programs import Bucket, Conditioning, Programs, Text, enable_disk_cache
+from jaxl.plan import Devices, Plan, Segment, make_plan
+from jaxl.programs import Beginning, Bucket, Conditioning, Programs, Text, enable_disk_cache
+from jaxl.prompts import Chunk
 from jaxl.sharding import make_mesh, place_parameters
 from jaxl.text.tokenizer import Tokenizer
 from jaxl.weights.checkpoint import Checkpoint, load_params
 from jaxl.weights.folder import TOKENIZERS
 from jaxl.weights.layout import flatten
 from jaxl.weights.save import save_checkpoint
-from jaxl.weights.source import open_checkpoint
+from jaxl.weights.source import open_checkpoint, open_vae, with_vae
 
 Params = dict[str, Any]
+Preview = Callable[[int, int, np.ndarray], None]
 Progress = Callable[[Literal["load", "compile", "generate"], int, int], None]
 Callback = Callable[[int, int, np.ndarray], bool | None]
 Output = Literal["pil", "numpy", "latents"]
@@ -52,8 +54,8 @@ class Result:
 
     `images`: PIL images, or one float32 array [B, H, W, 3] in 0..1 (`output="numpy"`), or an empty list (`"latents"`).
     `latents`: float32 [B, H/8, W/8, 4], as the last row left them. `seeds`: one per image. `scheduler`: its full name.
-    `steps`: rows that ran, less than asked for if the callback stopped. `timings`: seconds of `compile`, `text`,
-    `denoise`, `decode` and `total`.
+    `steps`: calls of the network, of which some schedulers make two a step; less if the callback stopped. `timings`:
+    seconds of `compile`, `text`, `picture`, `denoise`, `decode` and `total`.
     """
 
     images: list[Image.Image] | np.ndarray
@@ -75,6 +77,12 @@ def from_pretrained(
     token: str | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     local_files_only: bool = False,
+    vae: str | os.PathLike[str] | None = None,
+    vae_dtype: DTypeLike | None = None,
+    vae_tile: int | None = None,
+    preview: str | os.PathLike[str] | None = None,
+    preset: str | None = None,
+    batch_sizes: Sequence[int] = (),
     compile_for: Sequence[Bucket] = (),
     progress: Progress | None = None,
 ) -> tuple[Pipeline, Params]:
@@ -87,60 +95,112 @@ def from_pretrained(
         shard_params: split the parameters over the devices instead of keeping all of them on each.
         revision, token, cache_dir, local_files_only: passed on to the hub. variant: of the weight files, such as
         "fp16".
+        vae: an autoencoder in place of the checkpoint's: a hub id, a folder or a file, of SDXL's kind, as the "fp16
+            fix" is, or of TAESD's, which is small and fast.
+        vae_dtype: of the autoencoder; by default float32 if its config has `force_upcast`, else `dtype`.
+        vae_tile: pixels; larger images are encoded and decoded in overlapping tiles of this size, which takes far less
+            memory and is not quite the same (docs/performance.md).
+        preview: an autoencoder of TAESD's kind for previews, in place of a linear map.
+        preset: "turbo", "lightning", "hyper", "lcm", "tcd", "playground" or "sdxl": what `generate` does where it is
+            not told the steps, the guidance or the scheduler. By default, what the checkpoint's name or configs say.
+        batch_sizes: the numbers of images that programs are compiled for; other numbers are filled up, or drawn in
+            several rounds. By default every number of images compiles programs of its own.
         compile_for: buckets whose programs are compiled while the weights load.
         progress: called with ("load", tensors placed, tensors in all).
 
     Raises CheckpointError if the checkpoint is missing, damaged or not of SDXL's kind; InputError for the arguments.
     """
-    if dtype not in (jnp.bfloat16, jnp.float32):
-        raise InputError("dtype", dtype, "use jax.numpy.bfloat16 or jax.numpy.float32")
-    enable_disk_cache()
-    checkpoint = open_checkpoint(
+    pipe = open_pipeline(
         model,
+        dtype=dtype,
+        mesh=mesh,
+        shard_params=shard_params,
         revision=revision,
         variant=variant,
         token=token,
         cache_dir=cache_dir,
         local_files_only=local_files_only,
+        vae=vae,
+        vae_dtype=vae_dtype,
+        vae_tile=vae_tile,
+        preview=preview,
+        preset=preset,
+        batch_sizes=batch_sizes,
     )
-    pipe = Pipeline(checkpoint, dtype=dtype, mesh=mesh or make_mesh(), shard_params=shard_params)
     for bucket in compile_for:
         pipe.programs.compile(bucket)
     return pipe, pipe.load_params(progress=progress)
 
 
-TokenIds = dict[str, np.ndarray]  # by text encoder, int32 [1, T]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A call of `generate` with its arguments checked: `batch` images in a bucket, one value for each.
-
-    `ids`: by branch and image, as the bucket has branches; None is the zero embedding. `noise`: given initial latents.
-    """
-
-    batch: int
-    bucket: Bucket
-    scheduler: str
-    table: Table
-    ids: list[list[TokenIds | None]]
-    clip_skip: int
-    seeds: list[int]
-    guidance_scale: np.ndarray
-    time_ids: np.ndarray
-    noise: np.ndarray | None
+def open_pipeline(
+    model: str | os.PathLike[str] = "tiny",
+    *,
+    dtype: DTypeLike = jnp.bfloat16,
+    mesh: Mesh | None = None,
+    shard_params: bool = False,
+    revision: str | None = None,
+    variant: str | None = None,
+    token: str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    local_files_only: bool = False,
+    vae: str | os.PathLike[str] | None = None,
+    vae_dtype: DTypeLike | None = None,
+    vae_tile: int | None = None,
+    preview: str | os.PathLike[str] | None = None,
+    preset: str | None = None,
+    batch_sizes: Sequence[int] = (),
+) -> Pipeline:
+    """What `from_pretrained` does, without loading the parameters: `Pipeline.load_params` does that."""
+    enable_disk_cache()
+    hub: dict[str, Any] = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
+    checkpoint = open_checkpoint(model, revision=revision, variant=variant, **hub)
+    for component, name in (("vae", vae), ("preview", preview)):
+        if name is not None:
+            checkpoint = with_vae(checkpoint, open_vae(name, **hub), component)
+    return Pipeline(
+        checkpoint,
+        dtype=dtype,
+        mesh=mesh or make_mesh(),
+        shard_params=shard_params,
+        vae_dtype=vae_dtype,
+        vae_tile=vae_tile,
+        preset=preset,
+        batch_sizes=batch_sizes,
+    )
 
 
 class Pipeline:
     """A loaded checkpoint without its parameters, which every call is given: see `from_pretrained`."""
 
-    def __init__(self, checkpoint: Checkpoint, *, dtype: DTypeLike, mesh: Mesh, shard_params: bool = False):
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        dtype: DTypeLike,
+        mesh: Mesh,
+        shard_params: bool = False,
+        vae_dtype: DTypeLike | None = None,
+        vae_tile: int | None = None,
+        preset: str | None = None,
+        batch_sizes: Sequence[int] = (),
+    ):
+        for argument, value in (("dtype", dtype), ("vae_dtype", vae_dtype or dtype)):
+            if value not in (jnp.bfloat16, jnp.float32, "bfloat16", "float32"):
+                raise InputError(argument, value, "use jax.numpy.bfloat16 or jax.numpy.float32")
         self.checkpoint = checkpoint
         self.model = Model.from_configs(checkpoint.configs)
         self.dtype = jnp.dtype(dtype)
         self.mesh = mesh
-        shapes = place_parameters(self.model.shapes(dtype), mesh, split=shard_params)
-        self.programs = Programs(self.model, mesh, shapes)
+        self.preset = (
+            presets.preset(preset) if preset else presets.preset_by_name(checkpoint.source) or self.model.preset
+        )
+        sizes = [arguments.whole_number("batch_sizes", size, least=1) for size in batch_sizes]
+        self.devices = Devices(mesh.size, sizes)
+        upcast = isinstance(self.model.vae, VAEConfig) and self.model.vae.force_upcast
+        shapes = self.model.shapes(dtype, vae_dtype or (jnp.float32 if upcast else dtype))
+        if vae_tile is not None:
+            arguments.image_size("vae_tile", vae_tile, 0, self.model.vae.factor)
+        self.programs = Programs(self.model, mesh, place_parameters(shapes, mesh, split=shard_params), vae_tile)
         self.tokenizers: dict[str, Tokenizer] = {}
         for encoder in self.model.text_encoders:
             folder = checkpoint.tokenizers[TOKENIZERS[encoder]]
@@ -162,7 +222,6 @@ class Pipeline:
         return load_params(
             self.checkpoint,
             shapes,
-            dtype=self.dtype,
             place=lambda component, key, array: jax.device_put(array, shardings[component][key]),
             progress=None if progress is None else lambda done, total: progress("load", done, total),
         )
@@ -170,16 +229,16 @@ class Pipeline:
     def save_pretrained(self, folder: str | os.PathLike[str], params: Params) -> None:
         """Write a folder that diffusers and jaxl open. Raises OutputError, leaving nothing behind."""
         tokenizers = {TOKENIZERS[encoder]: tokenizer.save for encoder, tokenizer in self.tokenizers.items()}
-        save_checkpoint(Path(folder), self.checkpoint.configs, params, tokenizers)
+        configs, own = ({k: v for k, v in each.items() if k != "preview"} for each in (self.checkpoint.configs, params))
+        save_checkpoint(Path(folder), configs, own, tokenizers)
 
     def bucket(
         self, images: int, height: int | None = None, width: int | None = None, *, guided: bool = True
     ) -> Bucket:
         """The bucket that `images` images of a size run in: filled up to a multiple of the devices."""
         size, factor = self.model.default_size, self.model.vae.factor
-        batch = -(-images // self.mesh.size) * self.mesh.size
         return Bucket(
-            batch,
+            self.devices.batch(images),
             arguments.image_size("height", height, size, factor),
             arguments.image_size("width", width, size, factor),
             guided,
@@ -194,8 +253,8 @@ class Pipeline:
         negative_prompt: str | Sequence[str] | None = None,
         negative_prompt_2: str | Sequence[str] | None = None,
         seed: int | Sequence[int] = 0,
-        steps: int = 25,
-        guidance_scale: float | Sequence[float] = 5.0,
+        steps: int | None = None,
+        guidance_scale: Any = None,
         width: int | None = None,
         height: int | None = None,
         num_images: int = 1,
@@ -204,8 +263,9 @@ class Pipeline:
         clip_skip: int = 0,
         output: Output = "pil",
         callback: Callback | None = None,
+        preview: Preview | None = None,
         progress: Progress | None = None,
-        **micro: Unpack[MicroConditioning],
+        **options: Unpack[Options],
     ) -> Result:
         """Make pictures of a prompt, or of each prompt of a list.
 
@@ -215,21 +275,27 @@ class Pipeline:
                 negative prompt that is not given is zeros in SDXL and the empty text in models that were trained so.
             seed: 0 to 2**64 - 1, counting up from image to image, or one for each image. A seed gives the same
                 image in any batch and on any number of devices.
-            steps: 1 to the schedule's training steps.
-            guidance_scale: finite, one or one for each image; at 1 or below the negative branch is not computed.
-            width, height: pixels, multiples of 8; the size the model was trained for by default.
+            steps: 1 to the schedule's training steps; 25 by default, or what the model's preset says.
+            guidance_scale: finite, one, one for each image, or [images or 1, steps]; 5 by default, or what the preset
+                says. Where it is 1 or below the negative branch is not computed.
+            width, height: pixels, multiples of 8; by default the size the model was trained for, or, with `image`, the
+                one of SDXL's sizes that is nearest to its shape.
             num_images: for each prompt.
             scheduler: a name, such as "euler" or "dpm++2m_karras"; the checkpoint's own by default.
             latents: initial noise of unit variance, [B, height/8, width/8, 4], in place of the seeds' own.
             clip_skip: layers of the encoders to skip for `prompt`, beyond the last one that SDXL never reads.
             output: "pil", "numpy" (float32 [B, H, W, 3] in 0..1) or "latents" (nothing is decoded).
             callback: called after each step with (steps done, steps in all, latents); False stops there.
+            preview: called after each step with (steps done, steps in all, pictures), uint8 [B, h, w, 3]: small
+                pictures of what the images are going to be.
             progress: called with ("compile" or "generate", done, in all).
-            **micro: `arguments.MicroConditioning`.
+            **options: `arguments.Options`: pictures and masks to start from (`Start`), guidance (`Guidance`), choices
+                of sampling (`Sampling`), the syntax of prompts, and what SDXL is told of sizes (`MicroConditioning`).
 
-        No argument but the number of images, their size and whether any is guided makes anything compile anew. Raises
-        InputError for an argument that cannot work and NonFiniteError rather than return a broken image; warns with
-        TruncationWarning when a prompt was cut.
+        No argument compiles anything anew but the number of images, their size, and whether any of them is guided, is
+        guided by perturbed attention, has FreeU, or has a prompt of more than 75 tokens. Raises InputError for an
+        argument that cannot work and NonFiniteError rather than return a broken image; warns with TruncationWarning
+        when a prompt was cut.
         """
         plan = self.plan(
             prompt,
@@ -245,9 +311,9 @@ class Pipeline:
             scheduler=scheduler,
             latents=latents,
             clip_skip=clip_skip,
-            **micro,
+            **options,
         )
-        return self.run(params, plan, output=output, callback=callback, progress=progress)
+        return self.run(params, plan, output=output, callback=callback, preview=preview, progress=progress)
 
     def plan(
         self,
@@ -257,48 +323,36 @@ class Pipeline:
         negative_prompt: str | Sequence[str] | None = None,
         negative_prompt_2: str | Sequence[str] | None = None,
         seed: int | Sequence[int] = 0,
-        steps: int = 25,
-        guidance_scale: float | Sequence[float] = 5.0,
+        steps: int | None = None,
+        guidance_scale: Any = None,
         width: int | None = None,
         height: int | None = None,
         num_images: int = 1,
         scheduler: str | None = None,
         latents: Any = None,
         clip_skip: int = 0,
-        **micro: Unpack[MicroConditioning],
+        **options: Unpack[Options],
     ) -> Plan:
         """Check the arguments of `generate` and give each image its own, before anything is loaded or compiled."""
-        model = self.model
-        if model.unet.in_channels != model.vae.latent_channels:
-            raise InputError(
-                "model", self.checkpoint.source, "an inpainting model needs a picture and a mask, not a prompt alone"
-            )
-        each = arguments.whole_number("num_images", num_images, least=1)
-        positive = arguments.prompts_per_image("prompt", prompt, None, each)
-        batch = len(positive)
-        others = {"prompt_2": prompt_2, "negative_prompt": negative_prompt, "negative_prompt_2": negative_prompt_2}
-        texts = {"prompt": positive} | {
-            name: arguments.prompts_per_image(name, value, batch // each, each)
-            for name, value in others.items()
-            if value is not None
-        }
-        scales = arguments.guidance_per_image(guidance_scale, batch)
-        bucket = self.bucket(batch, height, width, guided=bool((scales > 1).any()))
-        shape = self.programs.latents_shape(bucket)
-        ids = arguments.time_ids(micro, bucket.height, bucket.width, model.time_ids)
-        most = min(cfg.layers for cfg in model.text_encoders.values()) - 1
-        return Plan(
-            batch=batch,
-            bucket=bucket,
-            scheduler=scheduler_name(model.scheduler, scheduler),
-            table=build_table(model.scheduler, steps, scheduler),
-            ids=self._token_ids(texts, batch)[-bucket.branches :],
-            clip_skip=arguments.whole_number("clip_skip", clip_skip, least=0, most=most),
-            seeds=arguments.seeds_per_image(seed, batch),
-            # a scale of 1 gives the positive branch alone, which is what a scale below 1 asks for
-            guidance_scale=np.maximum(scales, 1.0),
-            time_ids=ids[-bucket.branches :],
-            noise=None if latents is None else arguments.check_latents(latents, (batch, *shape[1:])),
+        return make_plan(
+            self.model,
+            self.tokenizers,
+            self.preset,
+            self.devices,
+            prompt,
+            prompt_2=prompt_2,
+            negative_prompt=negative_prompt,
+            negative_prompt_2=negative_prompt_2,
+            seed=seed,
+            steps=steps,
+            guidance_scale=guidance_scale,
+            width=width,
+            height=height,
+            num_images=num_images,
+            scheduler=scheduler,
+            latents=latents,
+            clip_skip=clip_skip,
+            options=options,
         )
 
     def run(
@@ -308,50 +362,72 @@ class Pipeline:
         *,
         output: Output = "pil",
         callback: Callback | None = None,
+        preview: Preview | None = None,
         progress: Progress | None = None,
     ) -> Result:
         """Make the pictures of a plan; arguments and errors are those of `generate`."""
         if output not in ("pil", "numpy", "latents"):
             raise InputError("output", output, "give 'pil', 'numpy' or 'latents'")
+        if output == "numpy" and plan.pastes:
+            raise InputError("output", output, "padding_mask_crop gives pictures of their own sizes; use output='pil'")
         self._check_params(params)
         began = time.perf_counter()
         timings: dict[str, float] = {}
         with _stopwatch(timings, "compile"):
-            self._compile(plan.bucket, decode=output != "latents", progress=progress)
-        with _stopwatch(timings, "text"):
-            slots, cond = self._start(params, plan)
-        with _stopwatch(timings, "denoise"):
-            slots, done = self._advance(params, plan, slots, cond, callback, progress)
-            final = np.array(slots.latents)[: plan.batch]
-        _check_finite(np.asarray(np.isfinite(final).all((1, 2, 3))), plan.seeds, self.dtype)
-        with _stopwatch(timings, "decode"):
-            images = [] if output == "latents" else self._decode(params, plan, slots.latents, output)
+            futures = self.compile(plan, decode=output != "latents", preview=preview is not None)
+            for done, future in enumerate(futures):
+                if progress is not None:
+                    progress("compile", done, len(futures))
+                future.result()
+            if progress is not None:
+                progress("compile", len(futures), len(futures))
+        encoded: dict[Any, Any] = {}  # texts and pictures, each once
+        total, rows, stopped = plan.count * len(plan.rounds), 0, False
+        latents: list[np.ndarray] = []
+        images: list[Any] = []
+
+        def watch(slots: Slots, part: Plan, done: int) -> bool:
+            """Tell whoever wants to hear of a row; True if that stops here."""
+            done += plan.count * len(latents)
+            if progress is not None:
+                slots.row.block_until_ready()
+                progress("generate", done, total)
+            if preview is not None:
+                show = self.programs.get("preview", part.bucket)
+                preview(done, total, np.asarray(show(params.get("preview"), slots.denoised))[: part.batch])
+            # a copy, because the next call reuses the buffer
+            return callback is not None and callback(done, total, np.array(slots.latents)[: part.batch]) is False
+
+        watched = any(each is not None for each in (callback, preview, progress))
+        for part in plan.by_round():
+            with _stopwatch(timings, "picture"):
+                given = self._pictures(params, part, encoded)
+            with _stopwatch(timings, "text"):
+                conditioning = [self._conditioning(params, part, each, given, encoded) for each in part.segments]
+            with _stopwatch(timings, "denoise"):
+                slots = self.programs.get("start", part.bucket)(self._beginning(part, given))
+                slots, rows, stopped = self._advance(params, part, slots, conditioning, watch if watched else None)
+                final = np.array(slots.latents)[: part.batch]
+            _check_finite(np.asarray(np.isfinite(final).all((1, 2, 3))), part.seeds, self.dtype)
+            with _stopwatch(timings, "decode"):
+                images.extend([] if output == "latents" else self._decode(params, part, slots.latents, output))
+            latents.append(final)
+            if stopped:
+                break
         timings["total"] = time.perf_counter() - began
-        return Result(images, final, plan.seeds, plan.scheduler, done, timings)
+        drawn = np.concatenate(latents)
+        made = np.stack(images) if output == "numpy" else images
+        return Result(made, drawn, plan.seeds[: len(drawn)], plan.scheduler, rows, timings)
 
-    def _token_ids(self, texts: dict[str, list[str]], batch: int) -> list[list[TokenIds | None]]:
-        """For the negative and the positive branch, each image's token ids by text encoder; None stands for zeros."""
-        branches: list[list[TokenIds | None]] = []
-        for prefix in ("negative_", ""):
-            first, second = texts.get(f"{prefix}prompt"), texts.get(f"{prefix}prompt_2")
-            if first is None and second is None and self.model.zero_negative:
-                branches.append([None] * batch)
-                continue
-            first = first or [""] * batch
-            by_encoder = {
-                "text_encoder": (f"{prefix}prompt", first),
-                "text_encoder_2": (f"{prefix}prompt_2", second) if second else (f"{prefix}prompt", first),
-            }
-            ids = {encoder: self._tokenize(encoder, *by_encoder[encoder]) for encoder in self.tokenizers}
-            branches.append([{encoder: rows[i : i + 1] for encoder, rows in ids.items()} for i in range(batch)])
-        return branches
-
-    def _tokenize(self, encoder: str, argument: str, texts: list[str]) -> np.ndarray:
-        encoded = self.tokenizers[encoder].encode(texts, argument)
-        for lost in sorted(set(encoded.lost) - {""}):
-            length = self.tokenizers[encoder].max_length
-            warnings.warn(f"{argument} is cut at {length} tokens; lost: {lost!r}", TruncationWarning, stacklevel=5)
-        return encoded.ids
+    def compile(self, plan: Plan, *, decode: bool = True, preview: bool = False) -> list[Future[Any]]:
+        """Begin to compile what a plan needs, the longest programs first."""
+        of_rows = [plan.bucket if guided else plan.bucket.plain for guided in {s.guided for s in plan.segments}]
+        kinds = ["decode"] * decode + ["encode_image"] * (plan.pictures is not None) + ["preview"] * preview
+        return [
+            *(self.programs.begin("advance", bucket) for bucket in of_rows),
+            *(self.programs.begin(kind, plan.bucket) for kind in (*kinds, "encode_text", "start")),
+            *(self.programs.begin("gather", bucket) for bucket in of_rows),
+        ]
 
     def _check_params(self, params: Params) -> None:
         """A tree of another dtype or structure would otherwise fail deep inside jax, with a page of shapes."""
@@ -363,83 +439,121 @@ class Pipeline:
                 f"not the {self.dtype} parameters that from_pretrained gave with this pipeline",
             )
 
-    def _compile(self, bucket: Bucket, *, decode: bool, progress: Progress | None) -> None:
-        futures = self.programs.compile(bucket, decode=decode)
-        for done, future in enumerate(futures):
-            if progress is not None:
-                progress("compile", done, len(futures))
-            future.result()
-        if progress is not None:
-            progress("compile", len(futures), len(futures))
+    def _pictures(self, params: Params, plan: Plan, encoded: dict[Any, Any]) -> _Given:
+        """What the images start from, as latents; the last image again fills the bucket, as everywhere."""
+        if plan.pictures is None:
+            return _Given(None, None, None)
 
-    def _start(self, params: Params, plan: Plan) -> tuple[Slots, Conditioning]:
-        """Encode each different text once, then gather the batch on the devices."""
-        run, encoders = self.programs.get("encode_text"), {name: params[name] for name in self.tokenizers}
-        zeros = self.programs.zero_text()
-        # diffusers, the reference, skips layers for the positive text alone
-        skips = [0, plan.clip_skip][-plan.bucket.branches :]
-        known: dict[tuple[int, bytes] | None, Text] = {None: zeros}
-        texts: list[list[Text]] = []
-        for i in range(plan.batch):
-            texts.append([])
-            for skip, branch in zip(skips, plan.ids, strict=True):
-                ids = branch[i]
-                key = None if ids is None else (skip, b"".join(rows.tobytes() for rows in ids.values()))
-                if key not in known:
-                    known[key] = run(encoders, ids, np.int32(skip))
-                texts[-1].append(known[key])
-        size = plan.bucket.batch
-        # the last image again fills the bucket, and is thrown away in the end
-        order = [min(i, plan.batch - 1) for i in range(size)]
+        def latents(pixels: np.ndarray) -> np.ndarray:
+            if id(pixels) not in encoded:
+                encoded[id(pixels)] = np.asarray(self.programs.get("encode_image", plan.bucket)(params["vae"], pixels))
+            return encoded[id(pixels)]
+
+        pictures = [plan.pictures[i] for i in plan.filled]
+        picture = np.concatenate([p.array if p.encoded else latents(p.array) for p in pictures])
+        masks = [p.mask for p in pictures if p.mask]
+        if not masks:
+            return _Given(picture, None, None)
+        mask = np.stack([m.latents for m in masks])
+        if not self.model.inpaints:
+            return _Given(picture, mask, None)
+        masked = np.concatenate([latents(m.masked) for m in masks])
+        return _Given(picture, None, np.concatenate([mask, masked], axis=-1))
+
+    def _beginning(self, plan: Plan, given: _Given) -> Beginning:
+        size, order = plan.bucket.batch, plan.filled
         shape = self.programs.latents_shape(plan.bucket)
-        noise = np.zeros(shape, np.float32) if plan.noise is None else plan.noise[order]
-        slots, text = self.programs.get("start", plan.bucket)(
-            [texts[i] for i in order],
-            np.broadcast_to(plan.table.rows, (size, *plan.table.rows.shape)),
-            np.full(size, plan.table.used, np.int32),
-            np.full(size, plan.table.init_scale, np.float32),
-            np.stack([image_key(plan.seeds[i]) for i in order]),
-            np.full(size, plan.noise is not None),
-            noise,
+        return Beginning(
+            rows=plan.rows[order],
+            first=np.full(size, plan.first, np.int32),
+            end=np.full(size, plan.first + plan.count, np.int32),
+            keys=np.stack([image_key(plan.seeds[i]) for i in order]),
+            noise_scale=np.full(size, plan.noise_scale, np.float32),
+            given=np.full(size, plan.noise is not None),
+            noise=np.zeros(shape, np.float32) if plan.noise is None else plan.noise[order],
+            picture_scale=np.full(size, plan.picture_scale, np.float32),
+            picture=np.zeros(shape, np.float32) if given.picture is None else given.picture,
+            mask=np.ones((*shape[:3], 1), np.float32) if given.mask is None else given.mask,
         )
-        time_ids = np.broadcast_to(plan.time_ids, (size, *plan.time_ids.shape))
-        return slots, Conditioning(text, time_ids, plan.guidance_scale[order])
+
+    def _conditioning(
+        self, params: Params, plan: Plan, segment: Segment, given: _Given, encoded: dict[Any, Any]
+    ) -> Conditioning:
+        """Encode each chunk of text once, then gather the batch on the devices."""
+        bucket = plan.bucket if segment.guided else plan.bucket.plain
+        encoders = {name: params[name] for name in self.tokenizers}
+        run, zeros = self.programs.get("encode_text"), self.programs.zero_text()
+
+        def encode(chunk: Chunk, skip: int) -> Text:
+            key = (skip, *(array.tobytes() for arrays in chunk.values() for array in arrays))
+            if key not in encoded:
+                ids, weights = ({name: arrays[i] for name, arrays in chunk.items()} for i in (0, 1))
+                encoded[key] = run(encoders, ids, weights, np.int32(skip))
+            return encoded[key]
+
+        texts: list[list[list[Text]]] = []
+        lengths: list[list[int]] = []
+        for i in plan.filled:
+            own = plan.texts[segment.version][i]
+            # diffusers, the reference, skips layers for the positive text alone
+            branches = [(own[0], 0)] * bucket.guided + [(own[-1], plan.clip_skip)] * (1 + bool(bucket.pag_layers))
+            chunks = [[encode(c, skip) for c in text] if text else [zeros] for text, skip in branches]
+            lengths.append([len(each) * zeros.prompt_embeds.shape[1] for each in chunks])
+            # what fills a text up to the bucket is not looked at
+            texts.append([each + each[:1] * (bucket.chunks - len(each)) for each in chunks])
+        places = slice(None) if segment.guided else slice(int(plan.bucket.guided), int(plan.bucket.guided) + 1)
+        time_ids = plan.time_ids[places]
+        return Conditioning(
+            text=self.programs.get("gather", bucket)(texts),
+            time_ids=np.broadcast_to(time_ids, (bucket.batch, *time_ids.shape)),
+            rescale=plan.rescale[plan.filled],
+            lengths=np.asarray(lengths, np.int32) if bucket.chunks > 1 else None,
+            freeu=None if plan.freeu is None else np.broadcast_to(plan.freeu, (bucket.batch, 4)),
+            inpaint=given.inpaint,
+        )
 
     def _advance(
         self,
         params: Params,
         plan: Plan,
         slots: Slots,
-        cond: Conditioning,
-        callback: Callback | None,
-        progress: Progress | None,
-    ) -> tuple[Slots, int]:
-        """Run the table in one dispatch, or step by step where somebody wants to hear of each; also the rows done."""
-        run, total = self.programs.get("advance", plan.bucket), plan.table.used
-        n = total if callback is None and progress is None else 1
-        for done in range(n, total + 1, n):
-            slots = run(params["unet"], slots, cond, np.int32(n))
-            if progress is not None:
-                slots.row.block_until_ready()
-                progress("generate", done, total)
-            # a copy, because the next call reuses the buffer
-            if callback is not None and callback(done, total, np.array(slots.latents)[: plan.batch]) is False:
-                return slots, done
-        return slots, total
+        conditioning: list[Conditioning],
+        watch: Callable[[Slots, Plan, int], bool] | None,
+    ) -> tuple[Slots, int, bool]:
+        """Run each segment in one dispatch, or row by row for a watcher; also the rows done, and whether it stopped."""
+        done = 0
+        for segment, cond in zip(plan.segments, conditioning, strict=True):
+            run = self.programs.get("advance", plan.bucket if segment.guided else plan.bucket.plain)
+            n = segment.rows if watch is None else 1
+            for _ in range(0, segment.rows, n):
+                slots = run(params["unet"], slots, cond, np.int32(n))
+                done += n
+                if watch is not None and watch(slots, plan, done):
+                    return slots, done, True
+        return slots, done, False
 
-    def _decode(self, params: Params, plan: Plan, latents: jax.Array, output: Output) -> list[Image.Image] | np.ndarray:
+    def _decode(self, params: Params, plan: Plan, latents: jax.Array, output: Output) -> list[Any]:
         pixels, bytes_, finite = self.programs.get("decode", plan.bucket)(params["vae"], latents)
         _check_finite(np.asarray(finite)[: plan.batch], plan.seeds, self.dtype)
         if output == "numpy":
-            return np.asarray(pixels)[: plan.batch]
-        return [Image.fromarray(image) for image in np.asarray(bytes_)[: plan.batch]]
+            return list(np.asarray(pixels)[: plan.batch])
+        images = [Image.fromarray(image) for image in np.asarray(bytes_)[: plan.batch]]
+        return [paste(image) for paste, image in zip(plan.pastes, images, strict=True)] if plan.pastes else images
+
+
+class _Given(NamedTuple):
+    """What a batch was given, as latents: picture [B, h, w, C], mask [B, h, w, 1], and what inpainting networks see."""
+
+    picture: np.ndarray | None
+    mask: np.ndarray | None
+    inpaint: np.ndarray | None
 
 
 @contextmanager
 def _stopwatch(timings: dict[str, float], name: str) -> Iterator[None]:
     began = time.perf_counter()
     yield
-    timings[name] = time.perf_counter() - began
+    timings[name] = timings.get(name, 0.0) + time.perf_counter() - began
 
 
 def _check_finite(finite: np.ndarray, seeds: list[int], dtype: np.dtype) -> None:

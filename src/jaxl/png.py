@@ -21,6 +21,7 @@ from typing import Any
 from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
+from jaxl.diffusion.names import a1111_name
 from jaxl.errors import InputError, OutputError
 
 Settings = Mapping[str, Any]
@@ -28,22 +29,9 @@ Settings = Mapping[str, Any]
 MAX_SETTINGS_CHARACTERS = 1_000_000
 MAX_FILE_BYTES = 256 * 2**20
 
-# jaxl's schedulers as A1111 calls them; there "Automatic" would turn the DPM++ samplers to Karras sigmas
-A1111_SAMPLERS: Mapping[str, tuple[str, str]] = {
-    "ddim": ("DDIM", "Automatic"),
-    "dpm++2m": ("DPM++ 2M", "Uniform"),
-    "dpm++2m_karras": ("DPM++ 2M", "Karras"),
-    "dpm++2m_sde": ("DPM++ 2M SDE", "Uniform"),
-    "dpm++2m_sde_karras": ("DPM++ 2M SDE", "Karras"),
-    "euler": ("Euler", "Automatic"),
-    "euler_karras": ("Euler", "Karras"),
-    "euler_a": ("Euler a", "Automatic"),
-    "euler_a_karras": ("Euler a", "Karras"),
-}
 
-
-def write_png(path: Path, image: Image.Image, settings: Settings) -> None:
-    """Write an image with its settings, replacing a regular file at `path`, or what a link there points to.
+def write_png(path: Path, image: Image.Image, settings: Settings | None) -> None:
+    """Write an image with its settings, if any, replacing a regular file at `path`, or what a link there points to.
 
     The folder is made if need be. Raises OutputError, with the old file untouched and nothing new left behind.
     """
@@ -82,11 +70,12 @@ def check_writable(argument: str, path: Path, *, folder: bool) -> None:
         raise InputError(argument, str(path), f"{error.strerror}; choose another place") from None
 
 
-def png_bytes(image: Image.Image, settings: Settings) -> bytes:
+def png_bytes(image: Image.Image, settings: Settings | None) -> bytes:
     """The image as a PNG file, with both text chunks: tEXt, or iTXt for what is not Latin-1."""
     info = PngInfo()
-    info.add_text("parameters", a1111_text(settings))
-    info.add_text("jaxl", json.dumps(dict(settings)))
+    if settings is not None:
+        info.add_text("parameters", a1111_text(settings))
+        info.add_text("jaxl", json.dumps(dict(settings)))
     stream = io.BytesIO()
     image.save(stream, "PNG", pnginfo=info)
     return stream.getvalue()
@@ -98,7 +87,7 @@ def a1111_text(settings: Settings) -> str:
     `settings` has at least prompt, steps, scheduler, guidance_scale, seed, width and height. A1111 has no second
     prompt, so those are in the JSON alone. A scheduler that A1111 lacks keeps its own name.
     """
-    sampler, schedule = A1111_SAMPLERS.get(settings["scheduler"], (settings["scheduler"], "Automatic"))
+    sampler, schedule = a1111_name(settings["scheduler"])
     pairs = {
         "Steps": settings["steps"],
         "Sampler": sampler,
@@ -110,6 +99,9 @@ def a1111_text(settings: Settings) -> str:
     if settings.get("model"):
         # a path would tell strangers about the machine, and A1111 has names alone
         pairs["Model"] = Path(settings["model"]).name.removesuffix(".safetensors")
+    for label, name in (("Denoising strength", "strength"), ("CFG Rescale phi", "guidance_rescale"), ("Eta", "eta")):
+        if settings.get(name) is not None:
+            pairs[label] = f"{settings[name]:g}"
     if settings.get("clip_skip"):
         # counted from the last layer there, from SDXL's usual second-to-last one here
         pairs["Clip skip"] = settings["clip_skip"] + 2

@@ -1,8 +1,63 @@
-"""The configs of Stable Diffusion XL base 1.0 as published, for what needs its shapes without its checkpoint."""
+"""What is known of published models: SDXL's configs, and how its fast relatives want to be sampled."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
+
+from jaxl.errors import InputError, nearest
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Settings for what a caller leaves open. None leaves it to the checkpoint; `eta` goes with `scheduler`."""
+
+    name: str
+    steps: int = 25
+    guidance_scale: float = 5.0
+    scheduler: str | None = None
+    eta: float | None = None
+    timestep_spacing: str | None = None
+
+
+PRESETS: Mapping[str, Preset] = {
+    preset.name: preset
+    for preset in (
+        Preset("sdxl"),
+        # Sauer et al. 2023, arXiv:2311.17042: 1 to 4 steps without guidance
+        Preset("turbo", 1, 1.0, "euler_a", timestep_spacing="trailing"),
+        # Lin et al. 2024, arXiv:2402.13929: 2, 4 or 8 steps, as the weights were distilled for
+        Preset("lightning", 4, 1.0, "euler", timestep_spacing="trailing"),
+        # Ren et al. 2024, arXiv:2404.13686: TCD's sampler for any number of steps
+        Preset("hyper", 4, 1.0, "tcd", eta=1.0),
+        # Luo et al. 2023, arXiv:2310.04378 and 2311.05556
+        Preset("lcm", 4, 1.0, "lcm"),
+        # Zheng et al. 2024, arXiv:2402.19159
+        Preset("tcd", 4, 1.0, "tcd"),
+        # Li et al. 2024, arXiv:2402.17245
+        Preset("playground", 25, 3.0),
+    )
+}
+
+
+def preset(name: str) -> Preset:
+    """The preset of this name; InputError for another."""
+    if name not in PRESETS:
+        raise InputError("preset", name, nearest(name, PRESETS))
+    return PRESETS[name]
+
+
+def preset_by_name(source: str) -> Preset | None:
+    """The preset that a model's own name tells of, with the steps it mentions: "sdxl_lightning_8step.safetensors"."""
+    words = re.split(r"[^a-z0-9]+", source.replace("\\", "/").rstrip("/").rpartition("/")[2].lower())
+    for name in ("turbo", "lightning", "hyper", "lcm", "tcd"):
+        if name in words:
+            steps = re.search(r"(?<![0-9])([0-9]{1,2})[-_ ]?steps?(?![a-z])", source.lower())
+            return replace(PRESETS[name], steps=int(steps[1])) if steps and int(steps[1]) else PRESETS[name]
+    return None
+
 
 SDXL_BASE: dict[str, dict[str, Any]] = {
     "model_index": {"_class_name": "StableDiffusionXLPipeline", "force_zeros_for_empty_prompt": True},

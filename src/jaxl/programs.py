@@ -1,7 +1,8 @@
 """The compiled programs of a model, one of each kind per bucket, ahead of time and cached on disk.
 
-Four kinds make a picture: `encode_text` (one text at a time), `start` (noise and tables into slots), `advance` (rows
-of the table: all the work) and `decode` (latents to pixels). Only shapes are compiled in; scheduler, steps,
+Five kinds make a picture: `encode_text` (a chunk of text at a time), `gather` (texts into a batch), `start` (noise and
+tables into slots), `advance` (rows of the table: all the work) and `decode` (latents to pixels). `encode_image` is for
+those that start from a picture, `preview` for those that are watched. Only shapes are compiled in; scheduler, steps,
 guidance, prompt and seed are arguments.
 """
 
@@ -9,9 +10,9 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,15 +24,18 @@ from jax import Array
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
+from jaxl.config import TinyVAEConfig, VAEConfig
 from jaxl.diffusion import loop
-from jaxl.diffusion.loop import Slots
+from jaxl.diffusion.loop import Row, Slots
 from jaxl.diffusion.noise import initial_noise
 from jaxl.diffusion.rows import COLUMNS, MAX_ROWS
 from jaxl.model import Model
-from jaxl.nn.clip import clip
+from jaxl.nn import tiny_vae, vae
+from jaxl.nn.clip import clip, emphasize
 from jaxl.nn.layers import Params
+from jaxl.nn.preview import latents_to_rgb
+from jaxl.nn.tiles import decode_tiled, encode_tiled
 from jaxl.nn.unet import unet
-from jaxl.nn.vae import decode as vae_decode
 from jaxl.sharding import batch_sharding, replicated, with_sharding
 
 Leaf = Any  # an array on the devices or on the host, or the shape of one
@@ -39,17 +43,30 @@ Leaf = Any  # an array on the devices or on the host, or the shape of one
 
 @dataclass(frozen=True)
 class Bucket:
-    """The shapes a program is compiled for. `guided` programs evaluate the network twice a row (arXiv:2207.12598)."""
+    """The shapes a program is compiled for.
+
+    `guided` programs evaluate the network twice a row (arXiv:2207.12598). `chunks` is the number of 77-token parts that
+    prompts have room for. `pag_layers` are the places of perturbed-attention guidance, which takes one evaluation more
+    (arXiv:2403.17377); `freeu` programs filter the skip connections (arXiv:2309.11497).
+    """
 
     batch: int
     height: int
     width: int
     guided: bool
+    chunks: int = 1
+    pag_layers: tuple[str, ...] = ()
+    freeu: bool = False
 
     @property
     def branches(self) -> int:
-        """Texts for each image: negative and positive, or positive alone."""
-        return 2 if self.guided else 1
+        """Evaluations for each image: the negative one, the positive one, the perturbed one."""
+        return 1 + self.guided + bool(self.pag_layers)
+
+    @property
+    def plain(self) -> Bucket:
+        """The bucket of the rows that have no guidance."""
+        return replace(self, guided=False, pag_layers=())
 
 
 @jax.tree_util.register_dataclass
@@ -64,66 +81,153 @@ class Text:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Conditioning:
-    """What the network is told about B images, each in G branches (the bucket's `branches`), the negative one first.
+    """What the network is told about B images, each in G branches (the bucket's `branches`, in that order).
 
-    text: [B, G, ...]; time_ids: float32 [B, G, 5 or 6]; guidance_scale: float32 [B].
+    `text`: [B, G, ...]; `time_ids`: float32 [B, G, 5 or 6]. `lengths` int32 [B, G], the tokens of each text, where the
+    bucket has several chunks. `rescale`: float32 [B], guidance_rescale. `freeu`: float32 [B, 4], s1, s2, b1 and b2.
+    `inpaint`: float32 [B, h, w, 5], the mask and the masked picture's latents, for models that were trained on them.
     """
 
     text: Text
     time_ids: Leaf
-    guidance_scale: Leaf
+    rescale: Leaf
+    lengths: Leaf | None = None
+    freeu: Leaf | None = None
+    inpaint: Leaf | None = None
 
 
-def encode_text(params: Params, model: Model, ids: dict[str, Array], clip_skip: Array | int) -> Text:
-    """N texts, as ids [N, T] for each text encoder -> their embeddings side by side (arXiv:2307.01952, section 2.1)."""
+def encode_text(
+    params: Params, model: Model, ids: dict[str, Array], weights: dict[str, Array], clip_skip: Array | int
+) -> Text:
+    """N texts, as ids and weights [N, T] for each text encoder -> their embeddings side by side.
+
+    (Podell et al. 2023, arXiv:2307.01952, section 2.1.) The pooled embedding knows no weights.
+    """
     states, pooled = [], None
     for name, cfg in model.text_encoders.items():
         hidden, pooled = clip(params[name], cfg, ids[name], clip_skip)
-        states.append(hidden)
+        states.append(emphasize(hidden, weights[name]))
     assert pooled is not None  # Model requires the last encoder's projection
     return Text(jnp.concatenate(states, axis=-1), pooled)
 
 
-def start(
-    texts: list[list[Text]], rows: Array, used: Array, init_scale: Array, keys: Array, given: Array, latents: Array
-) -> tuple[Slots, Text]:
-    """Gather a batch: slots at their first row, and the texts, [image][branch], stacked to [B, G, ...].
+def gather(texts: list[list[list[Text]]]) -> Text:
+    """Chunks of texts, [image][branch][chunk], each [1, T, D] -> [B, G, chunks * T, D], pooled of the first chunk."""
 
-    The unit noise is drawn from `keys` [B, 2], or is `latents` [B, h, w, C] where its flag in `given` [B] is set;
-    either is scaled to the table's first noise level.
+    def branch(chunks: list[Text]) -> Text:
+        return Text(jnp.concatenate([chunk.prompt_embeds[0] for chunk in chunks]), chunks[0].pooled[0])
+
+    images = [[branch(chunks) for chunks in image] for image in texts]
+    flat = [text for image in images for text in image]
+    return jax.tree.map(lambda *each: jnp.stack(each).reshape(len(texts), -1, *each[0].shape), *flat)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Beginning:
+    """What B images start from.
+
+    `rows` [B, R, K], `first` [B] and `end` [B] are each image's table, its first row and the one that is not run any
+    more; `keys` uint32 [B, 2]. The latents start as `noise_scale` [B] times noise of unit variance, drawn from the keys
+    or `noise` [B, h, w, C] where its flag in `given` [B] is set, plus `picture_scale` [B] times `picture` [B, h, w, C].
+    `mask` [B, h, w, 1] is 0 where the picture is kept.
     """
-    noise = jnp.where(given[:, None, None, None], latents, initial_noise(keys, latents.shape[1:]))
-    images = [jax.tree.map(lambda *branches: jnp.concatenate(branches), *branches) for branches in texts]
-    return loop.init_slots(rows, used, init_scale, keys, noise), jax.tree.map(lambda *each: jnp.stack(each), *images)
+
+    rows: Leaf
+    first: Leaf
+    end: Leaf
+    keys: Leaf
+    noise_scale: Leaf
+    given: Leaf
+    noise: Leaf
+    picture_scale: Leaf
+    picture: Leaf
+    mask: Leaf
 
 
-def denoise(params: Params, model: Model, cond: Conditioning, x: Array, t: Array) -> Array:
-    """The network's output, float32, for scaled latents `x` at timesteps `t` [B]; guided if cond has two branches."""
+def start(b: Beginning) -> Slots:
+    """Slots at their first row."""
+    noise = jnp.where(b.given[:, None, None, None], b.noise, initial_noise(b.keys, b.noise.shape[1:]))
+    slots = loop.init_slots(b.rows, b.end, b.keys, noise, b.noise_scale, b.picture, b.picture_scale, b.mask)
+    return replace(slots, row=b.first)
+
+
+def denoise(params: Params, model: Model, bucket: Bucket, cond: Conditioning, x: Array, row: Row) -> Array:
+    """The network's output, float32, for scaled latents `x`, guided as the bucket has branches."""
     b, g = cond.time_ids.shape[:2]
+    if cond.inpaint is not None:
+        x = jnp.concatenate([x, cond.inpaint], axis=-1)
     # an image's branches are neighbours on the batch axis, so splitting the axis over devices keeps them together
     per_branch = partial(jnp.repeat, repeats=g, axis=0)
-    flat = jax.tree.map(lambda a: a.reshape(b * g, *a.shape[2:]), (cond.text, cond.time_ids))
-    out = unet(params, model.unet, per_branch(x), per_branch(t), flat[0].prompt_embeds, flat[0].pooled, flat[1])
-    out = out.astype(jnp.float32).reshape(b, g, *out.shape[1:])
-    if g == 1:
-        return out[:, 0]
-    negative, positive = out[:, 0], out[:, 1]
-    return negative + cond.guidance_scale[:, None, None, None] * (positive - negative)
+    text, time_ids, lengths = jax.tree.map(
+        lambda a: a.reshape(b * g, *a.shape[2:]), (cond.text, cond.time_ids, cond.lengths)
+    )
+    out = unet(
+        params,
+        model.unet,
+        per_branch(x),
+        per_branch(row["t"]),
+        text.prompt_embeds,
+        text.pooled,
+        time_ids,
+        lengths=lengths,
+        guidance=per_branch(row["guidance"]) if model.unet.time_cond_proj_dim else None,
+        perturbed=jnp.tile(jnp.arange(g) == g - 1, b) if bucket.pag_layers else None,
+        pag_layers=bucket.pag_layers,
+        freeu=None if cond.freeu is None else per_branch(cond.freeu),
+    )
+    branches = out.astype(jnp.float32).reshape(b, g, *out.shape[1:])
+    return guide(bucket, branches, row["guidance"], row["pag"], cond.rescale)
 
 
-def advance(params: Params, model: Model, slots: Slots, cond: Conditioning, n: Array) -> Slots:
+def guide(bucket: Bucket, branches: Array, guidance: Array, pag: Array, rescale: Array) -> Array:
+    """One prediction [B, h, w, C] from those of the branches [B, G, h, w, C]; the scales are [B].
+
+    Classifier-free guidance (Ho and Salimans 2022, arXiv:2207.12598, equation 6), perturbed-attention guidance (Ahn et
+    al. 2024, arXiv:2403.17377, equation 16), then the share `rescale` of the way back to the positive prediction's
+    deviation (Lin et al. 2023, arXiv:2305.08891, section 3.4).
+    """
+    guidance, pag, rescale = (a[:, None, None, None] for a in (guidance, pag, rescale))
+    positive = out = branches[:, int(bucket.guided)]
+    if bucket.guided:
+        negative = branches[:, 0]
+        out = negative + guidance * (positive - negative)
+    if bucket.pag_layers:
+        out = out + pag * (positive - branches[:, -1])
+    if bucket.guided:
+        own, wanted = (jnp.std(a, axis=(1, 2, 3), keepdims=True) for a in (out, positive))
+        out = jnp.where(rescale > 0, out * (rescale * wanted / own + 1 - rescale), out)
+    return out
+
+
+def advance(params: Params, model: Model, bucket: Bucket, slots: Slots, cond: Conditioning, n: Array) -> Slots:
     """Run the next `n` rows (traced) of every slot."""
-    return loop.advance(partial(denoise, params, model, cond), slots, n)
+    return loop.advance(partial(denoise, params, model, bucket, cond), slots, n)
 
 
-def decode(params: Params, model: Model, latents: Array, devices: int = 1) -> tuple[Array, Array, Array]:
+def encode_image(params: Params, model: Model, images: Array, tile: int | None = None) -> Array:
+    """Images [B, H, W, 3] in -1..1 -> latents [B, h, w, C] float32: the mean of what the encoder says.
+
+    With `tile`, in overlapping parts of so many pixels, as in `decode`.
+    """
+    cfg = model.vae
+    if isinstance(cfg, TinyVAEConfig):
+        return tiny_vae.encode(params, cfg, images)
+    mean, _ = encode_tiled(params, cfg, images, tile) if tile else vae.encode(params, cfg, images)
+    return vae.to_latents(mean, cfg)
+
+
+def decode(
+    params: Params, model: Model, latents: Array, devices: int = 1, tile: int | None = None
+) -> tuple[Array, Array, Array]:
     """Latents [B, h, w, C] -> images [B, H, W, 3] in 0..1 float32, the same as uint8, and whether all is finite [B].
 
-    One image per device at a time: pixels take far more memory than latents, and a larger batch is not faster.
+    One image per device at a time: pixels take far more memory than latents, and a larger batch is not faster. With
+    `tile`, each image in overlapping parts of so many pixels.
     """
 
     def some(latents: Array) -> tuple[Array, Array, Array]:
-        images = vae_decode(params, model.vae, latents / model.vae.scaling_factor)
+        images = decode_latents(params, model.vae, latents, tile)
         finite = jnp.isfinite(images).all((1, 2, 3))
         images = jnp.clip(images / 2 + 0.5, 0.0, 1.0)
         return images, jnp.round(images * 255.0).astype(jnp.uint8), finite
@@ -135,42 +239,72 @@ def decode(params: Params, model: Model, latents: Array, devices: int = 1) -> tu
     return jax.tree.map(lambda a: a.swapaxes(0, 1).reshape(batch, *a.shape[2:]), jax.lax.map(some, rounds))
 
 
+def decode_latents(params: Params, cfg: VAEConfig | TinyVAEConfig, latents: Array, tile: int | None) -> Array:
+    """Latents [B, h, w, C] -> images [B, H, W, 3] float32, about -1..1, by either kind of autoencoder."""
+    if isinstance(cfg, TinyVAEConfig):
+        return tiny_vae.decode(params, cfg, latents)
+    latents = vae.from_latents(latents, cfg)
+    return decode_tiled(params, cfg, latents, tile) if tile else vae.decode(params, cfg, latents)
+
+
+def preview(params: Params | None, model: Model, latents: Array) -> Array:
+    """Denoised estimates [B, h, w, C] -> small pictures, uint8: by the preview's autoencoder, else by a linear map."""
+    if model.preview is not None and params is not None:
+        images = decode_latents(params, model.preview, latents, None) / 2 + 0.5
+    else:
+        images = latents_to_rgb(latents, model.vae)
+    return jnp.round(jnp.clip(images, 0.0, 1.0) * 255.0).astype(jnp.uint8)
+
+
 class Programs:
     """Compiles each program once, in the background if asked early, and hands it out.
 
     `shapes` are the components' parameter trees with a sharding on each leaf; no values are needed, so programs compile
-    while weights load, or for devices that are not there.
+    while weights load, or for devices that are not there. `tile` makes the VAE work in tiles of so many pixels.
     """
 
-    def __init__(self, model: Model, mesh: Mesh, shapes: dict[str, Any]):
+    def __init__(self, model: Model, mesh: Mesh, shapes: dict[str, Any], tile: int | None = None):
         self.model = model
         self.mesh = mesh
         self.shapes = shapes
+        self.tile = tile
         self._futures: dict[tuple[str, Bucket | None], Future[Any]] = {}
         self._lock = threading.Lock()
 
-    def compile(self, bucket: Bucket, *, decode: bool = True) -> list[Future[Any]]:
-        """Begin to compile the programs that a bucket needs, each in a thread of its own, the longest first."""
-        kinds = ("advance", "decode", "encode_text", "start") if decode else ("advance", "encode_text", "start")
-        return [self._begin(kind, None if kind == "encode_text" else bucket) for kind in kinds]
+    def compile(
+        self, bucket: Bucket, kinds: Sequence[str] = ("advance", "decode", "encode_text", "gather", "start")
+    ) -> list[Future[Any]]:
+        """Begin to compile these programs of a bucket, each in a thread of its own, the longest first."""
+        return [self.begin(kind, bucket) for kind in kinds]
 
     def get(self, kind: str, bucket: Bucket | None = None) -> Callable[..., Any]:
         """The compiled program, waiting for it if need be. It takes the function's arguments less the static ones."""
-        return self._begin(kind, bucket).result()
+        return self.begin(kind, bucket).result()
 
     def trace(self, kind: str, bucket: Bucket | None = None) -> jax.stages.Traced:
         """The program traced on shapes alone, for whoever lowers and compiles it another way."""
         return getattr(self, f"_trace_{kind}")(bucket)
 
-    def _begin(self, kind: str, bucket: Bucket | None) -> Future[Any]:
+    def begin(self, kind: str, bucket: Bucket | None = None) -> Future[Any]:
+        """Begin to compile a program in a thread of its own, unless that was done before."""
+        key = kind, self._shapes_of(kind, bucket)
         with self._lock:
-            future = self._futures.get((kind, bucket))
+            future = self._futures.get(key)
             if future is None:
-                future = self._futures[kind, bucket] = Future()
-                threading.Thread(
-                    target=self._compile, args=(kind, bucket, future), name=f"compile {kind}", daemon=True
-                ).start()
+                future = self._futures[key] = Future()
+                threading.Thread(target=self._compile, args=(*key, future), name=f"compile {kind}", daemon=True).start()
         return future
+
+    @staticmethod
+    def _shapes_of(kind: str, bucket: Bucket | None) -> Bucket | None:
+        """The bucket without what this kind of program does not depend on, so that buckets share it."""
+        if kind == "encode_text" or bucket is None:
+            return None
+        if kind == "advance":
+            return bucket
+        if kind == "gather":
+            return Bucket(bucket.batch, 0, 0, bucket.guided, bucket.chunks, bucket.pag_layers)
+        return Bucket(1 if kind == "encode_image" else bucket.batch, bucket.height, bucket.width, guided=False)
 
     def _compile(self, kind: str, bucket: Bucket | None, future: Future[Any]) -> None:
         try:
@@ -182,64 +316,100 @@ class Programs:
 
     def _trace_encode_text(self, _: None) -> jax.stages.Traced:
         params = {name: self.shapes[name] for name in self.model.text_encoders}
-        ids = {name: self._struct((1, cfg.max_length), jnp.int32) for name, cfg in self.model.text_encoders.items()}
-        run = jax.jit(lambda p, ids, n: encode_text(p, self.model, ids, n), out_shardings=replicated(self.mesh))
-        return run.trace(params, ids, self._struct((), jnp.int32))
+        ids, weights = (
+            {name: self._whole((1, cfg.max_length), dtype) for name, cfg in self.model.text_encoders.items()}
+            for dtype in (jnp.int32, jnp.float32)
+        )
+        run = jax.jit(lambda p, *texts: encode_text(p, self.model, *texts), out_shardings=replicated(self.mesh))
+        return run.trace(params, ids, weights, self._whole((), jnp.int32))
+
+    def _trace_gather(self, bucket: Bucket) -> jax.stages.Traced:
+        run = jax.jit(gather, out_shardings=batch_sharding(self.mesh))
+        return run.trace(self._texts(bucket))
 
     def _trace_start(self, bucket: Bucket) -> jax.stages.Traced:
-        return jax.jit(start, out_shardings=batch_sharding(self.mesh)).trace(*self._start_arguments(bucket))
+        return jax.jit(start, out_shardings=batch_sharding(self.mesh)).trace(self._beginning(bucket))
+
+    def _trace_encode_image(self, bucket: Bucket) -> jax.stages.Traced:
+        images = self._whole((1, bucket.height, bucket.width, 3), jnp.float32)
+        run = jax.jit(
+            lambda p, images: encode_image(p, self.model, images, self.tile), out_shardings=replicated(self.mesh)
+        )
+        return run.trace(self.shapes["vae"], images)
 
     def _trace_advance(self, bucket: Bucket) -> jax.stages.Traced:
-        images = batch_sharding(self.mesh)
-        slots, text = jax.eval_shape(start, *self._start_arguments(bucket))
-        cond = Conditioning(
-            text,
-            jax.ShapeDtypeStruct((bucket.batch, bucket.branches, self.model.time_ids), jnp.float32),
-            jax.ShapeDtypeStruct((bucket.batch,), jnp.float32),
-        )
+        slots = with_sharding(jax.eval_shape(start, self._beginning(bucket)), batch_sharding(self.mesh))
         run = jax.jit(
-            lambda p, slots, cond, n: advance(p, self.model, slots, cond, n), donate_argnums=1, out_shardings=images
+            lambda p, slots, cond, n: advance(p, self.model, bucket, slots, cond, n),
+            donate_argnums=1,
+            out_shardings=batch_sharding(self.mesh),
         )
-        return run.trace(
-            self.shapes["unet"], with_sharding(slots, images), with_sharding(cond, images), self._struct((), jnp.int32)
-        )
+        return run.trace(self.shapes["unet"], slots, self._conditioning(bucket), self._whole((), jnp.int32))
 
     def _trace_decode(self, bucket: Bucket) -> jax.stages.Traced:
-        images = batch_sharding(self.mesh)
-        run = jax.jit(lambda p, latents: decode(p, self.model, latents, self.mesh.size), out_shardings=images)
-        latents = jax.ShapeDtypeStruct(self.latents_shape(bucket), jnp.float32, sharding=images)
-        return run.trace(self.shapes["vae"], latents)
+        run = jax.jit(
+            lambda p, latents: decode(p, self.model, latents, self.mesh.size, self.tile),
+            out_shardings=batch_sharding(self.mesh),
+        )
+        return run.trace(self.shapes["vae"], self._split(self.latents_shape(bucket)))
+
+    def _trace_preview(self, bucket: Bucket) -> jax.stages.Traced:
+        run = jax.jit(lambda p, latents: preview(p, self.model, latents), out_shardings=batch_sharding(self.mesh))
+        return run.trace(self.shapes.get("preview"), self._split(self.latents_shape(bucket)))
 
     def zero_text(self) -> Text:
         """The embeddings of a text that is not given, in models that take zeros for it."""
-        return jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), self._text_shapes())
+        return jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), self._text())
 
     def latents_shape(self, bucket: Bucket) -> tuple[int, int, int, int]:
         factor = self.model.vae.factor
         return bucket.batch, bucket.height // factor, bucket.width // factor, self.model.vae.latent_channels
 
-    def _text_shapes(self) -> Text:
+    def _text(self) -> Text:
+        """One chunk of text."""
         length, last = self.model.text_encoder_2.max_length, self.shapes["text_encoder_2"]["text_projection"]["weight"]
         return Text(
-            jax.ShapeDtypeStruct((1, length, self.model.unet.cross_attention_dim), last.dtype),
-            jax.ShapeDtypeStruct((1, last.shape[-1]), last.dtype),
+            self._whole((1, length, self.model.unet.cross_attention_dim), last.dtype),
+            self._whole((1, last.shape[-1]), last.dtype),
         )
 
-    def _start_arguments(self, bucket: Bucket) -> tuple[Any, ...]:
-        """Shapes of the arguments of `start`: texts on every device, everything else split by image."""
-        images, b = batch_sharding(self.mesh), bucket.batch
-        text = with_sharding(self._text_shapes(), replicated(self.mesh))
-        split = [
-            jax.ShapeDtypeStruct((b, MAX_ROWS, len(COLUMNS)), jnp.float32),
-            jax.ShapeDtypeStruct((b,), jnp.int32),
-            jax.ShapeDtypeStruct((b,), jnp.float32),
-            jax.ShapeDtypeStruct((b, 2), jnp.uint32),
-            jax.ShapeDtypeStruct((b,), jnp.bool_),
-            jax.ShapeDtypeStruct(self.latents_shape(bucket), jnp.float32),
-        ]
-        return ([[text] * bucket.branches] * b, *with_sharding(split, images))
+    def _texts(self, bucket: Bucket) -> list[list[list[Text]]]:
+        """The argument of `gather`, on every device."""
+        return [[[self._text()] * bucket.chunks] * bucket.branches] * bucket.batch
 
-    def _struct(self, shape: tuple[int, ...], dtype: DTypeLike) -> jax.ShapeDtypeStruct:
+    def _beginning(self, bucket: Bucket) -> Beginning:
+        b, latents = bucket.batch, self.latents_shape(bucket)
+        return Beginning(
+            rows=self._split((b, MAX_ROWS, len(COLUMNS))),
+            first=self._split((b,), jnp.int32),
+            end=self._split((b,), jnp.int32),
+            keys=self._split((b, 2), jnp.uint32),
+            noise_scale=self._split((b,)),
+            given=self._split((b,), jnp.bool_),
+            noise=self._split(latents),
+            picture_scale=self._split((b,)),
+            picture=self._split(latents),
+            mask=self._split((*latents[:3], 1)),
+        )
+
+    def _conditioning(self, bucket: Bucket) -> Conditioning:
+        b, g, latents = bucket.batch, bucket.branches, self.latents_shape(bucket)
+        extra = self.model.unet.in_channels - latents[-1]
+        return Conditioning(
+            text=with_sharding(jax.eval_shape(gather, self._texts(bucket)), batch_sharding(self.mesh)),
+            time_ids=self._split((b, g, self.model.time_ids)),
+            rescale=self._split((b,)),
+            lengths=self._split((b, g), jnp.int32) if bucket.chunks > 1 else None,
+            freeu=self._split((b, 4)) if bucket.freeu else None,
+            inpaint=self._split((*latents[:3], extra)) if extra else None,
+        )
+
+    def _split(self, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> jax.ShapeDtypeStruct:
+        """An argument whose leading axis, of images, is split over the devices."""
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(self.mesh))
+
+    def _whole(self, shape: tuple[int, ...], dtype: DTypeLike) -> jax.ShapeDtypeStruct:
+        """An argument that every device has."""
         return jax.ShapeDtypeStruct(shape, dtype, sharding=replicated(self.mesh))
 
 

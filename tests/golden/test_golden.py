@@ -42,7 +42,8 @@ def test_text_embeddings(tiny: Any, golden: Golden) -> None:
     pooled = [*golden["pooled"], golden["negative_pooled"][0]]
     for text, wanted_embeds, wanted_pooled in zip(texts, embeds, pooled, strict=True):
         ids = {name: tokenizer.encode([str(text)]).ids for name, tokenizer in pipe.tokenizers.items()}
-        got = encode_text(encoders, ids, np.int32(0))
+        weights = {name: np.ones(rows.shape, np.float32) for name, rows in ids.items()}
+        got = encode_text(encoders, ids, weights, np.int32(0))
         assert relative_error(got.prompt_embeds[0], wanted_embeds) < 2e-5
         assert relative_error(got.pooled[0], wanted_pooled) < 2e-5
 

@@ -157,7 +157,7 @@ def test_inpainting_model_loads_and_asks_for_a_picture(tmp_path: Path) -> None:
     theirs = random_pipeline(FAMILIES["inpainting"], {})
     theirs.save_pretrained(tmp_path / "inpainting")
     pipe, params = jaxl.from_pretrained(tmp_path / "inpainting")
-    with pytest.raises(jaxl.InputError, match="a picture and a mask"):
+    with pytest.raises(jaxl.InputError, match="this model repaints pictures"):
         pipe.generate(params, "a cat")
 
 

@@ -1,0 +1,395 @@
+"""`jaxl generate`."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import re
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from jaxl.cli.machine import find_devices
+from jaxl.cli.options import JsonOption, LocalOption, RevisionOption, VariantOption
+from jaxl.cli.terminal import in_background, note, print_line, progress_bars, to_terminal
+from jaxl.errors import InputError, JaxlError
+
+# jax, and what imports it, is imported when there is something to draw, so that help and usage errors come at once
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL import Image
+
+    from jaxl.pipeline import Pipeline, Preview, Result
+    from jaxl.pipeline import Progress as ShowProgress
+    from jaxl.plan import Plan
+
+# names that ask for another format than PNG
+OTHER_FORMATS = (".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".tif", ".tiff", ".webp")
+
+
+def generate(
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What to draw.")],
+    model: Annotated[str, typer.Option(help="A hub id, a folder, a .safetensors file, or tiny (embedded).")] = "tiny",
+    negative: Annotated[str | None, typer.Option(metavar="TEXT", help="What not to draw.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Counts up from image to image; random by default.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(show_default=False, help="Of the scheduler; 25, or what the model was made for.")
+    ] = None,
+    guidance: Annotated[
+        float | None,
+        typer.Option(
+            show_default=False, help="How closely to follow the prompt: 5, or the model's own; 1 is off, and faster."
+        ),
+    ] = None,
+    size: Annotated[
+        str | None, typer.Option(metavar="WxH", help="Pixels, or an aspect such as 16:9; the model's own by default.")
+    ] = None,
+    count: Annotated[int, typer.Option("--count", "-n", help="Number of images.")] = 1,
+    scheduler: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="euler, dpm++2m_karras, unipc, 'DPM++ 2M SDE' ...; the model's own by default."
+        ),
+    ] = None,
+    output: Annotated[
+        str, typer.Option("--output", "-o", metavar="DIR_OR_FILE", help="A folder, or the name of a .png file.")
+    ] = ".",
+    init_image: Annotated[str | None, typer.Option(metavar="FILE", help="A picture to start from.")] = None,
+    strength: Annotated[
+        float | None, typer.Option(show_default=False, help="0 to 1: how much of it changes; 0.6, or 1 with a mask.")
+    ] = None,
+    mask: Annotated[str | None, typer.Option(metavar="FILE", help="White where it is painted anew.")] = None,
+    mask_padding: Annotated[
+        int | None,
+        typer.Option(metavar="PIXELS", help="Enlarge the mask's surroundings of this width, and paste back."),
+    ] = None,
+    refiner: Annotated[str | None, typer.Option(metavar="MODEL", help="A second model for the last steps.")] = None,
+    refiner_at: Annotated[float, typer.Option(help="Where it takes over, as a share of the noise levels.")] = 0.8,
+    vae: Annotated[str | None, typer.Option(metavar="MODEL", help="Another autoencoder, also of TAESD's kind.")] = None,
+    vae_tile: Annotated[
+        int | None,
+        typer.Option(metavar="PIXELS", help="Decode in tiles of this size: less memory, not quite the same."),
+    ] = None,
+    preview: Annotated[
+        str | None, typer.Option(metavar="FILE", help="A .png file that shows the images while they are made.")
+    ] = None,
+    preview_vae: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="A tiny autoencoder (TAESD) for previews in full size.")
+    ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="turbo, lightning, hyper, lcm, tcd, playground or sdxl; by default, the model's."
+        ),
+    ] = None,
+    guidance_rescale: Annotated[
+        float | None, typer.Option(help="0 to 1: against washed out or glaring colours.")
+    ] = None,
+    guidance_interval: Annotated[
+        str | None, typer.Option(metavar="A:B", help="Guide this part of the steps alone, such as 0.2:0.8: faster.")
+    ] = None,
+    pag: Annotated[float | None, typer.Option(help="Scale of perturbed-attention guidance, such as 3.")] = None,
+    freeu: Annotated[str | None, typer.Option(metavar="S1,S2,B1,B2", help="FreeU, such as 0.6,0.4,1.1,1.2.")] = None,
+    eta: Annotated[
+        float | None, typer.Option(help="0 to 1: noise of ancestral and SDE schedulers, and of ddim.")
+    ] = None,
+    spacing: Annotated[str | None, typer.Option(help="Of timesteps: leading, linspace or trailing.")] = None,
+    timesteps: Annotated[str | None, typer.Option(metavar="T,T,...", help="Instead of --steps.")] = None,
+    sigmas: Annotated[
+        str | None, typer.Option(metavar="S,S,...", help="Instead of --steps; the last is the end.")
+    ] = None,
+    prompt_syntax: Annotated[
+        Literal["a1111", "plain"], typer.Option(help="a1111 knows (word:1.3), [a:b:0.5] and BREAK; plain nothing.")
+    ] = "a1111",
+    prompt_2: Annotated[str | None, typer.Option(metavar="TEXT", help="PROMPT of the second text encoder.")] = None,
+    negative_2: Annotated[str | None, typer.Option(metavar="TEXT", help="--negative of the second one.")] = None,
+    clip_skip: Annotated[int, typer.Option(help="Last layers of the text encoders to skip beyond the usual.")] = 0,
+    dtype: Annotated[
+        Literal["auto", "bfloat16", "float32"], typer.Option(help="auto is float32 on a CPU, else bfloat16.")
+    ] = "auto",
+    variant: VariantOption = None,
+    revision: RevisionOption = None,
+    local_files_only: LocalOption = False,
+    shard_params: Annotated[
+        bool, typer.Option("--shard-params", help="Split the weights over all devices: slower, less memory on each.")
+    ] = False,
+    as_json: JsonOption = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no summary.")] = False,
+) -> None:
+    """Draw images and print the names of their files.
+
+    \b
+    jaxl generate "a castle on a pink background, flat style" --seed 3
+    jaxl generate "a dolphin" -n 4 --output pictures --scheduler dpm++2m_karras
+    jaxl generate "a lighthouse" --model ./sdxl.safetensors --size 1024x768 --output light.png
+    jaxl generate "a (green:1.3) castle" --init-image castle.png --strength 0.7
+    jaxl generate "a llama" --init-image castle.png --mask mask.png
+
+    The PNG files are called jaxl-SEED.png and replace no other; one that --output names for a single image is replaced.
+    They tell how they were made, in A1111's text and in jaxl's own. Write -- before a prompt that begins with a dash.
+    """
+    from jaxl.arguments import per_image, seeds_per_image, share, whole_number
+    from jaxl.images import read_image
+
+    began = time.perf_counter()
+    whole_number("num_images", count, least=1)
+    if guidance is not None:
+        per_image("guidance_scale", guidance, count)
+    # 32 bits, because many other programs read no more
+    seeds = seeds_per_image(secrets.randbelow(2**32) if seed is None else seed, count)
+    destination = _destination(output, count)
+    source = {"model": model, "revision": revision, "variant": variant}
+    request = {
+        "prompt": prompt,
+        "prompt_2": prompt_2,
+        "negative_prompt": negative,
+        "negative_prompt_2": negative_2,
+        "clip_skip": clip_skip,
+        "prompt_syntax": prompt_syntax,
+        "strength": strength,
+        "padding_mask_crop": mask_padding,
+        "guidance_rescale": guidance_rescale,
+        "guidance_interval": _numbers("guidance_interval", guidance_interval, ":"),
+        "pag_scale": pag,
+        "freeu": _numbers("freeu", freeu),
+        "eta": eta,
+        "timestep_spacing": spacing,
+        "timesteps": _numbers("timesteps", timesteps),
+        "sigmas": _numbers("sigmas", sigmas),
+    }
+    asked: dict[str, Any] = {
+        **request,
+        "steps": steps,
+        "guidance_scale": guidance,
+        "seed": seeds,
+        "num_images": count,
+        "scheduler": scheduler,
+        # read here, so that a mistake is told before anything is loaded
+        "image": None if init_image is None else read_image(init_image, "image"),
+        "mask": mask,
+    }
+    if refiner is not None:
+        asked["denoising_end"] = share("denoising_end", refiner_at)
+    show = None if preview is None else _preview_file(preview)
+
+    with progress_bars(not quiet and to_terminal()) as progress:
+
+        def draw() -> tuple[Pipeline, Result, int, float]:
+            open_model = _Opener(dtype, shard_params, count, local_files_only, progress)
+            pipe = open_model(source, vae=vae, vae_tile=vae_tile, preview=preview_vae, preset=preset)
+            asked.update(_size(size, pipe))
+            second = None if refiner is None else open_model({"model": refiner}, vae=None, vae_tile=vae_tile)
+            return pipe, *_draw(pipe, asked, second, progress, show)
+
+        pipe, result, steps, loading = in_background(draw)
+
+    from jaxl import __version__
+
+    images: list[Image.Image] = list(result.images)
+    found = {
+        "steps": steps,
+        "guidance_scale": pipe.preset.guidance_scale if guidance is None else guidance,
+        "scheduler": result.scheduler,
+        "dtype": str(pipe.dtype),
+    }
+    if scheduler is None and eta is None:
+        found["eta"] = pipe.preset.eta
+    if spacing is None and timesteps is None and sigmas is None:
+        found["timestep_spacing"] = pipe.preset.timestep_spacing
+    named = {"vae": vae, "refiner": refiner, "refiner_at": refiner and refiner_at}
+    # names alone: a folder would tell strangers about the machine
+    pictures = {name: file and Path(file).name for name, file in (("image", init_image), ("mask", mask))}
+    drawn = time.perf_counter()
+    files = []
+    for image, own_seed in zip(images, result.seeds, strict=True):
+        size_of = {"width": image.width, "height": image.height}
+        settings = {
+            "version": __version__,
+            **source,
+            **request,
+            **pictures,
+            **named,
+            "seed": own_seed,
+            **size_of,
+            **found,
+        }
+        settings = {name: value for name, value in settings.items() if value is not None}
+        files.append(str(destination(image, settings)))
+        if not as_json:
+            print_line(files[-1])
+    ended = time.perf_counter()
+    width, height = images[0].size
+    if not quiet:
+        numbers = f"seed {seeds[0]}" if count == 1 else f"{count} images, seeds {seeds[0]} to {seeds[-1]}"
+        scale = f"guidance {found['guidance_scale']:g}"
+        how = f"{width}x{height}, {found['steps']} steps of {found['scheduler']}, {scale}, {found['dtype']}"
+        note(f"{numbers}: {how}, {ended - began:.1f} s")
+    if as_json:
+        timings = {**result.timings, "load": loading, "write": ended - drawn, "total": ended - began}
+        report = {
+            "images": files,
+            "seeds": result.seeds,
+            "size": f"{width}x{height}",
+            "steps": found["steps"],
+            "guidance": found["guidance_scale"],
+            "scheduler": found["scheduler"],
+            "model": model,
+            "dtype": found["dtype"],
+            "timings": {name: round(seconds, 4) for name, seconds in timings.items()},
+            "version": __version__,
+        }
+        print_line(json.dumps(report))
+
+
+@dataclass(frozen=True)
+class _Opener:
+    """Opens models without their parameters, for no more devices than there are images, or for all of them."""
+
+    dtype: str
+    shard_params: bool
+    images: int
+    local_files_only: bool
+    progress: ShowProgress | None
+
+    def __call__(self, source: dict[str, Any], **options: Any) -> Pipeline:
+        from jaxl.pipeline import open_pipeline
+        from jaxl.sharding import make_mesh
+
+        found = find_devices()
+        if self.progress is None:
+            os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+        precise = self.dtype == "float32" or (self.dtype == "auto" and found[0].platform == "cpu")
+        return open_pipeline(
+            **source,
+            **options,
+            dtype="float32" if precise else "bfloat16",
+            mesh=make_mesh(found if self.shard_params else found[: self.images]),
+            shard_params=self.shard_params,
+            local_files_only=self.local_files_only,
+        )
+
+
+def _draw(
+    pipe: Pipeline,
+    asked: dict[str, Any],
+    refiner: Pipeline | None,
+    progress: ShowProgress | None,
+    preview: Preview | None,
+) -> tuple[Result, int, float]:
+    """Load while the programs compile, and generate; also the schedule's steps, and the seconds that loading took."""
+    import jax
+    import numpy as np
+
+    plan = pipe.plan(**asked)
+    bucket = plan.bucket
+    empty = np.zeros((plan.batch, *pipe.programs.latents_shape(bucket)[1:]), np.float32)
+    # to check the arguments, and to know what to compile
+    second = None if refiner is None else _refine(refiner, asked, empty)
+    began = time.perf_counter()
+    try:
+        pipe.compile(plan, decode=refiner is None, preview=preview is not None)
+        params = pipe.load_params(progress)
+        if refiner is None or second is None:
+            loading = time.perf_counter() - began
+            return pipe.run(params, plan, preview=preview, progress=progress), plan.steps, loading
+        refiner.compile(second, preview=preview is not None)
+        its_params = refiner.load_params(progress)
+        loading = time.perf_counter() - began
+        half = pipe.run(params, plan, output="latents", preview=preview, progress=progress)
+        second = _refine(refiner, asked, half.latents)
+        return refiner.run(its_params, second, preview=preview, progress=progress), plan.steps, loading
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise JaxlError(
+            f"out of memory for {bucket.batch} images of {bucket.width}x{bucket.height}; "
+            "draw fewer or smaller ones, use --vae-tile, or --shard-params on several devices"
+        ) from error
+
+
+def _refine(refiner: Pipeline, asked: dict[str, Any], latents: np.ndarray) -> Plan:
+    """The refiner's plan, which goes on from these latents."""
+    texts = ("prompt", "prompt_2", "negative_prompt", "negative_prompt_2")
+    start = {
+        **{name: asked[name] and [asked[name]] * asked["num_images"] for name in texts},
+        "num_images": 1,
+        "image": latents,
+        "denoising_start": asked["denoising_end"],
+        **dict.fromkeys(("denoising_end", "mask", "strength", "padding_mask_crop", "width", "height")),
+    }
+    return refiner.plan(**{**asked, **start})
+
+
+def _size(size: str | None, pipe: Pipeline) -> dict[str, int | None]:
+    """Width and height, of which the model's own are None."""
+    from jaxl.shapes import aspect_bucket
+
+    if size is None:
+        return {"width": None, "height": None}
+    if ":" in size:
+        width, height = aspect_bucket("size", size, pipe.model.default_size)
+        return {"width": width, "height": height}
+    match = re.fullmatch(r"([0-9]{1,6})[xX]([0-9]{1,6})", size)
+    if match is None:
+        raise InputError("size", size, "give WIDTHxHEIGHT in pixels, such as 1024x768, or an aspect, such as 16:9")
+    return {"width": int(match[1]), "height": int(match[2])}
+
+
+def _numbers(argument: str, text: str | None, mark: str = ",") -> list[float] | None:
+    """Numbers with a mark between them."""
+    if text is None:
+        return None
+    try:
+        return [float(number) for number in text.split(mark)]
+    except ValueError:
+        raise InputError(argument, text, f"give numbers with {mark!r} between them") from None
+
+
+def _preview_file(name: str) -> Preview:
+    """What writes the images in the making, side by side, into a file that is whole at any time."""
+    from PIL import Image
+
+    from jaxl.png import check_writable, write_png
+
+    path = Path(name)
+    if path.suffix.lower() != ".png":
+        raise InputError("preview", name, "give the name of a .png file")
+    check_writable("preview", path, folder=False)
+
+    def write(step: int, total: int, pictures: np.ndarray) -> None:
+        write_png(path, Image.fromarray(pictures.swapaxes(0, 1).reshape(pictures.shape[1], -1, 3)), None)
+
+    return write
+
+
+def _destination(output: str, count: int) -> Callable[[Image.Image, dict[str, Any]], Path]:
+    """What writes an image with its settings, and returns where. Raises InputError if nothing can be written there.
+
+    Into a folder go new files with their seeds as names; a file's name is taken as it is, or numbered.
+    """
+    from jaxl.png import check_writable, write_new_png, write_png
+
+    path = Path(output)
+    folder = path.is_dir() or path.suffix.lower() != ".png" or output.endswith(("/", os.sep))
+    if folder and path.suffix.lower() in OTHER_FORMATS and not path.is_dir():
+        raise InputError("output", output, f"only PNG is written; give {path.with_suffix('.png').name!r}, or a folder")
+    check_writable("output", path, folder=folder)
+
+    def write(image: Image.Image, settings: dict[str, Any]) -> Path:
+        if not folder and count == 1:
+            write_png(path, image, settings)
+            return path
+        if folder:
+            name = path / f"jaxl-{settings['seed']}.png"
+            names = itertools.chain([name], (name.with_stem(f"{name.stem}-{i}") for i in itertools.count(2)))
+        else:
+            names = (path.with_stem(f"{path.stem}-{i}") for i in itertools.count(1))
+        return write_new_png(names, image, settings)
+
+    return write
