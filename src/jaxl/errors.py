@@ -28,7 +28,7 @@ class InputError(JaxlError, ValueError):
     def __init__(self, argument: str, value: object, remedy: str):
         self.argument = argument
         self.value = value
-        shown = repr(value)
+        shown = " ".join(repr(value).split())  # arrays have several lines
         if len(shown) > 120:
             shown = shown[:117] + "..."
         super().__init__(f"{argument}={shown}: {remedy}")

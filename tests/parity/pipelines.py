@@ -1,0 +1,67 @@
+"""jaxl beside a pipeline of diffusers: the same weights, the same noise, the mean of what a VAE encodes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import diffusers
+import numpy as np
+import torch
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from torch_weights import relative_error
+
+# jaxl's names beside diffusers' class and options
+SCHEDULERS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "euler": (diffusers.EulerDiscreteScheduler, {}),
+    "ddim": (diffusers.DDIMScheduler, {}),
+    "dpm++2m": (diffusers.DPMSolverMultistepScheduler, {}),
+    "heun": (diffusers.HeunDiscreteScheduler, {}),
+    "unipc": (diffusers.UniPCMultistepScheduler, {}),
+    "lcm": (diffusers.LCMScheduler, {}),
+}
+
+
+@contextmanager
+def noise_and_mean(noise: np.ndarray) -> Iterator[None]:
+    """Inside, diffusers draws this noise [B, h, w, C] wherever it starts from a picture, and encodes to the mean."""
+    drawn = torch.from_numpy(noise).permute(0, 3, 1, 2)
+    modules = [
+        diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl_img2img,
+        diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl_inpaint,
+        diffusers.schedulers.scheduling_lcm,
+    ]
+    originals = [module.randn_tensor for module in modules], DiagonalGaussianDistribution.sample
+    try:
+        for module in modules:
+            module.randn_tensor = lambda *_, **__: drawn.clone()
+        DiagonalGaussianDistribution.sample = lambda self, *_, **__: self.mode()
+        yield
+    finally:
+        for module, original in zip(modules, originals[0], strict=True):
+            module.randn_tensor = original
+        DiagonalGaussianDistribution.sample = originals[1]
+
+
+def as_pipeline(kind: Any, pipe: Any, scheduler: str = "euler", **options: Any) -> Any:
+    """The components of `pipe` as another kind of pipeline, with one of SCHEDULERS."""
+    cls, settings = SCHEDULERS[scheduler]
+    known = ("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "unet")
+    parts = {name: pipe.components[name] for name in known}
+    parts["scheduler"] = cls.from_config(pipe.scheduler.config, **settings)
+    flags = {"force_zeros_for_empty_prompt": pipe.config.force_zeros_for_empty_prompt, "add_watermarker": False}
+    made = kind(**(parts | flags | options))
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+def latents_of(pipe: Any, **settings: Any) -> np.ndarray:
+    """What a pipeline of diffusers ends with, [B, h, w, C]."""
+    with torch.no_grad():
+        return pipe(**settings, output_type="latent").images.permute(0, 2, 3, 1).numpy()
+
+
+def assert_close(got: Any, wanted: np.ndarray) -> None:
+    """Within 2e-4, relative; a single wrong coefficient is off by more."""
+    assert relative_error(got.latents, wanted) < 2e-4
