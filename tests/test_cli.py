@@ -340,3 +340,68 @@ def test_standard_output_is_full() -> None:
         done = subprocess.run(command("inspect", "tiny"), env=ENVIRONMENT, stdout=full, stderr=subprocess.PIPE)
     assert done.returncode == 1
     assert done.stderr == b"jaxl: error: standard output: No space left on device\n"
+
+
+def test_every_mode(capsys: pytest.CaptureFixture[str], tiny: Any) -> None:
+    """Image-to-image, inpainting, a refiner, another VAE and previews, each as the library does it."""
+    pipe, params = tiny
+    settings: dict[str, Any] = {"steps": 4, "width": 64, "height": 64, "seed": 5}
+    flags = ("--steps", "4", "--size", "64x64", "--seed", "5", "--quiet")
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
+    picture.save("picture.png")
+    mask = Image.new("L", (64, 64))
+    mask.paste(255, (8, 8, 40, 40))
+    mask.save("mask.png")
+    start = ("--init-image", "picture.png")
+    half = pipe.generate(params, "a cat", **settings, denoising_end=0.8, output="latents").latents
+    modes: dict[tuple[str, ...], dict[str, Any]] = {
+        (*start, "--strength", "0.7"): {"image": picture, "strength": 0.7},
+        (*start, "--mask", "mask.png", "--mask-padding", "4"): {"image": picture, "mask": mask, "padding_mask_crop": 4},
+        ("--refiner", "tiny"): {"image": half, "denoising_start": 0.8},
+        ("--vae", str(TINY), "--preview", "preview.png"): {},
+        ("--guidance-interval", "0:0.5", "--guidance-rescale", "0.5"): {
+            "guidance_interval": (0, 0.5),
+            "guidance_rescale": 0.5,
+        },
+        ("--pag", "2", "--freeu", "0.6,0.4,1.1,1.2"): {"pag_scale": 2.0, "freeu": (0.6, 0.4, 1.1, 1.2)},
+        ("--scheduler", "DPM++ SDE Karras", "--eta", "0.5"): {"scheduler": "dpm++sde_karras", "eta": 0.5},
+    }
+    for options, mode in modes.items():
+        assert run(["generate", "a cat", *flags, *options, "-o", "out.png"]) == 0, capsys.readouterr().err
+        (wanted,) = pipe.generate(params, "a cat", **settings, **mode).images
+        with Image.open("out.png") as got:
+            difference = np.abs(np.asarray(got, np.int16) - np.asarray(wanted, np.int16))
+        assert np.mean(difference <= 1) > 0.999, options
+    with Image.open("preview.png") as shown:
+        assert (shown.size, shown.text) == ((8, 8), {})  # pyright: ignore[reportAttributeAccessIssue]
+    assert run(["generate", "a cat", *flags, *start, "--strength", "0.7", "-o", "out.png"]) == 0
+    written = read_settings("out.png")
+    assert (written["strength"], written["image"]) == (0.7, "picture.png")
+    with Image.open("out.png") as got:
+        assert "Denoising strength: 0.7, " in got.text["parameters"]  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--init-image", "missing.png"], "--init-image 'missing.png': No such file"),
+        (["--strength", "0.5"], "--strength 0.5: needs a picture"),
+        (["--guidance-interval", "0.2"], "--guidance-interval [0.2]: give two numbers"),
+        (["--guidance-interval", "a:b"], "--guidance-interval 'a:b': give numbers with ':' between them"),
+        (["--freeu", "1,2"], "--freeu [1.0, 2.0]: give four numbers"),
+        (["--preview", "preview.gif"], "--preview 'preview.gif': give the name of a .png file"),
+        (["--vae", "missing"], "missing: no such file or folder"),
+        (["--refiner", "missing"], "missing: no such file or folder"),
+        (["--refiner", "tiny", "--refiner-at", "2"], "--refiner-at 2.0: give a number from 0 to 1"),
+        (["--preset", "fast"], "--preset 'fast': known: hyper"),
+        (["--size", "9:1"], "--size '9:1': SDXL's sizes go from 1:4 to 4:1"),
+        (["--negative", "(a"], "--negative '(a'"),
+        (["--vae-tile", "100"], "--vae-tile 100: give a positive multiple of 8, such as 96 or 104"),
+    ],
+)
+def test_bad_modes(capsys: pytest.CaptureFixture[str], flags: list[str], message: str) -> None:
+    assert run(["generate", "a cat", "--quiet", *flags]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(f"jaxl: error: {message}")
+    assert err.count("\n") == 1
