@@ -29,7 +29,8 @@ def main(folder: Path) -> None:
     pipe, params = jaxl.from_pretrained("tiny", dtype=jnp.float32)
 
     def draw(prompt: str, **options: Any) -> Image.Image:
-        return pipe.generate(params, prompt, **{"seed": 3, **options}).images[0]
+        settings: dict[str, Any] = {"seed": 3, **options}
+        return pipe.generate(params, prompt, **settings).images[0]
 
     def save(name: str, images: Sequence[Image.Image]) -> None:
         row(images).save(folder / f"{name}.png")
