@@ -193,6 +193,22 @@ def test_the_size_follows_the_picture(tiny: Any) -> None:
     assert pipe.plan("a cat", image=wide, mask=np.full((180, 320), 255, np.uint8)).count == 25
 
 
+def test_models_with_edm_noise_have_no_place_to_hand_over(tiny: Any) -> None:
+    from dataclasses import replace
+
+    from jaxl.diffusion.schedule import EDM
+    from jaxl.starts import span
+
+    model = tiny[0].model
+    noise = replace(model.scheduler.noise, edm=EDM())
+    model = replace(model, scheduler=replace(model.scheduler, noise=noise))
+    times = np.array([1.0, 0.0, -1.5])
+    assert span({}, model, times) == (0, 3)
+    for name in ("denoising_start", "denoising_end"):
+        with pytest.raises(jaxl.InputError, match=f"{name}=0.5: this model's noise"):
+            span({name: 0.5}, model, times)  # pyright: ignore[reportArgumentType]
+
+
 def test_presets(tiny: Any, tmp_path: Path) -> None:
     pipe, _ = tiny
     assert pipe.preset.name == "sdxl"

@@ -125,6 +125,9 @@ def span(start: Start, model: Model, times: np.ndarray) -> tuple[int, int]:
     steps, total = len(times), model.scheduler.noise.num_train_timesteps
     begin = arguments.share("denoising_start", start.get("denoising_start", 0.0))
     end = arguments.share("denoising_end", start.get("denoising_end", 1.0))
+    if model.scheduler.noise.edm is not None and (begin, end) != (0, 1):
+        name = "denoising_end" if end != 1 else "denoising_start"
+        raise InputError(name, start.get(name), "this model's noise has no timesteps to hand over at; leave it out")
     if begin >= end:
         raise InputError("denoising_start", begin, f"must lie below denoising_end, which is {end:g}")
     # of the noise levels, not of the steps, so that two models with other spacings hand over at the same level
