@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from families import LCM
+from families import BASE, LCM
 from pipelines import as_pipeline, assert_close, latents_of, noise_and_mean
 from test_pipeline_parity import TINY, random_pipeline
 
@@ -100,3 +100,22 @@ def test_a_network_distilled_with_guidance(tmp_path: Path) -> None:
     plan = pipe.plan(**TEXTS, **SHAPE)
     assert (plan.steps, plan.scheduler, plan.bucket.guided) == (4, "lcm", False)
     assert_close(pipe.generate(params, **TEXTS, **SHAPE, steps=1, latents=NOISE), wanted)
+
+
+def test_a_model_with_edm_noise(tmp_path: Path) -> None:
+    """Playground v2.5's way: EDM noise, and latents with a mean and a deviation of their own."""
+    whole = random_pipeline(BASE, {})
+    whole.scheduler = diffusers.EDMDPMSolverMultistepScheduler(sigma_max=80.0, sigma_data=0.5, sigma_min=0.002)
+    statistics = {"latents_mean": [-1.6, 1.1, 3.2, -1.2], "latents_std": [8.4, 5.9, 5.8, 5.1], "scaling_factor": 0.5}
+    whole.vae.register_to_config(**statistics)
+    whole.set_progress_bar_config(disable=True)
+    whole.save_pretrained(tmp_path / "model")
+    pipe, params = jaxl.from_pretrained(tmp_path / "model", dtype=jnp.float32, mesh=jaxl.make_mesh(jax.devices()[:1]))
+    assert pipe.preset.name == "playground"
+    settings: dict[str, Any] = {**TEXTS, **SHAPE, "guidance_scale": 3.0}
+    wanted = latents_of(whole, **settings, num_inference_steps=STEPS, latents=TORCH_NOISE)
+    got = pipe.generate(params, **settings, steps=STEPS, latents=NOISE, output="numpy")
+    assert_close(got, wanted)
+    with torch.no_grad():
+        images = whole(**settings, num_inference_steps=STEPS, latents=TORCH_NOISE, output_type="np").images
+    assert np.mean(np.abs(got.images - images) <= 1 / 255) > 0.999
