@@ -45,7 +45,8 @@ def main() -> None:
     bucket = Bucket(args.batch, args.size, args.size, guided=True)
     # parameters of the networks that a program does not take stay in memory beside it
     resident = {name: sum(map(bytes_per_chip, jax.tree.leaves(tree))) for name, tree in shapes.items()}
-    uses = {"encode_text": tuple(model.text_encoders), "start": (), "decode": ("vae",), "advance": ("unet",)}
+    uses = {"encode_text": tuple(model.text_encoders), "gather": (), "start": (), "advance": ("unet",)}
+    uses |= {"encode_image": ("vae",), "decode": ("vae",)}
 
     report = {}
     for kind in args.programs:
