@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from jaxl.diffusion.multistep import growing_orders, latent_scales
 from jaxl.diffusion.preconditioning import precondition
 from jaxl.diffusion.randomness import Randomness
 from jaxl.diffusion.rows import Table, pack
@@ -45,8 +46,7 @@ def dpmpp_3m_sde(config: SchedulerConfig, levels: Levels, randomness: Randomness
 def _multistep(config: SchedulerConfig, levels: Levels, randomness: Randomness, most: int) -> Table:
     """Rows of order up to `most`, from estimates D, h1 and h2 over steps in log-SNR / 2."""
     ratios, eta = levels.sigmas, randomness.eta
-    alphas = np.ones_like(ratios) if config.noise.edm is not None else 1 / np.sqrt(ratios**2 + 1)
-    sigmas = ratios * alphas
+    alphas, sigmas, init_scale = latent_scales(config.noise, ratios)
     decay = ratios[1:] / ratios[:-1]  # exp(-h), where h is the step; 0 at the very end, which has order 1
     h = -np.log(np.where(decay > 0, decay, 1.0))
     before = np.append(0.0, h[:-1])
@@ -69,7 +69,7 @@ def _multistep(config: SchedulerConfig, levels: Levels, randomness: Randomness, 
     d_h1, h1_h2 = latest * over(before, second | third), mixed * over(earlier, third)
     return pack(
         timesteps=levels.times,
-        init_scale=1.0 if config.noise.edm is None else np.hypot(ratios[0], 1),
+        init_scale=init_scale,
         alphas=alphas,
         sigmas=sigmas,
         **precondition(config.noise, alphas[:-1], sigmas[:-1]),
@@ -83,13 +83,8 @@ def _multistep(config: SchedulerConfig, levels: Levels, randomness: Randomness, 
 
 
 def _orders(config: SchedulerConfig, levels: Levels, most: int, moved: np.ndarray) -> np.ndarray:
-    """The order of each step, [n]: it grows from 1 at the start, and falls again at the end of short schedules.
-
-    With almost every timestep visited, rounding visits some twice; no slope can be had over a step that has not
-    `moved`.
-    """
-    index = np.arange(moved.size)
-    order = np.minimum(index - np.maximum.accumulate(np.where(moved, 0, index)) + 1, most)
+    """The order of each step, [n]: it grows from 1 at the start, and falls again at the end of short schedules."""
+    order = growing_orders(moved, most)
     lowers = config.lower_order_final and levels.total < 15
     if lowers:
         order[-2:] = np.minimum(order[-2:], 2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from jaxl.diffusion.euler import start_scale
+from jaxl.diffusion.multistep import growing_orders
 from jaxl.diffusion.preconditioning import precondition
 from jaxl.diffusion.randomness import Randomness
 from jaxl.diffusion.rows import Table, pack
@@ -46,8 +47,7 @@ def adams_bashforth(sigmas: np.ndarray) -> np.ndarray:
     """
     n = sigmas.size - 1
     index = np.arange(n)
-    repeats = np.append(True, sigmas[1:-1] == sigmas[:-2])
-    order = np.minimum(index - np.maximum.accumulate(np.where(repeats, index, 0)) + 1, ORDER)
+    order = growing_orders(np.append(False, sigmas[1:-1] != sigmas[:-2]), ORDER)
     nodes = sigmas[np.maximum(index - np.arange(ORDER)[:, None], 0)]
     used = np.arange(ORDER)[:, None] < order
     half = np.diff(sigmas) / 2

@@ -1,4 +1,4 @@
-"""What the multistep solvers DEIS and UniPC share."""
+"""What the multistep solvers share."""
 
 from __future__ import annotations
 
