@@ -6,6 +6,7 @@ import dataclasses
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 from jaxl.config import TinyVAEConfig, read_vae_config
 from jaxl.errors import CheckpointError
@@ -31,23 +32,9 @@ def open_checkpoint(
 
     Raises CheckpointError, in one line, if there is nothing of that name or it is not an SDXL checkpoint.
     """
-    name = os.fspath(model)
-    if name in EMBEDDED:
-        return read_folder(EMBEDDED[name], variant=variant, source=name)
-    path = _local(name)
-    if path is not None:
-        return read_folder(path, variant=variant) if path.is_dir() else read_single_file(path)
-    from jaxl.weights.hub import download  # here, because huggingface_hub takes a while to import
-
-    folder = download(
-        name,
-        revision=revision,
-        variant=variant,
-        token=token,
-        cache_dir=cache_dir,
-        local_files_only=local_files_only,
-    )
-    return read_folder(folder, variant=variant, source=name)
+    hub = {"revision": revision, "token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
+    path, source = _find(os.fspath(model), "download", variant=variant, **hub)
+    return read_folder(path, variant=variant, source=source) if path.is_dir() else read_single_file(path)
 
 
 def open_vae(
@@ -64,23 +51,9 @@ def open_vae(
     Both kinds are known, `AutoencoderKL` and `AutoencoderTiny`. A name is as in `open_checkpoint`; a single file is in
     the original layout. Raises CheckpointError, in one line.
     """
-    name = os.fspath(name)
-    if name in EMBEDDED:
-        return read_vae(EMBEDDED[name], variant=variant, source=name)
-    path = _local(name)
-    if path is not None:
-        return read_vae(path, variant=variant) if path.is_dir() else read_vae_file(path)
-    from jaxl.weights.hub import download_vae
-
-    folder = download_vae(
-        name,
-        revision=revision,
-        variant=variant,
-        token=token,
-        cache_dir=cache_dir,
-        local_files_only=local_files_only,
-    )
-    return read_vae(folder, variant=variant, source=name)
+    hub = {"revision": revision, "token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
+    path, source = _find(os.fspath(name), "download_vae", variant=variant, **hub)
+    return read_vae(path, variant=variant, source=source) if path.is_dir() else read_vae_file(path)
 
 
 def with_vae(checkpoint: Checkpoint, vae: VAE, component: str = "vae") -> Checkpoint:
@@ -108,6 +81,21 @@ def with_vae(checkpoint: Checkpoint, vae: VAE, component: str = "vae") -> Checkp
         configs={**checkpoint.configs, component: vae.config, "model_index": index},
         tensors={**checkpoint.tensors, component: vae.tensors},
     )
+
+
+def _find(name: str, download: str, **hub: Any) -> tuple[Path, str | None]:
+    """The folder or file that a name means, and what errors call it where that is not its path.
+
+    A hub's model is downloaded by the function of `weights.hub` of that name.
+    """
+    if name in EMBEDDED:
+        return EMBEDDED[name], name
+    path = _local(name)
+    if path is not None:
+        return path, None
+    from jaxl.weights import hub as models  # here, because huggingface_hub takes a while to import
+
+    return getattr(models, download)(name, **hub), name
 
 
 def _local(name: str) -> Path | None:
