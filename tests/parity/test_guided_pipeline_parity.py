@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 import torch
 from families import BASE, LCM
-from pipelines import as_pipeline, assert_close, latents_of, noise_and_mean
-from test_pipeline_parity import TINY, random_pipeline
+from pipelines import TINY, as_pipeline, assert_close, latents_of, noise_and_mean, random_pipeline
 
 import jaxl
 

@@ -9,22 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-import transformers
 from families import FAMILIES
-from torch_weights import randomize, relative_error
+from pipelines import SCHEDULERS, TINY, random_pipeline
+from torch_weights import relative_error
 
 import jaxl
 
-TINY = Path(jaxl.__file__).parent / "models" / "tiny"
-
-# jaxl's names beside diffusers' class and options
-SCHEDULERS: dict[str, tuple[Any, dict[str, Any]]] = {
-    "euler": (diffusers.EulerDiscreteScheduler, {}),
-    "euler_karras": (diffusers.EulerDiscreteScheduler, {"use_karras_sigmas": True}),
-    "ddim": (diffusers.DDIMScheduler, {}),
-    "dpm++2m": (diffusers.DPMSolverMultistepScheduler, {}),
-    "dpm++2m_karras": (diffusers.DPMSolverMultistepScheduler, {"use_karras_sigmas": True}),
-}
 PROMPTS = ["a rocket on a purple background, noto style", "A LLAMA!! on a hill — naïve 🦙"]
 NEGATIVES = ["a cat", ""]
 
@@ -60,7 +50,7 @@ def compare(ours: Any, theirs: Any, scheduler: str, noise: np.ndarray, *, steps:
     assert np.mean(np.abs(got.images - np.clip(decoded / 2 + 0.5, 0, 1)) <= 1 / 255) > 0.999
 
 
-@pytest.mark.parametrize("scheduler", SCHEDULERS)
+@pytest.mark.parametrize("scheduler", ["euler", "euler_karras", "ddim", "dpm++2m", "dpm++2m_karras"])
 def test_tiny(tiny: Any, reference: Any, scheduler: str) -> None:
     noise = np.random.default_rng(1).standard_normal((2, 32, 32, 4), np.float32)
     compare(tiny, reference, scheduler, noise, steps=6)
@@ -159,44 +149,3 @@ def test_inpainting_model_loads_and_asks_for_a_picture(tmp_path: Path) -> None:
     pipe, params = jaxl.from_pretrained(tmp_path / "inpainting")
     with pytest.raises(jaxl.InputError, match="this model repaints pictures"):
         pipe.generate(params, "a cat")
-
-
-def random_pipeline(unet: dict[str, Any], scheduler_options: dict[str, Any]) -> Any:
-    text = {
-        "vocab_size": 2048,
-        "num_hidden_layers": 3,
-        "bos_token_id": 2046,
-        "eos_token_id": 2047,
-        "pad_token_id": 2047,
-    }
-    narrow = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "projection_dim": 16}
-    wide = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "projection_dim": 24}
-    index = transformers.CLIPTokenizer.from_pretrained
-    return diffusers.StableDiffusionXLPipeline(
-        unet=randomize(diffusers.UNet2DConditionModel(**unet), seed=1),  # pyright: ignore
-        vae=randomize(  # pyright: ignore
-            diffusers.AutoencoderKL(
-                down_block_types=("DownEncoderBlock2D",) * 4,
-                up_block_types=("UpDecoderBlock2D",) * 4,
-                block_out_channels=(16, 16, 32, 32),
-                norm_num_groups=8,
-                scaling_factor=0.13025,
-            ),
-            seed=2,
-        ),
-        text_encoder=randomize(transformers.CLIPTextModel(transformers.CLIPTextConfig(**text, **narrow)), seed=3),
-        text_encoder_2=randomize(
-            transformers.CLIPTextModelWithProjection(transformers.CLIPTextConfig(**text, **wide, hidden_act="gelu")),
-            seed=4,
-        ),
-        tokenizer=index(TINY / "tokenizer"),
-        tokenizer_2=index(TINY / "tokenizer_2"),
-        scheduler=diffusers.EulerDiscreteScheduler(
-            beta_start=0.00085,
-            beta_end=0.012,
-            beta_schedule="scaled_linear",
-            **({"timestep_spacing": "leading", "steps_offset": 1} | scheduler_options),
-        ),
-        force_zeros_for_empty_prompt=True,
-        add_watermarker=False,
-    )

@@ -13,8 +13,7 @@ import pytest
 import torch
 from families import FAMILIES
 from PIL import Image
-from pipelines import as_pipeline, assert_close, latents_of, noise_and_mean
-from test_pipeline_parity import TINY, random_pipeline
+from pipelines import TINY, as_pipeline, assert_close, latents_of, noise_and_mean, random_pipeline
 
 import jaxl
 
