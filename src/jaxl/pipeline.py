@@ -403,10 +403,12 @@ class Pipeline:
             with _stopwatch(timings, "picture"):
                 given = self._pictures(params, part, encoded)
             with _stopwatch(timings, "text"):
-                conditioning = [self._conditioning(params, part, each, given, encoded) for each in part.segments]
+                # segments that differ in their rows alone share it
+                kinds = {(each.guided, each.version): each for each in part.segments}
+                told = {key: self._conditioning(params, part, each, given, encoded) for key, each in kinds.items()}
             with _stopwatch(timings, "denoise"):
                 slots = self.programs.get("start", part.bucket)(self._beginning(part, given))
-                slots, rows, stopped = self._advance(params, part, slots, conditioning, watch if watched else None)
+                slots, rows, stopped = self._advance(params, part, slots, told, watch if watched else None)
                 final = np.array(slots.latents)[: part.batch]
             _check_finite(np.asarray(np.isfinite(final).all((1, 2, 3))), part.seeds, self.dtype)
             with _stopwatch(timings, "decode"):
@@ -421,7 +423,7 @@ class Pipeline:
 
     def compile(self, plan: Plan, *, decode: bool = True, preview: bool = False) -> list[Future[Any]]:
         """Begin to compile what a plan needs, the longest programs first."""
-        of_rows = [plan.bucket if guided else plan.bucket.plain for guided in {s.guided for s in plan.segments}]
+        of_rows = {plan.bucket_of(segment) for segment in plan.segments}
         kinds = ["decode"] * decode + ["encode_image"] * (plan.pictures is not None) + ["preview"] * preview
         return [
             *(self.programs.begin("advance", bucket) for bucket in of_rows),
@@ -480,7 +482,7 @@ class Pipeline:
         self, params: Params, plan: Plan, segment: Segment, given: _Given, encoded: dict[Any, Any]
     ) -> Conditioning:
         """Encode each chunk of text once, then gather the batch on the devices."""
-        bucket = plan.bucket if segment.guided else plan.bucket.plain
+        bucket = plan.bucket_of(segment)
         encoders = {name: params[name] for name in self.tokenizers}
         run, zeros = self.programs.get("encode_text"), self.programs.zero_text()
 
@@ -517,13 +519,13 @@ class Pipeline:
         params: Params,
         plan: Plan,
         slots: Slots,
-        conditioning: list[Conditioning],
+        told: dict[tuple[bool, int], Conditioning],
         watch: Callable[[Slots, Plan, int], bool] | None,
     ) -> tuple[Slots, int, bool]:
         """Run each segment in one dispatch, or row by row for a watcher; also the rows done, and whether it stopped."""
         done = 0
-        for segment, cond in zip(plan.segments, conditioning, strict=True):
-            run = self.programs.get("advance", plan.bucket if segment.guided else plan.bucket.plain)
+        for segment in plan.segments:
+            run, cond = self.programs.get("advance", plan.bucket_of(segment)), told[segment.guided, segment.version]
             n = segment.rows if watch is None else 1
             for _ in range(0, segment.rows, n):
                 slots = run(params["unet"], slots, cond, np.int32(n))

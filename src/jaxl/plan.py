@@ -65,6 +65,10 @@ class Plan:
     picture_scale: float
     pastes: list[Paste] | None
 
+    def bucket_of(self, segment: Segment) -> Bucket:
+        """The shapes of the program that runs a segment."""
+        return self.bucket if segment.guided else self.bucket.plain
+
     @property
     def filled(self) -> list[int]:
         """The image in each place of the bucket: the last one again fills it up, and is thrown away in the end."""
@@ -163,7 +167,8 @@ def make_plan(
     whole = build_table(config, steps, named, **sampling)
     times = whole.timesteps[np.unique(whole.steps, return_index=True)[1]]
     skip, stop = span(begin, model, times)
-    table = build_table(config, steps, named, skip=skip, **sampling).until(stop - skip)
+    table = build_table(config, steps, named, skip=skip, **sampling) if skip else whole
+    table = table.until(stop - skip)
     places = skip + table.steps  # of each row, in the whole schedule
 
     scale = preset.guidance_scale if guidance_scale is None else guidance_scale
@@ -175,7 +180,7 @@ def make_plan(
     guided, perturbed = bool(guided_rows.any()), bool(perturbed_rows.any())
     layers = tuple(options.get("pag_layers", PAG_LAYERS)) if perturbed else ()
     check_pag_layers(model.unet, layers)
-    tables = [table.with_columns(guidance=guidance[i], pag=pag[i]) for i in range(batch)]
+    rows = np.stack([table.with_columns(guidance=guidance[i], pag=pag[i]).rows for i in range(batch)])
 
     texts = read_prompts(
         model,
@@ -210,7 +215,7 @@ def make_plan(
         scheduler=scheduler_name(config, named, custom=custom),
         steps=len(times),
         # what a row draws depends on its number: a run that goes on from another's end draws other noise than that did
-        rows=np.stack([np.roll(each.rows, 2 * skip, axis=0) for each in tables]),
+        rows=np.roll(rows, 2 * skip, axis=1),
         first=2 * skip,
         count=table.used,
         segments=segments,

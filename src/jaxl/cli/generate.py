@@ -288,9 +288,10 @@ def _draw(
 
     plan = pipe.plan(**asked)
     bucket = plan.bucket
-    empty = np.zeros((plan.batch, *pipe.programs.latents_shape(bucket)[1:]), np.float32)
-    # to check the arguments, and to know what to compile
-    second = None if refiner is None else _refine(refiner, asked, empty)
+    second = None
+    if refiner is not None:  # with empty latents, to check the arguments and to know what to compile
+        shape = plan.batch, *pipe.programs.latents_shape(bucket)[1:]
+        second = _refine(refiner, asked, np.zeros(shape, np.float32))
     began = time.perf_counter()
     try:
         pipe.compile(plan, decode=refiner is None, preview=preview is not None)
