@@ -13,6 +13,7 @@ PACKAGE = Path(jaxl.__file__).parent
 LAYERS = (
     ("errors",),
     ("config", "presets", "shapes"),
+    ("kernels",),
     ("nn", "diffusion", "text"),
     ("model", "weights"),
     ("sharding",),
@@ -21,6 +22,7 @@ LAYERS = (
     ("plan",),
     ("pipeline", "png"),
     ("compat",),
+    ("bench",),
     ("cli",),
     ("__main__",),
 )

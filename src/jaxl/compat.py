@@ -28,6 +28,7 @@ from jaxl.diffusion import loop
 from jaxl.diffusion.rows import COLUMNS, Table
 from jaxl.diffusion.tables import build_table
 from jaxl.errors import InputError, NonFiniteError
+from jaxl.nn.unet import unet_context
 from jaxl.pipeline import Pipeline
 from jaxl.programs import Bucket, Conditioning, Text, advance, decode, enable_disk_cache, encode_text
 from jaxl.sharding import AXIS, make_mesh
@@ -209,9 +210,12 @@ class FlaxStableDiffusionXLPipeline:
         if guided:
             negative = None if neg_prompt_ids is None else self._encode(params, neg_prompt_ids)
             branches.insert(0, negative or jax.tree.map(jnp.zeros_like, positive))
-        text = jax.tree.map(lambda *each: jnp.stack(each, axis=1), *branches)
+        texts = jax.tree.map(lambda *each: jnp.stack(each, axis=1), *branches)
+        context = unet_context(params["unet"], texts.prompt_embeds)
         ids = arguments.time_ids({}, height, width, model.time_ids)[-len(branches) :]
-        cond = Conditioning(text, jnp.broadcast_to(ids, (b, *ids.shape)), rescale=jnp.zeros_like(scale))
+        cond = Conditioning(
+            context, texts.pooled, jnp.broadcast_to(ids, (b, *ids.shape)), rescale=jnp.zeros_like(scale)
+        )
         if latents is None:
             latents = jax.random.normal(key, (b, *self._latent_shape(height, width)), jnp.float32)
         rows, used, init_scale = (jnp.broadcast_to(a, (b, *a.shape)) for a in table)

@@ -11,6 +11,7 @@ from jax.typing import DTypeLike
 from jaxl.config import Json, TextConfig, TinyVAEConfig, UNetConfig, VAEConfig, read_vae_config
 from jaxl.diffusion.schedule import SchedulerConfig
 from jaxl.errors import CheckpointError
+from jaxl.kernels import XLA, Kernels
 from jaxl.nn.clip import clip_shapes
 from jaxl.nn.layers import Shapes
 from jaxl.nn.tiny_vae import tiny_vae_shapes
@@ -25,7 +26,7 @@ class Model:
 
     `text_encoder` is None in the refiner, which reads only the second one. `zero_negative` says that a negative prompt
     that is not given means zeros rather than the encoded empty text. `preview` is a small autoencoder to look at images
-    in the making with.
+    in the making with. `kernels` is how the networks compute, on the platform they are for.
     """
 
     unet: UNetConfig
@@ -35,9 +36,10 @@ class Model:
     scheduler: SchedulerConfig
     zero_negative: bool
     preview: TinyVAEConfig | None = None
+    kernels: Kernels = XLA
 
     @classmethod
-    def from_configs(cls, configs: Mapping[str, Json]) -> Model:
+    def from_configs(cls, configs: Mapping[str, Json], kernels: Kernels = XLA) -> Model:
         """Read a checkpoint's JSON files, by component; raises CheckpointError naming file and field."""
         first, index = configs.get("text_encoder"), configs.get("model_index", {})
         preview = configs.get("preview")
@@ -49,6 +51,7 @@ class Model:
             scheduler=SchedulerConfig.from_json(configs["scheduler"]),
             zero_negative=bool(index.get("force_zeros_for_empty_prompt", True)),
             preview=None if preview is None else TinyVAEConfig.from_json(preview, "preview/config.json"),
+            kernels=kernels,
         )
         width = sum(text.width for text in model.text_encoders.values())
         if width != model.unet.cross_attention_dim:

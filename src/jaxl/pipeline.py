@@ -29,6 +29,7 @@ from jaxl.config import VAEConfig
 from jaxl.diffusion.loop import Slots
 from jaxl.diffusion.noise import image_key
 from jaxl.errors import CheckpointError, InputError, NonFiniteError
+from jaxl.kernels import Kernels
 from jaxl.model import Model
 from jaxl.plan import Devices, Plan, Segment, make_plan
 from jaxl.programs import Beginning, Bucket, Conditioning, Programs, Text, enable_disk_cache
@@ -188,7 +189,8 @@ class Pipeline:
             if value not in (jnp.bfloat16, jnp.float32, "bfloat16", "float32"):
                 raise InputError(argument, value, "use jax.numpy.bfloat16 or jax.numpy.float32")
         self.checkpoint = checkpoint
-        self.model = Model.from_configs(checkpoint.configs)
+        kernels = Kernels.of(mesh.devices.flat[0].platform)
+        self.model = Model.from_configs(checkpoint.configs, kernels)
         self.dtype = jnp.dtype(dtype)
         self.mesh = mesh
         self.preset = (
@@ -505,8 +507,10 @@ class Pipeline:
             texts.append([each + each[:1] * (bucket.chunks - len(each)) for each in chunks])
         places = slice(None) if segment.guided else slice(int(plan.bucket.guided), int(plan.bucket.guided) + 1)
         time_ids = plan.time_ids[places]
+        context, pooled = self.programs.get("gather", bucket)(params["unet"], texts)
         return Conditioning(
-            text=self.programs.get("gather", bucket)(texts),
+            context=context,
+            pooled=pooled,
             time_ids=np.broadcast_to(time_ids, (bucket.batch, *time_ids.shape)),
             rescale=plan.rescale[plan.filled],
             lengths=np.asarray(lengths, np.int32) if bucket.chunks > 1 else None,

@@ -29,13 +29,14 @@ from jaxl.diffusion import loop
 from jaxl.diffusion.loop import Row, Slots
 from jaxl.diffusion.noise import initial_noise
 from jaxl.diffusion.rows import COLUMNS, MAX_ROWS
+from jaxl.kernels import Kernels
 from jaxl.model import Model
 from jaxl.nn import tiny_vae, vae
 from jaxl.nn.clip import clip, emphasize
 from jaxl.nn.layers import Params
 from jaxl.nn.preview import latents_to_rgb
 from jaxl.nn.tiles import decode_tiled, encode_tiled
-from jaxl.nn.unet import unet
+from jaxl.nn.unet import unet, unet_context
 from jaxl.sharding import batch_sharding, replicated, with_sharding
 
 Leaf = Any  # an array on the devices or on the host, or the shape of one
@@ -72,7 +73,7 @@ class Bucket:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Text:
-    """Encoded texts, or the branches of a batch of images: prompt_embeds [..., T, D], pooled [..., P]."""
+    """Encoded texts: prompt_embeds [..., T, D], pooled [..., P]."""
 
     prompt_embeds: Leaf
     pooled: Leaf
@@ -83,12 +84,14 @@ class Text:
 class Conditioning:
     """What the network is told about B images, each in G branches (the bucket's `branches`, in that order).
 
-    `text`: [B, G, ...]; `time_ids`: float32 [B, G, 5 or 6]. `lengths` int32 [B, G], the tokens of each text, where the
-    bucket has several chunks. `rescale`: float32 [B], guidance_rescale. `freeu`: float32 [B, 4], s1, s2, b1 and b2.
+    `context` [B, G, ...] is what cross-attention sees (`unet_context`); `pooled`: [B, G, P]; `time_ids`: float32
+    [B, G, 5 or 6]. `lengths` int32 [B, G], the tokens of each text, where the bucket has several chunks. `rescale`:
+    float32 [B], guidance_rescale. `freeu`: float32 [B, 4], s1, s2, b1 and b2.
     `inpaint`: float32 [B, h, w, 5], the mask and the masked picture's latents, for models that were trained on them.
     """
 
-    text: Text
+    context: Params
+    pooled: Leaf
     time_ids: Leaf
     rescale: Leaf
     lengths: Leaf | None = None
@@ -105,21 +108,26 @@ def encode_text(
     """
     states, pooled = [], None
     for name, cfg in model.text_encoders.items():
-        hidden, pooled = clip(params[name], cfg, ids[name], clip_skip)
+        hidden, pooled = clip(params[name], cfg, ids[name], clip_skip, model.kernels)
         states.append(emphasize(hidden, weights[name]))
     assert pooled is not None  # Model requires the last encoder's projection
     return Text(jnp.concatenate(states, axis=-1), pooled)
 
 
-def gather(texts: list[list[list[Text]]]) -> Text:
-    """Chunks of texts, [image][branch][chunk], each [1, T, D] -> [B, G, chunks * T, D], pooled of the first chunk."""
+def gather(params: Params, texts: list[list[list[Text]]]) -> tuple[dict[str, Any], Array]:
+    """Chunks of texts, [image][branch][chunk] -> `context` and `pooled` of `Conditioning`.
+
+    Of the pooled embeddings, that of the first chunk.
+    """
 
     def branch(chunks: list[Text]) -> Text:
         return Text(jnp.concatenate([chunk.prompt_embeds[0] for chunk in chunks]), chunks[0].pooled[0])
 
     images = [[branch(chunks) for chunks in image] for image in texts]
     flat = [text for image in images for text in image]
-    return jax.tree.map(lambda *each: jnp.stack(each).reshape(len(texts), -1, *each[0].shape), *flat)
+    text = jax.tree.map(lambda *each: jnp.stack(each), *flat)
+    context = unet_context(params, text.prompt_embeds)
+    return jax.tree.map(lambda a: a.reshape(len(texts), -1, *a.shape[1:]), (context, text.pooled))
 
 
 @jax.tree_util.register_dataclass
@@ -159,22 +167,23 @@ def denoise(params: Params, model: Model, bucket: Bucket, cond: Conditioning, x:
         x = jnp.concatenate([x, cond.inpaint], axis=-1)
     # an image's branches are neighbours on the batch axis, so splitting the axis over devices keeps them together
     per_branch = partial(jnp.repeat, repeats=g, axis=0)
-    text, time_ids, lengths = jax.tree.map(
-        lambda a: a.reshape(b * g, *a.shape[2:]), (cond.text, cond.time_ids, cond.lengths)
+    context, pooled, time_ids, lengths = jax.tree.map(
+        lambda a: a.reshape(b * g, *a.shape[2:]), (cond.context, cond.pooled, cond.time_ids, cond.lengths)
     )
     out = unet(
         params,
         model.unet,
         per_branch(x),
         per_branch(row["t"]),
-        text.prompt_embeds,
-        text.pooled,
+        context,
+        pooled,
         time_ids,
         lengths=lengths,
         guidance=per_branch(row["guidance"]) if model.unet.time_cond_proj_dim else None,
         perturbed=jnp.tile(jnp.arange(g) == g - 1, b) if bucket.pag_layers else None,
         pag_layers=bucket.pag_layers,
         freeu=None if cond.freeu is None else per_branch(cond.freeu),
+        kernels=model.kernels,
     )
     branches = out.astype(jnp.float32).reshape(b, g, *out.shape[1:])
     return guide(bucket, branches, row["guidance"], row["pag"], cond.rescale)
@@ -210,10 +219,13 @@ def encode_image(params: Params, model: Model, images: Array, tile: int | None =
 
     With `tile`, in overlapping parts of so many pixels, as in `decode`.
     """
-    cfg = model.vae
+    cfg, kernels = model.vae, model.kernels
     if isinstance(cfg, TinyVAEConfig):
         return tiny_vae.encode(params, cfg, images)
-    mean, _ = encode_tiled(params, cfg, images, tile) if tile else vae.encode(params, cfg, images)
+    if tile:
+        mean, _ = encode_tiled(params, cfg, images, tile, kernels=kernels)
+    else:
+        mean, _ = vae.encode(params, cfg, images, kernels)
     return vae.to_latents(mean, cfg)
 
 
@@ -227,7 +239,7 @@ def decode(
     """
 
     def some(latents: Array) -> tuple[Array, Array, Array]:
-        images = decode_latents(params, model.vae, latents, tile)
+        images = decode_latents(params, model.vae, model.kernels, latents, tile)
         finite = jnp.isfinite(images).all((1, 2, 3))
         images = jnp.clip(images / 2 + 0.5, 0.0, 1.0)
         return images, jnp.round(images * 255.0).astype(jnp.uint8), finite
@@ -239,18 +251,22 @@ def decode(
     return jax.tree.map(lambda a: a.swapaxes(0, 1).reshape(batch, *a.shape[2:]), jax.lax.map(some, rounds))
 
 
-def decode_latents(params: Params, cfg: VAEConfig | TinyVAEConfig, latents: Array, tile: int | None) -> Array:
+def decode_latents(
+    params: Params, cfg: VAEConfig | TinyVAEConfig, kernels: Kernels, latents: Array, tile: int | None
+) -> Array:
     """Latents [B, h, w, C] -> images [B, H, W, 3] float32, about -1..1, by either kind of autoencoder."""
     if isinstance(cfg, TinyVAEConfig):
         return tiny_vae.decode(params, cfg, latents)
     latents = vae.from_latents(latents, cfg)
-    return decode_tiled(params, cfg, latents, tile) if tile else vae.decode(params, cfg, latents)
+    if tile:
+        return decode_tiled(params, cfg, latents, tile, kernels=kernels)
+    return vae.decode(params, cfg, latents, kernels)
 
 
 def preview(params: Params | None, model: Model, latents: Array) -> Array:
     """Denoised estimates [B, h, w, C] -> small pictures, uint8: by the preview's autoencoder, else by a linear map."""
     if model.preview is not None and params is not None:
-        images = decode_latents(params, model.preview, latents, None) / 2 + 0.5
+        images = decode_latents(params, model.preview, model.kernels, latents, None) / 2 + 0.5
     else:
         images = latents_to_rgb(latents, model.vae)
     return jnp.round(jnp.clip(images, 0.0, 1.0) * 255.0).astype(jnp.uint8)
@@ -325,7 +341,7 @@ class Programs:
 
     def _trace_gather(self, bucket: Bucket) -> jax.stages.Traced:
         run = jax.jit(gather, out_shardings=batch_sharding(self.mesh))
-        return run.trace(self._texts(bucket))
+        return run.trace(self.shapes["unet"], self._texts(bucket))
 
     def _trace_start(self, bucket: Bucket) -> jax.stages.Traced:
         return jax.jit(start, out_shardings=batch_sharding(self.mesh)).trace(self._beginning(bucket))
@@ -374,7 +390,7 @@ class Programs:
         )
 
     def _texts(self, bucket: Bucket) -> list[list[list[Text]]]:
-        """The argument of `gather`, on every device."""
+        """What `gather` is told, on every device."""
         return [[[self._text()] * bucket.chunks] * bucket.branches] * bucket.batch
 
     def _beginning(self, bucket: Bucket) -> Beginning:
@@ -395,8 +411,11 @@ class Programs:
     def _conditioning(self, bucket: Bucket) -> Conditioning:
         b, g, latents = bucket.batch, bucket.branches, self.latents_shape(bucket)
         extra = self.model.unet.in_channels - latents[-1]
+        gathered = jax.eval_shape(gather, self.shapes["unet"], self._texts(bucket))
+        context, pooled = with_sharding(gathered, batch_sharding(self.mesh))
         return Conditioning(
-            text=with_sharding(jax.eval_shape(gather, self._texts(bucket)), batch_sharding(self.mesh)),
+            context=context,
+            pooled=pooled,
             time_ids=self._split((b, g, self.model.time_ids)),
             rescale=self._split((b,)),
             lengths=self._split((b, g), jnp.int32) if bucket.chunks > 1 else None,

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch_weights import relative_error
 
-from jaxl.nn.unet import unet
+from jaxl.nn.unet import unet, unet_context
 from jaxl.nn.vae import encode
 
 Golden = dict[str, np.ndarray]
@@ -52,8 +52,9 @@ def test_one_network_call(tiny: Any, golden: Golden) -> None:
     pipe, params = tiny
     sizes = np.tile(np.float32([256, 256, 0, 0, 256, 256]), (4, 1))
     t = np.full(4, 501, np.float32)
+    context = unet_context(params["unet"], golden["prompt_embeds"])
     got = jax.jit(unet, static_argnums=1)(
-        params["unet"], pipe.model.unet, nhwc(golden["noise"]), t, golden["prompt_embeds"], golden["pooled"], sizes
+        params["unet"], pipe.model.unet, nhwc(golden["noise"]), t, context, golden["pooled"], sizes
     )
     assert relative_error(got, nhwc(golden["unet_at_501"])) < 2e-5
 

@@ -7,13 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from evaluation import whole_unet
 from families import BASE, FAMILIES, LCM
 
 from jaxl.config import UNetConfig, check_pag_layers
 from jaxl.errors import InputError
-from jaxl.nn import layers
-from jaxl.nn.layers import attention
-from jaxl.nn.unet import unet, unet_shapes
+from jaxl.kernels import Kernels
+from jaxl.kernels.attention import attention
+from jaxl.nn.unet import unet_shapes
 from jaxl.weights.layout import flatten
 
 CFG = UNetConfig.from_json(
@@ -28,7 +29,7 @@ CFG = UNetConfig.from_json(
     }
 )
 PLACES = ("mid_block", "up_blocks.0.attentions.1")
-RUN = jax.jit(unet, static_argnums=1, static_argnames="pag_layers")
+RUN = jax.jit(whole_unet, static_argnums=1, static_argnames="pag_layers")
 
 
 @pytest.fixture(scope="module")
@@ -97,12 +98,11 @@ def test_tokens_beyond_the_length_have_no_influence(params: Any, given: Any, pla
 
 
 @pytest.mark.parametrize("limit", [2**30, 2**12, 2**8])
-def test_attention_with_lengths_in_parts(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_attention_with_lengths_in_parts(limit: int) -> None:
     """All at once, a head at a time and parts of a head: each row as if its keys ended at its length."""
-    monkeypatch.setattr(layers, "CPU_SCORE_BYTES", limit)
     rng = np.random.default_rng(2)
     q, k, v = (rng.standard_normal((2, n, 12), np.float32) for n in (32, 11, 11))
-    got = attention(q, k, v, 3, lengths=jnp.array([4, 11]))
+    got = attention(q, k, v, 3, lengths=jnp.array([4, 11]), kernels=Kernels(score_bytes=limit))
     for row, length in enumerate((4, 11)):
         alone = attention(*(a[row : row + 1] for a in (q, k[:, :length], v[:, :length])), 3)
         np.testing.assert_allclose(got[row : row + 1], alone, rtol=1e-5, atol=1e-6)

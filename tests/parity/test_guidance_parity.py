@@ -9,15 +9,16 @@ import pytest
 import torch
 from diffusers.models.attention_processor import PAGIdentitySelfAttnProcessor2_0
 from diffusers.utils.torch_utils import fourier_filter
+from evaluation import whole_unet
 from families import BASE, FAMILIES, LCM
 from torch_weights import randomize, relative_error, shape_tree, tree
 
 from jaxl.config import UNetConfig
 from jaxl.nn.freeu import low_frequencies
-from jaxl.nn.unet import guidance_sinusoids, unet, unet_shapes
+from jaxl.nn.unet import guidance_sinusoids, unet_shapes
 
 TOLERANCE = 2e-5
-RUN = jax.jit(unet, static_argnums=1, static_argnames="pag_layers")
+RUN = jax.jit(whole_unet, static_argnums=1, static_argnames="pag_layers")
 
 
 def model(raw: dict[str, Any]) -> tuple[Any, UNetConfig, Any]:

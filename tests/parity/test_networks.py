@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from evaluation import whole_unet
 from families import FAMILIES
 from torch_weights import randomize, relative_error, shape_tree, tree
 
 from jaxl.config import TextConfig, UNetConfig, VAEConfig
 from jaxl.model import Model
 from jaxl.nn.clip import clip, clip_shapes
-from jaxl.nn.unet import unet, unet_shapes
+from jaxl.nn.unet import unet_shapes
 from jaxl.nn.vae import decode, encode, vae_shapes
 from jaxl.presets import SDXL_BASE
 
@@ -44,7 +45,7 @@ def test_unet(name: str, size: tuple[int, int]) -> None:
             torch.from_numpy(context),
             added_cond_kwargs={"text_embeds": torch.from_numpy(pooled), "time_ids": torch.from_numpy(time_ids)},
         ).sample.permute(0, 2, 3, 1)
-    got = jax.jit(unet, static_argnums=1)(params, cfg, x, t, context, pooled, time_ids)
+    got = jax.jit(whole_unet, static_argnums=1)(params, cfg, x, t, context, pooled, time_ids)
     assert relative_error(got, wanted) < TOLERANCE
 
 
@@ -63,7 +64,7 @@ def test_the_tolerance_catches_a_wrong_epsilon(eps_factor: float) -> None:
         rng.standard_normal((1, 24), np.float32),
         rng.uniform(0, 1024, (1, 6)).astype(np.float32),
     )
-    run = jax.jit(unet, static_argnums=1)
+    run = jax.jit(whole_unet, static_argnums=1)
     assert relative_error(run(params, wrong, *inputs), run(params, cfg, *inputs)) > TOLERANCE
 
 
@@ -154,7 +155,7 @@ def test_bfloat16_stays_bfloat16() -> None:
     """Every product takes bfloat16 on both sides, so nothing was widened by accident."""
     cfg = UNetConfig.from_json(FAMILIES["base"])
     inputs = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((1, 16, 16, 4), (1,), (1, 7, 48), (1, 24), (1, 6))]
-    lowered = jax.jit(unet, static_argnums=1).lower(unet_shapes(cfg, jnp.bfloat16), cfg, *inputs)
+    lowered = jax.jit(whole_unet, static_argnums=1).lower(unet_shapes(cfg, jnp.bfloat16), cfg, *inputs)
     products = re.findall(r"stablehlo\.(?:dot_general|convolution).*: \((.*)\) ->", lowered.as_text())
     assert len(products) > 30
     for operands in products:

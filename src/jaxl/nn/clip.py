@@ -13,7 +13,9 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from jaxl.config import TextConfig
-from jaxl.nn.layers import Params, Shapes, attention, layer_norm, linear, linear_shapes, norm_shapes, numbered
+from jaxl.kernels import XLA, Kernels
+from jaxl.kernels.attention import attention
+from jaxl.nn.layers import Params, Shapes, layer_norm, linear, linear_shapes, norm_shapes, numbered
 
 
 def clip_shapes(cfg: TextConfig, dtype: DTypeLike = jnp.bfloat16) -> Shapes:
@@ -43,7 +45,9 @@ def clip_shapes(cfg: TextConfig, dtype: DTypeLike = jnp.bfloat16) -> Shapes:
     return shapes
 
 
-def clip(params: Params, cfg: TextConfig, ids: Array, clip_skip: Array | int = 0) -> tuple[Array, Array | None]:
+def clip(
+    params: Params, cfg: TextConfig, ids: Array, clip_skip: Array | int = 0, kernels: Kernels = XLA
+) -> tuple[Array, Array | None]:
     """Encode token ids [B, T] int32.
 
     Returns the hidden states [B, T, width] that are `clip_skip` layers (traced, 0..layers-1) before the
@@ -55,7 +59,7 @@ def clip(params: Params, cfg: TextConfig, ids: Array, clip_skip: Array | int = 0
     x = embeddings["token_embedding"]["weight"][ids] + embeddings["position_embedding"]["weight"][: ids.shape[1]]
     states = [x]
     for i in range(cfg.layers):
-        states.append(_layer(text["encoder"]["layers"][str(i)], cfg, states[-1]))
+        states.append(_layer(text["encoder"]["layers"][str(i)], cfg, states[-1], kernels))
     # states[-1 - n] is n layers before the last one; an index, so that clip_skip does not recompile
     hidden = jnp.stack(states)[cfg.layers - 1 - clip_skip]
     if cfg.projection_dim is None:
@@ -81,12 +85,12 @@ def emphasize(hidden: Array, weights: Array) -> Array:
 
 
 # `jit` in a program means that the layers, which have the same shapes, are traced once, not each.
-@partial(jax.jit, static_argnums=1)
-def _layer(p: Params, cfg: TextConfig, x: Array) -> Array:
+@partial(jax.jit, static_argnums=(1, 3))
+def _layer(p: Params, cfg: TextConfig, x: Array, kernels: Kernels) -> Array:
     activation = partial(jax.nn.gelu, approximate=False) if cfg.activation == "gelu" else _quick_gelu
     h = layer_norm(p["layer_norm1"], x, cfg.norm_eps)
     q, k, v = (linear(p["self_attn"][name], h) for name in ("q_proj", "k_proj", "v_proj"))
-    x = x + linear(p["self_attn"]["out_proj"], attention(q, k, v, cfg.heads, causal=True))
+    x = x + linear(p["self_attn"]["out_proj"], attention(q, k, v, cfg.heads, causal=True, kernels=kernels))
     h = layer_norm(p["layer_norm2"], x, cfg.norm_eps)
     return x + linear(p["mlp"]["fc2"], activation(linear(p["mlp"]["fc1"], h)))
 

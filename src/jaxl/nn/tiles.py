@@ -17,26 +17,30 @@ from jax import Array, lax
 
 from jaxl.config import VAEConfig
 from jaxl.errors import InputError
+from jaxl.kernels import XLA, Kernels
 from jaxl.nn.layers import Params
 from jaxl.nn.vae import decode, encode
 
 
-def decode_tiled(params: Params, cfg: VAEConfig, latents: Array, tile: int, overlap: int | None = None) -> Array:
+def decode_tiled(
+    params: Params, cfg: VAEConfig, latents: Array, tile: int, overlap: int | None = None, kernels: Kernels = XLA
+) -> Array:
     """`decode` in tiles of `tile` by `tile` pixels, neighbours of which share `overlap` pixels or more, or a quarter.
 
     An image that is no larger than a tile is decoded whole. InputError unless both are multiples of the pixels per
     latent and `overlap` is smaller than `tile`.
     """
-    return _in_tiles(partial(decode, params, cfg), latents, *_in_latents(cfg, tile, overlap), 1, cfg.factor)
+    run = partial(decode, params, cfg, kernels=kernels)
+    return _in_tiles(run, latents, *_in_latents(cfg, tile, overlap), 1, cfg.factor)
 
 
 def encode_tiled(
-    params: Params, cfg: VAEConfig, images: Array, tile: int, overlap: int | None = None
+    params: Params, cfg: VAEConfig, images: Array, tile: int, overlap: int | None = None, kernels: Kernels = XLA
 ) -> tuple[Array, Array]:
     """`encode` in tiles, which are as in `decode_tiled`."""
 
     def run(images: Array) -> Array:
-        return jnp.concatenate(encode(params, cfg, images), axis=-1)
+        return jnp.concatenate(encode(params, cfg, images, kernels), axis=-1)
 
     moments = _in_tiles(run, images, *_in_latents(cfg, tile, overlap), cfg.factor, 1)
     mean, log_variance = jnp.split(moments, 2, axis=-1)

@@ -5,7 +5,9 @@ Podell et al. 2023, arXiv:2307.01952, section 2; a diffusers `UNet2DConditionMod
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Mapping
+from functools import partial, reduce
+from operator import getitem
 
 import jax
 import jax.numpy as jnp
@@ -13,14 +15,15 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from jaxl.config import UNetConfig, check_pag_layers
+from jaxl.kernels import XLA, Kernels
+from jaxl.kernels.attention import attention
+from jaxl.kernels.group_norm import group_norm
 from jaxl.nn.freeu import reweigh
 from jaxl.nn.layers import (
     Params,
     Shapes,
-    attention,
     conv,
     conv_shapes,
-    group_norm,
     layer_norm,
     linear,
     linear_shapes,
@@ -90,7 +93,7 @@ def unet(
     cfg: UNetConfig,
     x: Array,
     t: Array,
-    prompt_embeds: Array,
+    context: Params,
     pooled: Array,
     time_ids: Array,
     *,
@@ -99,14 +102,16 @@ def unet(
     perturbed: Array | None = None,
     pag_layers: tuple[str, ...] = (),
     freeu: Array | None = None,
+    kernels: Kernels = XLA,
 ) -> Array:
     """Predict noise, velocity or sample, as the checkpoint was trained to.
 
-    x: [B, H, W, in_channels] scaled latents; t: [B] timesteps, float; prompt_embeds: [B, T, cross_attention_dim];
-    pooled: [B, P]; time_ids: [B, 6] (original size, crop corner, target size, each height first) or [B, 5] for the
-    refiner (original size, crop corner, aesthetic score). Returns [B, H, W, out_channels] in the parameters' dtype.
+    x: [B, H, W, in_channels] scaled latents; t: [B] timesteps, float; context: what `unet_context` makes of the texts,
+    once for all timesteps; pooled: [B, P]; time_ids: [B, 6] (original size, crop corner, target size, each height
+    first) or [B, 5] for the refiner (original size, crop corner, aesthetic score). Returns [B, H, W, out_channels] in
+    the parameters' dtype.
 
-    lengths: int32 [B] in 1..T, the tokens of each row of prompt_embeds that are real. guidance: float32 [B], the
+    lengths: int32 [B] in 1..T, the tokens of each row of the context that are real. guidance: float32 [B], the
     guidance scale that a U-Net with `time_cond_proj_dim` was distilled with (Meng et al. 2022, arXiv:2210.03142; Luo et
     al. 2023, arXiv:2310.04378). perturbed: bool [B], the rows whose self-attention is the identity in `pag_layers`,
     static, of `cfg.pag_places` (Ahn et al. 2024, arXiv:2403.17377). freeu: float32 [B, 4], (s1, s2, b1, b2).
@@ -120,7 +125,7 @@ def unet(
         raise ValueError("guidance is given, but this U-Net does not take it (no time_cond_proj_dim)")
 
     dtype = params["conv_in"]["weight"].dtype
-    x, context, pooled = (a.astype(dtype) for a in (x, prompt_embeds, pooled))
+    x, pooled = x.astype(dtype), pooled.astype(dtype)
     sizes = sinusoids(time_ids.reshape(-1), cfg.addition_time_embed_dim).reshape(x.shape[0], -1).astype(dtype)
     time = sinusoids(t, cfg.channels[0]).astype(dtype)
     if cfg.time_cond_proj_dim is not None:
@@ -133,11 +138,12 @@ def unet(
     temb = jax.nn.silu(temb)
 
     def res(p: Params, x: Array) -> Array:
-        return resnet(p, x, cfg.norm_num_groups, cfg.norm_eps, temb)
+        return resnet(p, x, cfg.norm_num_groups, cfg.norm_eps, kernels, temb)
 
-    def transform(path: str, p: Params, x: Array, heads: int, depth: int) -> Array:
+    def transform(path: str, x: Array, heads: int) -> Array:
         here = any(f"{path}.".startswith(f"{layer}.") for layer in pag_layers)
-        return _transformer(p, cfg, x, context, heads, depth, lengths, perturbed if here else None)
+        own, told = (reduce(getitem, path.split("."), tree) for tree in (params, context))
+        return _transformer(own, cfg, x, told, heads, lengths, perturbed if here else None, kernels)
 
     x = conv(params["conv_in"], x)
     skips = [x]
@@ -146,8 +152,7 @@ def unet(
         for j, depth in enumerate(depths):
             x = res(block["resnets"][str(j)], x)
             if depth:
-                path = f"down_blocks.{i}.attentions.{j}"
-                x = transform(path, block["attentions"][str(j)], x, cfg.heads[i], depth)
+                x = transform(f"down_blocks.{i}.attentions.{j}", x, cfg.heads[i])
             skips.append(x)
         if "downsamplers" in block:
             x = conv(block["downsamplers"]["0"]["conv"], x, stride=2, padding=(1, 1))
@@ -156,8 +161,8 @@ def unet(
     if cfg.mid is not None:
         block = params["mid_block"]
         x = res(block["resnets"]["0"], x)
-        for j, depth in enumerate(cfg.mid):
-            x = transform(f"mid_block.attentions.{j}", block["attentions"][str(j)], x, cfg.heads[-1], depth)
+        for j in range(len(cfg.mid)):
+            x = transform(f"mid_block.attentions.{j}", x, cfg.heads[-1])
             x = res(block["resnets"][str(j + 1)], x)
 
     for i, depths in enumerate(cfg.up):
@@ -168,13 +173,28 @@ def unet(
                 x, skip = reweigh(x, skip, skip_scale=freeu[:, i], backbone_scale=freeu[:, 2 + i])
             x = res(block["resnets"][str(j)], jnp.concatenate([x, skip], axis=-1))
             if depth:
-                path = f"up_blocks.{i}.attentions.{j}"
-                x = transform(path, block["attentions"][str(j)], x, cfg.heads[-1 - i], depth)
+                x = transform(f"up_blocks.{i}.attentions.{j}", x, cfg.heads[-1 - i])
         if "upsamplers" in block:
             x = conv(block["upsamplers"]["0"]["conv"], upsample(x, *skips[-1].shape[1:3]))
 
-    x = group_norm(params["conv_norm_out"], x, cfg.norm_num_groups, cfg.norm_eps, silu=True)
+    x = group_norm(params["conv_norm_out"], x, cfg.norm_num_groups, cfg.norm_eps, silu=True, kernels=kernels)
     return conv(params["conv_out"], x)
+
+
+def unet_context(params: Params, prompt_embeds: Array) -> Params:
+    """What cross-attention sees of the texts [B, T, cross_attention_dim]: keys and values of every block, [B, T, D].
+
+    No timestep enters them, so they are made once for an image. The tree has the paths of the parameters, down to
+    `attn2`, which holds `k` and `v`.
+    """
+    tree: Shapes = {}
+    for name, p in params.items():
+        if name == "attn2":
+            embeds = prompt_embeds.astype(p["to_k"]["weight"].dtype)
+            tree[name] = {"k": linear(p["to_k"], embeds), "v": linear(p["to_v"], embeds)}
+        elif isinstance(p, Mapping) and (below := unet_context(p, prompt_embeds)):
+            tree[name] = below
+    return tree
 
 
 def sinusoids(t: Array, dim: int) -> Array:
@@ -232,40 +252,43 @@ def _transformer(
     p: Params,
     cfg: UNetConfig,
     x: Array,
-    context: Array,
+    context: Params,
     heads: int,
-    depth: int,
     lengths: Array | None,
     perturbed: Array | None,
+    kernels: Kernels,
 ) -> Array:
-    """`depth` blocks of self-attention, cross-attention to `context` and a GEGLU layer, around a residual."""
+    """Blocks of self-attention, cross-attention to `context` and a GEGLU layer, around a residual."""
     b, h, w, c = x.shape
-    tokens = group_norm(p["norm"], x, cfg.norm_num_groups, 1e-6).reshape(b, h * w, c)
+    tokens = group_norm(p["norm"], x, cfg.norm_num_groups, 1e-6, kernels=kernels).reshape(b, h * w, c)
     tokens = linear(p["proj_in"], tokens)
-    for i in range(depth):
-        tokens = _transformer_block(p["transformer_blocks"][str(i)], tokens, context, heads, lengths, perturbed)
+    blocks = p["transformer_blocks"]
+    for i in map(str, range(len(blocks))):
+        told = context["transformer_blocks"][i]["attn2"]
+        tokens = _transformer_block(blocks[i], tokens, told, heads, kernels, lengths, perturbed)
     return linear(p["proj_out"], tokens).reshape(x.shape) + x
 
 
 # Compiled as part of the program around it; `jit` here means that blocks of the same shapes are traced once, not each.
-@partial(jax.jit, static_argnums=3)
+@partial(jax.jit, static_argnums=(3, 4))
 def _transformer_block(
-    p: Params, tokens: Array, context: Array, heads: int, lengths: Array | None, perturbed: Array | None
+    p: Params,
+    tokens: Array,
+    context: Params,
+    heads: int,
+    kernels: Kernels,
+    lengths: Array | None,
+    perturbed: Array | None,
 ) -> Array:
     y = layer_norm(p["norm1"], tokens)
-    tokens = tokens + _attend(p["attn1"], y, y, heads, identity=perturbed)
-    tokens = tokens + _attend(p["attn2"], layer_norm(p["norm2"], tokens), context, heads, lengths=lengths)
+    q, k, v = (linear(p["attn1"][name], y) for name in ("to_q", "to_k", "to_v"))
+    y = attention(q, k, v, heads, kernels=kernels)
+    if perturbed is not None:
+        y = jnp.where(perturbed[:, None, None], v, y)  # each position sees itself alone
+    tokens = tokens + linear(p["attn1"]["to_out"]["0"], y)
+    q = linear(p["attn2"]["to_q"], layer_norm(p["norm2"], tokens))
+    y = attention(q, context["k"], context["v"], heads, lengths=lengths, kernels=kernels)
+    tokens = tokens + linear(p["attn2"]["to_out"]["0"], y)
     # GEGLU (Shazeer 2020, arXiv:2002.05202)
     y, gate = jnp.split(linear(p["ff"]["net"]["0"]["proj"], layer_norm(p["norm3"], tokens)), 2, axis=-1)
     return tokens + linear(p["ff"]["net"]["2"], y * jax.nn.gelu(gate, approximate=False))
-
-
-def _attend(
-    p: Params, x: Array, context: Array, heads: int, *, lengths: Array | None = None, identity: Array | None = None
-) -> Array:
-    """Attention from x to context; in the rows of `identity`, bool [B], each position sees itself alone."""
-    q, k, v = linear(p["to_q"], x), linear(p["to_k"], context), linear(p["to_v"], context)
-    y = attention(q, k, v, heads, lengths=lengths)
-    if identity is not None:
-        y = jnp.where(identity[:, None, None], v, y)
-    return linear(p["to_out"]["0"], y)

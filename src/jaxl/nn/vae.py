@@ -9,13 +9,14 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from jaxl.config import VAEConfig
+from jaxl.kernels import XLA, Kernels
+from jaxl.kernels.attention import attention
+from jaxl.kernels.group_norm import group_norm
 from jaxl.nn.layers import (
     Params,
     Shapes,
-    attention,
     conv,
     conv_shapes,
-    group_norm,
     linear,
     linear_shapes,
     norm_shapes,
@@ -91,7 +92,7 @@ def from_latents(latents: Array, cfg: VAEConfig) -> Array:
     return latents * jnp.array(cfg.latents_std) / cfg.scaling_factor + jnp.array(cfg.latents_mean)
 
 
-def encode(params: Params, cfg: VAEConfig, images: Array) -> tuple[Array, Array]:
+def encode(params: Params, cfg: VAEConfig, images: Array, kernels: Kernels = XLA) -> tuple[Array, Array]:
     """Images [B, H, W, 3] in -1..1 -> mean and log-variance of the latents' posterior, [B, H/8, W/8, 4] each, float32.
 
     `to_latents` of the mean is what the U-Net works on.
@@ -101,41 +102,41 @@ def encode(params: Params, cfg: VAEConfig, images: Array) -> tuple[Array, Array]
     for i in range(len(cfg.channels)):
         block = p["down_blocks"][str(i)]
         for j in range(cfg.layers_per_block):
-            x = resnet(block["resnets"][str(j)], x, cfg.norm_num_groups, EPS)
+            x = resnet(block["resnets"][str(j)], x, cfg.norm_num_groups, EPS, kernels)
         if "downsamplers" in block:
             x = conv(block["downsamplers"]["0"]["conv"], x, stride=2, padding=(0, 1))
-    x = _middle(p["mid_block"], cfg, x)
-    x = conv(p["conv_out"], group_norm(p["conv_norm_out"], x, cfg.norm_num_groups, EPS, silu=True))
+    x = _middle(p["mid_block"], cfg, x, kernels)
+    x = conv(p["conv_out"], group_norm(p["conv_norm_out"], x, cfg.norm_num_groups, EPS, silu=True, kernels=kernels))
     if cfg.use_quant_conv:
         x = linear(params["quant_conv"], x)
     mean, log_variance = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return mean, jnp.clip(log_variance, -30.0, 20.0)
 
 
-def decode(params: Params, cfg: VAEConfig, latents: Array) -> Array:
+def decode(params: Params, cfg: VAEConfig, latents: Array, kernels: Kernels = XLA) -> Array:
     """`from_latents` of the latents [B, H/8, W/8, 4] -> images [B, H, W, 3] float32, -1..1 but not clipped."""
     p = params["decoder"]
     x = latents.astype(p["conv_in"]["weight"].dtype)
     if cfg.use_post_quant_conv:
         x = linear(params["post_quant_conv"], x)
-    x = _middle(p["mid_block"], cfg, conv(p["conv_in"], x))
+    x = _middle(p["mid_block"], cfg, conv(p["conv_in"], x), kernels)
     for i in range(len(cfg.channels)):
         block = p["up_blocks"][str(i)]
         for j in range(cfg.layers_per_block + 1):
-            x = resnet(block["resnets"][str(j)], x, cfg.norm_num_groups, EPS)
+            x = resnet(block["resnets"][str(j)], x, cfg.norm_num_groups, EPS, kernels)
         if "upsamplers" in block:
             x = conv(block["upsamplers"]["0"]["conv"], upsample(x, 2 * x.shape[1], 2 * x.shape[2]))
-    x = group_norm(p["conv_norm_out"], x, cfg.norm_num_groups, EPS, silu=True)
+    x = group_norm(p["conv_norm_out"], x, cfg.norm_num_groups, EPS, silu=True, kernels=kernels)
     return conv(p["conv_out"], x).astype(jnp.float32)
 
 
-def _middle(p: Params, cfg: VAEConfig, x: Array) -> Array:
+def _middle(p: Params, cfg: VAEConfig, x: Array, kernels: Kernels) -> Array:
     """Residual block, attention over all positions with one head, residual block."""
     b, h, w, c = x.shape
-    x = resnet(p["resnets"]["0"], x, cfg.norm_num_groups, EPS)
+    x = resnet(p["resnets"]["0"], x, cfg.norm_num_groups, EPS, kernels)
     if cfg.mid_attention:
         att = p["attentions"]["0"]
-        y = group_norm(att["group_norm"], x, cfg.norm_num_groups, EPS).reshape(b, h * w, c)
-        y = attention(*(linear(att[name], y) for name in ("to_q", "to_k", "to_v")), heads=1)
+        y = group_norm(att["group_norm"], x, cfg.norm_num_groups, EPS, kernels=kernels).reshape(b, h * w, c)
+        y = attention(*(linear(att[name], y) for name in ("to_q", "to_k", "to_v")), heads=1, kernels=kernels)
         x = x + linear(att["to_out"]["0"], y).reshape(x.shape)
-    return resnet(p["resnets"]["1"], x, cfg.norm_num_groups, EPS)
+    return resnet(p["resnets"]["1"], x, cfg.norm_num_groups, EPS, kernels)
