@@ -18,6 +18,7 @@ from typing import Annotated, Any
 
 import typer
 
+from jaxl.cli.bench import bench
 from jaxl.cli.generate import generate
 from jaxl.cli.machine import find_devices, memory_bytes
 from jaxl.cli.options import JsonOption, LocalOption, RevisionOption, VariantOption
@@ -96,6 +97,7 @@ def _root(
 
 
 app.command()(generate)
+app.command()(bench)
 
 
 @app.command()

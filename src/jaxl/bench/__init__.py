@@ -1,0 +1,1 @@
+"""Measuring: what `jaxl bench` runs, and how it tells of it."""

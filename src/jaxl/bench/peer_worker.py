@@ -1,0 +1,249 @@
+"""The process of a peer: `python -m jaxl.bench.peer_worker`, started by `peers.Peer`."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from jaxl.bench.memory import peak_resident
+from jaxl.bench.peers import DIFFUSERS_SCHEDULERS, Opening, find_sd_cpp
+from jaxl.bench.workload import PROMPT, Stages, Workload
+
+
+class Program(Protocol):
+    facts: dict[str, Any]
+
+    def run(self, workload: Workload) -> Stages: ...
+
+    def peak_memory(self) -> int: ...
+
+
+class Diffusers:
+    """diffusers' own pipeline on PyTorch, as it comes, or with its networks compiled."""
+
+    def __init__(self, opening: Opening):
+        import torch
+        from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
+
+        self.torch = torch
+        self.cuda = opening.device == "cuda"
+        if self.cuda and not torch.cuda.is_available():
+            raise RuntimeError("this PyTorch finds no GPU; install one built for CUDA")
+        pipe: Any = StableDiffusionXLPipeline.from_pretrained(
+            opening.model, torch_dtype=getattr(torch, opening.dtype), add_watermarker=False
+        )
+        pipe.to(opening.device)
+        pipe.vae.to(getattr(torch, opening.vae_dtype))
+        pipe.set_progress_bar_config(disable=True)
+        if opening.peer == "torch-compile":
+            for network in (pipe.unet, pipe.vae):
+                network.to(memory_format=torch.channels_last)
+            mode = "reduce-overhead" if self.cuda else "default"
+            pipe.unet = torch.compile(pipe.unet, mode=mode, dynamic=False)
+            pipe.vae.decode = torch.compile(pipe.vae.decode, dynamic=False)
+        decode = pipe.vae.decode
+        # the pipeline itself has no case for an autoencoder in another precision
+        pipe.vae.decode = lambda latents, **options: decode(latents.to(pipe.vae.dtype), **options)
+        self.pipe = pipe
+        self.config = pipe.scheduler.config
+        device = torch.cuda.get_device_name() if self.cuda else "cpu"
+        self.facts = _versions("torch", "diffusers", "transformers") | {
+            "device": device,
+            "threads": torch.get_num_threads(),
+        }
+
+    def run(self, workload: Workload) -> Stages:
+        import diffusers
+
+        self.pipe.scheduler = getattr(diffusers, DIFFUSERS_SCHEDULERS[workload.scheduler]).from_config(self.config)
+        starts: list[float] = []
+        ends: list[float] = []
+        scale = self.pipe.scheduler.scale_model_input
+
+        # the first thing of each call of the network
+        def begin(*arguments: Any, **options: Any) -> Any:
+            starts.append(time.perf_counter() if starts else self._now())
+            return scale(*arguments, **options)
+
+        def end(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+            if step == pipe.num_timesteps - 1:
+                ends.append(self._now())
+            return tensors
+
+        self.pipe.scheduler.scale_model_input = begin
+        began = self._now()
+        self.pipe(
+            [PROMPT] * workload.images,
+            num_inference_steps=workload.steps,
+            guidance_scale=workload.guidance_scale,
+            width=workload.width,
+            height=workload.height,
+            callback_on_step_end=end,
+        )
+        done = self._now()
+        return Stages(done - began, ends[0] - starts[0], len(starts), done - ends[0])
+
+    def peak_memory(self) -> int:
+        return self.torch.cuda.max_memory_allocated() if self.cuda else peak_resident()
+
+    def _now(self) -> float:
+        """The time when the device has done all that it was told to do."""
+        if self.cuda:
+            self.torch.cuda.synchronize()
+        return time.perf_counter()
+
+
+class Flax:
+    """The U-Net of diffusers' removed Flax code, called in one jit for each step."""
+
+    def __init__(self, opening: Opening):
+        import jax
+        import jax.numpy as jnp
+        from diffusers import FlaxUNet2DConditionModel  # pyright: ignore[reportAttributeAccessIssue]
+        from diffusers.models.modeling_flax_pytorch_utils import (  # pyright: ignore[reportMissingImports]
+            convert_pytorch_state_dict_to_flax,
+        )
+        from safetensors.torch import load_file
+
+        self.jax, self.jnp, self.dtype = jax, jnp, opening.dtype
+        folder = Path(opening.model) / "unet"
+        self.config = json.loads((folder / "config.json").read_text())
+        # as in the article, https://huggingface.co/blog/sdxl_jax
+        model: Any = FlaxUNet2DConditionModel.from_config(
+            self.config, dtype=jnp.dtype(opening.dtype), split_head_dim=True
+        )
+        # read as float32, because NumPy, on the way, has no bfloat16
+        files = sorted(folder.glob("*.safetensors"))
+        state = {key: tensor.float() for file in files for key, tensor in load_file(file).items()}
+        params = convert_pytorch_state_dict_to_flax(state, model)
+        self.params = jax.tree.map(lambda a: jnp.asarray(a, opening.dtype), params)
+
+        @jax.jit
+        def step(params: Any, x: Any, t: Any, text: Any, added: Any) -> Any:
+            times = jnp.full(len(x), t)
+            return model.apply({"params": params}, x, times, text, added_cond_kwargs=added).sample
+
+        self.step = step
+        self.facts = _versions("diffusers", "flax", "jax") | {"device": jax.devices()[0].device_kind}
+
+    def run(self, workload: Workload) -> Stages:
+        rows = workload.images * (1 + (workload.guidance_scale > 1))
+        added = self.config["projection_class_embeddings_input_dim"] - 6 * self.config["addition_time_embed_dim"]
+        inputs = {
+            "x": (rows, 4, workload.height // 8, workload.width // 8),
+            "text": (rows, 77, self.config["cross_attention_dim"]),
+            "text_embeds": (rows, added),
+        }
+        keys = self.jax.random.split(self.jax.random.key(0), len(inputs))
+        x, text, pooled = (
+            self.jax.random.normal(key, shape, self.dtype) for key, shape in zip(keys, inputs.values(), strict=True)
+        )
+        sizes = self.jnp.full((rows, 6), 1024, self.dtype)
+        self.jax.block_until_ready((x, text, pooled, sizes))
+        began = time.perf_counter()
+        for t in np.linspace(999, 1, workload.steps, dtype=np.int32):
+            x = self.step(self.params, x, t, text, {"text_embeds": pooled, "time_ids": sizes})
+        x.block_until_ready()
+        return Stages(None, time.perf_counter() - began, workload.steps, None)
+
+    def peak_memory(self) -> int:
+        return (self.jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use") or peak_resident()
+
+
+class StableDiffusionCpp:
+    """The program of stable-diffusion.cpp, started anew for each call; what counts is what it says of its stages."""
+
+    def __init__(self, opening: Opening):
+        program = find_sd_cpp()
+        assert program is not None  # `check_peer` looked
+        self.command = [program, "-m", opening.model, "--type", {"bfloat16": "bf16", "float32": "f32"}[opening.dtype]]
+        self.facts = {"program": Path(program).name, "device": opening.device}
+
+    def run(self, workload: Workload) -> Stages:
+        options = {
+            "-p": PROMPT,
+            "-W": workload.width,
+            "-H": workload.height,
+            "-b": workload.images,
+            "--steps": workload.steps,
+            "--cfg-scale": workload.guidance_scale,
+            "--sampling-method": workload.scheduler,
+        }
+        with tempfile.TemporaryDirectory(prefix="jaxl-bench-") as folder:
+            flags = [str(part) for option in options.items() for part in option]
+            done = subprocess.run(
+                [*self.command, *flags, "-o", os.path.join(folder, "image.png")],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+            )
+        if done.returncode:
+            lines = done.stdout.strip().splitlines() or [f"exit status {done.returncode}"]
+            raise RuntimeError(lines[-1])
+        return read_log(done.stdout, workload.steps)
+
+    def peak_memory(self) -> int:
+        return peak_resident(children=True)
+
+
+def read_log(log: str, steps: int) -> Stages:
+    """The stages in what stable-diffusion.cpp prints; images of a batch are drawn one after the other."""
+    patterns = (
+        r"generate_image completed in ([\d.]+)s",
+        r"sampling completed, taking ([\d.]+)s",
+        r"decode_first_stage completed, taking ([\d.]+)s",
+    )
+    total, denoise, decode = ([float(seconds) for seconds in re.findall(pattern, log)] for pattern in patterns)
+    if not total or not denoise or not decode:
+        raise RuntimeError("its output tells no times; use a newer version")
+    return Stages(sum(total), sum(denoise), steps, sum(decode))
+
+
+PROGRAMS = {
+    "diffusers": Diffusers,
+    "torch-compile": Diffusers,
+    "flax": Flax,
+    "stable-diffusion.cpp": StableDiffusionCpp,
+}
+
+
+def main() -> None:
+    # libraries print where they like, so answers have a stream of their own
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    program: Program | None = None
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            if program is None:
+                opening = Opening(**request["open"])
+                program = opened = PROGRAMS[opening.peer](opening)
+                answer = opened.facts
+            elif "run" in request:
+                answer = asdict(program.run(Workload(**request["run"])))
+            else:
+                answer = {"bytes": program.peak_memory()}
+        except Exception as error:  # told to whoever asked
+            answer = {"error": " ".join(f"{type(error).__name__}: {error}".split())}
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+def _versions(*names: str) -> dict[str, Any]:
+    return {name: metadata.version(name) for name in names}
+
+
+if __name__ == "__main__":
+    main()

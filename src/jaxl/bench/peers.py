@@ -1,0 +1,157 @@
+"""Other programs that do the same work, each in a process of its own, so that memory and threads are its own."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from types import TracebackType
+from typing import Any
+
+from jaxl.bench.workload import Stages, Workload
+from jaxl.diffusion.schedule import CLASSES
+from jaxl.errors import InputError, JaxlError, nearest
+
+# of stable-diffusion.cpp's program: the variable that names it, its names on PATH, and the schedulers it has
+SD_CPP, SD_CPP_PROGRAMS = "SD_CPP", ("sd-cli", "sd")
+SD_CPP_SCHEDULERS = ("ddim", "dpm++2m", "dpm2", "euler", "euler_a", "heun", "lcm", "tcd")
+
+# the class of diffusers that runs a scheduler as it comes
+DIFFUSERS_SCHEDULERS = {each.names[0]: name for name, each in CLASSES.items() if each.names}
+
+
+def check_peer(name: str) -> None:
+    """Raise InputError unless the peer is known and installed."""
+    if name not in PEERS:
+        raise InputError("peer", name, nearest(name, PEERS))
+    missing = PEERS[name]()
+    if missing is not None:
+        raise InputError("peer", name, f"not installed here: {missing}")
+
+
+def check_scheduler(name: str, scheduler: str) -> None:
+    """Raise InputError unless the peer has the scheduler of this full name."""
+    kinds = {"flax": (scheduler,), "stable-diffusion.cpp": SD_CPP_SCHEDULERS}  # Flax's network knows of none
+    known = kinds.get(name, tuple(DIFFUSERS_SCHEDULERS))
+    if scheduler not in known:
+        raise InputError("scheduler", scheduler, f"beside {name}, {nearest(scheduler, known)}")
+
+
+def find_sd_cpp() -> str | None:
+    """The program of stable-diffusion.cpp: $SD_CPP, else the first of its names on PATH."""
+    names = (os.environ[SD_CPP],) if os.environ.get(SD_CPP) else SD_CPP_PROGRAMS
+    return next(filter(None, map(shutil.which, names)), None)
+
+
+@dataclass(frozen=True)
+class Opening:
+    """What a peer opens: a folder in diffusers' layout or a hub id, on "cpu" or "cuda"; dtypes are names."""
+
+    peer: str
+    model: str
+    dtype: str
+    vae_dtype: str
+    device: str
+
+
+class Peer:
+    """A peer's process, which answers each line of JSON on its standard input with one on its standard output.
+
+    `facts` are what it tells of itself: versions, device and threads. Raises JaxlError if it fails.
+    """
+
+    def __init__(self, opening: Opening):
+        self.name = opening.peer
+        self._messages = tempfile.TemporaryFile()  # noqa: SIM115, closed by `close`
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "jaxl.bench.peer_worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._messages,
+            text=True,
+        )
+        try:
+            self.facts = self._ask({"open": asdict(opening)})
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Peer:
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self.close()
+
+    def run(self, workload: Workload) -> Stages:
+        return Stages(**self._ask({"run": asdict(workload)}))
+
+    def peak_memory(self) -> int:
+        """The most bytes it had on the device, or of memory, at a time."""
+        return self._ask({"peak": None})["bytes"]
+
+    def close(self) -> None:
+        """End the process; it holds nothing worth saving."""
+        self._process.kill()
+        self._process.communicate()
+        self._messages.close()
+
+    def _ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            self._process.stdin.write(json.dumps(request) + "\n")
+            self._process.stdin.flush()
+            answer = json.loads(self._process.stdout.readline())
+        except (OSError, ValueError) as error:
+            raise JaxlError(f"peer {self.name}: {self._last_message()}") from error
+        if "error" in answer:
+            raise JaxlError(f"peer {self.name}: {answer['error']}")
+        return answer
+
+    def _last_message(self) -> str:
+        self._process.wait()
+        self._messages.seek(0)
+        lines = self._messages.read().decode(errors="replace").strip().splitlines()
+        return lines[-1] if lines else f"ended with status {self._process.returncode}"
+
+
+def _without_diffusers() -> str | None:
+    missing = [name for name in ("torch", "diffusers", "transformers") if importlib.util.find_spec(name) is None]
+    return f"pip install {' '.join(missing)}" if missing else None
+
+
+def _without_compiler() -> str | None:
+    compiler = os.environ.get("CXX") or "g++"
+    return _without_diffusers() or (
+        None if shutil.which(compiler) or shutil.which("clang++") else "torch.compile needs a C++ compiler, such as g++"
+    )
+
+
+def _without_flax() -> str | None:
+    """Flax code went from diffusers in 0.40; PyTorch reads the weights."""
+    version = metadata.version("diffusers") if importlib.util.find_spec("diffusers") else None
+    old = version is not None and tuple(map(int, version.split(".")[:2])) < (0, 40)
+    if old and importlib.util.find_spec("flax") and importlib.util.find_spec("torch"):
+        return None
+    return f'pip install "diffusers==0.39.*" flax torch; diffusers is {version or "not there"}'
+
+
+def _without_sd_cpp() -> str | None:
+    if find_sd_cpp() is not None:
+        return None
+    return f"put {SD_CPP_PROGRAMS[0]} on PATH, or name it in the environment as {SD_CPP}"
+
+
+PEERS: Mapping[str, Callable[[], str | None]] = {
+    "diffusers": _without_diffusers,
+    "torch-compile": _without_compiler,
+    "flax": _without_flax,
+    "stable-diffusion.cpp": _without_sd_cpp,
+}

@@ -1,0 +1,247 @@
+"""What was measured, as JSON, as tables and as Markdown.
+
+Results are `{"prices": [...], "reports": [...]}`: a report is one run on one machine, and holds a row for each
+workload. Several files' reports make one table.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import secrets
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jaxl.bench.prices import Price, price_of
+from jaxl.errors import InputError, OutputError
+
+if TYPE_CHECKING:
+    from jaxl.bench.measure import Row
+    from jaxl.bench.startup import Startup
+
+Results = dict[str, Any]
+ROW_KEYS = ("devices", "size", "batch", "steps", "scheduler")
+NOTES = """\
+Batch is the number of images at once on each chip. Latency is a whole call, from prompt to pictures on the host; the
+median. A step is one call of the network for all images (two branches with guidance above 1), the loop's own work
+included; decode is the VAE for one image of each chip. Compile is near 0 where an earlier row needed the same programs.
+Memory is the peak so far of the fullest chip, or of the whole process where chips do not tell. Images/$ are those of
+one chip in an hour over its price."""
+WORDS = ("model", "chip", "size", "scheduler", "peer")  # columns that are not numbers
+PACKAGES = ("jaxl", "jax", "jaxlib", "torch", "diffusers")
+
+
+@dataclass(frozen=True)
+class Table:
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+def make_report(
+    rows: Sequence[Row],
+    startups: Sequence[Startup | None],
+    *,
+    command: str,
+    devices: Sequence[Any],
+    **facts: Any,
+) -> dict[str, Any]:
+    """The report of one run. `devices` are all that jax finds; `facts` go into it as they are."""
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": command,
+        "machine": {
+            "platform": devices[0].platform,
+            "device_kind": devices[0].device_kind,
+            "devices": len(devices),
+            "cpu": _cpu(),
+            "cpus": os.cpu_count(),
+        },
+        "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
+        **facts,
+        "rows": [_row(row, startup) for row, startup in zip(rows, startups, strict=True)],
+    }
+
+
+def priced(reports: Iterable[dict[str, Any]], prices: Sequence[Price]) -> Results:
+    """Results with the images that a dollar pays for in each row, None where the chip has no price."""
+    return {
+        "prices": [asdict(price) for price in prices],
+        "reports": [{**report, "rows": [_priced(row, report, prices) for row in report["rows"]]} for report in reports],
+    }
+
+
+def read_results(path: Path) -> list[dict[str, Any]]:
+    """The reports in a results.json. Raises InputError if it is none."""
+    remedy = "give a results.json that jaxl bench wrote"
+    try:
+        reports = json.loads(path.read_text(encoding="utf-8"))["reports"]
+        tables(priced(reports, []))
+    except OSError as error:
+        raise InputError("merge", str(path), f"{error.strerror}; {remedy}") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise InputError("merge", str(path), remedy) from None
+    return reports
+
+
+def tables(results: Results) -> list[Table]:
+    """Speed, where the time and the memory go, and the peers, if there were any."""
+    found = [(report, row) for report in results["reports"] for row in report["rows"]]
+    named = len({_setting(report) for report, _ in found}) > 1
+    keys = (*(["model"] if named else []), "chip", "chips", "size", "batch", "steps", "scheduler")
+    speed = (*keys, "latency, s", "min - max", "images/s", "images/s/chip", "images/$")
+    parts = (*keys, "step, ms", "decode, ms", "load, s", "compile, s", "memory, GiB", "compiled after warm-up")
+    first = (*keys, "cold, s", "min - max", "warm, s", "min - max")
+    beside = (*keys, "peer", "step, ms", "ratio", "min - max", "latency, s", "ratio", "min - max")
+
+    def key(report: dict[str, Any], row: dict[str, Any]) -> list[str]:
+        cells = (report["machine"]["device_kind"], *(str(row[name]) for name in ROW_KEYS))
+        return [*([_setting(report)] if named else []), *cells]
+
+    all_tables = (
+        Table("Speed", speed, [[*key(*each), *_speed(each[1])] for each in found]),
+        Table("Parts", parts, [[*key(*each), *_parts(each[1])] for each in found]),
+        Table(
+            "First image, whole process",
+            first,
+            [
+                [*key(report, row), *_spread(row["startup"]["cold_s"], 2), *_spread(row["startup"]["warm_s"], 2)]
+                for report, row in found
+                if row["startup"]
+            ],
+        ),
+        Table(
+            "Peers (peer_ratio: the peer's time over jaxl's, above 1 where jaxl is faster)",
+            beside,
+            [[*key(report, row), name, *_peer(peer)] for report, row in found for name, peer in row["peers"].items()],
+        ),
+    )
+    return [table for table in all_tables if table.rows]
+
+
+def markdown(results: Results, plots: Sequence[str] = ()) -> str:
+    """The tables, how they were measured, and the pictures of these names."""
+    parts = ["# jaxl bench"]
+    for table in tables(results):
+        rule = ["---" if name in WORDS else "---:" for name in table.header]
+        lines = [table.header, rule, *table.rows]
+        parts += [f"## {table.title}", "\n".join(f"| {' | '.join(line)} |" for line in lines)]
+    parts += [f"![{Path(name).stem}]({name})" for name in plots]
+    parts.append(NOTES)
+    for number, report in enumerate(results["reports"], 1):
+        machine, versions = report["machine"], report["versions"]
+        known = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
+        lines = [
+            f"## Run {number}",
+            f"- date: {report['date']}",
+            f"- command: `{report['command']}`",
+            f"- machine: {machine['platform']}, {machine['devices']} x {machine['device_kind']}; "
+            f"{machine['cpus']} CPUs, {machine['cpu']}",
+            f"- versions: {known}",
+            f"- model: {report['model']}, {report['dtype']}, VAE {report['vae_dtype']}; {report['warmup']} calls to "
+            f"warm up, {report['runs']} measured",
+        ]
+        lines += [
+            f"- peer {name}: {', '.join(f'{key} {value}' for key, value in facts.items())}"
+            for name, facts in report["peers"].items()
+        ]
+        parts.append("\n".join(lines))
+    kinds = [report["machine"]["device_kind"] for report in results["reports"]]
+    prices = [Price(**price) for price in results["prices"]]
+    used = {price.name: price for kind in kinds if (price := price_of(kind, prices))}
+    parts += [
+        f"{price.name}: {price.usd_per_chip_hour:g} USD per chip-hour ({price.source}, {price.date})."
+        for price in used.values()
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file, whole or not at all, into a folder that is made if need be. Raises OutputError."""
+    temporary = path.with_name(f".jaxl-{secrets.token_hex(8)}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            temporary.write_text(text, encoding="utf-8")
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from error
+
+
+def _row(row: Row, startup: Startup | None) -> dict[str, Any]:
+    values = asdict(row)
+    workload = values.pop("workload")
+    per_chip = row.images_per_s / row.workload.devices
+    return {
+        **workload,
+        "size": row.workload.size,
+        "images": row.workload.images,
+        **values,
+        "images_per_s_per_chip": per_chip,
+        "startup": None if startup is None else asdict(startup),
+    }
+
+
+def _priced(row: dict[str, Any], report: dict[str, Any], prices: Sequence[Price]) -> dict[str, Any]:
+    price = price_of(report["machine"]["device_kind"], prices)
+    per_usd = None if price is None else row["images_per_s_per_chip"] * 3600 / price.usd_per_chip_hour
+    return {**row, "images_per_usd": per_usd}
+
+
+def _setting(report: dict[str, Any]) -> str:
+    return f"{Path(report['model']).name} {report['dtype']}"
+
+
+def _speed(row: dict[str, Any]) -> list[str]:
+    per_usd = row["images_per_usd"]
+    return [
+        *_spread(row["latency_s"], 3),
+        f"{row['images_per_s']:.3f}",
+        f"{row['images_per_s_per_chip']:.3f}",
+        "no price" if per_usd is None else f"{per_usd:,.0f}",
+    ]
+
+
+def _parts(row: dict[str, Any]) -> list[str]:
+    return [
+        f"{row['step_ms']['median']:.1f}",
+        f"{row['decode_ms']['median']:.1f}",
+        f"{row['load_s']:.2f}",
+        f"{row['compile_s']:.2f}",
+        f"{row['peak_memory_bytes'] / 2**30:.2f}",
+        str(row["compilations_after_warmup"]),
+    ]
+
+
+def _peer(peer: dict[str, Any]) -> list[str]:
+    step, image = peer["peer_ratio"]["step"], peer["peer_ratio"].get("image")
+    cells = [f"{peer['step_ms']['median']:.1f}", *_spread(step, 2)]
+    return [*cells, *([f"{peer['latency_s']['median']:.3f}", *_spread(image, 2)] if image else ["-"] * 3)]
+
+
+def _spread(values: dict[str, float], digits: int) -> list[str]:
+    return [f"{values['median']:.{digits}f}", f"{values['min']:.{digits}f} - {values['max']:.{digits}f}"]
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _cpu() -> str:
+    """The processor's own name, where the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

@@ -1,0 +1,329 @@
+"""`jaxl bench`."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from jaxl.bench.workload import PROMPT, Workload, combinations
+from jaxl.cli.machine import find_devices
+from jaxl.cli.options import JsonOption
+from jaxl.cli.terminal import in_background, note, print_line, progress_bars, to_terminal
+from jaxl.errors import InputError, JaxlError
+
+# jax, and what imports it, is imported when there is something to measure, so that help and usage errors come at once
+if TYPE_CHECKING:
+    from jaxl.bench.report import Results, Table
+    from jaxl.bench.startup import Startup
+    from jaxl.pipeline import Pipeline
+    from jaxl.pipeline import Progress as ShowProgress
+
+RANDOM = "random:"
+AUTO = "auto"
+Dtype = Literal["auto", "bfloat16", "float32"]
+
+
+def bench(
+    results: Annotated[list[Path] | None, typer.Argument(metavar="[RESULTS]...", help="Files for --merge.")] = None,
+    model: Annotated[
+        str, typer.Option(help="As in jaxl generate, or random:sdxl, random:mid or random:tiny (random weights).")
+    ] = "tiny",
+    size: Annotated[
+        str | None, typer.Option(metavar="WxH,...", help="Pixels; the model's own size by default.")
+    ] = None,
+    batch: Annotated[str, typer.Option(metavar="N,...", help="Images at once on each device.")] = "1",
+    steps: Annotated[str, typer.Option(metavar="N,...", help="Of the scheduler.")] = "20",
+    scheduler: Annotated[str, typer.Option(metavar="NAME,...", help="As in jaxl generate.")] = "euler",
+    devices: Annotated[
+        str | None, typer.Option(metavar="N,...", help="How many; all by default, 1 beside a peer.")
+    ] = None,
+    guidance: Annotated[float, typer.Option(help="Scale; 1 is off.")] = 5.0,
+    dtype: Annotated[Dtype, typer.Option(help="auto is float32 on CPUs and bfloat16 elsewhere.")] = AUTO,
+    vae_dtype: Annotated[Dtype, typer.Option(help="Of the autoencoder; auto is what the model asks for.")] = AUTO,
+    warmup: Annotated[int, typer.Option(help="Calls before those that count.")] = 1,
+    runs: Annotated[int, typer.Option(help="Calls that count.")] = 5,
+    startup: Annotated[
+        bool, typer.Option("--startup", help="Also time whole jaxl generate processes, cold and warm.")
+    ] = False,
+    peer: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME", help="Do the same work beside it: diffusers, torch-compile, flax, stable-diffusion.cpp."
+        ),
+    ] = None,
+    prices: Annotated[Path | None, typer.Option(help="A file in place of jaxl's own prices.toml.")] = None,
+    merge: Annotated[
+        bool, typer.Option("--merge", help="Measure nothing; join the results.json of other runs.")
+    ] = False,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="A folder for results.json, results.md and plots.")
+    ] = None,
+    as_json: JsonOption = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+) -> None:
+    """Measure latency, throughput, images per dollar, start-up and memory, for every combination of the options.
+
+    \b
+    jaxl bench --batch 1,4 --steps 10,20 --runs 3
+    jaxl bench --peer diffusers --peer torch-compile
+    jaxl bench --model random:sdxl --batch 1,4 --startup --output sdxl
+
+    The article's table, by chip and batch, is the first line on each kind of machine and then the second:
+
+    \b
+    jaxl bench --model stabilityai/stable-diffusion-xl-base-1.0 --batch 1,2 --output v5e
+    jaxl bench --merge v5e/results.json v4/results.json --output table
+
+    Every call counts from prompt to pictures; medians, after a warm-up. If anything is compiled after it, the exit
+    status is 1. Peers run in turns with jaxl, each in a process of its own, and peer_ratio is their time over jaxl's.
+    """
+    from jaxl.bench.prices import DEFAULT, read_prices
+    from jaxl.bench.report import priced, read_results, tables
+
+    if merge and not results:
+        raise InputError("merge", None, "name the results.json files to join")
+    if results and not merge:
+        raise InputError("results", str(results[0]), "give --merge to join results, or leave it out to measure")
+    read = read_prices(prices or DEFAULT)
+    if output is not None:
+        from jaxl.bench.plots import check_matplotlib
+        from jaxl.png import check_writable
+
+        check_matplotlib()
+        check_writable("output", output, folder=True)
+
+    if merge:
+        reports = [report for path in results or () for report in read_results(path)]
+    else:
+        options = _Options(
+            model=model,
+            sizes=None if size is None else [_size(part) for part in size.split(",")],
+            batches=_counts("batch", batch),
+            steps=_counts("steps", steps),
+            schedulers=list(dict.fromkeys(scheduler.split(","))),
+            devices=None if devices is None else _counts("devices", devices),
+            guidance=guidance,
+            dtype=dtype,
+            vae_dtype=None if vae_dtype == AUTO else vae_dtype,
+            warmup=_least("warmup", warmup),
+            runs=_least("runs", runs),
+            startup=startup,
+            peers=list(dict.fromkeys(peer or [])),
+            quiet=quiet,
+        )
+        with progress_bars(not quiet and to_terminal()) as progress:
+            reports = [in_background(lambda: options.measure(progress))]
+    found = priced(reports, read)
+    for table in tables(found):
+        _print_table(table)
+    if output is not None:
+        _write(output, found)
+    if as_json:
+        print_line(json.dumps(found))
+    late = sum(row["compilations_after_warmup"] for report in reports for row in report["rows"])
+    if late:
+        raise JaxlError(f"{late} programs were compiled after the warm-up, and the times include that")
+    if not merge and not quiet:
+        note("0 programs were compiled after the warm-up")
+
+
+@dataclass(frozen=True)
+class _Options:
+    """What is asked for; sizes and devices are None where the model and the machine decide."""
+
+    model: str
+    sizes: list[tuple[int, int]] | None
+    batches: list[int]
+    steps: list[int]
+    schedulers: list[str]
+    devices: list[int] | None
+    guidance: float
+    dtype: str
+    vae_dtype: str | None
+    warmup: int
+    runs: int
+    startup: bool
+    peers: list[str]
+    quiet: bool
+
+    def measure(self, progress: ShowProgress | None) -> dict[str, Any]:
+        """The report of all combinations. What cannot work is refused before anything is loaded or compiled."""
+        from jaxl.bench.peers import Opening, Peer, check_peer
+
+        for name in self.peers:
+            check_peer(name)
+        if self.peers:
+            if self.devices not in (None, [1]):
+                raise InputError("devices", self.devices, "peers run on one; leave it out beside --peer")
+            os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # leave the peers room on a GPU
+
+        import jax
+
+        from jaxl.bench import measure
+        from jaxl.bench.report import make_report
+        from jaxl.pipeline import open_pipeline
+        from jaxl.sharding import make_mesh
+
+        # reading programs from disk would hide how long they take to compile
+        jax.config.update("jax_enable_compilation_cache", False)
+        path = self._path()
+        startups = self._startups(path, progress) if self.startup else None
+        found = find_devices()
+        counts = self.devices or [1 if self.peers else len(found)]
+        if max(counts) > len(found):
+            raise InputError("devices", max(counts), f"jax finds {len(found)} here; see jaxl devices")
+        dtype = self.dtype if self.dtype != AUTO else "float32" if found[0].platform == "cpu" else "bfloat16"
+        pipes = {
+            count: open_pipeline(path, dtype=dtype, vae_dtype=self.vae_dtype, mesh=make_mesh(found[:count]))
+            for count in counts
+        }
+        pipe = pipes[counts[0]]
+        workloads = [
+            replace(each, scheduler=measure.plan(pipes[each.devices], each).scheduler)
+            for each in self._workloads(counts, pipe.model.default_size)
+        ]
+        openings = self._openings(Opening, pipe, workloads, found[0].platform)
+        with ExitStack() as stack:
+            peers = [stack.enter_context(Peer(opening)) for opening in openings]
+            rows = measure.measure(pipes, workloads, warmup=self.warmup, runs=self.runs, peers=peers, progress=progress)
+            facts = {peer.name: peer.facts for peer in peers}
+        return make_report(
+            rows,
+            startups or [None] * len(rows),
+            command=shlex.join(["jaxl", *sys.argv[1:]]),
+            devices=found,
+            model=self.model,
+            dtype=dtype,
+            vae_dtype=_vae_dtype(pipe),
+            prompt=PROMPT,
+            warmup=self.warmup,
+            runs=self.runs,
+            peers=facts,
+        )
+
+    def _path(self) -> str:
+        """The model, of which a random one is written first if need be."""
+        if not self.model.startswith(RANDOM):
+            return self.model
+        from jaxl.bench.random_model import ensure_random_model, random_folder
+
+        name = self.model.removeprefix(RANDOM)
+        if not self.quiet and not random_folder(name).exists():
+            note(f"writing random weights to {random_folder(name)}")
+        return str(ensure_random_model(name))
+
+    def _workloads(self, counts: Sequence[int], side: int) -> list[Workload]:
+        return combinations(
+            devices=counts,
+            sizes=self.sizes or [(side, side)],
+            batches=self.batches,
+            steps=self.steps,
+            schedulers=self.schedulers,
+            guidance_scale=self.guidance,
+        )
+
+    def _startups(self, path: str, progress: ShowProgress | None) -> list[Startup]:
+        """Measured before this process takes a device, because a TPU, or a GPU's memory, serves one at a time."""
+        from jaxl.bench.startup import count_devices, measure_startup
+        from jaxl.model import Model
+        from jaxl.weights.source import open_checkpoint
+
+        counts = self.devices or [1 if self.peers else count_devices()]
+        side = Model.from_configs(open_checkpoint(path).configs).default_size
+        workloads = self._workloads(counts, side)
+        tick = _ticks(progress, 2 * self.runs * len(workloads))
+        return [measure_startup(path, each, self.dtype, self.runs, tick) for each in workloads]
+
+    def _openings(
+        self, opening: Callable[..., Any], pipe: Pipeline, workloads: Sequence[Workload], platform: str
+    ) -> list[Any]:
+        """What each peer opens: the very files that jaxl reads."""
+        from jaxl.bench.peers import check_scheduler
+
+        file = pipe.checkpoint.files()[0]
+        folder = file.parents[1]
+        for name in self.peers:
+            if not (folder / "model_index.json").is_file():
+                raise InputError("model", self.model, "peers open folders in diffusers' layout; give one")
+            if platform not in ("cpu", "gpu") and name != "flax":
+                raise InputError("peer", name, f"it does not run on {platform}")
+            for workload in workloads:
+                check_scheduler(name, workload.scheduler)
+        device = "cuda" if platform == "gpu" else "cpu"
+        return [opening(name, str(folder), str(pipe.dtype), _vae_dtype(pipe), device) for name in self.peers]
+
+
+def _vae_dtype(pipe: Pipeline) -> str:
+    import jax
+
+    return str(jax.tree.leaves(pipe.programs.shapes["vae"])[0].dtype)
+
+
+def _ticks(progress: ShowProgress | None, total: int) -> Callable[[], None]:
+    done = 0
+
+    def tick() -> None:
+        nonlocal done
+        if progress is not None:
+            progress("generate", done, total)
+        done += 1
+
+    return tick
+
+
+def _print_table(table: Table) -> None:
+    """In as many columns as a terminal has, and in a wide line elsewhere."""
+    import io
+
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table as RichTable
+
+    drawn = RichTable(*table.header, title=table.title, title_justify="left", box=box.SIMPLE_HEAD)
+    for row in table.rows:
+        drawn.add_row(*row)
+    width = None if sys.stdout is not None and sys.stdout.isatty() else 200
+    stream = io.StringIO()
+    Console(file=stream, width=width).print(drawn)
+    print_line("\n".join(line.rstrip() for line in stream.getvalue().splitlines()))
+
+
+def _write(folder: Path, results: Results) -> None:
+    """Write results.json, results.md and the plots into the folder."""
+    from jaxl.bench.plots import write_plots
+    from jaxl.bench.report import markdown, write_text
+
+    plots = write_plots(folder, results)
+    write_text(folder / "results.md", markdown(results, plots))
+    write_text(folder / "results.json", json.dumps(results, indent=1) + "\n")
+
+
+def _size(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"([0-9]{1,6})[xX]([0-9]{1,6})", text)
+    if match is None:
+        raise InputError("size", text, "give WIDTHxHEIGHT in pixels, such as 1024x768, with commas between several")
+    return int(match[1]), int(match[2])
+
+
+def _counts(argument: str, text: str) -> list[int]:
+    """Whole numbers of at least 1, each once."""
+    parts = text.split(",")
+    if not all(re.fullmatch(r"[0-9]{1,6}", part) for part in parts):
+        raise InputError(argument, text, "give whole numbers with commas between them")
+    return list(dict.fromkeys(_least(argument, int(part)) for part in parts))
+
+
+def _least(argument: str, value: int) -> int:
+    if value < 1:
+        raise InputError(argument, value, "give 1 or more")
+    return value

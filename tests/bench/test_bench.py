@@ -1,0 +1,135 @@
+"""`jaxl bench`, for real on a tiny workload, and what it refuses."""
+
+import json
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import jaxl
+from jaxl.bench.peer_worker import read_log
+from jaxl.bench.peers import Opening, Peer, check_peer, check_scheduler
+from jaxl.bench.workload import Stages, Workload
+from jaxl.cli import run
+from jaxl.errors import InputError, JaxlError
+
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(jaxl.__file__).parents[1])}
+TINY = Path(jaxl.__file__).parent / "models" / "tiny"
+LOG = """[INFO ] sampling completed, taking 1.50s
+[INFO ] sampling completed, taking 1.70s
+[INFO ] decode_first_stage completed, taking 0.25s
+[INFO ] generate_image completed in 3.60s
+"""
+
+
+def test_measures_a_random_model_beside_diffusers(tmp_path: Path) -> None:
+    """The whole command, in a process of its own, as its peer has one of its own."""
+    pytest.importorskip("matplotlib")
+    command = [sys.executable, "-m", "jaxl", "bench", "--model", "random:tiny", "--size", "32x32", "--steps", "2"]
+    options = ["--runs", "2", "--peer", "diffusers", "--json", "--output", "out"]
+    environment = {**ENVIRONMENT, "JAXL_CACHE_DIR": str(tmp_path / "cache")}
+    done = subprocess.run([*command, *options], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "0 programs were compiled after the warm-up" in done.stderr
+    results = json.loads(done.stdout.splitlines()[-1])
+    assert results == json.loads((tmp_path / "out" / "results.json").read_text())
+    (report,) = results["reports"]
+    assert report["machine"]["platform"] == "cpu"
+    assert report["versions"]["jaxl"] == jaxl.__version__
+    assert report["peers"]["diffusers"]["threads"] >= 1
+    (row,) = report["rows"]
+    assert (row["devices"], row["images"], row["size"], row["steps"]) == (1, 1, "32x32", 2)
+    assert row["images_per_s"] == pytest.approx(1 / row["latency_s"]["median"])
+    assert 0 < 2 * row["step_ms"]["median"] / 1000 < row["latency_s"]["median"]
+    assert row["compilations_after_warmup"] == 0
+    assert row["peak_memory_bytes"] > 2**27
+    peer = row["peers"]["diffusers"]
+    assert set(peer["peer_ratio"]) == {"step", "image"}
+    assert peer["peer_ratio"]["image"]["median"] == pytest.approx(
+        peer["latency_s"]["median"] / row["latency_s"]["median"]
+    )
+    assert row["startup"] is None
+    assert (tmp_path / "out" / "latency.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--batch", "0"), "--batch 0: give 1 or more"),
+        (("--batch", "1,x"), "--batch '1,x': give whole numbers"),
+        (("--size", "64"), "--size '64': give WIDTHxHEIGHT"),
+        (("--runs", "0"), "--runs 0"),
+        (("--peer", "difusers"), "did you mean 'diffusers'?"),
+        (("--peer", "diffusers", "--devices", "2"), "--devices [2]: peers run on one"),
+        (("--model", "random:huge"), "--model 'random:huge': known: mid, sdxl, tiny"),
+        (("--prices", "none.toml"), "--prices 'none.toml': No such file"),
+        (("results.json",), "--results 'results.json': give --merge"),
+        (("--merge",), "--merge None: name the results.json files"),
+    ],
+)
+def test_refused(options: tuple[str, ...], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["bench", *options]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("jaxl: error: ")
+    assert err.count("\n") == 1
+    assert words in err
+
+
+def test_peers_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("SD_CPP", raising=False)
+    for name, remedy in (
+        ("diffusers", "pip install torch diffusers transformers"),
+        ("torch-compile", "pip install torch diffusers transformers"),
+        ("flax", r"diffusers==0\.39"),
+        ("stable-diffusion.cpp", "SD_CPP"),
+    ):
+        with pytest.raises(InputError, match=remedy):
+            check_peer(name)
+
+
+def test_schedulers_of_peers() -> None:
+    check_scheduler("diffusers", "dpm++2m")
+    check_scheduler("flax", "dpm++2m_karras")
+    for name in ("diffusers", "stable-diffusion.cpp"):
+        with pytest.raises(InputError, match=f"scheduler='dpm\\+\\+2m_karras': beside {name}"):
+            check_scheduler(name, "dpm++2m_karras")
+
+
+def test_stable_diffusion_cpp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program that prints what the real one prints is told the same work, and its failure is one line."""
+    assert read_log(LOG, 4) == Stages(3.6, 3.2, 4, 0.25)
+    with pytest.raises(RuntimeError, match="tells no times"):
+        read_log("done", 4)
+    program = tmp_path / "sd-cli"
+    program.write_text(
+        f'#!/bin/sh\necho "$@" >> {tmp_path}/arguments\n[ "$6" != "bad" ] || exit 1\ncat <<END\n{LOG}END\n'
+    )
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("SD_CPP", str(program))
+    monkeypatch.setenv("PYTHONPATH", ENVIRONMENT["PYTHONPATH"])
+    check_peer("stable-diffusion.cpp")
+    with Peer(Opening("stable-diffusion.cpp", str(TINY), "float32", "float32", "cpu")) as peer:
+        assert peer.run(Workload(1, 64, 32, 2, 4, "euler", 5.0)) == Stages(3.6, 3.2, 4, 0.25)
+        assert peer.peak_memory() > 0
+        program.write_text("#!/bin/sh\necho no such model\nexit 1\n")
+        with pytest.raises(JaxlError, match=r"peer stable-diffusion\.cpp: RuntimeError: no such model"):
+            peer.run(Workload(1, 64, 32, 2, 4, "euler", 5.0))
+    arguments = (tmp_path / "arguments").read_text()
+    for part in (f"-m {TINY}", "--type f32", "-W 64 -H 32 -b 2 --steps 4 --cfg-scale 5.0 --sampling-method euler"):
+        assert part in arguments
+
+
+def test_peers_that_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one line, whether the process tells why or ends."""
+    monkeypatch.setenv("PYTHONPATH", ENVIRONMENT["PYTHONPATH"])
+    with pytest.raises(JaxlError, match="peer other: KeyError: 'other'"):
+        Peer(Opening("other", "model", "float32", "float32", "cpu"))
+    monkeypatch.setattr(sys, "executable", "false")
+    with pytest.raises(JaxlError, match="peer other: ended with status 1"):
+        Peer(Opening("other", "model", "float32", "float32", "cpu"))
