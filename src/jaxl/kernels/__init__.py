@@ -6,8 +6,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 # Attention works through heads, then through parts of the queries, so that the scores it holds at a time stay under
 # this many bytes. A row of the softmax never depends on another, so the result does not change. On a CPU that is
@@ -19,17 +19,47 @@ MAX_SCORE_BYTES = 2**30
 
 @dataclass(frozen=True)
 class Kernels:
-    """`attention` and `group_norm` name a form; shapes and dtypes that it does not take are left to XLA's."""
+    """Names of forms; shapes and dtypes that one does not take are left to XLA's. `conv` is that of the U-Net on CPUs.
 
-    attention: Literal["xla"] = "xla"
+    `layer_norm` may read its input once, where the sums are made as it is written.
+    """
+
+    attention: Literal["xla", "cudnn", "tpu"] = "xla"
+    group_norm: Literal["xla", "triton", "tpu"] = "xla"
+    conv: Literal["xla", "winograd", "tpu"] = "xla"
+    layer_norm: Literal["two_pass", "one_pass"] = "two_pass"
     score_bytes: int = MAX_SCORE_BYTES
 
     @classmethod
-    def of(cls, platform: str) -> Kernels:
-        """The forms that are best on a platform, as `jax.Device.platform` names it."""
+    def of(cls, platform: str, kind: str = "") -> Kernels:
+        """The forms that are best on a platform, as `jax.Device.platform` names it.
+
+        `kind` is the compute capability of a GPU, the `device_kind` of a TPU.
+        """
         if platform == "cpu":
-            return cls(score_bytes=CPU_SCORE_BYTES)
+            return cls(conv="winograd", score_bytes=CPU_SCORE_BYTES)
+        if platform == "tpu":
+            # the convolution wants more memory on the chip than a v4 has
+            attention = cls(attention="tpu", layer_norm="one_pass")
+            small = kind.startswith(("TPU v2", "TPU v3", "TPU v4"))
+            return attention if small else replace(attention, conv="tpu", group_norm="tpu")
+        # cuDNN's attention needs bfloat16 units, which NVIDIA's GPUs have from 8.0 on. Triton's norm has yet to run on
+        # a GPU, so nobody gets it unasked.
+        major = kind.split(".")[0]
+        if platform == "gpu" and major.isdecimal() and int(major) >= 8:
+            return cls(attention="cudnn")
         return cls()
+
+    @classmethod
+    def of_device(cls, device: Any) -> Kernels:
+        """The forms that are best on a device."""
+        kind = device.device_kind if device.platform == "tpu" else getattr(device, "compute_capability", "")
+        return cls.of(device.platform, kind)
+
+    @classmethod
+    def plain(cls, platform: str) -> Kernels:
+        """What XLA compiles anywhere, and nothing else."""
+        return cls(score_bytes=cls.of(platform).score_bytes)
 
 
 XLA = Kernels()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxl.kernels import XLA, Kernels
+from jaxl.kernels import XLA, Kernels, cudnn_attention
 
 
 def attention(
@@ -22,6 +22,13 @@ def attention(
 
     `lengths`, int32 [B] in 1..S, is how many keys of each row are real; finite ones from there on have no influence.
     """
+    if kernels.attention == "cudnn" and cudnn_attention.takes(q, heads):
+        return cudnn_attention.cudnn(q, k, v, heads, causal=causal, lengths=lengths)
+    if kernels.attention == "tpu" and not causal:
+        from jaxl.kernels import tpu_attention as tpu  # Pallas takes a third of a second to import
+
+        if tpu.takes(q, k, heads):
+            return tpu.tpu_attention(q, k, v, heads, lengths=lengths)
     return blockwise(q, k, v, heads, causal=causal, lengths=lengths, limit=kernels.score_bytes)
 
 

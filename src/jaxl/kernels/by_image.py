@@ -1,0 +1,23 @@
+"""Kernels of our own run on each device for its own images; XLA cannot see into them, and so cannot split them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax import Array
+from jax.sharding import PartitionSpec
+
+
+def by_image(kernel: Callable[..., Any], images: tuple[Array, ...], whole: tuple[Array, ...] = ()) -> Any:
+    """`kernel(*images, *whole)`, where the leading axis of `images` and of all results is that of images.
+
+    Under `jax.sharding.use_abstract_mesh` it is split over the devices if it divides evenly; else each does all.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return kernel(*images, *whole)
+    own = PartitionSpec(mesh.axis_names if images[0].shape[0] % mesh.size == 0 else None)
+    specs = (own,) * len(images) + (PartitionSpec(),) * len(whole)
+    return jax.shard_map(kernel, in_specs=specs, out_specs=own, check_vma=False)(*images, *whole)

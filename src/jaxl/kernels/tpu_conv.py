@@ -1,0 +1,193 @@
+"""Normalised 3x3 convolutions for TPUs, in Pallas.
+
+XLA's convolution of few images rearranges pictures to make a larger batch of them, which costs more than the
+convolution where pictures are large. This one reads rows of pixels as they are: nine products, of which those that
+belong to the column to the left and to the right are added one pixel further. Normalisation and SiLU come before, on
+the chip.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu
+
+from jaxl.kernels.by_image import by_image
+from jaxl.kernels.tpu_attention import occupied
+
+# Pixels that a program works on, and output channels.
+PIXELS = 256
+OUTPUTS = (256, 128)
+# Rows of pixels lie in tiles of so many.
+TILE_ROWS = {jnp.dtype(jnp.bfloat16): 16, jnp.dtype(jnp.float32): 8}
+# What a program may hold of the 128 MiB of a TPU v5e or v6e; XLA keeps activations in the rest.
+CHIP_BYTES = 40 * 2**20
+MOMENTS_PIXELS = 1024
+
+
+def takes(x: Array | jax.ShapeDtypeStruct, weight: Array | jax.ShapeDtypeStruct) -> bool:
+    """Whether `conv` takes pictures [B, H, W, I] and a weight [3, 3, I, O], O of 64s."""
+    tile = TILE_ROWS.get(jnp.dtype(x.dtype))
+    if tile is None or x.shape[2] % tile or weight.shape[:2] != (3, 3) or weight.shape[-1] % 64:
+        return False
+    return _outputs(x, weight) is not None
+
+
+def conv(
+    x: Array,
+    weight: Array,
+    bias: Array,
+    norm: tuple[Array, Array] | None = None,
+    residual: Array | None = None,
+    *,
+    interpret: bool = False,
+) -> Array:
+    """[B, H, W, I] -> [B, H, W, O]: silu(x * scale + shift), padded with zeros, convolved, plus bias and residual.
+
+    weight: [3, 3, I, O]; bias: [O]; `norm`: scale and shift, float32 [B, I], else x is taken as it is; residual:
+    [B, H, W, O].
+    """
+    images = (x, *([] if norm is None else [a[:, None] for a in norm]), *([] if residual is None else [residual]))
+    run = partial(_conv, normed=norm is not None, interpret=interpret)
+    return by_image(run, images, (weight, bias.astype(jnp.float32)[None]))
+
+
+def _rows(height: int, width: int) -> int:
+    """Rows of pixels that a program works on: a divisor of the height."""
+    return max(rows for rows in range(1, height + 1) if height % rows == 0 and (rows == 1 or rows * width <= PIXELS))
+
+
+def _outputs(x: Array | jax.ShapeDtypeStruct, weight: Array | jax.ShapeDtypeStruct) -> int | None:
+    """Output channels that a program works on: the most with which it fits the chip."""
+    _, height, width, inputs = x.shape
+    channels, size = weight.shape[-1], x.dtype.itemsize
+    pixels = (_rows(height, width) + 2) * width
+    for outputs in [each for each in OUTPUTS if channels % each == 0] or [channels]:
+        # weights, pictures and results are held twice; sums are float32
+        held = 2 * size * 9 * inputs * outputs + pixels * (5 * inputs * size + 8 * outputs * 4)
+        if held <= CHIP_BYTES * 3 // 4:
+            return outputs
+    return None
+
+
+def _conv(x: Array, *rest: Array, normed: bool, interpret: bool) -> Array:
+    *more, weight, bias = rest
+    b, height, width, inputs = x.shape
+    rows, outputs = _rows(height, width), _outputs(x, weight)
+    assert outputs is not None
+
+    def line(row: int) -> pl.BlockSpec:
+        """The row of pixels just above (-1) or below (`rows`) a program's own, or some row where there is none."""
+        return pl.BlockSpec(
+            (1, 1, width, inputs), lambda out, image, part: (image, jnp.clip(part * rows + row, 0, height - 1), 0, 0)
+        )
+
+    own = pl.BlockSpec((1, rows, width, inputs), lambda out, image, part: (image, part, 0, 0))
+    result = pl.BlockSpec((1, rows, width, outputs), lambda out, image, part: (image, part, 0, out))
+    by_input = pl.BlockSpec((1, 1, inputs), lambda out, image, part: (image, 0, 0))
+    by_output = pl.BlockSpec((1, outputs), lambda out, image, part: (0, out))
+    specs = [by_input, by_input, result] if normed else [result]
+    weights = pl.BlockSpec((3, 3, inputs, outputs), lambda out, image, part: (0, 0, 0, out))
+    shape = (*x.shape[:3], weight.shape[-1])
+    return pl.pallas_call(
+        partial(_conv_kernel, normed=normed),
+        out_shape=jax.ShapeDtypeStruct(shape, x.dtype),
+        grid=(weight.shape[-1] // outputs, b, height // rows),
+        in_specs=[line(-1), own, line(rows), *specs[: len(more)], weights, by_output],
+        out_specs=result,
+        scratch_shapes=[tpu.VMEM(((rows + 2) * width, inputs), x.dtype)],
+        compiler_params=tpu.CompilerParams(dimension_semantics=("parallel",) * 3, vmem_limit_bytes=CHIP_BYTES),
+        cost_estimate=pl.CostEstimate(
+            flops=2 * 9 * b * height * width * occupied(inputs) * occupied(weight.shape[-1]),
+            bytes_accessed=x.dtype.itemsize * (x.size + weight.size + b * height * width * weight.shape[-1]),
+            transcendentals=x.size,
+        ),
+        interpret=interpret,
+        name="conv",
+    )(x, x, x, *more, weight, bias)
+
+
+def _conv_kernel(above, own, below, *refs, normed: bool) -> None:
+    *more, weight, bias, out, lines = refs
+    norm, residual = (more[:2], more[2:]) if normed else ([], more)
+    _, rows, width, inputs = own.shape
+    pixels, part = rows * width, pl.program_id(2)
+
+    def normalised(x: Array) -> Array:
+        if not norm:
+            return x
+        scale, shift = norm
+        f = x.astype(jnp.float32) * scale[0] + shift[0]
+        return (f * jax.nn.sigmoid(f)).astype(x.dtype)
+
+    nothing = jnp.zeros((), own.dtype)
+    lines[:width] = jnp.where(part > 0, normalised(above[0, 0]), nothing)
+    lines[width : width + pixels] = normalised(own[0].reshape(pixels, inputs))
+    lines[width + pixels :] = jnp.where(part < pl.num_programs(2) - 1, normalised(below[0, 0]), nothing)
+
+    def of_column(column: int) -> Array:
+        """What the three pixels above each other in this column of the filter add, [pixels, O], at their own place."""
+        terms = [
+            jax.lax.dot_general(
+                lines[i * width : i * width + pixels],
+                weight[i, column],
+                (((1,), (0,)), ((), ())),
+                preferred_element_type=jnp.float32,
+            )
+            for i in range(3)
+        ]
+        return terms[0] + terms[1] + terms[2]
+
+    total = of_column(1) + bias[...]
+    at = jax.lax.broadcasted_iota(jnp.int32, (rows, width, total.shape[-1]), 1).reshape(total.shape)
+    total += jnp.where(at == 0, 0.0, tpu.roll(of_column(0), 1, 0))
+    total += jnp.where(at == width - 1, 0.0, tpu.roll(of_column(2), pixels - 1, 0))
+    total = total.reshape(out.shape[1:])
+    if residual:
+        total += residual[0][0].astype(jnp.float32)
+    out[0] = total.astype(out.dtype)
+
+
+def takes_moments(x: Array) -> bool:
+    """Whether `moments` takes pictures [B, H, W, C]: whole parts of pixels."""
+    pixels = x.shape[1] * x.shape[2]
+    return x.dtype in (jnp.float32, jnp.bfloat16) and pixels % min(pixels, MOMENTS_PIXELS) == 0 and pixels % 16 == 0
+
+
+def moments(x: Array, *, interpret: bool = False) -> tuple[Array, Array]:
+    """[B, H, W, C] -> mean and variance by channel, float32 [B, C] each, of pictures that are read once."""
+    b, height, width, c = x.shape
+    pixels = height * width
+    means, squares = by_image(partial(_moments, interpret=interpret), (x.reshape(b, pixels, c),))
+    # parts of equal size joined as in Chan, Golub & LeVeque 1983 (Am. Stat. 37, 242), which loses no digits
+    mean = means.mean(1)
+    return mean[:, 0], squares.sum((1, 2)) / pixels + jnp.square(means - mean[:, None]).mean((1, 2))
+
+
+def _moments(x: Array, *, interpret: bool) -> tuple[Array, Array]:
+    """[B, N, C] -> means and sums of squared differences from them, [B, K, 1, C] each, of K parts of the N pixels."""
+    b, pixels, c = x.shape
+    rows = min(pixels, MOMENTS_PIXELS)
+
+    def kernel(x_ref, mean_ref, square_ref) -> None:
+        part = x_ref[0].astype(jnp.float32)
+        mean = part.sum(0, keepdims=True) / rows
+        mean_ref[0, 0] = mean
+        square_ref[0, 0] = jnp.square(part - mean).sum(0, keepdims=True)
+
+    result = pl.BlockSpec((1, 1, 1, c), lambda image, part: (image, part, 0, 0))
+    return pl.pallas_call(
+        kernel,
+        out_shape=[jax.ShapeDtypeStruct((b, pixels // rows, 1, c), jnp.float32)] * 2,
+        grid=(b, pixels // rows),
+        in_specs=[pl.BlockSpec((1, rows, c), lambda image, part: (image, part, 0))],
+        out_specs=[result] * 2,
+        compiler_params=tpu.CompilerParams(dimension_semantics=("parallel",) * 2),
+        cost_estimate=pl.CostEstimate(flops=4 * x.size, bytes_accessed=x.size * x.dtype.itemsize, transcendentals=0),
+        interpret=interpret,
+        name="moments",
+    )(x)
