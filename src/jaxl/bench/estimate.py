@@ -1,0 +1,338 @@
+"""What full-size programs would need on TPUs that are not there: memory, time and money, by the compiler's account.
+
+The compiler for TPUs runs on any machine. It says exactly what memory a program takes, and estimates what each
+operation costs; see `hlo`. What lies between programs, such as copies from the host, is not in it.
+
+As a program of its own it reads one request from standard input and writes JSON, one object a line, to standard output:
+`{"compiling": kind}` while it works, and the report at last. It ends when its input does, so that it never outlives
+whoever started it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from jaxl.bench import hlo
+from jaxl.bench.hlo import Rates
+from jaxl.errors import InputError, JaxlError, nearest
+
+GIB = 2**30
+# must be set before jax is imported
+ENVIRONMENT = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "JAX_PLATFORMS": "cpu",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # else it refuses while another process has it loaded
+}
+KINDS = ("encode_text", "gather", "start", "decode", "advance")
+TOP = 12
+MAX_BATCH = 256
+
+
+@dataclass(frozen=True)
+class Chip:
+    """A TPU. `cores` are what jax calls devices where nobody joins them; the figures are of a whole chip."""
+
+    name: str
+    clock_hz: float
+    bf16_flops: float
+    bytes_per_s: float
+    memory_bytes: int
+    cores: int = 1
+    axes: int = 2
+
+    @property
+    def rates(self) -> Rates:
+        """Of one core."""
+        cycles = self.clock_hz * self.cores
+        return Rates(self.bf16_flops / cycles, self.bytes_per_s / cycles)
+
+
+# Google Cloud, pages "TPU v4", "TPU v5e" and "TPU v6e"; the clock is what makes the units' size the peak rate
+CHIPS: Mapping[str, Chip] = {
+    "v4": Chip("TPU v4", 1.05e9, 275e12, 1228e9, 32 * GIB, cores=2, axes=3),
+    "v5e": Chip("TPU v5e", 1.5e9, 197e12, 819e9, 16 * GIB),
+    "v6e": Chip("TPU v6e", 1.75e9, 918e12, 1640e9, 32 * GIB),
+}
+
+
+@dataclass(frozen=True)
+class Topology:
+    """So many chips of a kind, as a grid."""
+
+    chip: Chip
+    generation: str
+    grid: tuple[int, ...]
+
+    @property
+    def chips(self) -> int:
+        product = 1
+        for axis in self.grid:
+            product *= axis
+        return product
+
+    @property
+    def name(self) -> str:
+        """As the compiler calls it."""
+        return f"{self.generation}:{'x'.join(map(str, self.grid))}"
+
+
+def read_topology(text: str) -> Topology:
+    """`v5e:2x2` or `v5e-4`; for v4, the number in `v4-8` is of cores, two a chip. Raises InputError for others."""
+    match = re.fullmatch(r"(v\w+?)(?::(\d{1,3}(?:x\d{1,3})*)|-(\d{1,4}))", text)
+    known = "give a grid of chips, such as v5e:2x2, or their number, such as v5e-4"
+    if match is None:
+        raise InputError("topology", text, known)
+    generation, grid, count = match.groups()
+    if generation not in CHIPS:
+        raise InputError("topology", text, nearest(generation, CHIPS))
+    chip = CHIPS[generation]
+    if grid:
+        axes = tuple(map(int, grid.split("x")))
+    else:
+        chips, rest = divmod(int(count), chip.cores)
+        axes = () if rest else _grid(chips, chip.axes)
+    if len(axes) != chip.axes or not all(axis and axis & (axis - 1) == 0 for axis in axes):
+        raise InputError("topology", text, f"{known}; {chip.axes} axes, each a power of two")
+    return Topology(chip, generation, axes)
+
+
+def _grid(chips: int, axes: int) -> tuple[int, ...]:
+    """The most even grid of a power of two, its longest axis last but for a third axis; () for another number."""
+    if chips < 1 or chips & (chips - 1):
+        return ()
+    height = 1 << (chips.bit_length() - 1) // 2
+    return (height, chips // height) if axes == 2 else (height, chips // height, 1)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked for. `batch` is over all chips."""
+
+    topology: str
+    model: str
+    width: int | None
+    height: int | None
+    batch: int | None
+    steps: int
+    split: bool
+    vae_dtype: str | None
+    largest_batch: bool
+
+
+def estimate(request: Request, tell: Callable[[str], None]) -> dict[str, Any]:
+    """The report on a request; `tell` hears of each program before it is compiled.
+
+    Raises InputError where the request cannot work, JaxlError where the compiler fails.
+    """
+    read_topology(request.topology)
+    if importlib.util.find_spec("libtpu") is None:
+        raise InputError("topology", request.topology, 'this needs the compiler for TPUs: pip install "jaxl[tpu]"')
+    command = [sys.executable, "-m", "jaxl.bench.estimate"]
+    pipe = subprocess.PIPE
+    environment = {**os.environ, **ENVIRONMENT}
+    with subprocess.Popen(command, env=environment, text=True, stdin=pipe, stdout=pipe, stderr=pipe) as child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        errors: list[str] = []
+        listener = threading.Thread(target=lambda stream: errors.extend(stream), args=(child.stderr,), daemon=True)
+        listener.start()
+        try:
+            child.stdin.write(json.dumps(asdict(request)) + "\n")
+            child.stdin.flush()
+            for line in child.stdout:
+                said = json.loads(line)
+                if "compiling" in said:
+                    tell(said["compiling"])
+                elif "refused" in said:
+                    raise InputError(**said["refused"])
+                elif "report" in said:
+                    return said["report"]
+        finally:
+            child.kill()
+    listener.join(1)
+    reason = next((line.strip() for line in reversed(errors) if line.strip()), f"status {child.returncode}")
+    raise JaxlError(f"the compiler for TPUs failed: {reason}")
+
+
+def make_report(request: Request, tell: Callable[[str], None]) -> dict[str, Any]:
+    """`estimate` in this process, whose environment must be ENVIRONMENT from before jax was imported."""
+    import jax
+    import jax.numpy as jnp
+
+    from jaxl.kernels import Kernels
+    from jaxl.model import Model
+    from jaxl.programs import Bucket, Programs
+    from jaxl.sharding import make_mesh, place_parameters
+
+    topology = read_topology(request.topology)
+    devices = _devices(topology)
+    mesh = make_mesh(devices)
+    configs = _configs(request.model)
+    model = Model.from_configs(configs, Kernels.of_device(devices[0]))
+    upcast = bool(configs["vae"].get("force_upcast"))
+    vae_dtype = request.vae_dtype or ("float32" if upcast else "bfloat16")
+    shapes = place_parameters(model.shapes(jnp.bfloat16, vae_dtype), mesh, split=request.split)
+    programs = Programs(model, mesh, shapes)
+    width, height = request.width or model.default_size, request.height or model.default_size
+    batch = request.batch or len(devices)
+    if batch % len(devices):
+        raise InputError("batch", batch, f"give a multiple of {len(devices)}, one or more images for each device")
+    resident = {name: sum(map(_bytes_per_device, jax.tree.leaves(tree))) for name, tree in shapes.items()}
+    room = topology.chip.memory_bytes * topology.chips // len(devices)
+
+    def compiled(kind: str, batch: int) -> tuple[Any, dict[str, Any]]:
+        tell(f"{kind}, {batch} images")
+        began = time.perf_counter()
+        program = programs.trace(kind, Bucket(batch, height, width, guided=True)).lower().compile()
+        memory = _memory(program, kind, model, resident)
+        return program, {**memory, "fits": memory["total"] <= room, "compile_s": time.perf_counter() - began}
+
+    report: dict[str, Any] = {
+        "topology": topology.name,
+        "chip": topology.chip.name,
+        "chips": topology.chips,
+        "devices": len(devices),
+        "memory_bytes": room,
+        "size": f"{width}x{height}",
+        "batch": batch,
+        "steps": request.steps,
+        "split": request.split,
+        "model": request.model,
+        "dtype": "bfloat16",
+        "vae_dtype": vae_dtype,
+        "versions": {"jax": jax.__version__, "libtpu": _version("libtpu")},
+        "programs": {},
+    }
+    for kind in KINDS:
+        program, facts = compiled(kind, batch)
+        found = hlo.operations(program.as_text(), topology.chip.rates)
+        facts["seconds"] = hlo.total(found) / topology.chip.clock_hz
+        facts["cycles"] = hlo.total(found)
+        facts["kinds"] = hlo.by_kind(found)
+        facts["unknown"] = sum(operation.cycles is None for operation in found)
+        facts["top"] = [asdict(operation) for operation in found[:TOP]]
+        report["programs"][kind] = facts
+    report |= times(report)
+    if request.largest_batch:
+
+        def fits(batch: int) -> bool:
+            return all(compiled(kind, batch * len(devices))[1]["fits"] for kind in ("decode", "advance"))
+
+        report["largest_batch"] = len(devices) * largest(fits, batch // len(devices), report["fits"])
+    return report
+
+
+def times(report: Mapping[str, Any]) -> dict[str, Any]:
+    """What follows from the programs: a step, a call for the whole batch (two texts), and rates."""
+    seconds = {kind: facts["seconds"] for kind, facts in report["programs"].items()}
+    once = 2 * seconds["encode_text"] + seconds["gather"] + seconds["start"] + seconds["decode"]
+    call = once + report["steps"] * seconds["advance"]
+    return {
+        "fits": all(facts["fits"] for facts in report["programs"].values()),
+        "step_s": seconds["advance"],
+        "call_s": call,
+        "image_s": call / report["batch"],
+        "images_per_s": report["batch"] / call,
+        "images_per_s_per_chip": report["batch"] / call / report["chips"],
+    }
+
+
+def largest(fits: Callable[[int], bool], known: int, known_fits: bool) -> int:
+    """The largest number that fits, by doubling and then by halving the gap; 0 if 1 does not."""
+    low, high = (known, None) if known_fits else (0, known)
+    while high is None:
+        if low >= MAX_BATCH:
+            return low
+        if fits(2 * low):
+            low *= 2
+        else:
+            high = 2 * low
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+def _devices(topology: Topology) -> list[Any]:
+    from jax.experimental import topologies
+
+    # a host has four chips of a larger grid, or all of a smaller one
+    host = tuple(min(axis, 2) for axis in topology.grid) + (1,) * (3 - len(topology.grid))
+    try:
+        found = topologies.get_topology_desc(
+            platform="tpu", topology_name=topology.name, chips_per_host_bounds=host
+        ).devices
+    except Exception as error:  # of several types, and with the compiler's own words
+        raise InputError("topology", topology.name, " ".join(str(error).split())) from None
+    return list(found)
+
+
+def _configs(name: str) -> Mapping[str, Any]:
+    from jaxl.bench.random_model import MODELS
+    from jaxl.weights.source import open_checkpoint
+
+    prefix, colon, random = name.partition(":")
+    if prefix == "random" and colon:
+        if random not in MODELS:
+            raise InputError("model", name, nearest(random, MODELS))
+        return MODELS[random]()[0]
+    return open_checkpoint(name).configs
+
+
+def _memory(program: Any, kind: str, model: Any, resident: Mapping[str, int]) -> dict[str, int]:
+    """Bytes on each device while a program runs. Parameters that it does not take stay beside it."""
+    uses = {"encode_text": tuple(model.text_encoders), "advance": ("unet",), "decode": ("vae",)}.get(kind, ())
+    memory = program.memory_analysis()
+    own = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    others = sum(size for name, size in resident.items() if name not in uses)
+    if kind == "gather":  # takes the layers for keys and values alone
+        others -= memory.argument_size_in_bytes
+    temporaries = memory.temp_size_in_bytes
+    return {"own": own, "temporaries": temporaries, "others": others, "total": own + temporaries + others}
+
+
+def _bytes_per_device(leaf: Any) -> int:
+    size = leaf.dtype.itemsize
+    for axis in leaf.sharding.shard_shape(leaf.shape):
+        size *= axis
+    return size
+
+
+def _version(package: str) -> str:
+    from importlib import metadata
+
+    return metadata.version(package)
+
+
+def _end_with_input() -> None:
+    """End this process when nobody is there to write to it any more, even in the middle of the compiler's work."""
+    sys.stdin.read()
+    os._exit(1)
+
+
+def main() -> None:
+    """Serve one request; see the top of this file."""
+    request = Request(**json.loads(sys.stdin.readline()))
+    threading.Thread(target=_end_with_input, daemon=True).start()
+    try:
+        said = {"report": make_report(request, lambda kind: print(json.dumps({"compiling": kind}), flush=True))}
+    except InputError as error:
+        remedy = str(error).partition(": ")[2]
+        said = {"refused": {"argument": error.argument, "value": error.value, "remedy": remedy}}
+    print(json.dumps(said), flush=True)
+    os._exit(0)  # programs take long to take apart
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,163 @@
+"""What the compiler says that a TPU program's operations cost, read from the text of the optimized program.
+
+The compiler writes `estimated_cycles` beside each operation that it schedules itself. Of kernels made with Pallas it
+knows nothing but the operations and bytes that they state; they count as what the chip needs for those at the least,
+the longer of the two. Copies that the compiler starts early, to go on beside other work, have no cycles and count as
+hidden.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+KERNEL = "tpu_custom_call"
+COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter")
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What a core does in a cycle: operations of its matrix unit in bfloat16, and bytes of memory read or written."""
+
+    flops: float
+    bytes: float
+
+
+@dataclass(frozen=True)
+class Operation:
+    """An operation of a program: `cycles` of all `times` that it runs together, None where nothing is known.
+
+    `kind` is one of attention, convolution, matrix product, normalisation, copy, collective and other; `source` is
+    the path of the JAX operation that it came from.
+    """
+
+    name: str
+    kind: str
+    cycles: float | None
+    source: str
+    shape: str
+    times: int = 1
+
+
+def operations(text: str, rates: Rates) -> list[Operation]:
+    """The operations of a program that cost something, the most expensive first.
+
+    A computation that is called counts at each call. The body of a loop counts as often as it is known to run, and
+    once where that is decided at run time.
+    """
+    computations, entry = _computations(text)
+    found: list[Operation] = []
+
+    def visit(computation: str, times: int) -> None:
+        for line in computations.get(computation, ()):
+            instruction = _INSTRUCTION.match(line)
+            if instruction is None:
+                continue
+            name, shape, opcode = instruction.groups()
+            for called, own in _calls(line, opcode):
+                visit(called, times * own)
+            operation = _operation(line, name, shape, opcode, rates)
+            if operation is not None:
+                cycles = None if operation.cycles is None else operation.cycles * times
+                found.append(replace(operation, cycles=cycles, times=times))
+
+    visit(entry, 1)
+    return sorted(found, key=lambda operation: -(operation.cycles or 0))
+
+
+def total(found: Iterable[Operation]) -> float:
+    """Cycles of all operations of which they are known."""
+    return sum(operation.cycles or 0 for operation in found)
+
+
+def by_kind(found: Iterable[Operation]) -> dict[str, float]:
+    """Cycles of each kind of operation, the most first."""
+    cycles: Mapping[str, float] = defaultdict(float)
+    for operation in found:
+        cycles[operation.kind] += operation.cycles or 0
+    return dict(sorted(cycles.items(), key=lambda item: -item[1]))
+
+
+_COMPUTATION = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\{$")
+_INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\(")
+
+
+def _computations(text: str) -> tuple[dict[str, Sequence[str]], str]:
+    """The lines of each computation, and the name of the one that the program begins with."""
+    found: dict[str, list[str]] = {}
+    lines: list[str] = []
+    entry = ""
+    for line in text.splitlines():
+        head = None if line.startswith(" ") else _COMPUTATION.match(line)
+        if head is not None:
+            lines = found[head[2]] = []
+            entry = head[2] if head[1] else entry
+        elif line.startswith(" "):
+            lines.append(line)
+    return dict(found), entry
+
+
+def _calls(line: str, opcode: str) -> list[tuple[str, int]]:
+    """The computations that an instruction runs, and how often. What is inside a fusion is estimated as one."""
+    if opcode == "while":
+        trips = re.search(r'"known_trip_count":\{"n":"(\d+)"', line)
+        body = re.search(r"body=%?([\w.\-]+)", line)
+        return [(body[1], int(trips[1]) if trips else 1)] if body else []
+    if opcode in ("call", "async-start"):
+        called = re.search(r"(?:to_apply|calls)=%?([\w.\-]+)", line)
+        return [(called[1], 1)] if called else []
+    if opcode == "conditional":
+        branches = re.search(r"branch_computations=\{([^}]*)\}", line)
+        names = branches[1].split(",") if branches else re.findall(r"(?:true|false)_computation=%?([\w.\-]+)", line)
+        return [(name.strip().removeprefix("%"), 1) for name in names]
+    return []
+
+
+def _operation(line: str, name: str, shape: str, opcode: str, rates: Rates) -> Operation | None:
+    source = re.search(r'op_name="([^"]*)"', line)
+    path = source[1] if source else ""
+    shape = re.sub(r"\{[^}]*\}", "", shape)
+    cycles = re.search(r'"estimated_cycles":"?(\d+)', line)
+    if cycles:
+        return Operation(name, _kind(opcode, path), float(cycles[1]), path, shape)
+    if opcode == "custom-call" and f'custom_call_target="{KERNEL}"' in line:
+        return Operation(name, _kind_of_kernel(name), _at_least(line, rates), path, shape)
+    if opcode.removesuffix("-start") in COLLECTIVES:
+        return Operation(name, "collective", None, path, shape)
+    return None
+
+
+def _at_least(line: str, rates: Rates) -> float | None:
+    """Cycles that a chip needs for the operations and bytes that a kernel states."""
+    stated = re.search(r'"cost_estimate":(\{[^}]*\})', line)
+    if stated is None:
+        return None
+    cost = json.loads(stated[1])
+    return max(float(cost["flops"]) / rates.flops, float(cost["bytes_accessed"]) / rates.bytes)
+
+
+def _kind_of_kernel(name: str) -> str:
+    kinds = {"attention": "attention", "conv": "convolution", "moments": "normalisation"}
+    return next((kind for word, kind in kinds.items() if name.startswith(word)), "other")
+
+
+def _kind(opcode: str, path: str) -> str:
+    operation = path.rpartition("/")[2].split(";")[0]
+    if "...ts" in path or "...td" in path:
+        return "attention"
+    if "conv_general_dilated" in operation:
+        return "convolution"
+    if "dot_general" in operation:
+        return "matrix product"
+    if operation.startswith(("reduce", "rsqrt", "square", "div")):
+        return "normalisation"
+    if opcode in ("copy", "transpose", "broadcast", "pad", "slice", "reshape", "bitcast") or operation in (
+        "concatenate",
+        "broadcast_in_dim",
+        "transpose",
+    ):
+        return "copy"
+    return "other"
