@@ -1,0 +1,131 @@
+"""`jaxl compile` and `jaxl cache`: what is compiled ahead is what `jaxl generate` then takes from the cache."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+import jaxl
+from jaxl.cli import run
+from jaxl.cli.compile import KINDS, _compile
+from jaxl.programs import Bucket
+
+# a command, and then how many programs were asked for and how many of them came from the cache
+CODE = """
+import json, sys, jax
+from jaxl.cli import run
+events = []
+jax.monitoring.register_event_listener(lambda event, **_: events.append(event.rpartition("/")[2]))
+code = run(sys.argv[1:])
+print(json.dumps([code, events.count("compile_requests_use_cache"), events.count("cache_hits")]))
+"""
+
+
+def process(folder: Path, *arguments: str) -> tuple[list[str], list[int]]:
+    """Run a command in a fresh process: what it prints, and its exit status and counts."""
+    environment = {**os.environ, "JAXL_CACHE_DIR": str(folder / "programs"), "XLA_FLAGS": ""}
+    done = subprocess.run(
+        [sys.executable, "-c", CODE, *arguments], env=environment, cwd=folder, capture_output=True, text=True
+    )
+    assert done.stderr == ""
+    *lines, counts = done.stdout.splitlines()
+    return lines, json.loads(counts)
+
+
+def test_generate_starts_from_what_was_compiled(tmp_path: Path) -> None:
+    lines, counts = process(tmp_path, "compile", "--sizes", "32x32", "--quiet")
+    assert counts == [0, 5, 0]
+    assert [line.split()[0] for line in lines] == list(KINDS)
+    assert all(" 32x32, 1 on " in line and line.endswith(" s  compiled") for line in lines)
+
+    drawing = ("generate", "a llama", "--size", "32x32", "--steps", "1", "--quiet", "--seed", "1")
+    assert process(tmp_path, *drawing) == (["jaxl-1.png"], [0, 5, 5])
+
+    lines, counts = process(tmp_path, "compile", "--sizes", "32x32", "--batches", "1,1", "--json")
+    programs = json.loads(lines[-1])["programs"]
+    assert counts == [0, 5, 5]
+    assert [(each["program"], each["size"], each["batch"], each["cached"]) for each in programs] == [
+        (kind, "32x32", 1, True) for kind in KINDS
+    ]
+
+    ((folder, found), _) = process(tmp_path, "cache")
+    assert folder == str(tmp_path.resolve() / "programs")
+    assert found.startswith("5 programs, ")
+    assert found.endswith(" MiB, 8 GiB at most")
+
+
+def test_what_buckets_share_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe, _ = jaxl.from_pretrained("tiny", mesh=jaxl.make_mesh(jax.devices()[:1]))
+    traced: list[str] = []
+
+    def trace(kind: str, bucket: Bucket | None) -> Any:
+        traced.append(kind)
+        return jax.jit(lambda x: x).trace(np.float32(1))
+
+    monkeypatch.setattr(pipe.programs, "trace", trace)
+    work = [(pipe, pipe.bucket(2, 32, width, guided=False)) for width in (32, 40)]
+    told: list[tuple[str, int, int]] = []
+    programs = [(each.program, each.size) for each in _compile(work, lambda *each: told.append(each))]
+    assert programs[:5] == [(kind, "32x32") for kind in KINDS]
+    assert programs[5:] == [(kind, "40x32") for kind in KINDS if kind not in ("encode_text", "gather")]
+    assert sorted(traced) == sorted(kind for kind, _ in programs)
+    assert told == [("compile", done, 10) for done in range(10)]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--sizes", "64"], "--sizes '64': give WIDTHxHEIGHT in pixels, such as 1024x768, with commas"),
+        (["--sizes", "63x64"], "--size, width 63: give a positive multiple of 8"),
+        (["--batches", "1,0"], "--batches '1,0': give whole numbers of at least 1"),
+        (["--batches", "many"], "--batches 'many': give whole numbers of at least 1"),
+        (["--model", "missing/"], "missing/: no such file or folder"),
+        (["--precision", "fp3"], "--precision 'fp3'"),
+    ],
+)
+def test_bad_arguments(capsys: pytest.CaptureFixture[str], flags: list[str], message: str) -> None:
+    assert run(["compile", *flags]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(f"jaxl: error: {message}")
+    assert err.count("\n") == 1
+
+
+def test_nowhere_to_keep_them(tmp_path: Path) -> None:
+    """An unsafe folder that the user named is an error of his; without any, there is nothing to compile for."""
+    tmp_path.chmod(0o777)
+    (tmp_path / "programs").mkdir()
+    environment: dict[str, Any] = {**os.environ, "JAXL_CACHE_DIR": str(tmp_path / "programs")}
+    del environment["XLA_FLAGS"]
+    command = [sys.executable, "-m", "jaxl", "compile", "--sizes", "32x32"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"jaxl: error: JAXL_CACHE_DIR '{tmp_path / 'programs'}': ")
+    assert done.stderr.endswith("other users can write to it; name a folder of your own\n")
+
+    environment |= {"XDG_CACHE_HOME": str(tmp_path)}
+    del environment["JAXL_CACHE_DIR"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "")
+    warning, error = done.stderr.splitlines()
+    assert warning.startswith("jaxl: warning: compiled programs are not kept (")
+    assert error == "jaxl: error: there is no folder to keep programs in, so compiling ahead serves nothing"
+
+
+def test_cache_is_cleared(tmp_path: Path) -> None:
+    (tmp_path / "programs").mkdir()
+    for name in ("one-cache", "one-atime", "scales"):
+        (tmp_path / "programs" / name).write_bytes(b"12345678")
+    lines, counts = process(tmp_path, "cache", "--json")
+    assert counts == [0, 0, 0]
+    folder = str(tmp_path.resolve() / "programs")
+    assert json.loads(lines[-1]) == {"folder": folder, "programs": 1, "bytes": 8, "max_bytes": 2**33}
+    assert process(tmp_path, "cache", "--clear")[0] == [folder, "1 programs, 0.0 MiB, 8 GiB at most, removed"]
+    assert process(tmp_path, "cache")[0] == [folder, "0 programs, 0.0 MiB, 8 GiB at most"]
+    assert (tmp_path / "programs" / "scales").exists()
