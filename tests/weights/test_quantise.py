@@ -1,0 +1,147 @@
+"""`precision`: which layers are quantised, how their scales are measured and kept, and how near the pictures stay."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxl
+from jaxl.bench.quality import compare
+from jaxl.weights.layout import flatten
+from jaxl.weights.quantise import PRECISIONS, layers, read_precision, read_scales, write_scales
+
+PROMPT = "a rocket on a purple background, noto style"
+CALIBRATION = ["a red apple on a blue background, flat style"]
+EXACT = ("conv_in", "conv_out", "time_emb", "add_embedding", "conv_shortcut", "proj_in", "proj_out", "sampler", "norm")
+
+Load = Callable[[str], tuple[Any, Any]]
+
+
+@pytest.fixture(scope="module")
+def load(tmp_path_factory: pytest.TempPathFactory) -> Load:
+    """Gives `tiny` in int8, its parameters split over two devices, or in fp8+conv on one.
+
+    The scales are measured on one prompt, by the first.
+    """
+    loaded: dict[str, tuple[Any, Any]] = {}
+    settings: dict[str, Any] = {"dtype": jnp.float32, "calibration": CALIBRATION}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAXL_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        one = jaxl.make_mesh(jax.devices()[:1])
+        loaded["fp8+conv"] = jaxl.from_pretrained("tiny", precision="fp8+conv", mesh=one, **settings)
+        stages: list[str] = []
+        loaded["int8"] = jaxl.from_pretrained(
+            "tiny",
+            precision="int8",
+            mesh=jaxl.make_mesh(jax.devices()[:2]),
+            shard_params=True,
+            progress=lambda stage, *_: stages.append(stage),
+            **settings,
+        )
+    assert set(stages) == {"load"}, "what was measured for one precision serves all"
+    return loaded.__getitem__
+
+
+@pytest.mark.parametrize("precision", ["int8", "fp8+conv"])
+def test_the_layers_that_cost_are_quantised_and_sensitive_ones_are_not(precision: str, tiny: Any, load: Load) -> None:
+    pipe, params = load(precision)
+    kind, leaves = PRECISIONS[precision].dtype, flatten(params["unet"])
+    quantised = {key.removesuffix(".weight") for key, leaf in leaves.items() if leaf.dtype == kind}
+    for key, leaf in leaves.items():
+        if key.removesuffix(".weight") not in quantised and not key.endswith("scale"):
+            assert leaf.dtype == jnp.float32
+    assert all(f"{path}.input_scale" in leaves and f"{path}.scale" in leaves for path in quantised)
+    assert all(float(leaves[f"{path}.input_scale"]) > 0 for path in quantised)
+    assert not [path for path in quantised if any(name in path for name in EXACT) or path.endswith("attn2.to_k")]
+    # by far the most of the network's numbers
+    linears = sum(leaf.size for key, leaf in leaves.items() if ".transformer_blocks." in key)
+    covered = sum(leaves[f"{path}.weight"].size for path in quantised if ".transformer_blocks." in path)
+    assert covered > 0.75 * linears
+    assert any(".resnets." in path for path in quantised) == precision.endswith("conv")
+    for name in ("vae", "text_encoder", "text_encoder_2"):
+        assert {leaf.dtype for leaf in jax.tree.leaves(params[name])} == {jnp.dtype(jnp.float32)}
+    assert jax.tree.map(lambda a: (a.shape, a.dtype, a.sharding), params) == jax.tree.map(
+        lambda s: (s.shape, s.dtype, s.sharding), pipe.programs.shapes
+    )
+
+
+def test_what_was_measured_is_kept(tiny: Any, load: Load) -> None:
+    pipe, _ = load("int8")
+    kept = read_scales(pipe.scales_file, layers(tiny[1]["unet"]))
+    assert kept is not None
+    stages: list[str] = []
+    again = tiny[0].calibrate(tiny[1], CALIBRATION, progress=lambda stage, done, total: stages.append(stage))
+    assert stages.count("calibrate") == tiny[0].preset.steps
+    assert list(again) == layers(tiny[1]["unet"])
+    for path, value in again.items():
+        np.testing.assert_allclose(value, kept[path], rtol=1e-3, err_msg=path)
+
+
+@pytest.mark.parametrize(("precision", "least"), [("int8", 30), ("fp8+conv", 22)])
+def test_pictures_stay_close_to_the_exact_ones(precision: str, least: float, tiny: Any, load: Load) -> None:
+    settings: dict[str, Any] = {"seed": 4, "steps": 8, "output": "numpy"}
+    exact, near = (pipe.generate(params, PROMPT, **settings).images for pipe, params in (tiny, load(precision)))
+    quality = compare(exact, near)
+    assert least < quality.psnr[0] < 60, "near, but not the exact picture itself"
+
+
+def test_nothing_compiles_for_another_prompt(load: Load, compilations: Any) -> None:
+    pipe, params = load("fp8+conv")
+    pipe.generate(params, PROMPT, steps=2)
+    with compilations() as seen:
+        pipe.generate(params, "a llama", seed=9, steps=3, guidance_scale=7.5, scheduler="dpm++2m")
+    assert seen == []
+
+
+def test_refusals(tiny: Any, load: Load, tmp_path: Path) -> None:
+    mesh = tiny[0].mesh
+    with pytest.raises(jaxl.InputError, match="precision='int9': did you mean 'int8'"):
+        jaxl.from_pretrained("tiny", mesh=mesh, precision="int9")
+    for wrong in ([], "a cat"):
+        with pytest.raises(jaxl.InputError, match=r"calibration=.*list of prompts"):
+            jaxl.from_pretrained("tiny", mesh=mesh, precision="int8", calibration=wrong)
+    with pytest.raises(jaxl.InputError, match="use int8 or fp8"):
+        read_precision("int8+conv", "gpu")
+    assert read_precision("int8+conv", "tpu").convolutions
+    pipe, params = load("int8")
+    with pytest.raises(jaxl.InputError, match="precision='int8': only exact parameters are saved"):
+        pipe.save_pretrained(tmp_path / "saved", params)
+    assert not (tmp_path / "saved").exists()
+    with pytest.raises(jaxl.InputError, match="params"):
+        pipe.generate(tiny[1], PROMPT, steps=1)
+
+
+def test_scales_files(tmp_path: Path) -> None:
+    file = tmp_path / "scales" / "own.json"
+    assert read_scales(file, ["a", "b"]) is None
+    scales = {"a": 1.25, "b": float(np.float32(0.1))}
+    write_scales(file, scales)
+    write_scales(file, scales)
+    assert read_scales(file, ["b", "a"]) == scales
+    assert list(file.parent.iterdir()) == [file]
+    damaged = [
+        "",
+        "[]",
+        "{",
+        '{"a": 1.0}',
+        '{"a": 1, "b": -1}',
+        '{"a": 1, "b": NaN}',
+        '{"a": 1, "b": "1"}',
+        "[" * 10**6,
+    ]
+    for text in (*damaged, json.dumps({"a": 1.0, "c": 1.0})):
+        file.write_text(text)
+        with pytest.raises(jaxl.CheckpointError, match=r"own\.json: damaged scales .*; remove it") as caught:
+            read_scales(file, ["a", "b"])
+        assert "\n" not in str(caught.value)
+    file.write_bytes(b"\xff\xfe")
+    with pytest.raises(jaxl.CheckpointError, match="damaged"):
+        read_scales(file, ["a", "b"])
+    (tmp_path / "file").touch()
+    with pytest.raises(jaxl.OutputError, match="cannot be written"):
+        write_scales(tmp_path / "file" / "own.json", scales)
