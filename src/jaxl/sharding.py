@@ -1,13 +1,16 @@
 """Where arrays live: a mesh of devices with one axis, `data`.
 
-Images are split over the axis, so N devices make N times the images with one program. Parameters are on every
-device, or split over the same axis and gathered layer by layer as they are needed, which costs time and saves memory
-(fully sharded data parallelism: Rajbhandari et al. 2020, ZeRO stage 3, arXiv:1910.02054).
+Images are split over the axis, so N devices make N times the images with one program; a single image is split over
+two devices by its branches of guidance. Parameters are on every device, or split over the same axis and gathered layer
+by layer as they are needed, which costs time and saves memory (fully sharded data parallelism: Rajbhandari et al. 2020,
+ZeRO stage 3, arXiv:1910.02054).
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import jax
@@ -20,14 +23,50 @@ AXIS = "data"
 MIN_SPLIT_SIZE = 2**16
 
 
+def use_cores() -> None:
+    """Let JAX have two devices on a CPU with two cores or more, unless its devices are known already or configured.
+
+    Most operations are too small for XLA to split over cores, while a half of the batch to each core keeps both busy
+    (docs/performance.md). Both devices read the same parameters in memory.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    config: Any = jax.config
+    if config.jax_num_cpu_devices == -1 and "xla_force_host_platform_device_count" not in os.environ.get(
+        "XLA_FLAGS", ""
+    ):
+        with suppress(RuntimeError):  # JAX has started
+            config.update("jax_num_cpu_devices", min(2, cores))
+
+
 def make_mesh(devices: Sequence[Any] | None = None) -> Mesh:
-    """A mesh of the given devices, by default all that this process sees."""
+    """A mesh of the given devices, by default all that this process sees; see `use_cores`."""
+    if devices is None:
+        use_cores()
     return Mesh(np.asarray(devices if devices is not None else jax.devices()), (AXIS,))
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """The leading axis split over the devices."""
     return NamedSharding(mesh, PartitionSpec(AXIS))
+
+
+def split_images(mesh: Mesh, images: int, branches: int | None = None) -> NamedSharding:
+    """Where an array [images, ...] or [images, branches, ...] lives: split over the devices as far as it can be."""
+    if images % mesh.size == 0:
+        return batch_sharding(mesh)
+    if images == 1 and branches is not None and branches % mesh.size == 0:
+        return NamedSharding(mesh, PartitionSpec(None, AXIS))
+    return replicated(mesh)
+
+
+def spread(x: jax.Array) -> jax.Array:
+    """Split pictures [B, H, W, C] over the devices of `jax.sharding.use_abstract_mesh`: by picture, else by rows.
+
+    XLA finds the rows' neighbours; where neither divides evenly, every device does all.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = [] if mesh.empty or mesh.manual_axes else [axis for axis in (0, 1) if x.shape[axis] % mesh.size == 0]
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*[None] * axes[0], AXIS)) if axes else x
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from jaxl.bench.workload import PROMPT, Workload, combinations
-from jaxl.cli.machine import find_devices
+from jaxl.cli.machine import find_chips
 from jaxl.cli.options import JsonOption
 from jaxl.cli.terminal import in_background, note, print_line, progress_bars, to_terminal
 from jaxl.errors import InputError, JaxlError
@@ -178,21 +178,23 @@ class _Options:
         jax.config.update("jax_enable_compilation_cache", False)
         path = self._path()
         startups = self._startups(path, progress) if self.startup else None
-        found = find_devices()
+        found = find_chips()
         counts = self.devices or [1 if self.peers else len(found)]
         if max(counts) > len(found):
             raise InputError("devices", max(counts), f"jax finds {len(found)} here; see jaxl devices")
-        dtype = self.dtype if self.dtype != AUTO else "float32" if found[0].platform == "cpu" else "bfloat16"
+        platform = found[0][0].platform
+        dtype = self.dtype if self.dtype != AUTO else "float32" if platform == "cpu" else "bfloat16"
+        meshes = {count: make_mesh([device for chip in found[:count] for device in chip]) for count in counts}
         pipes = {
-            count: open_pipeline(path, dtype=dtype, vae_dtype=self.vae_dtype, mesh=make_mesh(found[:count]))
-            for count in counts
+            count: open_pipeline(path, dtype=dtype, vae_dtype=self.vae_dtype, mesh=mesh)
+            for count, mesh in meshes.items()
         }
         pipe = pipes[counts[0]]
         workloads = [
             replace(each, scheduler=measure.plan(pipes[each.devices], each).scheduler)
             for each in self._workloads(counts, pipe.model.default_size)
         ]
-        openings = self._openings(Opening, pipe, workloads, found[0].platform)
+        openings = self._openings(Opening, pipe, workloads, platform)
         with ExitStack() as stack:
             peers = [stack.enter_context(Peer(opening)) for opening in openings]
             rows = measure.measure(pipes, workloads, warmup=self.warmup, runs=self.runs, peers=peers, progress=progress)
@@ -201,7 +203,7 @@ class _Options:
             rows,
             startups or [None] * len(rows),
             command=shlex.join(["jaxl", *sys.argv[1:]]),
-            devices=found,
+            devices=[chip[0] for chip in found],
             model=self.model,
             dtype=dtype,
             vae_dtype=_vae_dtype(pipe),

@@ -19,5 +19,17 @@ def find_devices() -> list[Any]:
         raise JaxlError(f"jax finds no device{asked}{f' ({error})' if str(error) else ''}") from error
 
 
+def find_chips() -> list[list[Any]]:
+    """The devices of each chip; the cores that JAX knows as devices of their own are one (`sharding.use_cores`)."""
+    import jax
+
+    from jaxl.sharding import use_cores
+
+    use_cores()
+    found = find_devices()
+    config: Any = jax.config
+    return [found] if found[0].platform == "cpu" and config.jax_num_cpu_devices > 1 else [[each] for each in found]
+
+
 def memory_bytes(device: Any) -> int | None:
     return (device.memory_stats() or {}).get("bytes_limit")

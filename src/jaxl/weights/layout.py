@@ -51,7 +51,7 @@ def to_torch(key: str, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def rearranged(array: np.ndarray, axes: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """A new array of the given dtype with the axes in that order; never a view of `array`."""
-    new = _aligned(tuple(array.shape[axis] for axis in axes), dtype)
+    new = _room(tuple(array.shape[axis] for axis in axes), dtype)
     # NumPy moves integers several times faster than the 16-bit floats it does not know
     integer = np.dtype(f"u{dtype.itemsize}")
     target = new.view(integer).transpose(np.argsort(axes))
@@ -62,7 +62,14 @@ def rearranged(array: np.ndarray, axes: tuple[int, ...], dtype: np.dtype) -> np.
     return new
 
 
-def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+def aligned(array: np.ndarray) -> np.ndarray:
+    """A copy that begins at a multiple of 64 bytes, which JAX on CPUs takes over as it is, once for all of them."""
+    new = _room(array.shape, array.dtype)
+    new[...] = array
+    return new
+
+
+def _room(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """An empty array that begins at a multiple of 64 bytes, which JAX on the CPU takes over without a copy."""
     size = math.prod(shape) * dtype.itemsize
     room = np.empty(size + 64, np.uint8)
