@@ -364,6 +364,7 @@ def test_every_mode(capsys: pytest.CaptureFixture[str], tiny: Any) -> None:
             "guidance_rescale": 0.5,
         },
         ("--pag", "2", "--freeu", "0.6,0.4,1.1,1.2"): {"pag_scale": 2.0, "freeu": (0.6, 0.4, 1.1, 1.2)},
+        ("--speed", "balanced", "--cache-interval", "3"): {"speed": "balanced", "cache_interval": 3},
         ("--scheduler", "DPM++ SDE Karras", "--eta", "0.5"): {"scheduler": "dpm++sde_karras", "eta": 0.5},
     }
     for options, mode in modes.items():
@@ -389,6 +390,8 @@ def test_every_mode(capsys: pytest.CaptureFixture[str], tiny: Any) -> None:
         (["--guidance-interval", "0.2"], "--guidance-interval [0.2]: give two numbers"),
         (["--guidance-interval", "a:b"], "--guidance-interval 'a:b': give numbers with ':' between them"),
         (["--freeu", "1,2"], "--freeu [1.0, 2.0]: give four numbers"),
+        (["--cache-interval", "0"], "--cache-interval 0: give a whole number of at least 1"),
+        (["--speed", "faster"], "--speed 'faster': did you mean 'fast'"),
         (["--preview", "preview.gif"], "--preview 'preview.gif': give the name of a .png file"),
         (["--vae", "missing"], "missing: no such file or folder"),
         (["--refiner", "missing"], "missing: no such file or folder"),

@@ -55,6 +55,19 @@ class Guidance(TypedDict, total=False):
     freeu: tuple[float, float, float, float]
 
 
+class Caching(TypedDict, total=False):
+    """Less work than the exact run does; the pictures are not quite the same (docs/performance.md).
+
+    cache_interval: 1 or more; every so many steps the whole U-Net is run, on the others its first and its last layer
+        alone, with deep features from the last whole one (Ma et al. 2023, DeepCache, arXiv:2312.00858). 1 is exact.
+    speed: "exact", "balanced" or "fast": a `cache_interval`, or that and a `guidance_interval`, where not given
+        (`jaxl.presets.SPEEDS`). For runs of 20 steps and more.
+    """
+
+    cache_interval: int
+    speed: Literal["exact", "balanced", "fast"]
+
+
 class Start(TypedDict, total=False):
     """What the images start from, and where they end.
 
@@ -75,7 +88,7 @@ class Start(TypedDict, total=False):
     denoising_end: float
 
 
-class Options(Sampling, Guidance, Start, MicroConditioning, total=False):
+class Options(Sampling, Guidance, Caching, Start, MicroConditioning, total=False):
     """Every further setting of a picture.
 
     prompt_syntax: "a1111", the syntax of AUTOMATIC1111's web UI (see `jaxl.text.prompt`; prompts of more than 75 tokens

@@ -27,10 +27,11 @@ from jaxl import arguments
 from jaxl.diffusion import loop
 from jaxl.diffusion.rows import COLUMNS, Table
 from jaxl.diffusion.tables import build_table
+from jaxl.disk_cache import enable_disk_cache
 from jaxl.errors import InputError, NonFiniteError
 from jaxl.nn.unet import unet_context
 from jaxl.pipeline import Pipeline
-from jaxl.programs import Bucket, Conditioning, Text, advance, decode, enable_disk_cache, encode_text
+from jaxl.programs import Bucket, Conditioning, Text, advance, decode, encode_text
 from jaxl.sharding import AXIS, make_mesh
 from jaxl.weights.folder import TOKENIZERS
 from jaxl.weights.source import open_checkpoint

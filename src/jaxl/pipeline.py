@@ -12,7 +12,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Unpack
 
@@ -28,23 +29,38 @@ from jaxl.arguments import Options
 from jaxl.config import VAEConfig
 from jaxl.diffusion.loop import Slots
 from jaxl.diffusion.noise import image_key
+from jaxl.disk_cache import enable_disk_cache
+from jaxl.embeddings import Embeddings
 from jaxl.errors import CheckpointError, InputError, NonFiniteError
 from jaxl.kernels import Kernels
 from jaxl.model import Model
+from jaxl.nn.layers import Shapes
 from jaxl.plan import Devices, Plan, Segment, make_plan
-from jaxl.programs import Beginning, Bucket, Conditioning, Programs, Text, enable_disk_cache
+from jaxl.programs import Beginning, Bucket, Conditioning, Programs, Text
 from jaxl.prompts import Chunk
 from jaxl.sharding import make_mesh, place_parameters
 from jaxl.text.tokenizer import Tokenizer
 from jaxl.weights.checkpoint import Checkpoint, load_params
 from jaxl.weights.folder import TOKENIZERS
 from jaxl.weights.layout import flatten
+from jaxl.weights.quantise import (
+    PROMPTS,
+    check_prompts,
+    layers,
+    quantise_params,
+    quantised_shapes,
+    read_precision,
+    read_scales,
+    scales_file,
+    write_scales,
+)
 from jaxl.weights.save import save_checkpoint
 from jaxl.weights.source import open_checkpoint, open_vae, with_vae
+from jaxl.weights.winograd import with_winograd, with_winograd_shapes, without_winograd
 
 Params = dict[str, Any]
 Preview = Callable[[int, int, np.ndarray], None]
-Progress = Callable[[Literal["load", "compile", "generate"], int, int], None]
+Progress = Callable[[Literal["load", "calibrate", "compile", "generate"], int, int], None]
 Callback = Callable[[int, int, np.ndarray], bool | None]
 Output = Literal["pil", "numpy", "latents"]
 
@@ -84,6 +100,9 @@ def from_pretrained(
     preview: str | os.PathLike[str] | None = None,
     preset: str | None = None,
     batch_sizes: Sequence[int] = (),
+    precision: str | None = None,
+    calibration: Sequence[str] = PROMPTS,
+    kernels: Kernels | None = None,
     compile_for: Sequence[Bucket] = (),
     progress: Progress | None = None,
 ) -> tuple[Pipeline, Params]:
@@ -106,8 +125,14 @@ def from_pretrained(
             not told the steps, the guidance or the scheduler. By default, what the checkpoint's name or configs say.
         batch_sizes: the numbers of images that programs are compiled for; other numbers are filled up, or drawn in
             several rounds. By default every number of images compiles programs of its own.
+        precision: "fp8" or "int8": the linear layers of the U-Net's transformer blocks in eight bits, faster on chips
+            that have units for them, and not quite the same (docs/performance.md); with "+conv" the convolutions of
+            its residual blocks too.
+        calibration: the prompts that the range of the layers' inputs is measured on, once, before the first use of a
+            precision; what was found is kept in the cache folder.
+        kernels: how the networks compute; by default what is best on the platform, `Kernels.plain` is XLA alone.
         compile_for: buckets whose programs are compiled while the weights load.
-        progress: called with ("load", tensors placed, tensors in all).
+        progress: called with ("load", tensors placed, tensors in all), and ("calibrate", rows, rows in all).
 
     Raises CheckpointError if the checkpoint is missing, damaged or not of SDXL's kind; InputError for the arguments.
     """
@@ -127,6 +152,9 @@ def from_pretrained(
         preview=preview,
         preset=preset,
         batch_sizes=batch_sizes,
+        precision=precision,
+        calibration=calibration,
+        kernels=kernels,
     )
     for bucket in compile_for:
         pipe.programs.compile(bucket)
@@ -150,6 +178,9 @@ def open_pipeline(
     preview: str | os.PathLike[str] | None = None,
     preset: str | None = None,
     batch_sizes: Sequence[int] = (),
+    precision: str | None = None,
+    calibration: Sequence[str] = PROMPTS,
+    kernels: Kernels | None = None,
 ) -> Pipeline:
     """What `from_pretrained` does, without loading the parameters: `Pipeline.load_params` does that."""
     enable_disk_cache()
@@ -167,6 +198,9 @@ def open_pipeline(
         vae_tile=vae_tile,
         preset=preset,
         batch_sizes=batch_sizes,
+        precision=precision,
+        calibration=calibration,
+        kernels=kernels,
     )
 
 
@@ -184,12 +218,16 @@ class Pipeline:
         vae_tile: int | None = None,
         preset: str | None = None,
         batch_sizes: Sequence[int] = (),
+        precision: str | None = None,
+        calibration: Sequence[str] = PROMPTS,
+        kernels: Kernels | None = None,
     ):
         for argument, value in (("dtype", dtype), ("vae_dtype", vae_dtype or dtype)):
             if value not in (jnp.bfloat16, jnp.float32, "bfloat16", "float32"):
                 raise InputError(argument, value, "use jax.numpy.bfloat16 or jax.numpy.float32")
         self.checkpoint = checkpoint
-        kernels = Kernels.of(mesh.devices.flat[0].platform)
+        device = mesh.devices.flat[0]
+        kernels = kernels or Kernels.of_device(device)
         self.model = Model.from_configs(checkpoint.configs, kernels)
         self.dtype = jnp.dtype(dtype)
         self.mesh = mesh
@@ -202,7 +240,12 @@ class Pipeline:
         shapes = self.model.shapes(dtype, vae_dtype or (jnp.float32 if upcast else dtype))
         if vae_tile is not None:
             arguments.image_size("vae_tile", vae_tile, 0, self.model.vae.factor)
-        self.programs = Programs(self.model, mesh, place_parameters(shapes, mesh, split=shard_params), vae_tile)
+
+        def programs(unet: Shapes) -> Programs:
+            own = {**shapes, "unet": with_winograd_shapes(unet) if kernels.conv == "winograd" else unet}
+            return Programs(self.model, mesh, place_parameters(own, mesh, split=shard_params), vae_tile)
+
+        self.programs = programs(shapes["unet"])
         self.tokenizers: dict[str, Tokenizer] = {}
         for encoder in self.model.text_encoders:
             folder = checkpoint.tokenizers[TOKENIZERS[encoder]]
@@ -216,23 +259,73 @@ class Pipeline:
                     f"positions, more than the {cfg.vocab_size} and {cfg.max_length} of {encoder}"
                 )
             self.tokenizers[encoder] = tokenizer
+        self.embeddings = Embeddings({})
+        self.precision = None
+        if precision is not None:
+            self.exact = copy(self)
+            self.precision = read_precision(precision, device.platform)
+            self.calibration = check_prompts(calibration)
+            self.scales_file = scales_file(checkpoint, self.calibration)
+            self.programs = programs(quantised_shapes(shapes["unet"], self.precision))
 
     def load_params(self, progress: Progress | None = None) -> Params:
-        """Read, cast and place the checkpoint's tensors, one at a time."""
-        shapes = self.programs.shapes
+        """Read, cast and place the checkpoint's tensors, one at a time; with a `precision`, quantise them then.
+
+        The scales of the inputs are those of `scales_file`, or are measured and written there.
+        """
+        unet = self.programs.shapes["unet"]
+        if self.precision is not None:
+            largest = read_scales(self.scales_file, layers(unet))
+            params = self.exact.load_params(progress)
+            if largest is None:
+                largest = self.exact.calibrate(params, self.calibration, progress)
+                write_scales(self.scales_file, largest)
+            leaves = flatten(without_winograd(params.pop("unet")))
+            quantised = quantise_params(leaves, largest, self.precision, unet)
+            return {"unet": with_winograd(quantised, unet), **params}
+        shapes = {**self.programs.shapes, "unet": without_winograd(unet)}
         shardings = {name: {key: leaf.sharding for key, leaf in flatten(tree).items()} for name, tree in shapes.items()}
-        return load_params(
+        params = load_params(
             self.checkpoint,
             shapes,
             place=lambda component, key, array: jax.device_put(array, shardings[component][key]),
             progress=None if progress is None else lambda done, total: progress("load", done, total),
         )
+        return {**params, "unet": with_winograd(params["unet"], unet)}
+
+    def calibrate(
+        self, params: Params, prompts: Sequence[str] = PROMPTS, progress: Progress | None = None
+    ) -> dict[str, float]:
+        """The greatest magnitude that each layer of the U-Net that may be quantised is fed while it draws the prompts.
+
+        One image of each prompt, in the steps of the model's preset, with exact parameters.
+        """
+        largest = dict.fromkeys(layers(params["unet"]), np.float32(0.0))
+        at_once = self.devices.count
+        for first in range(0, len(prompts), at_once):
+            some = list(prompts[first : first + at_once])
+            plan, encoded = self.plan(some, seed=first), {}
+            given = self._pictures(params, plan, encoded)
+            slots = self.programs.get("start", plan.bucket)(self._beginning(plan, given))
+            done = first // at_once * plan.count
+            for segment in plan.segments:
+                run = self.programs.get("observe", plan.bucket_of(segment))
+                cond = self._conditioning(params, plan, segment, given, encoded)
+                for _ in range(segment.rows):
+                    slots, largest = run(params["unet"], slots, cond, largest)
+                    done += 1
+                    if progress is not None:
+                        slots.row.block_until_ready()
+                        progress("calibrate", done, -(-len(prompts) // at_once) * plan.count)
+        return {path: float(value) for path, value in largest.items()}
 
     def save_pretrained(self, folder: str | os.PathLike[str], params: Params) -> None:
         """Write a folder that diffusers and jaxl open. Raises OutputError, leaving nothing behind."""
+        if self.precision is not None:
+            raise InputError("precision", self.precision.name, "only exact parameters are saved; load without it")
         tokenizers = {TOKENIZERS[encoder]: tokenizer.save for encoder, tokenizer in self.tokenizers.items()}
         configs, own = ({k: v for k, v in each.items() if k != "preview"} for each in (self.checkpoint.configs, params))
-        save_checkpoint(Path(folder), configs, own, tokenizers)
+        save_checkpoint(Path(folder), configs, {**own, "unet": without_winograd(own["unet"])}, tokenizers)
 
     def bucket(
         self, images: int, height: int | None = None, width: int | None = None, *, guided: bool = True
@@ -240,7 +333,7 @@ class Pipeline:
         """The bucket that `images` images of a size run in: filled up to a multiple of the devices."""
         size, factor = self.model.default_size, self.model.vae.factor
         return Bucket(
-            self.devices.batch(images),
+            self.devices.batch(images, 1 + guided),
             arguments.image_size("height", height, size, factor),
             arguments.image_size("width", width, size, factor),
             guided,
@@ -292,12 +385,13 @@ class Pipeline:
                 pictures of what the images are going to be.
             progress: called with ("compile" or "generate", done, in all).
             **options: `arguments.Options`: pictures and masks to start from (`Start`), guidance (`Guidance`), choices
-                of sampling (`Sampling`), the syntax of prompts, and what SDXL is told of sizes (`MicroConditioning`).
+                of sampling (`Sampling`), less work at some distance from the exact picture (`Caching`), the syntax of
+                prompts, and what SDXL is told of sizes (`MicroConditioning`).
 
         No argument compiles anything anew but the number of images, their size, and whether any of them is guided, is
-        guided by perturbed attention, has FreeU, or has a prompt of more than 75 tokens. Raises InputError for an
-        argument that cannot work and NonFiniteError rather than return a broken image; warns with TruncationWarning
-        when a prompt was cut.
+        guided by perturbed attention, has FreeU, keeps features from step to step, or has a prompt of more than 75
+        tokens. Raises InputError for an argument that cannot work and NonFiniteError rather than return a broken image;
+        warns with TruncationWarning when a prompt was cut.
         """
         plan = self.plan(
             prompt,
@@ -486,13 +580,16 @@ class Pipeline:
         """Encode each chunk of text once, then gather the batch on the devices."""
         bucket = plan.bucket_of(segment)
         encoders = {name: params[name] for name in self.tokenizers}
+        kept = self.embeddings
+        if not kept.made_with(encoders):
+            kept = self.embeddings = Embeddings(encoders)
         run, zeros = self.programs.get("encode_text"), self.programs.zero_text()
 
         def encode(chunk: Chunk, skip: int) -> Text:
             key = (skip, *(array.tobytes() for arrays in chunk.values() for array in arrays))
             if key not in encoded:
                 ids, weights = ({name: arrays[i] for name, arrays in chunk.items()} for i in (0, 1))
-                encoded[key] = run(encoders, ids, weights, np.int32(skip))
+                encoded[key] = kept.get(key, lambda: run(encoders, ids, weights, np.int32(skip)))
             return encoded[key]
 
         texts: list[list[list[Text]]] = []
@@ -529,7 +626,9 @@ class Pipeline:
         """Run each segment in one dispatch, or row by row for a watcher; also the rows done, and whether it stopped."""
         done = 0
         for segment in plan.segments:
-            run, cond = self.programs.get("advance", plan.bucket_of(segment)), told[segment.guided, segment.version]
+            bucket, cond = plan.bucket_of(segment), told[segment.guided, segment.version]
+            run = self.programs.get("advance", bucket)
+            slots = replace(slots, features=self.programs.no_features(bucket))
             n = segment.rows if watch is None else 1
             for _ in range(0, segment.rows, n):
                 slots = run(params["unet"], slots, cond, np.int32(n))

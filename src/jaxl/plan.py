@@ -15,7 +15,7 @@ from jaxl.config import check_pag_layers
 from jaxl.diffusion.tables import Sampling, build_table, scheduler_name
 from jaxl.errors import InputError
 from jaxl.model import Model
-from jaxl.presets import Preset
+from jaxl.presets import Preset, speed
 from jaxl.programs import Bucket
 from jaxl.prompts import Chunk, read_prompts
 from jaxl.shapes import rounds, smallest_that_fits
@@ -103,9 +103,11 @@ class Devices:
     count: int
     batch_sizes: Sequence[int] = ()
 
-    def batch(self, images: int) -> int:
-        """The batch that holds `images`, or the largest there is: a multiple of the devices."""
+    def batch(self, images: int, branches: int = 1) -> int:
+        """The batch that holds `images`, or the largest there is: a multiple of the devices, or 1 by its branches."""
         batch = smallest_that_fits(images, self.batch_sizes) if self.batch_sizes else images
+        if batch == 1 and branches % self.count == 0:
+            return 1
         return -(-batch // self.count) * self.count
 
     def rounds(self, images: int) -> list[int]:
@@ -136,6 +138,7 @@ def make_plan(
     """The plan of a call of `Pipeline.generate`, which explains the arguments and what is raised."""
     arguments.check_names(options)
     options = cast(Options, {name: value for name, value in options.items() if value is not None})
+    options = cast(Options, {**speed(options.get("speed", "exact")), **options})
     each = arguments.whole_number("num_images", num_images, least=1)
     positive = arguments.prompts_per_image("prompt", prompt, None, each)
     batch, prompts = len(positive), len(positive) // each
@@ -180,7 +183,6 @@ def make_plan(
     guided, perturbed = bool(guided_rows.any()), bool(perturbed_rows.any())
     layers = tuple(options.get("pag_layers", PAG_LAYERS)) if perturbed else ()
     check_pag_layers(model.unet, layers)
-    rows = np.stack([table.with_columns(guidance=guidance[i], pag=pag[i]).rows for i in range(batch)])
 
     texts = read_prompts(
         model,
@@ -193,15 +195,19 @@ def make_plan(
     )
     kinds = zip((guided_rows | perturbed_rows).tolist(), [texts.version(place) for place in places], strict=True)
     segments = tuple(Segment(len(list(run)), *kind) for kind, run in groupby(kinds))
+    every = arguments.whole_number("cache_interval", options.get("cache_interval", 1), least=1)
+    shallow = _shallow(table.steps, segments, every)
+    own = [table.with_columns(guidance=guidance[i], pag=pag[i], shallow=shallow) for i in range(batch)]
     per_round = devices.rounds(batch)
     bucket = Bucket(
-        devices.batch(max(per_round)),
+        devices.batch(max(per_round), 1 + guided + perturbed),
         height,
         width,
         guided=guided,
         chunks=texts.most,
         pag_layers=layers,
         freeu="freeu" in options,
+        cached=every > 1,
     )
     branches = [0] * guided + [1] + [1] * perturbed  # of the size ids: the negative ones, the positive ones
     micro = arguments.part(options, MicroConditioning)
@@ -215,7 +221,7 @@ def make_plan(
         scheduler=scheduler_name(config, named, custom=custom),
         steps=len(times),
         # what a row draws depends on its number: a run that goes on from another's end draws other noise than that did
-        rows=np.roll(rows, 2 * skip, axis=1),
+        rows=np.roll(np.stack([each.rows for each in own]), 2 * skip, axis=1),
         first=2 * skip,
         count=table.used,
         segments=segments,
@@ -245,6 +251,13 @@ def _scales(options: Guidance, scale: Any, batch: int, times: np.ndarray) -> tup
     done = np.arange(steps) / steps
     inside = (done >= start) & (done < end)
     return np.where(inside, guidance, 1.0), np.where(inside, pag, 0.0)
+
+
+def _shallow(steps: np.ndarray, segments: Sequence[Segment], every: int) -> np.ndarray:
+    """Whether each row is shallow, bool: all but the steps that are multiples of `every`, counted in each segment."""
+    lengths = [segment.rows for segment in segments]
+    first = steps[np.cumsum([0, *lengths[:-1]])]
+    return (steps - np.repeat(first, lengths)) % every != 0
 
 
 def _clip_skip(model: Model, value: Any) -> int:

@@ -49,6 +49,21 @@ def preset(name: str) -> Preset:
     return PRESETS[name]
 
 
+# how much of a run is guided, and how much of it is whole; benchmarks/speed_and_quality.py says what they cost
+SPEEDS: Mapping[str, Mapping[str, Any]] = {
+    "exact": {},
+    "balanced": {"cache_interval": 2},
+    "fast": {"cache_interval": 3, "guidance_interval": (0.0, 0.6)},
+}
+
+
+def speed(name: str) -> Mapping[str, Any]:
+    """The options that a speed stands for; InputError for another name."""
+    if not isinstance(name, str) or name not in SPEEDS:
+        raise InputError("speed", name, nearest(name, SPEEDS))
+    return SPEEDS[name]
+
+
 def preset_by_name(source: str) -> Preset | None:
     """The preset that a model's own name tells of, with the steps it mentions: "sdxl_lightning_8step.safetensors"."""
     words = re.split(r"[^a-z0-9]+", source.replace("\\", "/").rstrip("/").rpartition("/")[2].lower())

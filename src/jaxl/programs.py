@@ -8,13 +8,12 @@ guidance, prompt and seed are arguments.
 
 from __future__ import annotations
 
-import os
+import math
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -29,15 +28,16 @@ from jaxl.diffusion import loop
 from jaxl.diffusion.loop import Row, Slots
 from jaxl.diffusion.noise import initial_noise
 from jaxl.diffusion.rows import COLUMNS, MAX_ROWS
-from jaxl.kernels import Kernels
+from jaxl.kernels import XLA, Kernels
 from jaxl.model import Model
 from jaxl.nn import tiny_vae, vae
 from jaxl.nn.clip import clip, emphasize
 from jaxl.nn.layers import Params
 from jaxl.nn.preview import latents_to_rgb
 from jaxl.nn.tiles import decode_tiled, encode_tiled
-from jaxl.nn.unet import unet, unet_context
-from jaxl.sharding import batch_sharding, replicated, with_sharding
+from jaxl.nn.unet import features_shape, unet, unet_context
+from jaxl.sharding import replicated, split_images, spread, with_sharding
+from jaxl.weights.quantise import layers, observing
 
 Leaf = Any  # an array on the devices or on the host, or the shape of one
 
@@ -48,7 +48,8 @@ class Bucket:
 
     `guided` programs evaluate the network twice a row (arXiv:2207.12598). `chunks` is the number of 77-token parts that
     prompts have room for. `pag_layers` are the places of perturbed-attention guidance, which takes one evaluation more
-    (arXiv:2403.17377); `freeu` programs filter the skip connections (arXiv:2309.11497).
+    (arXiv:2403.17377); `freeu` programs filter the skip connections (arXiv:2309.11497). `cached` programs keep deep
+    features for the rows that are shallow (arXiv:2312.00858).
     """
 
     batch: int
@@ -58,6 +59,7 @@ class Bucket:
     chunks: int = 1
     pag_layers: tuple[str, ...] = ()
     freeu: bool = False
+    cached: bool = False
 
     @property
     def branches(self) -> int:
@@ -160,8 +162,13 @@ def start(b: Beginning) -> Slots:
     return replace(slots, row=b.first)
 
 
-def denoise(params: Params, model: Model, bucket: Bucket, cond: Conditioning, x: Array, row: Row) -> Array:
-    """The network's output, float32, for scaled latents `x`, guided as the bucket has branches."""
+def denoise(
+    params: Params, model: Model, bucket: Bucket, cond: Conditioning, x: Array, row: Row, features: Array | None
+) -> tuple[Array, Array | None]:
+    """The network's output, float32, for scaled latents `x`, guided as the bucket has branches; and its features.
+
+    These are [B, G, *features_shape] where the bucket is `cached`, else None.
+    """
     b, g = cond.time_ids.shape[:2]
     if cond.inpaint is not None:
         x = jnp.concatenate([x, cond.inpaint], axis=-1)
@@ -170,10 +177,10 @@ def denoise(params: Params, model: Model, bucket: Bucket, cond: Conditioning, x:
     context, pooled, time_ids, lengths = jax.tree.map(
         lambda a: a.reshape(b * g, *a.shape[2:]), (cond.context, cond.pooled, cond.time_ids, cond.lengths)
     )
-    out = unet(
+    out, deep = unet(
         params,
         model.unet,
-        per_branch(x),
+        spread(per_branch(x)),
         per_branch(row["t"]),
         context,
         pooled,
@@ -183,10 +190,13 @@ def denoise(params: Params, model: Model, bucket: Bucket, cond: Conditioning, x:
         perturbed=jnp.tile(jnp.arange(g) == g - 1, b) if bucket.pag_layers else None,
         pag_layers=bucket.pag_layers,
         freeu=None if cond.freeu is None else per_branch(cond.freeu),
+        features=None if features is None else features.reshape(b * g, *features.shape[2:]),
+        shallow=None if features is None else per_branch(row["shallow"] > 0),
         kernels=model.kernels,
     )
     branches = out.astype(jnp.float32).reshape(b, g, *out.shape[1:])
-    return guide(bucket, branches, row["guidance"], row["pag"], cond.rescale)
+    guided = guide(bucket, branches, row["guidance"], row["pag"], cond.rescale)
+    return guided, None if features is None else deep.reshape(features.shape)
 
 
 def guide(bucket: Bucket, branches: Array, guidance: Array, pag: Array, rescale: Array) -> Array:
@@ -210,8 +220,22 @@ def guide(bucket: Bucket, branches: Array, guidance: Array, pag: Array, rescale:
 
 
 def advance(params: Params, model: Model, bucket: Bucket, slots: Slots, cond: Conditioning, n: Array) -> Slots:
-    """Run the next `n` rows (traced) of every slot."""
+    """Run the next `n` rows (traced) of every slot, which has features if the bucket is cached."""
     return loop.advance(partial(denoise, params, model, bucket, cond), slots, n)
+
+
+def observe(
+    params: Params, model: Model, bucket: Bucket, slots: Slots, cond: Conditioning, largest: dict[str, Array]
+) -> tuple[Slots, dict[str, Array]]:
+    """Run one row; also `largest`, by layer, raised to the greatest magnitude that went into each of those layers."""
+    model = replace(model, kernels=XLA)  # which has derivatives
+
+    def run(largest: dict[str, Array]) -> tuple[Array, Slots]:
+        after = loop.advance(partial(denoise, observing(params, largest), model, bucket, cond), slots, 1)
+        return after.latents.sum(), after
+
+    seen, after = jax.grad(run, has_aux=True)(largest)
+    return after, jax.tree.map(jnp.maximum, seen, largest)
 
 
 def encode_image(params: Params, model: Model, images: Array, tile: int | None = None) -> Array:
@@ -239,7 +263,7 @@ def decode(
     """
 
     def some(latents: Array) -> tuple[Array, Array, Array]:
-        images = decode_latents(params, model.vae, model.kernels, latents, tile)
+        images = decode_latents(params, model.vae, model.kernels, spread(latents), tile)
         finite = jnp.isfinite(images).all((1, 2, 3))
         images = jnp.clip(images / 2 + 0.5, 0.0, 1.0)
         return images, jnp.round(images * 255.0).astype(jnp.uint8), finite
@@ -299,7 +323,8 @@ class Programs:
 
     def trace(self, kind: str, bucket: Bucket | None = None) -> jax.stages.Traced:
         """The program traced on shapes alone, for whoever lowers and compiles it another way."""
-        return getattr(self, f"_trace_{kind}")(bucket)
+        with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):
+            return getattr(self, f"_trace_{kind}")(bucket)
 
     def begin(self, kind: str, bucket: Bucket | None = None) -> Future[Any]:
         """Begin to compile a program in a thread of its own, unless that was done before."""
@@ -316,7 +341,7 @@ class Programs:
         """The bucket without what this kind of program does not depend on, so that buckets share it."""
         if kind == "encode_text" or bucket is None:
             return None
-        if kind == "advance":
+        if kind in ("advance", "observe"):
             return bucket
         if kind == "gather":
             return Bucket(bucket.batch, 0, 0, bucket.guided, bucket.chunks, bucket.pag_layers)
@@ -340,11 +365,12 @@ class Programs:
         return run.trace(params, ids, weights, self._whole((), jnp.int32))
 
     def _trace_gather(self, bucket: Bucket) -> jax.stages.Traced:
-        run = jax.jit(gather, out_shardings=batch_sharding(self.mesh))
+        run = jax.jit(gather, out_shardings=split_images(self.mesh, bucket.batch, bucket.branches))
         return run.trace(self.shapes["unet"], self._texts(bucket))
 
     def _trace_start(self, bucket: Bucket) -> jax.stages.Traced:
-        return jax.jit(start, out_shardings=batch_sharding(self.mesh)).trace(self._beginning(bucket))
+        run = jax.jit(start, out_shardings=split_images(self.mesh, bucket.batch))
+        return run.trace(self._beginning(bucket))
 
     def _trace_encode_image(self, bucket: Bucket) -> jax.stages.Traced:
         images = self._whole((1, bucket.height, bucket.width, 3), jnp.float32)
@@ -354,28 +380,44 @@ class Programs:
         return run.trace(self.shapes["vae"], images)
 
     def _trace_advance(self, bucket: Bucket) -> jax.stages.Traced:
-        slots = with_sharding(jax.eval_shape(start, self._beginning(bucket)), batch_sharding(self.mesh))
+        slots = self._slots(bucket)
         run = jax.jit(
             lambda p, slots, cond, n: advance(p, self.model, bucket, slots, cond, n),
             donate_argnums=1,
-            out_shardings=batch_sharding(self.mesh),
+            out_shardings=jax.tree.map(lambda leaf: leaf.sharding, slots),
         )
         return run.trace(self.shapes["unet"], slots, self._conditioning(bucket), self._whole((), jnp.int32))
 
+    def _trace_observe(self, bucket: Bucket) -> jax.stages.Traced:
+        slots = self._slots(bucket)
+        run = jax.jit(
+            lambda p, *state: observe(p, self.model, bucket, *state),
+            out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, slots), replicated(self.mesh)),
+        )
+        largest = {path: self._whole((), jnp.float32) for path in layers(self.shapes["unet"])}
+        return run.trace(self.shapes["unet"], slots, self._conditioning(bucket), largest)
+
     def _trace_decode(self, bucket: Bucket) -> jax.stages.Traced:
         run = jax.jit(
-            lambda p, latents: decode(p, self.model, latents, self.mesh.size, self.tile),
-            out_shardings=batch_sharding(self.mesh),
+            lambda p, latents: decode(p, self.model, latents, math.gcd(bucket.batch, self.mesh.size), self.tile),
+            out_shardings=split_images(self.mesh, bucket.batch),
         )
         return run.trace(self.shapes["vae"], self._split(self.latents_shape(bucket)))
 
     def _trace_preview(self, bucket: Bucket) -> jax.stages.Traced:
-        run = jax.jit(lambda p, latents: preview(p, self.model, latents), out_shardings=batch_sharding(self.mesh))
+        run = jax.jit(
+            lambda p, latents: preview(p, self.model, latents), out_shardings=split_images(self.mesh, bucket.batch)
+        )
         return run.trace(self.shapes.get("preview"), self._split(self.latents_shape(bucket)))
 
     def zero_text(self) -> Text:
         """The embeddings of a text that is not given, in models that take zeros for it."""
         return jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), self._text())
+
+    def no_features(self, bucket: Bucket) -> Array | None:
+        """Features before the first row, which must not be shallow: zeros; None if the bucket is not cached."""
+        shape = self._features(bucket)
+        return None if shape is None else jnp.zeros(shape.shape, shape.dtype, device=shape.sharding)
 
     def latents_shape(self, bucket: Bucket) -> tuple[int, int, int, int]:
         factor = self.model.vae.factor
@@ -408,37 +450,39 @@ class Programs:
             mask=self._split((*latents[:3], 1)),
         )
 
+    def _slots(self, bucket: Bucket) -> Slots:
+        slots = jax.eval_shape(start, self._beginning(bucket))
+        slots = with_sharding(slots, split_images(self.mesh, bucket.batch))
+        return replace(slots, features=self._features(bucket))
+
+    def _features(self, bucket: Bucket) -> jax.ShapeDtypeStruct | None:
+        if not bucket.cached:
+            return None
+        shape = features_shape(self.model.unet, *self.latents_shape(bucket)[1:3])
+        dtype = self.shapes["unet"]["conv_in"]["weight"].dtype
+        return self._split((bucket.batch, bucket.branches, *shape), dtype, branches=bucket.branches)
+
     def _conditioning(self, bucket: Bucket) -> Conditioning:
         b, g, latents = bucket.batch, bucket.branches, self.latents_shape(bucket)
         extra = self.model.unet.in_channels - latents[-1]
         gathered = jax.eval_shape(gather, self.shapes["unet"], self._texts(bucket))
-        context, pooled = with_sharding(gathered, batch_sharding(self.mesh))
+        context, pooled = with_sharding(gathered, split_images(self.mesh, b, g))
         return Conditioning(
             context=context,
             pooled=pooled,
-            time_ids=self._split((b, g, self.model.time_ids)),
+            time_ids=self._split((b, g, self.model.time_ids), branches=g),
             rescale=self._split((b,)),
-            lengths=self._split((b, g), jnp.int32) if bucket.chunks > 1 else None,
+            lengths=self._split((b, g), jnp.int32, branches=g) if bucket.chunks > 1 else None,
             freeu=self._split((b, 4)) if bucket.freeu else None,
             inpaint=self._split((*latents[:3], extra)) if extra else None,
         )
 
-    def _split(self, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> jax.ShapeDtypeStruct:
-        """An argument whose leading axis, of images, is split over the devices."""
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(self.mesh))
+    def _split(
+        self, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32, branches: int | None = None
+    ) -> jax.ShapeDtypeStruct:
+        """An argument whose leading axis, of images, is split over the devices; or the second one, of `branches`."""
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=split_images(self.mesh, shape[0], branches))
 
     def _whole(self, shape: tuple[int, ...], dtype: DTypeLike) -> jax.ShapeDtypeStruct:
         """An argument that every device has."""
         return jax.ShapeDtypeStruct(shape, dtype, sharding=replicated(self.mesh))
-
-
-def enable_disk_cache() -> None:
-    """Keep compiled programs in a folder, so that the next process starts from them.
-
-    The folder is the one jax is configured with, else `$JAXL_CACHE_DIR`, else `jaxl` in the user's cache folder.
-    jax itself puts versions, devices and compiler flags into the keys.
-    """
-    if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue]
-        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxl"
-        jax.config.update("jax_compilation_cache_dir", os.environ.get("JAXL_CACHE_DIR") or str(home / "programs"))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)

@@ -21,8 +21,8 @@ EDM_CONFIG = SchedulerConfig(NoiseSchedule(edm=EDM()), scheduler="edm_euler")
 NAMES = ["euler", "euler_a", "ddim", "dpm++2m", "dpm++3m_sde", "heun", "dpm++sde", "dpm2_a_karras"]
 
 
-def network(x: jax.Array, row: Row) -> jax.Array:
-    return jnp.tanh(1.5 * x + row["t"][:, None, None, None] / 500 - 1) - 0.1 * x
+def network(x: jax.Array, row: Row, features: None = None) -> tuple[jax.Array, None]:
+    return jnp.tanh(1.5 * x + row["t"][:, None, None, None] / 500 - 1) - 0.1 * x, features
 
 
 run = jax.jit(lambda slots, n: advance(network, slots, n))
@@ -106,7 +106,7 @@ def test_rows_may_be_run_in_any_portions_by_one_program() -> None:
 
 
 def test_an_ended_image_stays_exactly_as_it_is_whatever_the_network_says() -> None:
-    poison = jax.jit(lambda slots, n: advance(lambda x, row: jnp.full_like(x, jnp.nan), slots, n))
+    poison = jax.jit(lambda slots, n: advance(lambda x, *_: (jnp.full_like(x, jnp.nan), None), slots, n))
     done = run(start(["dpm++2m", "euler_a"]), 10)
     np.testing.assert_array_equal(done.row, done.end)
     assert_same(poison(done, 5), done)
@@ -142,7 +142,7 @@ def test_a_row_does_what_its_columns_say(seed: int) -> None:
         past = [np.zeros(SHAPE)] * 3
         for row in range(6):
             c = dict(zip(COLUMNS, rows[image, row].astype(np.float64), strict=True))
-            predicted = np.asarray(network(jnp.float32(c["c_in"] * x)[None], {"t": jnp.float32(c["t"])[None]}))[0]
+            predicted = np.asarray(network(jnp.float32(c["c_in"] * x)[None], {"t": jnp.float32(c["t"])[None]})[0])[0]
             estimate = c["c_skip"] * x + c["c_out"] * predicted
             noise = np.asarray(step_noise(keys, np.full(2, row), SHAPE))[image]
             terms = dict(zip(MIXED, (x, saved, estimate, *past, noise), strict=True))

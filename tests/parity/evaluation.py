@@ -11,4 +11,4 @@ from jaxl.nn.unet import unet, unet_context
 def whole_unet(
     params: Any, cfg: UNetConfig, x: Any, t: Any, prompt_embeds: Any, pooled: Any, time_ids: Any, **options: Any
 ) -> jax.Array:
-    return unet(params, cfg, x, t, unet_context(params, prompt_embeds), pooled, time_ids, **options)
+    return unet(params, cfg, x, t, unet_context(params, prompt_embeds), pooled, time_ids, **options)[0]

@@ -19,6 +19,9 @@ from typing import Annotated, Any
 import typer
 
 from jaxl.cli.bench import bench
+from jaxl.cli.cache import cache
+from jaxl.cli.compile import compile_programs
+from jaxl.cli.estimate import estimate
 from jaxl.cli.generate import generate
 from jaxl.cli.machine import find_devices, memory_bytes
 from jaxl.cli.options import JsonOption, LocalOption, RevisionOption, VariantOption
@@ -41,6 +44,7 @@ FLAGS = {
     "padding_mask_crop": "--mask-padding",
     "denoising_end": "--refiner-at",
     "timestep_spacing": "--spacing",
+    "JAXL_CACHE_DIR": "JAXL_CACHE_DIR",
 }
 
 app = typer.Typer(
@@ -98,6 +102,9 @@ def _root(
 
 app.command()(generate)
 app.command()(bench)
+app.command("compile")(compile_programs)
+app.command()(cache)
+app.command()(estimate)
 
 
 @app.command()

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from jaxl.cli.machine import find_devices
+from jaxl.cli.machine import find_chips
 from jaxl.cli.options import JsonOption, LocalOption, RevisionOption, VariantOption
 from jaxl.cli.terminal import in_background, note, print_line, progress_bars, to_terminal
 from jaxl.errors import InputError, JaxlError
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from jaxl.pipeline import Pipeline, Preview, Result
     from jaxl.pipeline import Progress as ShowProgress
     from jaxl.plan import Plan
+
+# evaluations of the network for a guided image
+BRANCHES = 2
 
 # names that ask for another format than PNG
 OTHER_FORMATS = (".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".tif", ".tiff", ".webp")
@@ -94,6 +97,12 @@ def generate(
     guidance_interval: Annotated[
         str | None, typer.Option(metavar="A:B", help="Guide this part of the steps alone, such as 0.2:0.8: faster.")
     ] = None,
+    cache_interval: Annotated[
+        int | None, typer.Option(help="Run the whole U-Net every so many steps alone: faster, not quite the same.")
+    ] = None,
+    speed: Annotated[
+        str | None, typer.Option(metavar="NAME", help="exact, balanced or fast: intervals of caching and of guidance.")
+    ] = None,
     pag: Annotated[float | None, typer.Option(help="Scale of perturbed-attention guidance, such as 3.")] = None,
     freeu: Annotated[str | None, typer.Option(metavar="S1,S2,B1,B2", help="FreeU, such as 0.6,0.4,1.1,1.2.")] = None,
     eta: Annotated[
@@ -113,6 +122,10 @@ def generate(
     dtype: Annotated[
         Literal["auto", "bfloat16", "float32"], typer.Option(help="auto is float32 on a CPU, else bfloat16.")
     ] = "auto",
+    precision: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="fp8 or int8 for most of the model: faster on chips with units for them."),
+    ] = None,
     variant: VariantOption = None,
     revision: RevisionOption = None,
     local_files_only: LocalOption = False,
@@ -156,6 +169,8 @@ def generate(
         "padding_mask_crop": mask_padding,
         "guidance_rescale": guidance_rescale,
         "guidance_interval": _numbers("guidance_interval", guidance_interval, ":"),
+        "cache_interval": cache_interval,
+        "speed": speed,
         "pag_scale": pag,
         "freeu": _numbers("freeu", freeu),
         "eta": eta,
@@ -181,8 +196,12 @@ def generate(
     with progress_bars(not quiet and to_terminal()) as progress:
 
         def draw() -> tuple[Pipeline, Result, int, float]:
-            open_model = _Opener(dtype, shard_params, count, local_files_only, progress)
-            pipe = open_model(source, vae=vae, vae_tile=vae_tile, preview=preview_vae, preset=preset)
+            open_model = Opener(dtype, shard_params, count, local_files_only, progress)
+            pipe = open_model(
+                source, vae=vae, vae_tile=vae_tile, preview=preview_vae, preset=preset, precision=precision
+            )
+            if pipe.precision is not None and not quiet and not pipe.scales_file.exists():
+                note(f"measuring on {len(pipe.calibration)} prompts, once for this model, for --precision {precision}")
             asked.update(_size(size, pipe))
             second = None if refiner is None else open_model({"model": refiner}, vae=None, vae_tile=vae_tile)
             return pipe, *_draw(pipe, asked, second, progress, show)
@@ -202,7 +221,7 @@ def generate(
         found["eta"] = pipe.preset.eta
     if spacing is None and timesteps is None and sigmas is None:
         found["timestep_spacing"] = pipe.preset.timestep_spacing
-    named = {"vae": vae, "refiner": refiner, "refiner_at": refiner and refiner_at}
+    named = {"vae": vae, "precision": precision, "refiner": refiner, "refiner_at": refiner and refiner_at}
     # names alone: a folder would tell strangers about the machine
     pictures = {name: file and Path(file).name for name, file in (("image", init_image), ("mask", mask))}
     drawn = time.perf_counter()
@@ -248,8 +267,8 @@ def generate(
 
 
 @dataclass(frozen=True)
-class _Opener:
-    """Opens models without their parameters, for no more devices than there are images, or for all of them."""
+class Opener:
+    """Opens models without their parameters, for no more chips than images, or branches of one; or for all."""
 
     dtype: str
     shard_params: bool
@@ -261,15 +280,16 @@ class _Opener:
         from jaxl.pipeline import open_pipeline
         from jaxl.sharding import make_mesh
 
-        found = find_devices()
+        found = find_chips()
+        chips = found if self.shard_params else found[: max(self.images, BRANCHES)]
         if self.progress is None:
             os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
-        precise = self.dtype == "float32" or (self.dtype == "auto" and found[0].platform == "cpu")
+        precise = self.dtype == "float32" or (self.dtype == "auto" and found[0][0].platform == "cpu")
         return open_pipeline(
             **source,
             **options,
             dtype="float32" if precise else "bfloat16",
-            mesh=make_mesh(found if self.shard_params else found[: self.images]),
+            mesh=make_mesh([device for chip in chips for device in chip]),
             shard_params=self.shard_params,
             local_files_only=self.local_files_only,
         )

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-STAGES = {"load": "Loading", "compile": "Compiling", "generate": "Drawing"}
+STAGES = {"load": "Loading", "calibrate": "Measuring", "compile": "Compiling", "generate": "Drawing"}
 
 
 def in_background(work: Callable[[], T]) -> T:

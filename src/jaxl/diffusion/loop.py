@@ -10,6 +10,7 @@ import functools
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,8 @@ from jaxl.diffusion.noise import step_noise
 from jaxl.diffusion.rows import COLUMNS, MIXED
 
 Row = Mapping[str, jax.Array]  # a column's name -> its values, float32 [B]
-Denoise = Callable[[jax.Array, Row], jax.Array]
+Features = Any  # a pytree, every leaf with a leading axis of B images, or None
+Denoise = Callable[[jax.Array, Row, Features], tuple[jax.Array, Features]]
 
 
 @jax.tree_util.register_dataclass
@@ -32,6 +34,7 @@ class Slots:
     [B, R, K] (see `rows`); `row`, the next to run, and `end`, the first not to run, int32 [B]; `keys` uint32 [B, 2].
     `denoised` [B, H, W, C] is the last estimate of the result, zeros at first. `picture` and `noise` [B, H, W, C] are
     what the latents started from, and `mask` [B, H, W, 1] is 1 where they are free, 0 where they keep to the picture.
+    `features` is what the network keeps from row to row; the loop hands it on.
     """
 
     latents: jax.Array
@@ -45,6 +48,7 @@ class Slots:
     picture: jax.Array
     noise: jax.Array
     mask: jax.Array
+    features: Features = None
 
 
 def init_slots(
@@ -87,9 +91,10 @@ def init_slots(
 def advance(denoise: Denoise, slots: Slots, n: ArrayLike) -> Slots:
     """Run the next `n` rows (int32, may be traced) of every image; those at their end stay exactly as they are.
 
-    `denoise(x, row)` is the network with its conditioning and guidance: x is float32 [B, H, W, C], scaled as the
-    network wants it, `row["t"]` float32 [B] the timesteps, and it returns the prediction [B, H, W, C]. It is also
-    called for images that have ended; their prediction is dropped, so it may be anything, NaN included.
+    `denoise(x, row, features)` is the network with its conditioning and guidance: x is float32 [B, H, W, C], scaled as
+    the network wants it, `row["t"]` float32 [B] the timesteps, and it returns the prediction [B, H, W, C] and the
+    features for the next row, in the form of those it got. It is also called for images that have ended, as shallow
+    ones; their prediction is dropped, so it may be anything, NaN included.
     """
     return lax.fori_loop(0, n, lambda _, state: _run_row(denoise, state), slots)
 
@@ -102,9 +107,11 @@ def _run_row(denoise: Denoise, slots: Slots) -> Slots:
     def column(name: str) -> jax.Array:
         return row[name][:, None, None, None]
 
-    x, history = slots.latents, slots.history
-    prediction = denoise(column("c_in") * x, row).astype(jnp.float32)
-    denoised = column("c_skip") * x + column("c_out") * prediction
+    x, history, live = slots.latents, slots.history, slots.row < slots.end
+    # so that an image that has ended does not make the others wait for what is deep
+    row["shallow"] = jnp.where(live, row["shallow"], 1.0)
+    prediction, features = denoise(column("c_in") * x, row, slots.features)
+    denoised = column("c_skip") * x + column("c_out") * prediction.astype(jnp.float32)
     noise = step_noise(slots.keys, slots.row, x.shape[1:])
     terms = dict(zip(MIXED, (x, slots.saved, denoised, *jnp.moveaxis(history, 1, 0), noise), strict=True))
 
@@ -114,7 +121,6 @@ def _run_row(denoise: Denoise, slots: Slots) -> Slots:
 
     known = column("known_image") * slots.picture + column("known_noise") * slots.noise
     latest = column("push_x") * x + column("push_d") * denoised
-    live = slots.row < slots.end
     pushes = live & ((row["push_x"] != 0) | (row["push_d"] != 0))
 
     def keep(new: jax.Array, old: jax.Array, where: jax.Array = live) -> jax.Array:
@@ -127,4 +133,5 @@ def _run_row(denoise: Denoise, slots: Slots) -> Slots:
         saved=keep(mix("saved"), slots.saved),
         history=keep(jnp.concatenate([latest[:, None], history[:, :2]], axis=1), history, pushes),
         row=slots.row + live.astype(jnp.int32),
+        features=features,
     )

@@ -11,7 +11,7 @@ from operator import getitem
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 from jax.typing import DTypeLike
 
 from jaxl.config import UNetConfig, check_pag_layers
@@ -102,25 +102,32 @@ def unet(
     perturbed: Array | None = None,
     pag_layers: tuple[str, ...] = (),
     freeu: Array | None = None,
+    features: Array | None = None,
+    shallow: Array | None = None,
     kernels: Kernels = XLA,
-) -> Array:
-    """Predict noise, velocity or sample, as the checkpoint was trained to.
+) -> tuple[Array, Array]:
+    """Predict noise, velocity or sample, as the checkpoint was trained to; also the features for later timesteps.
 
     x: [B, H, W, in_channels] scaled latents; t: [B] timesteps, float; context: what `unet_context` makes of the texts,
     once for all timesteps; pooled: [B, P]; time_ids: [B, 6] (original size, crop corner, target size, each height
-    first) or [B, 5] for the refiner (original size, crop corner, aesthetic score). Returns [B, H, W, out_channels] in
-    the parameters' dtype.
+    first) or [B, 5] for the refiner (original size, crop corner, aesthetic score). Returns [B, H, W, out_channels] and
+    [B, *features_shape], in the parameters' dtype.
 
     lengths: int32 [B] in 1..T, the tokens of each row of the context that are real. guidance: float32 [B], the
     guidance scale that a U-Net with `time_cond_proj_dim` was distilled with (Meng et al. 2022, arXiv:2210.03142; Luo et
     al. 2023, arXiv:2310.04378). perturbed: bool [B], the rows whose self-attention is the identity in `pag_layers`,
     static, of `cfg.pag_places` (Ahn et al. 2024, arXiv:2403.17377). freeu: float32 [B, 4], (s1, s2, b1, b2).
+    features: what an earlier call returned. shallow: bool [B], the rows that take theirs from there and run the first
+    convolution and the last layer alone; what lies between is not run at all where all rows are shallow (Ma et al.
+    2023, DeepCache, arXiv:2312.00858).
 
     Raises InputError for unknown pag_layers, ValueError for arguments that must come together and do not.
     """
     check_pag_layers(cfg, pag_layers)
     if (perturbed is not None) != bool(pag_layers):
         raise ValueError("perturbed and pag_layers need each other")
+    if (features is None) != (shallow is None):
+        raise ValueError("features and shallow need each other")
     if guidance is not None and cfg.time_cond_proj_dim is None:
         raise ValueError("guidance is given, but this U-Net does not take it (no time_cond_proj_dim)")
 
@@ -137,48 +144,65 @@ def unet(
     temb = temb + _embed(params["add_embedding"], jnp.concatenate([pooled, sizes], axis=-1))
     temb = jax.nn.silu(temb)
 
-    def res(p: Params, x: Array) -> Array:
-        return resnet(p, x, cfg.norm_num_groups, cfg.norm_eps, kernels, temb)
+    def res(p: Params, x: Array, skip: Array | None = None) -> Array:
+        return resnet(p, x, cfg.norm_num_groups, cfg.norm_eps, kernels, temb, skip)
 
     def transform(path: str, x: Array, heads: int) -> Array:
         here = any(f"{path}.".startswith(f"{layer}.") for layer in pag_layers)
         own, told = (reduce(getitem, path.split("."), tree) for tree in (params, context))
         return _transformer(own, cfg, x, told, heads, lengths, perturbed if here else None, kernels)
 
-    x = conv(params["conv_in"], x)
-    skips = [x]
-    for i, depths in enumerate(cfg.down):
-        block = params["down_blocks"][str(i)]
-        for j, depth in enumerate(depths):
-            x = res(block["resnets"][str(j)], x)
-            if depth:
-                x = transform(f"down_blocks.{i}.attentions.{j}", x, cfg.heads[i])
-            skips.append(x)
-        if "downsamplers" in block:
-            x = conv(block["downsamplers"]["0"]["conv"], x, stride=2, padding=(1, 1))
-            skips.append(x)
-
-    if cfg.mid is not None:
-        block = params["mid_block"]
-        x = res(block["resnets"]["0"], x)
-        for j in range(len(cfg.mid)):
-            x = transform(f"mid_block.attentions.{j}", x, cfg.heads[-1])
-            x = res(block["resnets"][str(j + 1)], x)
-
-    for i, depths in enumerate(cfg.up):
+    def up(i: int, j: int, x: Array, skip: Array) -> Array:
         block = params["up_blocks"][str(i)]
-        for j, depth in enumerate(depths):
-            skip = skips.pop()
-            if freeu is not None and i < 2:
-                x, skip = reweigh(x, skip, skip_scale=freeu[:, i], backbone_scale=freeu[:, 2 + i])
-            x = res(block["resnets"][str(j)], jnp.concatenate([x, skip], axis=-1))
-            if depth:
-                x = transform(f"up_blocks.{i}.attentions.{j}", x, cfg.heads[-1 - i])
-        if "upsamplers" in block:
-            x = conv(block["upsamplers"]["0"]["conv"], upsample(x, *skips[-1].shape[1:3]))
+        if freeu is not None and i < 2:
+            x, skip = reweigh(x, skip, skip_scale=freeu[:, i], backbone_scale=freeu[:, 2 + i])
+        x = res(block["resnets"][str(j)], x, skip)
+        return transform(f"up_blocks.{i}.attentions.{j}", x, cfg.heads[-1 - i]) if cfg.up[i][j] else x
+
+    *inner, last = ((i, j) for i, depths in enumerate(cfg.up) for j in range(len(depths)))
+
+    def deep(x: Array) -> Array:
+        """What enters the last layer of the last up block."""
+        skips = [x]
+        for i, depths in enumerate(cfg.down):
+            block = params["down_blocks"][str(i)]
+            for j, depth in enumerate(depths):
+                x = res(block["resnets"][str(j)], x)
+                if depth:
+                    x = transform(f"down_blocks.{i}.attentions.{j}", x, cfg.heads[i])
+                skips.append(x)
+            if "downsamplers" in block:
+                x = conv(block["downsamplers"]["0"]["conv"], x, stride=2, padding=(1, 1))
+                skips.append(x)
+        if cfg.mid is not None:
+            block = params["mid_block"]
+            x = res(block["resnets"]["0"], x)
+            for j in range(len(cfg.mid)):
+                x = transform(f"mid_block.attentions.{j}", x, cfg.heads[-1])
+                x = res(block["resnets"][str(j + 1)], x)
+        for i, j in inner:
+            x = up(i, j, x, skips.pop())
+            if j == len(cfg.up[i]) - 1:
+                sampler = params["up_blocks"][str(i)]["upsamplers"]["0"]
+                height, width = skips[-1].shape[1:3]
+                x = conv(sampler["conv"], upsample(x, height, width, kernels), kernels=kernels)
+        return x
+
+    x = conv(params["conv_in"], x)
+    if features is None or shallow is None:
+        now = deep(x)
+    else:
+        first, kept, own = x, features, shallow[:, None, None, None]
+        now = lax.cond(shallow.all(), lambda: kept, lambda: jnp.where(own, kept, deep(first)))
+    x = up(*last, now, x)
 
     x = group_norm(params["conv_norm_out"], x, cfg.norm_num_groups, cfg.norm_eps, silu=True, kernels=kernels)
-    return conv(params["conv_out"], x)
+    return conv(params["conv_out"], x), now
+
+
+def features_shape(cfg: UNetConfig, height: int, width: int) -> tuple[int, int, int]:
+    """Of the features that `unet` returns for one row of latents of this size: what enters its last layer."""
+    return height, width, cfg.channels[0]
 
 
 def unet_context(params: Params, prompt_embeds: Array) -> Params:
@@ -214,6 +238,12 @@ def guidance_sinusoids(scale: Array, dim: int) -> Array:
     frequencies = jnp.exp(-jnp.log(10000.0) / (half - 1) * jnp.arange(half, dtype=jnp.float32))
     angles = 1000.0 * (scale.astype(jnp.float32)[:, None] - 1.0) * frequencies
     return jnp.pad(jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1), ((0, 0), (0, dim % 2)))
+
+
+def gelu(x: Array) -> Array:
+    """Exact GELU (Hendrycks & Gimpel 2016, arXiv:1606.08415), in float32: by erf, which is half the work of erfc."""
+    f = x.astype(jnp.float32)
+    return (0.5 * f * (1.0 + jax.lax.erf(f * 2**-0.5))).astype(x.dtype)
 
 
 def _embed(p: Params, x: Array) -> Array:
@@ -280,15 +310,18 @@ def _transformer_block(
     lengths: Array | None,
     perturbed: Array | None,
 ) -> Array:
-    y = layer_norm(p["norm1"], tokens)
-    q, k, v = (linear(p["attn1"][name], y) for name in ("to_q", "to_k", "to_v"))
+    shape = tokens.shape
+    tokens = tokens.reshape(-1, shape[-1])  # XLA lays products of two axes out better than of three
+    norm = partial(layer_norm, kernels=kernels)
+    y = norm(p["norm1"], tokens)
+    q, k, v = (linear(p["attn1"][name], y).reshape(shape) for name in ("to_q", "to_k", "to_v"))
     y = attention(q, k, v, heads, kernels=kernels)
     if perturbed is not None:
         y = jnp.where(perturbed[:, None, None], v, y)  # each position sees itself alone
-    tokens = tokens + linear(p["attn1"]["to_out"]["0"], y)
-    q = linear(p["attn2"]["to_q"], layer_norm(p["norm2"], tokens))
+    tokens = tokens + linear(p["attn1"]["to_out"]["0"], y.reshape(tokens.shape))
+    q = linear(p["attn2"]["to_q"], norm(p["norm2"], tokens)).reshape(shape)
     y = attention(q, context["k"], context["v"], heads, lengths=lengths, kernels=kernels)
-    tokens = tokens + linear(p["attn2"]["to_out"]["0"], y)
+    tokens = tokens + linear(p["attn2"]["to_out"]["0"], y.reshape(tokens.shape))
     # GEGLU (Shazeer 2020, arXiv:2002.05202)
-    y, gate = jnp.split(linear(p["ff"]["net"]["0"]["proj"], layer_norm(p["norm3"], tokens)), 2, axis=-1)
-    return tokens + linear(p["ff"]["net"]["2"], y * jax.nn.gelu(gate, approximate=False))
+    y, gate = jnp.split(linear(p["ff"]["net"]["0"]["proj"], norm(p["norm3"], tokens)), 2, axis=-1)
+    return (tokens + linear(p["ff"]["net"]["2"], y * gelu(gate))).reshape(shape)

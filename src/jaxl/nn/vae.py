@@ -125,7 +125,8 @@ def decode(params: Params, cfg: VAEConfig, latents: Array, kernels: Kernels = XL
         for j in range(cfg.layers_per_block + 1):
             x = resnet(block["resnets"][str(j)], x, cfg.norm_num_groups, EPS, kernels)
         if "upsamplers" in block:
-            x = conv(block["upsamplers"]["0"]["conv"], upsample(x, 2 * x.shape[1], 2 * x.shape[2]))
+            x = upsample(x, 2 * x.shape[1], 2 * x.shape[2], kernels)
+            x = conv(block["upsamplers"]["0"]["conv"], x, kernels=kernels)
     x = group_norm(p["conv_norm_out"], x, cfg.norm_num_groups, EPS, silu=True, kernels=kernels)
     return conv(p["conv_out"], x).astype(jnp.float32)
 

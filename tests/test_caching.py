@@ -1,0 +1,183 @@
+"""Caching across steps: which rows are shallow, and that each image is its own whatever its neighbours do."""
+
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxl
+from jaxl.diffusion.loop import Slots
+from jaxl.diffusion.rows import COLUMNS
+from jaxl.pipeline import _Given
+from jaxl.plan import Plan, Segment
+
+SMALL: dict[str, Any] = {"width": 64, "height": 64}
+PROMPTS = ["a rocket on a purple background, noto style", "a llama", "a red apple"]
+SHALLOW = COLUMNS.index("shallow")
+
+
+def rows_of(plan: Plan) -> str:
+    """F for a full row, s for a shallow one."""
+    used = plan.rows[0, plan.first : plan.first + plan.count]
+    return "".join("Fs"[int(value)] for value in used[:, SHALLOW])
+
+
+def slots_of(pipe: Any, params: Any, plan: Plan, rows: np.ndarray, ends: list[int]) -> tuple[Slots, Any, Any]:
+    """Slots for a plan of one segment with other rows and ends, what its program is told, and the program."""
+    given = _Given(None, None, None)
+    beginning = replace(pipe._beginning(plan, given), rows=rows, end=np.array(ends, np.int32))
+    slots = pipe.programs.get("start", plan.bucket)(beginning)
+    slots = replace(slots, features=pipe.programs.no_features(plan.bucket))
+    cond = pipe._conditioning(params, plan, plan.segments[0], given, {})
+    return slots, cond, pipe.programs.get("advance", plan.bucket)
+
+
+def test_which_rows_are_shallow(tiny: Any) -> None:
+    pipe, _ = tiny
+
+    def planned(**options: Any) -> str:
+        return rows_of(pipe.plan("a cat", **{"steps": 7, **options}))
+
+    assert planned() == planned(cache_interval=1) == "FFFFFFF"
+    assert planned(cache_interval=3) == "FssFssF"
+    assert planned(cache_interval=9) == "Fssssss"
+    # both rows of a step are of one kind
+    assert planned(cache_interval=3, scheduler="heun") == "FFssssFFssssF"
+    # what is kept does not outlast a change of the program or of the text
+    assert planned(cache_interval=3, steps=10, guidance_interval=(0, 0.5)) == "FssFsFssFs"
+    assert planned(cache_interval=4, steps=10, negative_prompt="[a:b:0.3]") == "FssFsssFss"
+    picture = np.zeros((64, 64, 3), np.uint8)
+    assert planned(cache_interval=3, steps=10, image=picture, strength=0.5) == "FssFs"
+    one = pipe.plan("a cat", steps=1, cache_interval=3)
+    assert rows_of(one) == "F"
+    assert one.bucket.cached, "the number of steps would compile"
+    assert not pipe.plan("a cat", cache_interval=1).bucket.cached
+
+
+def test_speeds(tiny: Any) -> None:
+    pipe, _ = tiny
+
+    def planned(**options: Any) -> tuple[str, list[tuple[int, bool]]]:
+        plan = pipe.plan("a cat", steps=10, **options)
+        return rows_of(plan), [(segment.rows, segment.guided) for segment in plan.segments]
+
+    assert planned(speed="exact") == planned()
+    assert planned(speed="balanced") == planned(cache_interval=2)
+    assert planned(speed="fast") == planned(cache_interval=3, guidance_interval=(0, 0.6))
+    # what is given goes before it
+    assert planned(speed="fast", cache_interval=1) == planned(guidance_interval=(0, 0.6))
+    assert planned(speed="fast", cache_interval=5, guidance_interval=(0, 1)) == planned(cache_interval=5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"cache_interval": 0}, "cache_interval=0: give a whole number of at least 1"),
+        ({"cache_interval": 2.5}, "cache_interval=2.5"),
+        ({"cache_interval": [2]}, "cache_interval="),
+        ({"speed": "faster"}, "speed='faster': did you mean 'fast'"),
+        ({"speed": ["fast"]}, "speed=.*known: balanced, exact, fast"),
+        ({"speed": 2}, "speed=2: known"),
+    ],
+)
+def test_bad_values(tiny: Any, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(jaxl.InputError, match=message):
+        tiny[0].plan("a cat", **options)
+
+
+def test_a_shallow_row_where_the_last_whole_one_was_is_exact(tiny: Any) -> None:
+    """Every branch goes by its own features, with all kinds of guidance: each row is run twice, and moves once."""
+    pipe, params = tiny
+    guidance = {"pag_scale": 2.0, "freeu": (0.9, 0.2, 1.1, 1.2)}
+    options: dict[str, Any] = {**SMALL, **guidance, "steps": 3, "scheduler": "ddim"}
+    plan = pipe.plan("a llama", **options, cache_interval=2)
+    assert (plan.bucket.branches, plan.bucket.cached) == (3, True)
+
+    def draw(rows: np.ndarray, count: int) -> np.ndarray:
+        slots, cond, run = slots_of(pipe, params, plan, rows, [count])
+        return np.asarray(run(params["unet"], slots, cond, np.int32(count)).latents)
+
+    whole = plan.rows.copy()
+    whole[:, :, SHALLOW] = 0
+    exact = draw(whole, 3)
+    rows = whole.copy()
+    rows[:, 0:6:2] = rows[:, 1:6:2] = whole[:, :3]
+    stays = np.array([name.startswith(("x_", "saved_", "push_")) for name in COLUMNS])
+    rows[:, 0:6:2, stays] = 0
+    rows[:, 0:6:2, [COLUMNS.index("x_x"), COLUMNS.index("saved_saved")]] = 1
+    rows[:, 1:6:2, SHALLOW] = 1
+    np.testing.assert_allclose(draw(rows, 6), exact, atol=1e-4)
+    # and with what an earlier row kept it is another picture
+    rows[:, 2:6, SHALLOW] = 1
+    assert np.abs(draw(rows, 6) - exact).max() > 0.01
+
+
+def test_an_image_does_not_depend_on_its_neighbours_or_the_devices(tiny: Any, compilations: Any) -> None:
+    pipe, params = tiny
+    each: list[dict[str, Any]] = [
+        {"cache_interval": 3, "steps": 5, "scheduler": "euler_a"},
+        {"cache_interval": 1, "steps": 4, "scheduler": "heun"},
+        {"cache_interval": 2, "steps": 3, "scheduler": "dpm++2m"},
+    ]
+    own = [{**SMALL, "seed": seed, **options} for seed, options in enumerate(each)]
+    alone = [pipe.generate(params, p, **o, output="latents").latents for p, o in zip(PROMPTS, own, strict=True)]
+    plain = pipe.generate(params, PROMPTS[0], **{**own[0], "cache_interval": 1}, output="latents").latents
+    assert np.abs(alone[0] - plain).max() > 0.01
+    for mesh in (pipe.mesh, jaxl.make_mesh(jax.devices()[:4])):
+        other, its_params = jaxl.from_pretrained("tiny", dtype=jnp.float32, mesh=mesh, shard_params=mesh.size > 1)
+        plans = [other.plan(p, **o) for p, o in zip(PROMPTS, own, strict=True)]
+        ends = [plan.count for plan in plans]
+        together = other.plan(PROMPTS, **SMALL, seed=[0, 1, 2], cache_interval=2)
+        order = together.filled
+        together = replace(
+            together,
+            segments=(Segment(max(ends), guided=True, version=0),),
+            noise_scale=np.array([plans[i].noise_scale for i in order]),
+        )
+        rows = np.concatenate([plans[i].rows for i in order])
+        slots, cond, run = slots_of(other, its_params, together, rows, [ends[i] for i in order])
+        with compilations() as seen:
+            for n in (1, 2, 9):  # in portions, as a server would
+                slots = run(its_params["unet"], slots, cond, np.int32(n))
+        assert seen == []
+        for got, wanted in zip(np.asarray(slots.latents), alone, strict=False):
+            np.testing.assert_allclose(got, wanted[0], atol=2e-4)
+
+
+def test_step_by_step_and_nothing_compiles_for_a_value(tiny: Any, compilations: Any) -> None:
+    pipe, params = tiny
+    settings: dict[str, Any] = {**SMALL, "output": "latents", "steps": 5}
+    whole = pipe.generate(params, "a llama", **settings, cache_interval=2)
+    with compilations() as seen:
+        watched = pipe.generate(params, "a llama", **settings, cache_interval=2, callback=lambda *_: None)
+        pipe.generate(params, "a cat", **{**settings, "steps": 3}, cache_interval=7, scheduler="heun", guidance_scale=2)
+    assert seen == []
+    np.testing.assert_array_equal(whole.latents, watched.latents)
+
+
+def test_inpainting_keeps_what_the_mask_keeps(tiny: Any) -> None:
+    pipe, params = tiny
+    picture = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    mask = np.zeros((64, 64), np.uint8)
+    mask[:, 32:] = 255
+    settings: dict[str, Any] = {**SMALL, "image": picture, "mask": mask, "steps": 6, "output": "latents"}
+    got, exact = (pipe.generate(params, "a llama", **settings, cache_interval=n).latents for n in (2, 1))
+    np.testing.assert_allclose(got[:, :, :4], exact[:, :, :4], atol=1e-4)
+    assert 1e-3 < np.abs(got - exact)[:, :, 4:].max() < np.abs(exact).max()
+
+
+def test_features_have_the_dtype_of_the_compute_and_lie_with_their_images(tiny: Any) -> None:
+    pipe, _ = tiny
+    half = jaxl.Pipeline(pipe.checkpoint, dtype=jnp.bfloat16, mesh=jaxl.make_mesh())
+    bucket = half.plan(["a cat"] * 8, **SMALL, cache_interval=2).bucket
+    features = half.programs.no_features(bucket)
+    assert features is not None
+    assert (features.shape, features.dtype) == ((8, 2, 8, 8, 64), jnp.bfloat16)
+    assert {shard.data.shape[0] for shard in features.addressable_shards} == {1}
+    out = half.programs.trace("advance", bucket).out_info.features
+    assert (out.shape, out.dtype) == (features.shape, features.dtype)
+    assert half.programs.no_features(bucket.plain).shape[1] == 1  # pyright: ignore[reportOptionalMemberAccess]
+    assert half.programs.no_features(replace(bucket, cached=False)) is None
