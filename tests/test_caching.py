@@ -42,13 +42,15 @@ def test_which_rows_are_shallow(tiny: Any) -> None:
         return rows_of(pipe.plan("a cat", **{"steps": 7, **options}))
 
     assert planned() == planned(cache_interval=1) == "FFFFFFF"
-    assert planned(cache_interval=3) == "FssFssF"
-    assert planned(cache_interval=9) == "Fssssss"
+    assert planned(cache_interval=3) == "FFsFssF"
+    assert planned(cache_interval=9) == "FFsssss"
+    # the first fifth of the schedule is whole
+    assert planned(cache_interval=3, steps=20) == "FFFFssFssFssFssFssFs"
     # both rows of a step are of one kind
-    assert planned(cache_interval=3, scheduler="heun") == "FFssssFFssssF"
+    assert planned(cache_interval=3, scheduler="heun") == "FFFFssFFssssF"
     # what is kept does not outlast a change of the program or of the text
-    assert planned(cache_interval=3, steps=10, guidance_interval=(0, 0.5)) == "FssFsFssFs"
-    assert planned(cache_interval=4, steps=10, negative_prompt="[a:b:0.3]") == "FssFsssFss"
+    assert planned(cache_interval=3, steps=10, guidance_interval=(0, 0.5)) == "FFsFsFssFs"
+    assert planned(cache_interval=4, steps=10, negative_prompt="[a:b:0.3]") == "FFsFsssFss"
     picture = np.zeros((64, 64, 3), np.uint8)
     assert planned(cache_interval=3, steps=10, image=picture, strength=0.5) == "FssFs"
     one = pipe.plan("a cat", steps=1, cache_interval=3)

@@ -58,8 +58,9 @@ class Guidance(TypedDict, total=False):
 class Caching(TypedDict, total=False):
     """Less work than the exact run does; the pictures are not quite the same (docs/performance.md).
 
-    cache_interval: 1 or more; every so many steps the whole U-Net is run, on the others its first and its last layer
-        alone, with deep features from the last whole one (Ma et al. 2023, DeepCache, arXiv:2312.00858). 1 is exact.
+    cache_interval: 1 or more; after the first fifth of the schedule the whole U-Net is run every so many steps, and on
+        the others its first and its last layer alone, with deep features from the last whole one (Ma et al. 2023,
+        DeepCache, arXiv:2312.00858). 1 is exact.
     speed: "exact", "balanced" or "fast": a `cache_interval`, or that and a `guidance_interval`, where not given
         (`jaxl.presets.SPEEDS`). For runs of 20 steps and more.
     """

@@ -23,6 +23,8 @@ from jaxl.starts import Paste, Picture, default_size, read_sources, read_starts,
 from jaxl.text.tokenizer import Tokenizer
 
 PAG_LAYERS = ("mid_block",)
+# of a schedule, not to be cached: the first steps decide on what the picture shows (benchmarks/speed_and_quality.py)
+WHOLE_SHARE = 0.2
 
 
 @dataclass(frozen=True)
@@ -196,7 +198,7 @@ def make_plan(
     kinds = zip((guided_rows | perturbed_rows).tolist(), [texts.version(place) for place in places], strict=True)
     segments = tuple(Segment(len(list(run)), *kind) for kind, run in groupby(kinds))
     every = arguments.whole_number("cache_interval", options.get("cache_interval", 1), least=1)
-    shallow = _shallow(table.steps, segments, every)
+    shallow = _shallow(places, len(times), segments, every)
     own = [table.with_columns(guidance=guidance[i], pag=pag[i], shallow=shallow) for i in range(batch)]
     per_round = devices.rounds(batch)
     bucket = Bucket(
@@ -253,11 +255,14 @@ def _scales(options: Guidance, scale: Any, batch: int, times: np.ndarray) -> tup
     return np.where(inside, guidance, 1.0), np.where(inside, pag, 0.0)
 
 
-def _shallow(steps: np.ndarray, segments: Sequence[Segment], every: int) -> np.ndarray:
-    """Whether each row is shallow, bool: all but the steps that are multiples of `every`, counted in each segment."""
+def _shallow(places: np.ndarray, steps: int, segments: Sequence[Segment], every: int) -> np.ndarray:
+    """Whether each row is shallow, bool, from its step's place in the whole schedule.
+
+    Each segment begins with a whole step and has another after every so many; the schedule's first ones all are whole.
+    """
     lengths = [segment.rows for segment in segments]
-    first = steps[np.cumsum([0, *lengths[:-1]])]
-    return (steps - np.repeat(first, lengths)) % every != 0
+    first = places[np.cumsum([0, *lengths[:-1]])]
+    return ((places - np.repeat(first, lengths)) % every != 0) & (places >= WHOLE_SHARE * steps)
 
 
 def _clip_skip(model: Model, value: Any) -> int:

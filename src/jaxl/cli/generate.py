@@ -126,6 +126,9 @@ def generate(
         str | None,
         typer.Option(metavar="NAME", help="fp8 or int8 for most of the model: faster on chips with units for them."),
     ] = None,
+    kernels: Annotated[
+        Literal["auto", "xla"], typer.Option(help="How the networks compute: the platform's best, or XLA alone.")
+    ] = "auto",
     variant: VariantOption = None,
     revision: RevisionOption = None,
     local_files_only: LocalOption = False,
@@ -196,7 +199,7 @@ def generate(
     with progress_bars(not quiet and to_terminal()) as progress:
 
         def draw() -> tuple[Pipeline, Result, int, float]:
-            open_model = Opener(dtype, shard_params, count, local_files_only, progress)
+            open_model = Opener(dtype, shard_params, count, local_files_only, progress, kernels)
             pipe = open_model(
                 source, vae=vae, vae_tile=vae_tile, preview=preview_vae, preset=preset, precision=precision
             )
@@ -275,8 +278,10 @@ class Opener:
     images: int
     local_files_only: bool
     progress: ShowProgress | None
+    kernels: str = "auto"
 
     def __call__(self, source: dict[str, Any], **options: Any) -> Pipeline:
+        from jaxl.kernels import Kernels
         from jaxl.pipeline import open_pipeline
         from jaxl.sharding import make_mesh
 
@@ -284,7 +289,8 @@ class Opener:
         chips = found if self.shard_params else found[: max(self.images, BRANCHES)]
         if self.progress is None:
             os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
-        precise = self.dtype == "float32" or (self.dtype == "auto" and found[0][0].platform == "cpu")
+        platform = found[0][0].platform
+        precise = self.dtype == "float32" or (self.dtype == "auto" and platform == "cpu")
         return open_pipeline(
             **source,
             **options,
@@ -292,6 +298,7 @@ class Opener:
             mesh=make_mesh([device for chip in chips for device in chip]),
             shard_params=self.shard_params,
             local_files_only=self.local_files_only,
+            kernels=Kernels.plain(platform) if self.kernels == "xla" else None,
         )
 
 

@@ -250,7 +250,9 @@ def _embed(p: Params, x: Array) -> Array:
     return linear(p["linear_2"], jax.nn.silu(linear(p["linear_1"], x)))
 
 
-def _transformer_shapes(cfg: UNetConfig, width: int, depth: int, dtype: DTypeLike) -> Shapes:
+def transformer_block_shapes(width: int, context: int, dtype: DTypeLike) -> Shapes:
+    """The parameter tree of one block of `width` channels that attends to a text of `context` channels."""
+
     def attention_shapes(context: int) -> Shapes:
         return {
             "to_q": linear_shapes(width, width, dtype, bias=False),
@@ -259,16 +261,20 @@ def _transformer_shapes(cfg: UNetConfig, width: int, depth: int, dtype: DTypeLik
             "to_out": {"0": linear_shapes(width, width, dtype)},
         }
 
-    block = {
+    return {
         "norm1": norm_shapes(width, dtype),
         "attn1": attention_shapes(width),
         "norm2": norm_shapes(width, dtype),
-        "attn2": attention_shapes(cfg.cross_attention_dim),
+        "attn2": attention_shapes(context),
         "norm3": norm_shapes(width, dtype),
         "ff": {
             "net": {"0": {"proj": linear_shapes(width, 8 * width, dtype)}, "2": linear_shapes(4 * width, width, dtype)}
         },
     }
+
+
+def _transformer_shapes(cfg: UNetConfig, width: int, depth: int, dtype: DTypeLike) -> Shapes:
+    block = transformer_block_shapes(width, cfg.cross_attention_dim, dtype)
     project = linear_shapes(width, width, dtype) if cfg.use_linear_projection else conv_shapes(width, width, 1, dtype)
     return {
         "norm": norm_shapes(width, dtype),
@@ -295,13 +301,13 @@ def _transformer(
     blocks = p["transformer_blocks"]
     for i in map(str, range(len(blocks))):
         told = context["transformer_blocks"][i]["attn2"]
-        tokens = _transformer_block(blocks[i], tokens, told, heads, kernels, lengths, perturbed)
+        tokens = transformer_block(blocks[i], tokens, told, heads, kernels, lengths, perturbed)
     return linear(p["proj_out"], tokens).reshape(x.shape) + x
 
 
 # Compiled as part of the program around it; `jit` here means that blocks of the same shapes are traced once, not each.
 @partial(jax.jit, static_argnums=(3, 4))
-def _transformer_block(
+def transformer_block(
     p: Params,
     tokens: Array,
     context: Params,
