@@ -325,7 +325,7 @@ class Pipeline:
             raise InputError("precision", self.precision.name, "only exact parameters are saved; load without it")
         tokenizers = {TOKENIZERS[encoder]: tokenizer.save for encoder, tokenizer in self.tokenizers.items()}
         configs, own = ({k: v for k, v in each.items() if k != "preview"} for each in (self.checkpoint.configs, params))
-        save_checkpoint(Path(folder), configs, {**own, "unet": without_winograd(own["unet"])}, tokenizers)
+        save_checkpoint(Path(folder), configs, own, tokenizers)
 
     def bucket(
         self, images: int, height: int | None = None, width: int | None = None, *, guided: bool = True

@@ -16,6 +16,7 @@ from jaxl.errors import OutputError
 from jaxl.weights.folder import weight_file
 from jaxl.weights.layout import flatten, rearranged, to_torch
 from jaxl.weights.store import write_safetensors
+from jaxl.weights.winograd import without_winograd
 
 
 def save_checkpoint(
@@ -24,10 +25,10 @@ def save_checkpoint(
     params: Mapping[str, Mapping[str, Any]],
     tokenizers: Mapping[str, Callable[[Path], None]],
 ) -> None:
-    """Write configs, parameters (in their own dtype) and tokenizers; one tensor is on the host at a time.
+    """Write configs, parameters (in their own dtype, as checkpoints have them) and tokenizers.
 
-    Everything is written in or near `folder` first and then moved there. Raises OutputError if `folder` exists and is
-    not empty, or if writing fails; nothing is left behind then.
+    One tensor is on the host at a time. Everything is written in or near `folder` first and then moved there. Raises
+    OutputError if `folder` exists and is not empty, or if writing fails; nothing is left behind then.
     """
     try:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -64,7 +65,7 @@ def _write(
     for component, tree in params.items():
         (folder / component).mkdir()
         _write_json(folder / component / "config.json", configs[component])
-        leaves = flatten(tree)
+        leaves = flatten(without_winograd(tree))
         axes = {key: to_torch(key, leaf.shape) for key, leaf in leaves.items()}
         entries = {
             key: (np.dtype(leaf.dtype), tuple(leaf.shape[axis] for axis in axes[key])) for key, leaf in leaves.items()
