@@ -67,11 +67,11 @@ def test_speeds(tiny: Any) -> None:
         return rows_of(plan), [(segment.rows, segment.guided) for segment in plan.segments]
 
     assert planned(speed="exact") == planned()
-    assert planned(speed="balanced") == planned(cache_interval=2)
-    assert planned(speed="fast") == planned(cache_interval=3, guidance_interval=(0, 0.6))
+    assert planned(speed="balanced") == planned(cache_interval=3)
+    assert planned(speed="fast") == planned(cache_interval=5, guidance_interval=(0, 0.8))
     # what is given goes before it
-    assert planned(speed="fast", cache_interval=1) == planned(guidance_interval=(0, 0.6))
-    assert planned(speed="fast", cache_interval=5, guidance_interval=(0, 1)) == planned(cache_interval=5)
+    assert planned(speed="fast", cache_interval=1) == planned(guidance_interval=(0, 0.8))
+    assert planned(speed="fast", cache_interval=4, guidance_interval=(0, 1)) == planned(cache_interval=4)
 
 
 @pytest.mark.parametrize(

@@ -364,7 +364,7 @@ def test_every_mode(capsys: pytest.CaptureFixture[str], tiny: Any) -> None:
             "guidance_rescale": 0.5,
         },
         ("--pag", "2", "--freeu", "0.6,0.4,1.1,1.2"): {"pag_scale": 2.0, "freeu": (0.6, 0.4, 1.1, 1.2)},
-        ("--speed", "balanced", "--cache-interval", "3"): {"speed": "balanced", "cache_interval": 3},
+        ("--speed", "balanced", "--cache-interval", "2"): {"speed": "balanced", "cache_interval": 2},
         ("--scheduler", "DPM++ SDE Karras", "--eta", "0.5"): {"scheduler": "dpm++sde_karras", "eta": 0.5},
     }
     for options, mode in modes.items():

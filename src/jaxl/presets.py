@@ -52,8 +52,8 @@ def preset(name: str) -> Preset:
 # how much of a run is guided, and how much of it is whole; benchmarks/speed_and_quality.py says what they cost
 SPEEDS: Mapping[str, Mapping[str, Any]] = {
     "exact": {},
-    "balanced": {"cache_interval": 2},
-    "fast": {"cache_interval": 3, "guidance_interval": (0.0, 0.6)},
+    "balanced": {"cache_interval": 3},
+    "fast": {"cache_interval": 5, "guidance_interval": (0.0, 0.8)},
 }
 
 
