@@ -53,7 +53,7 @@ def test_one_network_call(tiny: Any, golden: Golden) -> None:
     sizes = np.tile(np.float32([256, 256, 0, 0, 256, 256]), (4, 1))
     t = np.full(4, 501, np.float32)
     context = unet_context(params["unet"], golden["prompt_embeds"])
-    got = jax.jit(unet, static_argnums=1)(
+    got, _ = jax.jit(unet, static_argnums=1)(
         params["unet"], pipe.model.unet, nhwc(golden["noise"]), t, context, golden["pooled"], sizes
     )
     assert relative_error(got, nhwc(golden["unet_at_501"])) < 2e-5
