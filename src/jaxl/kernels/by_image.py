@@ -13,10 +13,11 @@ from jax.sharding import PartitionSpec
 def by_image(kernel: Callable[..., Any], images: tuple[Array, ...], whole: tuple[Array, ...] = ()) -> Any:
     """`kernel(*images, *whole)`, where the leading axis of `images` and of all results is that of images.
 
-    Under `jax.sharding.use_abstract_mesh` it is split over the devices if it divides evenly; else each does all.
+    Under `jax.sharding.use_abstract_mesh` it is split over the devices if it divides evenly; else each does all. In a
+    `jax.shard_map` it is split already.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1:
+    if mesh.empty or mesh.size == 1 or mesh.manual_axes:
         return kernel(*images, *whole)
     own = PartitionSpec(mesh.axis_names if images[0].shape[0] % mesh.size == 0 else None)
     specs = (own,) * len(images) + (PartitionSpec(),) * len(whole)
