@@ -70,13 +70,9 @@ def main() -> None:
 
     table = {}
     for name in names:
-        quality = compare(images[None], images[name])
         params = loaded[name][1]["unet"]
         table[name or "exact"] = {
-            "psnr_median": float(np.median(quality.psnr)),
-            "psnr_least": float(quality.psnr.min()),
-            "ssim_median": float(np.median(quality.ssim)),
-            "ssim_least": float(quality.ssim.min()),
+            **compare(images[None], images[name]).summary(),
             "retrieval": float(retrieval(images[name], references).mean()),
             "unet_mib": sum(leaf.nbytes for leaf in jax.tree.leaves(params)) / 2**20,
             "seconds": float(np.median(seconds[name])),

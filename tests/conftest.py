@@ -11,8 +11,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # programs that several tests compile are compiled once, but never taken from an earlier run
 os.environ.setdefault("JAXL_CACHE_DIR", tempfile.mkdtemp(prefix="jaxl-programs-"))
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import jax
@@ -32,18 +30,6 @@ def tiny() -> tuple[Any, Any]:
 def compilations() -> Any:
     """A context manager that yields a list which grows by one name for each program XLA compiles or reads from disk."""
 
-    @contextmanager
-    def count() -> Iterator[list[str]]:
-        seen: list[str] = []
+    from jaxl.bench.measure import compilations
 
-        def listen(event: str, duration: float, **_: Any) -> None:
-            if event == "/jax/core/compile/backend_compile_duration":
-                seen.append(event)
-
-        jax.monitoring.register_event_duration_secs_listener(listen)
-        try:
-            yield seen
-        finally:
-            jax.monitoring.unregister_event_duration_listener(listen)
-
-    return count
+    return compilations

@@ -12,7 +12,7 @@ PACKAGE = Path(jaxl.__file__).parent
 # from the bottom up; a module may import from lower lines and from its own entry, never from a higher line
 LAYERS = (
     ("errors",),
-    ("config", "presets", "shapes"),
+    ("config", "presets", "shapes", "files"),
     ("kernels",),
     ("nn", "diffusion", "text"),
     ("model", "weights"),

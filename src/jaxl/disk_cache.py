@@ -21,6 +21,7 @@ import filelock
 import jax
 
 from jaxl.errors import InputError
+from jaxl.files import user_folder
 
 MAX_BYTES = 2**33
 
@@ -39,7 +40,7 @@ def enable_disk_cache() -> None:
         return
     named = os.environ.get("JAXL_CACHE_DIR")
     try:
-        folder = _private_folder(Path(named) if named else _user_folder())
+        folder = _private_folder(Path(named) if named else user_folder() / "programs")
     except (OSError, RuntimeError) as error:  # the latter where nobody knows the user's home
         problem = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error)
         if named:
@@ -84,10 +85,6 @@ def remove_incomplete(folder: Path) -> None:
 def _lock(folder: Path) -> filelock.FileLock:
     """The lock that jax holds while it reads or writes."""
     return filelock.FileLock(folder / ".lockfile")
-
-
-def _user_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxl" / "programs"
 
 
 def _private_folder(folder: Path) -> Path:

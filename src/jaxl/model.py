@@ -110,6 +110,10 @@ class Model:
             return PRESETS["playground"]
         return PRESETS["sdxl"]
 
+    def vae_dtype(self, dtype: DTypeLike) -> DTypeLike:
+        """That of the autoencoder beside networks of `dtype`: float32 if its config has `force_upcast`."""
+        return jnp.float32 if isinstance(self.vae, VAEConfig) and self.vae.force_upcast else dtype
+
     def shapes(self, dtype: DTypeLike = jnp.bfloat16, vae_dtype: DTypeLike | None = None) -> dict[str, Shapes]:
         """The parameter tree of each component, as `jax.ShapeDtypeStruct`; autoencoders may have their own dtype."""
         return {

@@ -26,7 +26,6 @@ from PIL import Image
 
 from jaxl import arguments, presets
 from jaxl.arguments import Options
-from jaxl.config import VAEConfig
 from jaxl.diffusion.loop import Slots
 from jaxl.diffusion.noise import image_key
 from jaxl.disk_cache import enable_disk_cache
@@ -236,8 +235,7 @@ class Pipeline:
         )
         sizes = [arguments.whole_number("batch_sizes", size, least=1) for size in batch_sizes]
         self.devices = Devices(mesh.size, sizes)
-        upcast = isinstance(self.model.vae, VAEConfig) and self.model.vae.force_upcast
-        shapes = self.model.shapes(dtype, vae_dtype or (jnp.float32 if upcast else dtype))
+        shapes = self.model.shapes(dtype, vae_dtype or self.model.vae_dtype(dtype))
         if vae_tile is not None:
             arguments.image_size("vae_tile", vae_tile, 0, self.model.vae.factor)
 
@@ -280,9 +278,9 @@ class Pipeline:
             if largest is None:
                 largest = self.exact.calibrate(params, self.calibration, progress)
                 write_scales(self.scales_file, largest)
-            leaves = flatten(without_winograd(params.pop("unet")))
-            quantised = quantise_params(leaves, largest, self.precision, unet)
-            return {"unet": with_winograd(quantised, unet), **params}
+            wanted = flatten(unet)  # no transformed weights of convolutions that are quantised
+            leaves = {key: leaf for key, leaf in flatten(params.pop("unet")).items() if key in wanted}
+            return {"unet": quantise_params(leaves, largest, self.precision, unet), **params}
         shapes = {**self.programs.shapes, "unet": without_winograd(unet)}
         shardings = {name: {key: leaf.sharding for key, leaf in flatten(tree).items()} for name, tree in shapes.items()}
         params = load_params(

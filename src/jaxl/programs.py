@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from functools import partial
@@ -38,6 +38,9 @@ from jaxl.nn.tiles import decode_tiled, encode_tiled
 from jaxl.nn.unet import features_shape, unet, unet_context
 from jaxl.sharding import replicated, split_images, spread, with_sharding
 from jaxl.weights.quantise import layers, observing
+
+# The programs that make a picture, those that take longest to compile first.
+KINDS = ("advance", "decode", "encode_text", "gather", "start")
 
 Leaf = Any  # an array on the devices or on the host, or the shape of one
 
@@ -311,11 +314,9 @@ class Programs:
         self._futures: dict[tuple[str, Bucket | None], Future[Any]] = {}
         self._lock = threading.Lock()
 
-    def compile(
-        self, bucket: Bucket, kinds: Sequence[str] = ("advance", "decode", "encode_text", "gather", "start")
-    ) -> list[Future[Any]]:
-        """Begin to compile these programs of a bucket, each in a thread of its own, the longest first."""
-        return [self.begin(kind, bucket) for kind in kinds]
+    def compile(self, bucket: Bucket) -> list[Future[Any]]:
+        """Begin to compile the programs of a bucket, each in a thread of its own: those of KINDS, in that order."""
+        return [self.begin(kind, bucket) for kind in KINDS]
 
     def get(self, kind: str, bucket: Bucket | None = None) -> Callable[..., Any]:
         """The compiled program, waiting for it if need be. It takes the function's arguments less the static ones."""

@@ -31,9 +31,8 @@ def use_cores() -> None:
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     config: Any = jax.config
-    if config.jax_num_cpu_devices == -1 and "xla_force_host_platform_device_count" not in os.environ.get(
-        "XLA_FLAGS", ""
-    ):
+    forced = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    if config.jax_num_cpu_devices == -1 and not forced:
         with suppress(RuntimeError):  # JAX has started
             config.update("jax_num_cpu_devices", min(2, cores))
 
@@ -65,8 +64,13 @@ def spread(x: jax.Array) -> jax.Array:
     XLA finds the rows' neighbours; where neither divides evenly, every device does all.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    axes = [] if mesh.empty or mesh.manual_axes else [axis for axis in (0, 1) if x.shape[axis] % mesh.size == 0]
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(*[None] * axes[0], AXIS)) if axes else x
+    if mesh.empty or mesh.manual_axes:
+        return x
+    if x.shape[0] % mesh.size == 0:
+        return jax.lax.with_sharding_constraint(x, PartitionSpec(AXIS))
+    if x.shape[1] % mesh.size == 0:
+        return jax.lax.with_sharding_constraint(x, PartitionSpec(None, AXIS))
+    return x
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -6,22 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from families import BASE, FAMILIES
+from evaluation import SMALL, small_inputs, small_params
+from families import FAMILIES
 
 from jaxl.config import UNetConfig
 from jaxl.nn.unet import features_shape, unet, unet_context, unet_shapes
 
-CFG = UNetConfig.from_json(
-    BASE
-    | {
-        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
-        "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
-        "block_out_channels": [32, 64],
-        "attention_head_dim": [1, 2],
-        "layers_per_block": 1,
-        "transformer_layers_per_block": 1,
-    }
-)
+CFG = SMALL
 
 
 @jax.jit
@@ -31,24 +22,12 @@ def run(params: Any, x: Any, t: Any, prompt_embeds: Any, *given: Any, **options:
 
 @pytest.fixture(scope="module")
 def params() -> Any:
-    rng = np.random.default_rng(0)
-
-    def weights(shape: jax.ShapeDtypeStruct) -> np.ndarray:
-        return rng.standard_normal(shape.shape, np.float32) / np.sqrt(np.prod(shape.shape[:-1]))
-
-    return jax.tree.map(weights, unet_shapes(CFG))
+    return small_params()
 
 
 @pytest.fixture(scope="module")
 def given() -> tuple[np.ndarray, ...]:
-    rng = np.random.default_rng(1)
-    return (
-        rng.standard_normal((3, 16, 12, 4), np.float32),
-        np.array([999.0, 20.5, 500.0], np.float32),
-        rng.standard_normal((3, 10, 48), np.float32),
-        rng.standard_normal((3, 24), np.float32),
-        rng.uniform(0, 1024, (3, 6)).astype(np.float32),
-    )
+    return small_inputs(16, 12)
 
 
 def close(got: Any, wanted: Any) -> bool:

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from evaluation import whole_unet
-from families import BASE, FAMILIES, LCM
+from evaluation import SMALL, small_inputs, small_params, whole_unet
+from families import FAMILIES, LCM
 
 from jaxl.config import UNetConfig, check_pag_layers
 from jaxl.errors import InputError
@@ -17,41 +17,19 @@ from jaxl.kernels.attention import attention
 from jaxl.nn.unet import unet_shapes
 from jaxl.weights.layout import flatten
 
-CFG = UNetConfig.from_json(
-    BASE
-    | {
-        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
-        "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
-        "block_out_channels": [32, 64],
-        "attention_head_dim": [1, 2],
-        "layers_per_block": 1,
-        "transformer_layers_per_block": 1,
-    }
-)
+CFG = SMALL
 PLACES = ("mid_block", "up_blocks.0.attentions.1")
 RUN = jax.jit(whole_unet, static_argnums=1, static_argnames="pag_layers")
 
 
 @pytest.fixture(scope="module")
 def params() -> Any:
-    rng = np.random.default_rng(0)
-
-    def weights(shape: jax.ShapeDtypeStruct) -> np.ndarray:
-        return rng.standard_normal(shape.shape, np.float32) / np.sqrt(np.prod(shape.shape[:-1]))
-
-    return jax.tree.map(weights, unet_shapes(CFG))
+    return small_params()
 
 
 @pytest.fixture(scope="module")
 def given() -> tuple[np.ndarray, ...]:
-    rng = np.random.default_rng(1)
-    return (
-        rng.standard_normal((3, 16, 16, 4), np.float32),
-        np.array([999.0, 20.5, 500.0], np.float32),
-        rng.standard_normal((3, 10, 48), np.float32),
-        rng.standard_normal((3, 24), np.float32),
-        rng.uniform(0, 1024, (3, 6)).astype(np.float32),
-    )
+    return small_inputs(16, 16)
 
 
 @pytest.fixture(scope="module")

@@ -1,11 +1,46 @@
-"""The U-Net called as diffusers' is: with the texts' embeddings, whose keys and values are made on the way."""
+"""A small U-Net with random weights, called as diffusers' is: keys and values of the texts are made on the way."""
 
 from typing import Any
 
 import jax
+import numpy as np
+from families import BASE
 
 from jaxl.config import UNetConfig
-from jaxl.nn.unet import unet, unet_context
+from jaxl.nn.unet import unet, unet_context, unet_shapes
+
+SMALL = UNetConfig.from_json(
+    BASE
+    | {
+        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
+        "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
+        "block_out_channels": [32, 64],
+        "attention_head_dim": [1, 2],
+        "layers_per_block": 1,
+        "transformer_layers_per_block": 1,
+    }
+)
+
+
+def small_params() -> Any:
+    rng = np.random.default_rng(0)
+
+    def weights(shape: jax.ShapeDtypeStruct) -> np.ndarray:
+        return rng.standard_normal(shape.shape, np.float32) / np.sqrt(np.prod(shape.shape[:-1]))
+
+    return jax.tree.map(weights, unet_shapes(SMALL))
+
+
+def small_inputs(height: int, width: int) -> tuple[np.ndarray, ...]:
+    """Three rows: latents, timesteps, prompt_embeds, pooled, time_ids."""
+    rng = np.random.default_rng(1)
+    return (
+        rng.standard_normal((3, height, width, 4), np.float32),
+        np.array([999.0, 20.5, 500.0], np.float32),
+        rng.standard_normal((3, 10, 48), np.float32),
+        rng.standard_normal((3, 24), np.float32),
+        rng.uniform(0, 1024, (3, 6)).astype(np.float32),
+    )
 
 
 def whole_unet(

@@ -180,8 +180,7 @@ def make_report(request: Request, tell: Callable[[str], None]) -> dict[str, Any]
     mesh = make_mesh(devices)
     configs = _configs(request.model)
     model = Model.from_configs(configs, Kernels.of_device(devices[0]))
-    upcast = bool(configs["vae"].get("force_upcast"))
-    vae_dtype = request.vae_dtype or ("float32" if upcast else "bfloat16")
+    vae_dtype = request.vae_dtype or jnp.dtype(model.vae_dtype(jnp.bfloat16)).name
     shapes = place_parameters(model.shapes(jnp.bfloat16, vae_dtype), mesh, split=request.split)
     programs = Programs(model, mesh, shapes)
     width, height = request.width or model.default_size, request.height or model.default_size

@@ -15,7 +15,7 @@ import jax
 from jaxl.bench.memory import peak_memory
 from jaxl.bench.peers import Peer
 from jaxl.bench.workload import PROMPT, Spread, Stages, Workload
-from jaxl.errors import JaxlError
+from jaxl.errors import JaxlError, is_out_of_memory
 from jaxl.pipeline import Params, Pipeline, Progress
 from jaxl.plan import Plan
 
@@ -171,7 +171,7 @@ def _measure(
         with compilations() as compiled:
             measured = in_turns(runners, runs, tick)
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
-        if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+        if not is_out_of_memory(error):
             raise
         raise JaxlError(f"out of memory for {workload}; measure fewer or smaller images") from error
     own = measured.pop("jaxl")

@@ -22,6 +22,15 @@ class Quality:
     psnr: np.ndarray
     ssim: np.ndarray
 
+    def summary(self) -> dict[str, float]:
+        """The median and the least of each."""
+        return {
+            "psnr_median": float(np.median(self.psnr)),
+            "psnr_least": float(self.psnr.min()),
+            "ssim_median": float(np.median(self.ssim)),
+            "ssim_least": float(self.ssim.min()),
+        }
+
 
 def compare(exact: np.ndarray, other: np.ndarray) -> Quality:
     """Picture by picture."""

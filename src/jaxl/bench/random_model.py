@@ -15,6 +15,7 @@ import ml_dtypes
 import numpy as np
 
 from jaxl.errors import InputError, OutputError, nearest
+from jaxl.files import cache_folder
 from jaxl.model import Model
 from jaxl.presets import SDXL_BASE
 from jaxl.text.tokenizer import Tokenizer
@@ -41,8 +42,7 @@ def random_folder(name: str) -> Path:
     """
     if name not in MODELS:
         raise InputError("model", f"random:{name}", nearest(name, MODELS))
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxl"
-    return Path(os.environ.get("JAXL_CACHE_DIR") or home) / "random" / f"{name}-{SEED}"
+    return cache_folder("random") / f"{name}-{SEED}"
 
 
 def ensure_random_model(name: str) -> Path:

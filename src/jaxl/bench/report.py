@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import secrets
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxl.bench.prices import Price, price_of
-from jaxl.errors import InputError, OutputError
+from jaxl.errors import InputError
 
 if TYPE_CHECKING:
     from jaxl.bench.measure import Row
@@ -159,20 +158,6 @@ def markdown(results: Results, plots: Sequence[str] = ()) -> str:
         for price in used.values()
     ]
     return "\n\n".join(parts) + "\n"
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file, whole or not at all, into a folder that is made if need be. Raises OutputError."""
-    temporary = path.with_name(f".jaxl-{secrets.token_hex(8)}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            temporary.write_text(text, encoding="utf-8")
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
 def _row(row: Row, startup: Startup | None) -> dict[str, Any]:

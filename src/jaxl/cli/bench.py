@@ -17,7 +17,7 @@ import typer
 
 from jaxl.bench.workload import PROMPT, Workload, combinations
 from jaxl.cli.machine import find_chips
-from jaxl.cli.options import JsonOption
+from jaxl.cli.options import JsonOption, read_size
 from jaxl.cli.terminal import in_background, note, print_line, progress_bars, to_terminal
 from jaxl.errors import InputError, JaxlError
 
@@ -303,7 +303,8 @@ def _print_table(table: Table) -> None:
 def _write(folder: Path, results: Results) -> None:
     """Write results.json, results.md and the plots into the folder."""
     from jaxl.bench.plots import write_plots
-    from jaxl.bench.report import markdown, write_text
+    from jaxl.bench.report import markdown
+    from jaxl.files import write_text
 
     plots = write_plots(folder, results)
     write_text(folder / "results.md", markdown(results, plots))
@@ -311,10 +312,10 @@ def _write(folder: Path, results: Results) -> None:
 
 
 def _size(text: str) -> tuple[int, int]:
-    match = re.fullmatch(r"([0-9]{1,6})[xX]([0-9]{1,6})", text)
-    if match is None:
+    size = read_size(text)
+    if size is None:
         raise InputError("size", text, "give WIDTHxHEIGHT in pixels, such as 1024x768, with commas between several")
-    return int(match[1]), int(match[2])
+    return size
 
 
 def _counts(argument: str, text: str) -> list[int]:

@@ -14,17 +14,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from jaxl.cli.generate import Opener
-from jaxl.cli.options import JsonOption, LocalOption, RevisionOption, VariantOption
+from jaxl.cli.options import JsonOption, LocalOption, RevisionOption, VariantOption, read_size
 from jaxl.cli.terminal import in_background, print_line, progress_bars, to_terminal
-from jaxl.errors import InputError, JaxlError
+from jaxl.errors import InputError, JaxlError, is_out_of_memory
 
 # jax, and what imports it, is imported when there is something to compile, so that help and usage errors come at once
 if TYPE_CHECKING:
     from jaxl.pipeline import Pipeline
     from jaxl.pipeline import Progress as ShowProgress
     from jaxl.programs import Bucket
-
-KINDS = ("advance", "decode", "encode_text", "gather", "start")
 
 
 def compile_programs(
@@ -136,18 +134,20 @@ def _ready(work: list[tuple[Pipeline, Bucket]], progress: ShowProgress | None, r
     """What `_compile` gives; `read` are the names of the threads that found theirs in the cache."""
     import jax
 
+    from jaxl.programs import KINDS
+
     done, total = 0, len(work) * len(KINDS)
     known: set[Future[Any]] = set()
     for pipe, bucket in work:
         began = time.perf_counter()
         read.clear()
-        for kind, future in zip(KINDS, pipe.programs.compile(bucket, KINDS), strict=True):
+        for kind, future in zip(KINDS, pipe.programs.compile(bucket), strict=True):
             if progress is not None:
                 progress("compile", done, total)
             try:
                 future.result()
             except jax.errors.JaxRuntimeError as error:
-                if "RESOURCE_EXHAUSTED" not in str(error):
+                if not is_out_of_memory(error):
                     raise
                 what = f"{bucket.batch} images of {bucket.width}x{bucket.height}"
                 raise JaxlError(f"{kind} of {what} does not fit into the memory; give fewer or smaller ones") from error
@@ -174,10 +174,10 @@ def _sizes(text: str | None) -> list[tuple[int | None, int | None]]:
     """Widths and heights, each once; the model's own are None."""
     if text is None:
         return [(None, None)]
-    matches = [re.fullmatch(r"([0-9]{1,6})[xX]([0-9]{1,6})", part) for part in text.split(",")]
-    if not all(matches):
+    sizes = [read_size(part) for part in text.split(",")]
+    if None in sizes:
         raise InputError("sizes", text, "give WIDTHxHEIGHT in pixels, such as 1024x768, with commas between several")
-    return list(dict.fromkeys((int(match[1]), int(match[2])) for match in matches if match))
+    return list(dict.fromkeys(size for size in sizes if size))
 
 
 def _batches(text: str) -> list[int]:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
-from jaxl.cli.options import JsonOption
+from jaxl.cli.options import JsonOption, read_size
 from jaxl.cli.terminal import in_background, note, print_line
 from jaxl.errors import InputError
 
@@ -91,7 +90,7 @@ def estimate(
     for line in lines:
         print_line(line)
     if output is not None:
-        from jaxl.bench.report import write_text
+        from jaxl.files import write_text
 
         write_text(output / "estimate.md", "\n".join(["```", *lines, "```", ""]))
         write_text(output / "estimate.json", json.dumps(report, indent=1) + "\n")
@@ -161,10 +160,9 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str
 
 
 def _size(text: str) -> tuple[int, int]:
-    match = re.fullmatch(r"([0-9]{1,6})[xX]([0-9]{1,6})", text)
-    if match is None:
+    size = read_size(text)
+    if size is None:
         raise InputError("size", text, "give WIDTHxHEIGHT in pixels, such as 1024x768")
-    width, height = int(match[1]), int(match[2])
-    if not width or not height or width % 64 or height % 64:
+    if not all(size) or any(pixels % 64 for pixels in size):
         raise InputError("size", text, "give multiples of 64")
-    return width, height
+    return size

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import re
 import secrets
 import time
 from collections.abc import Callable
@@ -16,9 +15,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from jaxl.cli.machine import find_chips
-from jaxl.cli.options import JsonOption, LocalOption, RevisionOption, VariantOption
+from jaxl.cli.options import JsonOption, LocalOption, RevisionOption, VariantOption, read_size
 from jaxl.cli.terminal import in_background, note, print_line, progress_bars, to_terminal
-from jaxl.errors import InputError, JaxlError
+from jaxl.errors import InputError, JaxlError, is_out_of_memory
 
 # jax, and what imports it, is imported when there is something to draw, so that help and usage errors come at once
 if TYPE_CHECKING:
@@ -333,7 +332,7 @@ def _draw(
         second = _refine(refiner, asked, half.latents)
         return refiner.run(its_params, second, preview=preview, progress=progress), plan.steps, loading
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
-        if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+        if not is_out_of_memory(error):
             raise
         raise JaxlError(
             f"out of memory for {bucket.batch} images of {bucket.width}x{bucket.height}; "
@@ -363,10 +362,10 @@ def _size(size: str | None, pipe: Pipeline) -> dict[str, int | None]:
     if ":" in size:
         width, height = aspect_bucket("size", size, pipe.model.default_size)
         return {"width": width, "height": height}
-    match = re.fullmatch(r"([0-9]{1,6})[xX]([0-9]{1,6})", size)
-    if match is None:
+    pixels = read_size(size)
+    if pixels is None:
         raise InputError("size", size, "give WIDTHxHEIGHT in pixels, such as 1024x768, or an aspect, such as 16:9")
-    return {"width": int(match[1]), "height": int(match[2])}
+    return {"width": pixels[0], "height": pixels[1]}
 
 
 def _numbers(argument: str, text: str | None, mark: str = ",") -> list[float] | None:

@@ -1,7 +1,8 @@
-"""Options that several commands have."""
+"""Options that several commands have, and how they are read."""
 
 from __future__ import annotations
 
+import re
 from typing import Annotated
 
 import typer
@@ -10,3 +11,9 @@ VariantOption = Annotated[str | None, typer.Option(metavar="NAME", help="Of the 
 RevisionOption = Annotated[str | None, typer.Option(metavar="NAME", help="Branch, tag or commit on the hub.")]
 LocalOption = Annotated[bool, typer.Option("--local-files-only", help="Use what was downloaded before, no network.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
+
+
+def read_size(text: str) -> tuple[int, int] | None:
+    """Width and height of a text such as 1024x768, or None where it is not like that."""
+    match = re.fullmatch(r"([0-9]{1,6})[xX]([0-9]{1,6})", text)
+    return (int(match[1]), int(match[2])) if match else None

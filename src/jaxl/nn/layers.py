@@ -107,13 +107,13 @@ def normalised_conv(
 def layer_norm(p: Params, x: Array, eps: float = 1e-5, kernels: Kernels = XLA) -> Array:
     """Normalise the last axis (Ba et al. 2016, arXiv:1607.06450)."""
     f = x.astype(jnp.float32)
+    mean = f.mean(-1, keepdims=True)
     if kernels.layer_norm == "one_pass":
         # both sums are made where `x` is written, instead of reading it again
-        mean, square = f.mean(-1, keepdims=True), jnp.square(f).mean(-1, keepdims=True)
-        f = (f - mean) * lax.rsqrt(jnp.maximum(square - jnp.square(mean), 0.0) + eps)
-        return (f * p["weight"].astype(jnp.float32) + p["bias"].astype(jnp.float32)).astype(x.dtype)
-    f = f - f.mean(-1, keepdims=True)
-    f = f * lax.rsqrt(jnp.square(f).mean(-1, keepdims=True) + eps)
+        variance = jnp.maximum(jnp.square(f).mean(-1, keepdims=True) - jnp.square(mean), 0.0)
+    else:
+        variance = jnp.square(f - mean).mean(-1, keepdims=True)
+    f = (f - mean) * lax.rsqrt(variance + eps)
     return (f * p["weight"].astype(jnp.float32) + p["bias"].astype(jnp.float32)).astype(x.dtype)
 
 

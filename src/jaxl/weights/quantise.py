@@ -9,9 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import re
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -23,7 +21,8 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
-from jaxl.errors import CheckpointError, InputError, OutputError, nearest
+from jaxl.errors import CheckpointError, InputError, nearest
+from jaxl.files import cache_folder, write_text
 from jaxl.nn.quantised import quantise_weight, scale_of
 from jaxl.weights.checkpoint import Checkpoint
 from jaxl.weights.layout import flatten, unflatten
@@ -146,21 +145,12 @@ def scales_file(checkpoint: Checkpoint, prompts: Sequence[str]) -> Path:
                 with tensor.file.open("rb") as stream:
                     stream.seek(tensor.offset)
                     digest.update(stream.read(min(tensor.nbytes, 256)))
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxl"
-    folder = Path(os.environ.get("JAXL_CACHE_DIR") or home) / "scales"
-    return folder / f"{digest.hexdigest()[:32]}.json"
+    return cache_folder("scales") / f"{digest.hexdigest()[:32]}.json"
 
 
 def write_scales(file: Path, largest: Mapping[str, float]) -> None:
     """Write the greatest magnitudes of layers' inputs, whole or not at all. Raises OutputError."""
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".scales", dir=file.parent) as folder:
-            new = Path(folder) / file.name
-            new.write_text(json.dumps(dict(largest), indent=1, sort_keys=True) + "\n", encoding="utf-8")
-            os.replace(new, file)
-    except OSError as error:
-        raise OutputError(f"{file}: cannot be written ({error.strerror or error})") from error
+    write_text(file, json.dumps(dict(largest), indent=1, sort_keys=True) + "\n")
 
 
 def read_scales(file: Path, wanted: Sequence[str]) -> dict[str, float] | None:
