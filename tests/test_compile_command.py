@@ -13,8 +13,8 @@ import pytest
 
 import jaxl
 from jaxl.cli import run
-from jaxl.cli.compile import KINDS, _compile
-from jaxl.programs import Bucket
+from jaxl.cli.compile import _compile
+from jaxl.programs import KINDS, Bucket
 
 # a command, and then how many programs were asked for and how many of them came from the cache
 CODE = """
