@@ -4,7 +4,13 @@
     ├── InputError          an argument is wrong: it names the argument, the value and the remedy (also a ValueError)
     ├── CheckpointError     a checkpoint is missing, of another kind, damaged or has the wrong tensors
     ├── OutputError         a result could not be written
-    └── NonFiniteError      a computation gave NaN or infinity; raised instead of returning a black image
+    ├── NonFiniteError      a computation gave NaN or infinity; raised instead of returning a black image
+    └── RequestError        a request to the engine that is in order was not answered
+        ├── QueueFullError      so many wait that it was turned away; come again after `retry_after` seconds
+        ├── DrainingError       the engine is going to stop, and takes nothing new
+        ├── DeadlineError       its deadline has passed
+        ├── CancelledError      somebody cancelled it
+        └── EngineError         the devices failed
 
 Every message is one line. `TruncationWarning` is the one warning: words of a prompt did not fit.
 """
@@ -44,6 +50,34 @@ class OutputError(JaxlError):
 
 class NonFiniteError(JaxlError):
     """A computation gave NaN or infinity."""
+
+
+class RequestError(JaxlError):
+    """A request that is in order was not answered."""
+
+
+class QueueFullError(RequestError):
+    """Too many wait already; `retry_after` is the estimate of seconds until there is room."""
+
+    def __init__(self, waiting: int, retry_after: float):
+        self.retry_after = retry_after
+        super().__init__(f"{waiting} images are waiting already; try again in {retry_after:.0f} s")
+
+
+class DrainingError(RequestError):
+    """The engine finishes what it has and takes nothing new."""
+
+
+class DeadlineError(RequestError):
+    """The deadline of a request passed before its images were done."""
+
+
+class CancelledError(RequestError):
+    """A request was cancelled."""
+
+
+class EngineError(RequestError):
+    """The devices failed while they worked on a request."""
 
 
 class TruncationWarning(UserWarning):

@@ -1,0 +1,386 @@
+"""The loop: requests join and leave the running batches between calls, so that the chip stays full.
+
+One thread calls the devices. Each turn it frees the places of those who gave up, picks the lane that has run the fewest
+rows, fills its free places with those who wait, and runs some rows of all its images. Images that are done are decoded
+behind the next calls. Nothing an image is made of depends on its neighbours.
+"""
+
+from __future__ import annotations
+
+import bisect
+import logging
+import threading
+import time
+from collections.abc import Callable, Hashable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields
+
+from PIL import Image
+
+from jaxl.engine import forecast
+from jaxl.engine.backend import Backend
+from jaxl.engine.forecast import Average, Window
+from jaxl.engine.lane import Lane, Work
+from jaxl.engine.request import Drawn, Event, Preview, Progress, Request, Result, Started, Status, Ticket
+from jaxl.errors import CancelledError, DeadlineError, DrainingError, EngineError, JaxlError, QueueFullError
+
+# calls that failed one after another, after which the devices are taken to be broken
+MOST_FAILURES = 3
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Counts since the start, and gauges: `waiting` and `running` images, `places` in open batches, recent rates."""
+
+    images_done: int = 0
+    requests_done: int = 0
+    requests_failed: int = 0
+    requests_cancelled: int = 0
+    requests_refused: int = 0
+    rows_done: int = 0
+    calls: int = 0
+    busy_seconds: float = 0.0
+    waiting: int = 0
+    running: int = 0
+    places: int = 0
+    images_per_second: float = 0.0
+    rows_per_second: float = 0.0
+
+
+class Engine:
+    """Draws the images of many requests at once on what `backend` has loaded.
+
+    max_waiting: images that may wait for a place; further requests are turned away.
+    joins: whether requests join a batch that runs; False is static batching, for comparison.
+    quantum: seconds that a call may take where that is more than one row. Whoever joins, leaves or is shown waits as
+        long.
+    """
+
+    def __init__(self, backend: Backend, *, max_waiting: int = 64, joins: bool = True, quantum: float = 0.05):
+        self.backend = backend
+        self.max_waiting = max_waiting
+        self.joins = joins
+        self.quantum = quantum
+        self.draining = False
+        self._failures = 0
+        self._closed = False
+        self._waiting: list[Work] = []
+        self._finishing = 0
+        self._lanes: dict[tuple[int, Hashable], Lane] = {}
+        self._tickets: dict[str, Ticket] = {}
+        self._counts = {field.name: 0 for field in fields(Stats)}
+        self._busy_seconds = 0.0
+        self._call_began: float | None = None
+        self._image_rate, self._row_rate, self._row_seconds = Window(), Window(), Average()
+        self._wake = threading.Condition()
+        self._finisher = ThreadPoolExecutor(2, thread_name_prefix="finish image")
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    def __enter__(self) -> Engine:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self) -> None:
+        """Cancel what there is, and stop."""
+        self.draining = True
+        for ticket in self.tickets():
+            ticket.cancel()
+        with self._wake:
+            self._closed = True
+            self._wake.notify_all()
+        self._thread.join()
+        self._finisher.shutdown()
+
+    def drain(self, timeout: float) -> bool:
+        """Take nothing new and wait until all is done; False if that takes longer than `timeout` seconds."""
+        with self._wake:
+            self.draining = True
+            return self._wake.wait_for(lambda: not self._tickets, timeout)
+
+    def submit(self, request: Request, listener: Callable[[Event], None] | None = None) -> Ticket:
+        """Check a request and put it in the queue; `listener` hears of it in a thread of the engine's.
+
+        Raises InputError for the arguments, QueueFullError and DrainingError. The ticket's `future` gives the Result,
+        or raises NonFiniteError, DeadlineError, CancelledError or EngineError.
+        """
+        if self.draining:
+            raise DrainingError("the server is stopping; try again later")
+        backend = self.backend
+        drawings = backend.read(request.arguments)
+        rows = sum(stage.rows for drawing in drawings for stage in drawing.stages)
+        seeds = [drawing.seed for drawing in drawings]
+        ticket = Ticket(request, seeds, drawings[0].scheduler, rows, listener or (lambda _: None))
+        ticket.on_cancel = lambda: self._settle(ticket, CancelledError("the request was cancelled"))
+        with self._wake:
+            if self._waiting and len(self._waiting) + len(drawings) > self.max_waiting:
+                self._counts["requests_refused"] += 1
+                raise QueueFullError(len(self._waiting), self._room_in(len(drawings)))
+            self._tickets[ticket.id] = ticket
+            for index, drawing in enumerate(drawings):
+                bisect.insort(self._waiting, Work(ticket, index, drawing, backend), key=lambda work: work.order)
+            self._wake.notify_all()
+        return ticket
+
+    def replace(self, backend: Backend) -> None:
+        """Let new requests be drawn by another backend; those there are stay with theirs."""
+        with self._wake:
+            self.backend = backend
+            self._wake.notify_all()  # so that what the old one has is given back
+
+    def find(self, id: str) -> Ticket | None:
+        """The ticket of a request that is not done."""
+        return self._tickets.get(id)
+
+    def tickets(self) -> list[Ticket]:
+        with self._wake:
+            return list(self._tickets.values())
+
+    def interrupt(self) -> int:
+        """Cancel every request that has begun; how many those were."""
+        begun = [ticket for ticket in self.tickets() if ticket.started is not None]
+        for ticket in begun:
+            ticket.cancel()
+        return len(begun)
+
+    @property
+    def healthy(self) -> bool:
+        """Whether the devices answer: not after several calls that failed in a row."""
+        return self._thread.is_alive() and self._failures < MOST_FAILURES
+
+    def stalled(self, seconds: float) -> bool:
+        """Whether a call has been under way for so long."""
+        began = self._call_began
+        return began is not None and time.monotonic() - began > seconds
+
+    def stats(self) -> Stats:
+        with self._wake:
+            works = [work for lane in self._lanes.values() for work in lane.places]
+            return Stats(
+                **{
+                    **self._counts,
+                    "busy_seconds": self._busy_seconds,
+                    "waiting": len(self._waiting),
+                    "running": sum(work is not None for work in works),
+                    "places": len(works),
+                    "images_per_second": self._image_rate.rate(),
+                    "rows_per_second": self._row_rate.rate(),
+                }
+            )
+
+    def status(self, ticket: Ticket) -> Status:
+        with self._wake:
+            state = "queued" if ticket.started is None else "running"
+            if ticket.future.done():
+                error = ticket.future.exception()
+                state = "done" if error is None else "cancelled" if isinstance(error, CancelledError) else "failed"
+            images = sum(image is not None for image in ticket.images)
+            ahead, seconds = 0, 0.0
+            first = next((work for work in self._waiting if work.ticket is ticket), None)
+            if state == "queued" and first is not None:
+                ahead = self._waiting.index(first)
+                seconds = self._starts(first.lane)[first]
+            return Status(state, ahead, seconds, ticket.done, ticket.total, images)
+
+    def _starts(self, key: Hashable) -> dict[Work, float]:
+        """In how many seconds each of those who wait for a lane begins, by what rows have taken."""
+        waiting = [work for work in self._waiting if work.lane == key]
+        lane = self._lanes.get((id(self.backend), key))
+        remaining = [work.rows_left for _, work in lane.running()] if lane else []
+        row_seconds = (lane.row_seconds.value if lane else None) or self._row_seconds.value or 0.0
+        active = sum(lane.count > 0 for lane in self._lanes.values()) or 1
+        begun = forecast.starts(remaining, self.backend.sizes[-1], [work.rows_left for work in waiting])
+        return {work: rows * row_seconds * active for work, rows in zip(waiting, begun, strict=True)}
+
+    def _room_in(self, images: int) -> float:
+        """Seconds until so many of those who wait have begun."""
+        seconds = sorted(at for key in {work.lane for work in self._waiting} for at in self._starts(key).values())
+        return max(1.0, seconds[min(images, len(seconds)) - 1])
+
+    def _settle(self, ticket: Ticket, outcome: Result | JaxlError) -> None:
+        """Give a ticket its end, unless it has one."""
+        with self._wake:
+            if ticket.future.done():
+                return
+            self._tickets.pop(ticket.id, None)
+            kind = "done" if isinstance(outcome, Result) else "failed"
+            self._counts[f"requests_{'cancelled' if isinstance(outcome, CancelledError) else kind}"] += 1
+            if isinstance(outcome, Result):
+                ticket.future.set_result(outcome)
+            else:
+                ticket.future.set_exception(outcome)
+            self._wake.notify_all()
+
+    def _run(self) -> None:
+        while True:
+            with self._wake:
+                self._drop_unwanted()
+                lane = self._next_lane()
+                if lane is None:
+                    if self._closed:
+                        return
+                    self._wake.wait(self._seconds_to_deadline())
+                    continue
+                joining = self._admit(lane)
+            try:
+                self._turn(lane, joining)
+                self._failures = 0
+            except Exception as error:  # of the devices: whatever it is, those who wait must hear of it
+                self._fail(lane, joining, error)
+
+    def _drop_unwanted(self) -> None:
+        now = time.monotonic()
+        for ticket in [ticket for ticket in self._tickets.values() if ticket.expires < now]:
+            seconds = ticket.request.deadline
+            self._settle(ticket, DeadlineError(f"the images were not done within {seconds:g} s"))
+        works = [*self._waiting, *(work for lane in self._lanes.values() for _, work in lane.running())]
+        unwanted = {work.ticket for work in works if work.ticket.future.done()}
+        if unwanted:
+            self._waiting = [work for work in self._waiting if work.ticket not in unwanted]
+            for lane in self._lanes.values():
+                lane.drop(unwanted)
+        for key, lane in list(self._lanes.items()):  # of a backend that was replaced
+            if (
+                lane.backend is not self.backend
+                and not lane.count
+                and all(w.backend is not lane.backend for w in self._waiting)
+            ):
+                del self._lanes[key]
+
+    def _seconds_to_deadline(self) -> float | None:
+        expires = min((ticket.expires for ticket in self._tickets.values()), default=float("inf"))
+        return None if expires == float("inf") else max(expires - time.monotonic(), 0.0) + 0.001
+
+    def _next_lane(self) -> Lane | None:
+        """Of the lanes with something to do, the one that has run the fewest rows; one that was idle has no claim."""
+        busy = [lane for lane in self._lanes.values() if lane.count]
+        least = min((lane.served for lane in busy), default=0)
+        if self._has_room():
+            for work in self._waiting:
+                key = id(work.backend), work.lane
+                if key not in self._lanes:
+                    self._lanes[key] = Lane(work.backend, work.lane)
+                lane = self._lanes[key]
+                if lane not in busy:
+                    lane.served = max(lane.served, least)
+                    busy.append(lane)
+        return min(busy, key=lambda lane: lane.served, default=None)
+
+    def _has_room(self) -> bool:
+        """Whether images may begin: not while many that are done wait to be decoded."""
+        return self._finishing < 2 * self.backend.sizes[-1]
+
+    def _admit(self, lane: Lane) -> list[Work]:
+        """Those who wait and get a place in the lane now, taken out of the queue."""
+        room = lane.most - lane.count
+        if not self._has_room() or (lane.count and not self.joins):
+            room = 0
+        fitting = [work for work in self._waiting if work.lane == lane.key and work.backend is lane.backend][:room]
+        self._waiting = [work for work in self._waiting if work not in fitting]
+        return fitting
+
+    def _turn(self, lane: Lane, joining: list[Work]) -> None:
+        """One call for a lane, and what follows from it."""
+        lane.fit(lane.count + len(joining))
+        for work in joining:
+            self._begin(lane, work)
+        if not lane.count:
+            return
+        rows = lane.rows_of_call(self.quantum)
+        began = self._call_began = time.monotonic()
+        lane.batch.advance(rows)
+        lane.batch.wait()
+        seconds = time.monotonic() - began
+        self._call_began = None
+        running = list(lane.running())
+        with self._wake:
+            lane.served += rows
+            lane.row_seconds.add(seconds / rows)
+            self._row_seconds.add(seconds / rows)
+            self._row_rate.add(rows * len(running))
+            self._counts["rows_done"] += rows * len(running)
+            self._counts["calls"] += 1
+            self._busy_seconds += seconds
+        due = [(place, work) for place, work in running if self._count(work, rows)]
+        if due:
+            pictures = lane.batch.previews()
+            for place, work in due:
+                work.ticket.tell(Preview(work.index, work.before + work.done, work.total, pictures[place]))
+        for place, work in running:
+            if work.done == work.drawing.stages[work.stage].rows:
+                self._end_stage(lane, place, work)
+
+    def _begin(self, lane: Lane, work: Work) -> None:
+        first = work.state is None
+        try:
+            lane.join(work)
+        except JaxlError as error:  # of this image alone
+            self._settle(work.ticket, error)
+            return
+        if first:
+            ticket = work.ticket
+            ticket.started = ticket.started or time.monotonic()
+            ticket.tell(Started(work.index))
+
+    def _count(self, work: Work, rows: int) -> bool:
+        """Count the rows of a work; whether it is to be shown."""
+        due = work.advance(rows)
+        work.ticket.done += rows
+        work.ticket.tell(Progress(work.index, work.before + work.done, work.total))
+        return due
+
+    def _end_stage(self, lane: Lane, place: int, work: Work) -> None:
+        state = lane.take(place)
+        if work.next_stage(state):
+            with self._wake:
+                bisect.insort(self._waiting, work, key=lambda work: work.order)
+            return
+        picture = work.backend.finish(work.drawing, state)
+        work.state = None
+        with self._wake:
+            self._finishing += 1
+        self._finisher.submit(self._finish, work, picture)
+
+    def _finish(self, work: Work, picture: Callable[[], Image.Image]) -> None:
+        """Wait for a picture and hand it over, in a thread of the finisher's."""
+        ticket = work.ticket
+        try:
+            drawn = picture()
+        except Exception as error:
+            self._settle(ticket, error if isinstance(error, JaxlError) else _engine_error(error))
+            return
+        finally:
+            with self._wake:
+                self._finishing -= 1
+                self._wake.notify_all()
+        with self._wake:
+            ticket.images[work.index] = drawn
+            self._counts["images_done"] += 1
+            self._image_rate.add(1)
+            images = [image for image in ticket.images if image is not None]
+        ticket.tell(Drawn(work.index, drawn))
+        if len(images) == len(ticket.images):
+            now, started = time.monotonic(), ticket.started or ticket.submitted
+            timings = {"queue": started - ticket.submitted, "run": now - started, "total": now - ticket.submitted}
+            self._settle(ticket, Result(images, ticket.seeds, ticket.scheduler, work.total, timings))
+
+    def _fail(self, lane: Lane, joining: list[Work], error: Exception) -> None:
+        """Tell everybody in a lane that the devices failed, and begin with an empty one."""
+        log.exception("a call failed; its images are lost", exc_info=error)
+        self._call_began = None
+        with self._wake:
+            self._failures += 1
+            self._lanes = {key: each for key, each in self._lanes.items() if each is not lane}
+        for ticket in {work.ticket for work in (*joining, *(work for _, work in lane.running()))}:
+            self._settle(ticket, _engine_error(error))
+
+
+def _engine_error(error: BaseException) -> EngineError:
+    return EngineError(f"the devices failed: {' '.join(str(error).split())[:200] or type(error).__name__}")

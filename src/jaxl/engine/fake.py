@@ -1,0 +1,144 @@
+"""A backend without a model: it draws patterns, needs neither jax nor weights, and takes as long as it is told.
+
+What it draws depends on every row it was asked to run, so a row too many, too few, or of somebody else, shows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from jaxl.engine.backend import Stage
+from jaxl.errors import InputError
+
+MOST_STEPS = 1000
+
+
+@dataclass(frozen=True)
+class FakeDrawing:
+    """An image of `size` (width, height); `settings` is all that it depends on."""
+
+    settings: str
+    seed: int
+    scheduler: str
+    size: tuple[int, int]
+    stages: tuple[Stage, ...]
+
+
+class FakeBatch:
+    """Each place holds a digest of all that was done to it."""
+
+    def __init__(self, backend: FakeBackend, lane: Hashable, size: int):
+        self.backend = backend
+        self.lane = lane
+        self.states: list[bytes] = [b""] * size
+        self.joined: list[FakeDrawing | None] = [None] * size
+
+    def join(self, place: int, drawing: FakeDrawing, stage: int, state: bytes | None) -> None:
+        if drawing.stages[stage].lane != self.lane:
+            raise AssertionError("an image came to a lane that is not its own")
+        start = f"{drawing.settings} {drawing.seed}".encode() if state is None else state
+        self.states[place] = hashlib.sha256(start + str(stage).encode()).digest()
+        self.joined[place] = drawing
+
+    def take(self, place: int) -> bytes:
+        self.joined[place] = None
+        return self.states[place]
+
+    def move(self, place: int, other: FakeBatch, to: int) -> None:
+        other.states[to], other.joined[to] = self.states[place], self.joined[place]
+        self.joined[place] = None
+
+    def advance(self, rows: int) -> None:
+        time.sleep(rows * self.backend.row_seconds)
+        for _ in range(rows):
+            self.states = [hashlib.sha256(state).digest() for state in self.states]
+
+    def wait(self) -> None:
+        pass
+
+    def previews(self) -> np.ndarray:
+        return np.stack([_pattern(state, 8, 8) for state in self.states])
+
+
+class FakeBackend:
+    """Draws in `size` (width, height), or in any of `sizes_of_images`; a row of a batch takes `row_seconds`.
+
+    Guided and unguided images are in lanes of their own. An interval of guidance makes an image go from one to the
+    other, as the pipeline's do.
+    """
+
+    def __init__(
+        self,
+        row_seconds: float = 0.0,
+        size: tuple[int, int] = (32, 32),
+        places: int | Sequence[int] = 4,
+        sizes_of_images: Sequence[tuple[int, int]] = (),
+    ):
+        self.row_seconds = row_seconds
+        self.size = size
+        self.sizes = [places] if isinstance(places, int) else list(places)
+        self.sizes_of_images = [size, *sizes_of_images]
+
+    def read(self, arguments: Mapping[str, Any]) -> list[FakeDrawing]:
+        given = {name: value for name, value in arguments.items() if value is not None}
+        prompt = given.get("prompt")
+        if not isinstance(prompt, str):
+            raise InputError("prompt", prompt, "give a string")
+        steps = _whole(given, "steps", 10, 1, MOST_STEPS)
+        images = _whole(given, "num_images", 1, 1, 100)
+        seed = _whole(given, "seed", 0, 0, 2**64 - images)
+        width, height = (_whole(given, name, self.size[i], 1, 2**16) for i, name in enumerate(("width", "height")))
+        if (width, height) not in self.sizes_of_images:
+            shown = ", ".join(f"{w}x{h}" for w, h in self.sizes_of_images)
+            name = "width" if width not in {w for w, _ in self.sizes_of_images} else "height"
+            raise InputError(name, given.get(name), f"this server draws {shown}")
+        strength = given.get("strength", 1.0)
+        if not isinstance(strength, (int, float)) or not 0 < strength <= 1:
+            raise InputError("strength", strength, "give a number from 0 to 1")
+        rows = max(int(steps * strength), 1)
+        guided = float(given.get("guidance_scale", 5.0)) > 1
+        start, end = given.get("guidance_interval", (0.0, 1.0))
+        marks = sorted({0, round(start * rows), round(end * rows), rows}) if guided else [0, rows]
+        stages = tuple(
+            Stage((width, height, guided and start * rows <= first < end * rows), last - first)
+            for first, last in pairwise(marks)
+        )
+        settings = repr(
+            sorted((name, _digest(value)) for name, value in given.items() if name not in ("seed", "num_images"))
+        )
+        scheduler = str(given.get("scheduler", "euler"))
+        return [FakeDrawing(settings, seed + i, scheduler, (width, height), stages) for i in range(images)]
+
+    def batch(self, lane: Hashable, size: int) -> FakeBatch:
+        return FakeBatch(self, lane, size)
+
+    def finish(self, drawing: FakeDrawing, state: bytes) -> Callable[[], Image.Image]:
+        return lambda: Image.fromarray(_pattern(state, *drawing.size))
+
+
+def _whole(given: Mapping[str, Any], name: str, default: int, least: int, most: int) -> int:
+    value = given.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise InputError(name, value, f"give a whole number from {least} to {most}")
+    return value
+
+
+def _digest(value: Any) -> str:
+    """Of a setting; of pictures, of their pixels."""
+    data = value.tobytes() if isinstance(value, Image.Image) else repr(value).encode()
+    return hashlib.sha256(data).hexdigest()
+
+
+def _pattern(state: bytes, width: int, height: int) -> np.ndarray:
+    """A picture of blocks, uint8 [height, width, 3], that only this state makes."""
+    blocks = np.frombuffer((state * 6)[:192], np.uint8).reshape(8, 8, 3)
+    rows, columns = np.arange(height) * 8 // height, np.arange(width) * 8 // width
+    return blocks[rows][:, columns]

@@ -1,0 +1,138 @@
+"""The running batch of one lane: whose image is at which place, and how far it is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Iterator
+from typing import Any
+
+from jaxl.engine.backend import Backend, Batch
+from jaxl.engine.forecast import Average
+from jaxl.engine.request import Ticket
+
+# seconds of waiting that one step of priority is worth
+PRIORITY_SECONDS = 10.0
+
+
+class Work:
+    """One image of a request on its way: `stage` of its drawing, of which `done` rows are run.
+
+    `state` is what a batch keeps of it while it is at no place; None before its first.
+    """
+
+    def __init__(self, ticket: Ticket, index: int, drawing: Any, backend: Backend):
+        self.ticket = ticket
+        self.index = index
+        self.drawing = drawing
+        self.backend = backend
+        self.stage = 0
+        self.done = 0
+        self.before = 0  # rows of earlier stages
+        self.shown = 0
+        self.state: Any = None
+
+    @property
+    def lane(self) -> Hashable:
+        return self.drawing.stages[self.stage].lane
+
+    @property
+    def total(self) -> int:
+        return sum(stage.rows for stage in self.drawing.stages)
+
+    @property
+    def rows_left(self) -> int:
+        return self.total - self.before - self.done
+
+    @property
+    def order(self) -> tuple[bool, float, int]:
+        """Who goes first: those that have begun, then those that have waited longest, with their priority."""
+        ticket = self.ticket
+        return (self.state is None, ticket.submitted - PRIORITY_SECONDS * ticket.request.priority, self.index)
+
+    @property
+    def rows_to_stop(self) -> int:
+        """Rows until something is to be done about it: its stage ends, or it is shown."""
+        left, previews, total = (
+            self.drawing.stages[self.stage].rows - self.done,
+            self.ticket.request.previews,
+            self.total,
+        )
+        if self.shown >= previews:
+            return left
+        point = math.ceil((self.shown + 1) * total / (previews + 1))
+        return min(left, max(point - self.before - self.done, 1))
+
+    def advance(self, rows: int) -> bool:
+        """Count rows that were run; whether it is to be shown now."""
+        self.done += rows
+        previews, done = self.ticket.request.previews, self.before + self.done
+        points = min(done * (previews + 1) // self.total, previews) if done < self.total else self.shown
+        due, self.shown = points > self.shown, points
+        return due
+
+    def next_stage(self, state: Any) -> bool:
+        """Go on to the next stage; False after the last one."""
+        self.state = state
+        self.before += self.done
+        self.done = 0
+        self.stage += 1
+        return self.stage < len(self.drawing.stages)
+
+
+class Lane:
+    """A batch with its works by place. `served` counts the rows it was given, so that lanes take turns."""
+
+    def __init__(self, backend: Backend, key: Hashable):
+        self.backend = backend
+        self.key = key
+        self.places: list[Work | None] = []
+        self.served = 0
+        self.row_seconds = Average()
+        self._batch: Batch | None = None
+
+    @property
+    def most(self) -> int:
+        return self.backend.sizes[-1]
+
+    @property
+    def batch(self) -> Batch:
+        assert self._batch is not None  # `fit` opens it
+        return self._batch
+
+    def running(self) -> Iterator[tuple[int, Work]]:
+        return ((place, work) for place, work in enumerate(self.places) if work is not None)
+
+    @property
+    def count(self) -> int:
+        return sum(1 for _ in self.running())
+
+    def fit(self, images: int) -> None:
+        """Have the smallest batch that holds so many images, and move those there are into it."""
+        size = next((size for size in self.backend.sizes if size >= images), self.most)
+        if size == len(self.places):
+            return
+        batch, works = self.backend.batch(self.key, size), list(self.running())
+        for to, (place, _) in enumerate(works):
+            self.batch.move(place, batch, to)
+        self._batch = batch
+        self.places = [work for _, work in works] + [None] * (size - len(works))
+
+    def join(self, work: Work) -> None:
+        place = self.places.index(None)
+        self.batch.join(place, work.drawing, work.stage, work.state)
+        self.places[place] = work
+        work.state = None
+
+    def take(self, place: int) -> Any:
+        self.places[place] = None
+        return self.batch.take(place)
+
+    def drop(self, unwanted: set[Ticket]) -> None:
+        """Free the places of tickets that nobody waits for."""
+        self.places = [None if work is None or work.ticket in unwanted else work for work in self.places]
+
+    def rows_of_call(self, quantum: float) -> int:
+        """How many rows to run until somebody is to be looked at, or the call has taken `quantum` seconds."""
+        rows = min(work.rows_to_stop for _, work in self.running())
+        seconds = self.row_seconds.value
+        return max(1, min(rows, int(quantum / seconds))) if seconds else 1

@@ -1,0 +1,136 @@
+"""What a caller asks of the engine, and what it hears."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+
+def new_id() -> str:
+    return secrets.token_hex(8)
+
+
+@dataclass(frozen=True)
+class Request:
+    """`arguments` are those of `Pipeline.generate`, by name.
+
+    priority: higher ones go first; each step of it is worth ten seconds of waiting, so that nobody waits for ever.
+    deadline: seconds from now after which nobody wants the images any more; None is never.
+    previews: how many times each image is shown while it is made, evenly spaced; at most once for each call.
+    """
+
+    arguments: Mapping[str, Any]
+    id: str = field(default_factory=new_id)
+    priority: int = 0
+    deadline: float | None = None
+    previews: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """The images of a request, in order, and how they were made.
+
+    `steps` are calls of the network for each image. `timings`: seconds "queue" (until the first image began), "run"
+    (from there until the last was done) and "total".
+    """
+
+    images: list[Image.Image]
+    seeds: list[int]
+    scheduler: str
+    steps: int
+    timings: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Started:
+    """An image, by its index in the request, has left the queue."""
+
+    image: int
+
+
+@dataclass(frozen=True)
+class Progress:
+    """An image has so many of its rows done."""
+
+    image: int
+    done: int
+    total: int
+
+
+@dataclass(frozen=True, eq=False)
+class Preview:
+    """What an image is going to be: uint8 [h, w, 3], smaller than the picture."""
+
+    image: int
+    done: int
+    total: int
+    pixels: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Drawn:
+    """An image is done."""
+
+    image: int
+    picture: Image.Image
+
+
+Event = Started | Progress | Preview | Drawn
+
+
+@dataclass(frozen=True)
+class Status:
+    """Where a request stands.
+
+    `state` is "queued", "running", "done", "failed" or "cancelled"; `position` counts the images of others that wait
+    ahead, and `starts_in` is the estimate of seconds until the first image begins, 0 once it has. `done` and `total`
+    count the rows of all images; `images` are those that are finished.
+    """
+
+    state: str
+    position: int
+    starts_in: float
+    done: int
+    total: int
+    images: int
+
+
+class Ticket:
+    """A request in the engine. `future` gives the Result, or the error: see `Engine.submit`.
+
+    `seeds` and `scheduler`, by its full name, are those of its images; `done` of the `total` rows of all are run.
+    """
+
+    def __init__(self, request: Request, seeds: list[int], scheduler: str, total: int, tell: Callable[[Event], None]):
+        self.request = request
+        self.seeds = seeds
+        self.scheduler = scheduler
+        self.tell = tell
+        self.submitted = time.monotonic()
+        self.images: list[Image.Image | None] = [None] * len(seeds)
+        self.total = total
+        self.done = 0
+        self.started: float | None = None
+        self.future: Future[Result] = Future()
+        self.on_cancel: Callable[[], None] = lambda: None  # set by the engine
+
+    @property
+    def id(self) -> str:
+        return self.request.id
+
+    @property
+    def expires(self) -> float:
+        """When, on the monotonic clock, nobody wants it any more."""
+        deadline = self.request.deadline
+        return float("inf") if deadline is None else self.submitted + deadline
+
+    def cancel(self) -> None:
+        """Give up on it: its places are free before the engine's next call, and `future` raises CancelledError."""
+        self.on_cancel()

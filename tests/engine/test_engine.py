@@ -1,0 +1,327 @@
+"""The engine on a backend without a model: order, cancellation, deadlines, failures, and every image its own."""
+
+import hashlib
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import wait
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+
+from jaxl.engine import Drawn, Engine, Event, Preview, Progress, Request, Started, Ticket
+from jaxl.engine.fake import FakeBackend, FakeBatch
+from jaxl.errors import CancelledError, DeadlineError, DrainingError, EngineError, InputError, QueueFullError
+
+A_WHILE = 20.0
+
+
+class Gate(FakeBackend):
+    """Stops before each call until it is let through, so that tests decide on what happens when."""
+
+    def __init__(self, **options: Any):
+        super().__init__(**options)
+        self.open = threading.Semaphore(0)
+        self.calls: list[tuple[Any, int, int]] = []  # lane, images at places, rows
+        self.arrived = threading.Semaphore(0)
+
+    def batch(self, lane: Any, size: int) -> FakeBatch:
+        gate = self
+
+        class Batch(FakeBatch):
+            def advance(self, rows: int) -> None:
+                gate.calls.append((lane, sum(each is not None for each in self.joined), rows))
+                gate.arrived.release()
+                assert gate.open.acquire(timeout=A_WHILE)
+                super().advance(rows)
+
+        return Batch(self, lane, size)
+
+    def free(self) -> None:
+        self.open.release(10**4)
+
+
+def digest(ticket: Ticket) -> list[str]:
+    return [hashlib.sha256(np.asarray(image)).hexdigest() for image in ticket.future.result(A_WHILE).images]
+
+
+def asked(prompt: str = "a", **arguments: Any) -> dict[str, Any]:
+    return {"prompt": prompt, **arguments}
+
+
+@contextmanager
+def gated(**options: Any) -> Iterator[tuple[Engine, Gate]]:
+    engine_options = {name: options.pop(name) for name in ("max_waiting", "joins") if name in options}
+    gate = Gate(**options)
+    with Engine(gate, **engine_options) as engine:
+        try:
+            yield engine, gate
+        finally:
+            gate.free()
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + A_WHILE
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def test_result() -> None:
+    events: list[Event] = []
+    with Engine(FakeBackend()) as engine:
+        ticket = engine.submit(
+            Request(asked(steps=7, seed=3, num_images=6, scheduler="ddim"), previews=2), events.append
+        )
+        result = ticket.future.result(A_WHILE)
+    assert len({image.tobytes() for image in result.images}) == 6
+    assert (result.seeds, result.scheduler, result.steps) == ([3, 4, 5, 6, 7, 8], "ddim", 7)
+    assert 0 <= result.timings["queue"] <= result.timings["total"]
+    for image in range(6):
+        own = [event for event in events if event.image == image]
+        assert isinstance(own[0], Started)
+        assert isinstance(own[-1], Drawn)
+        assert own[-1].picture is result.images[image]
+        assert [event.done for event in own if isinstance(event, Progress)][-1] == 7
+        shown = [event for event in own if isinstance(event, Preview)]
+        assert [event.done for event in shown] == [3, 5]  # a third and two thirds of seven, rounded up
+        assert all(event.pixels.shape == (8, 8, 3) for event in shown)
+
+
+def test_same_request_same_image_under_random_arrivals() -> None:
+    """200 requests of all kinds arrive at random and some are cancelled: each image is what it is alone."""
+    rng = random.Random(0)
+    kinds = [
+        asked(
+            rng.choice("abcdef"),
+            steps=rng.randint(1, 30),
+            seed=rng.randrange(2**64 - 8),
+            num_images=rng.choice((1, 1, 2, 4, 7)),
+            width=rng.choice((32, 48)),
+            scheduler=rng.choice(("euler", "ddim", "unipc")),
+            guidance_scale=rng.choice((1.0, 5.0, 7.5)),
+            guidance_interval=rng.choice(((0.0, 1.0), (0.3, 0.8), (0.0, 0.5))),
+        )
+        for _ in range(200)
+    ]
+    options: dict[str, Any] = {"sizes_of_images": [(48, 32)], "places": (1, 2, 4)}
+    tickets: list[Ticket] = []
+    cancelled: set[int] = set()
+    with Engine(FakeBackend(row_seconds=1e-4, **options), max_waiting=1000) as engine:
+        for number, kind in enumerate(kinds):
+            tickets.append(engine.submit(Request(kind, priority=rng.choice((0, 0, 3)), previews=rng.choice((0, 2)))))
+            if rng.random() < 0.2:
+                time.sleep(0.003)
+            if rng.random() < 0.1:
+                victim = rng.randrange(number + 1)
+                tickets[victim].cancel()
+                cancelled.add(victim)
+        assert not wait([ticket.future for ticket in tickets], 60).not_done
+        stats = engine.stats()
+    lost = {i for i, ticket in enumerate(tickets) if ticket.future.exception()}
+    assert lost <= cancelled
+    assert all(isinstance(tickets[i].future.exception(), CancelledError) for i in lost)
+    assert stats.requests_done == 200 - len(lost)
+    assert stats.requests_cancelled == len(lost)
+    assert (stats.waiting, stats.running) == (0, 0)
+    with Engine(FakeBackend(**options)) as alone:
+        for i, ticket in enumerate(tickets):
+            if i not in lost:
+                assert digest(ticket) == digest(alone.submit(Request(kinds[i])))
+
+
+def test_requests_join_a_running_batch_and_leave_it() -> None:
+    with gated(places=2) as (engine, gate):
+        first = engine.submit(Request(asked(steps=3)))
+        assert gate.arrived.acquire(timeout=A_WHILE)
+        second = engine.submit(Request(asked("b", steps=1)))
+        gate.open.release()
+        assert gate.arrived.acquire(timeout=A_WHILE)  # both are in the second call
+        gate.open.release()
+        second.future.result(A_WHILE)
+        assert not first.future.done()
+        assert [images for _, images, _ in gate.calls][:2] == [1, 2]
+
+
+def test_static_batching_waits_for_the_whole_batch() -> None:
+    with gated(places=2, joins=False) as (engine, gate):
+        first = engine.submit(Request(asked(steps=2)))
+        assert gate.arrived.acquire(timeout=A_WHILE)
+        second = engine.submit(Request(asked("b", steps=2)))
+        gate.free()
+        wait([first.future, second.future], A_WHILE)
+        assert [images for _, images, _ in gate.calls] == [1] * len(gate.calls)
+
+
+def test_cancel_frees_the_place_before_the_next_call() -> None:
+    with gated(places=1) as (engine, gate):
+        first = engine.submit(Request(asked(steps=1000)))
+        second = engine.submit(Request(asked("b", steps=1)))
+        assert gate.arrived.acquire(timeout=A_WHILE)
+        assert engine.status(second).position == 0
+        assert engine.status(second).state == "queued"
+        first.cancel()
+        with pytest.raises(CancelledError):
+            first.future.result(0)
+        assert engine.status(first).state == "cancelled"
+        assert engine.find(first.id) is None
+        gate.open.release(2)
+        second.future.result(A_WHILE)
+        assert len(gate.calls) == 2
+
+
+def test_interrupt_spares_those_who_wait() -> None:
+    with gated(places=1) as (engine, gate):
+        first, second = (engine.submit(Request(asked(steps=5))) for _ in range(2))
+        assert gate.arrived.acquire(timeout=A_WHILE)
+        assert engine.interrupt() == 1
+        gate.free()
+        second.future.result(A_WHILE)
+        assert isinstance(first.future.exception(), CancelledError)
+
+
+def test_deadline() -> None:
+    with gated(places=1) as (engine, gate):
+        first = engine.submit(Request(asked(steps=1)))
+        assert gate.arrived.acquire(timeout=A_WHILE)
+        second = engine.submit(Request(asked(), deadline=0.01))
+        time.sleep(0.02)
+        gate.free()
+        with pytest.raises(DeadlineError, match="not done within"):
+            second.future.result(A_WHILE)
+        first.future.result(A_WHILE)
+
+
+def test_priority_goes_first_and_nobody_waits_for_ever() -> None:
+    begun: list[str] = []
+    with gated(places=1) as (engine, gate):
+        engine.submit(Request(asked(steps=1)))
+        assert gate.arrived.acquire(timeout=A_WHILE)
+        tickets = [
+            engine.submit(Request(asked(name, steps=1), priority=priority), lambda _, name=name: begun.append(name))
+            for name, priority in (("low", -1), ("usual", 0), ("high", 1))
+        ]
+        tickets[0].submitted -= 60  # it has waited for a minute: more than its priority weighs
+        engine._waiting.sort(key=lambda work: work.order)
+        gate.free()
+        wait([ticket.future for ticket in tickets], A_WHILE)
+    assert list(dict.fromkeys(begun)) == ["low", "high", "usual"]
+
+
+def test_lanes_take_turns() -> None:
+    with gated(places=2, sizes_of_images=[(48, 32)]) as (engine, gate):
+        many = [engine.submit(Request(asked(steps=20))) for _ in range(4)]
+        other = engine.submit(Request(asked(steps=20, width=48)))
+        gate.free()
+        wait([*(ticket.future for ticket in many), other.future], A_WHILE)
+        rows = {32: 0, 48: 0}
+        for (width, *_), _, count in gate.calls:
+            rows[width] += count
+            if rows[48] < 20:
+                assert abs(rows[32] - rows[48]) <= 20
+
+
+def test_full_queue() -> None:
+    with gated(places=1, max_waiting=2) as (engine, gate):
+        engine.submit(Request(asked()))
+        assert gate.arrived.acquire(timeout=A_WHILE)
+        engine.submit(Request(asked(num_images=2)))
+        with pytest.raises(QueueFullError, match="2 images are waiting") as caught:
+            engine.submit(Request(asked()))
+        assert caught.value.retry_after >= 1
+        assert engine.stats().requests_refused == 1
+
+
+def test_bad_arguments_are_told_at_once() -> None:
+    with Engine(FakeBackend()) as engine:
+        with pytest.raises(InputError, match="steps=0"):
+            engine.submit(Request(asked(steps=0)))
+        assert engine.tickets() == []
+
+
+def test_drain() -> None:
+    with gated() as (engine, gate):
+        ticket = engine.submit(Request(asked()))
+        assert not engine.drain(0.01)
+        with pytest.raises(DrainingError):
+            engine.submit(Request(asked()))
+        gate.free()
+        assert engine.drain(A_WHILE)
+        assert ticket.future.done()
+
+
+def test_close_cancels() -> None:
+    with gated() as (engine, gate):
+        ticket = engine.submit(Request(asked(steps=1000)))
+        assert gate.arrived.acquire(timeout=A_WHILE)
+        gate.free()
+    with pytest.raises(CancelledError):
+        ticket.future.result(0)
+
+
+def test_replaced_backend() -> None:
+    with gated(size=(32, 32)) as (engine, gate):
+        old = engine.submit(Request(asked()))
+        assert gate.arrived.acquire(timeout=A_WHILE)
+        engine.replace(FakeBackend(size=(48, 48)))
+        new = engine.submit(Request(asked()))
+        gate.free()
+        assert old.future.result(A_WHILE).images[0].size == (32, 32)
+        assert new.future.result(A_WHILE).images[0].size == (48, 48)
+        until(lambda: engine.stats().places == 4)  # those of the old one are given back
+
+
+class Broken(FakeBackend):
+    broken = True
+
+    def batch(self, lane: Any, size: int) -> FakeBatch:
+        backend = self
+
+        class Batch(FakeBatch):
+            def advance(self, rows: int) -> None:
+                if backend.broken:
+                    raise RuntimeError("RESOURCE_EXHAUSTED: out of memory")
+                super().advance(rows)
+
+        return Batch(self, lane, size)
+
+
+def test_failures_are_told_and_do_not_stop_the_engine() -> None:
+    backend = Broken()
+    with Engine(backend) as engine:
+        for _ in range(3):
+            assert engine.healthy
+            with pytest.raises(EngineError, match="RESOURCE_EXHAUSTED"):
+                engine.submit(Request(asked())).future.result(A_WHILE)
+        until(lambda: not engine.healthy)
+        backend.broken = False
+        engine.submit(Request(asked())).future.result(A_WHILE)
+        until(lambda: engine.healthy)
+
+
+def test_stalled() -> None:
+    with gated() as (engine, gate):
+        assert not engine.stalled(0.0)
+        engine.submit(Request(asked(steps=1)))
+        assert gate.arrived.acquire(timeout=A_WHILE)
+        until(lambda: engine.stalled(0.01))
+        assert not engine.stalled(60.0)
+        gate.free()
+        until(lambda: not engine.stalled(0.0))
+
+
+def test_status_tells_when() -> None:
+    with gated(places=1) as (engine, gate):
+        engine.submit(Request(asked(steps=2)))
+        gate.open.release()
+        assert gate.arrived.acquire(timeout=A_WHILE)
+        assert gate.arrived.acquire(timeout=A_WHILE)  # one row is done
+        engine._row_seconds.value = 2.0
+        engine._lanes[id(gate), (32, 32, True)].row_seconds.value = 2.0
+        waiting = [engine.submit(Request(asked(steps=3, num_images=2))) for _ in range(2)]
+        status = engine.status(waiting[1])
+        assert (status.state, status.position, status.done, status.total) == ("queued", 2, 0, 6)
+        assert status.starts_in == 2.0 * (1 + 3 + 3)
