@@ -11,7 +11,7 @@ import pytest
 import jaxl
 from jaxl.diffusion.loop import Slots
 from jaxl.diffusion.rows import COLUMNS
-from jaxl.pipeline import _Given
+from jaxl.pipeline import Given
 from jaxl.plan import Plan, Segment
 
 SMALL: dict[str, Any] = {"width": 64, "height": 64}
@@ -27,11 +27,11 @@ def rows_of(plan: Plan) -> str:
 
 def slots_of(pipe: Any, params: Any, plan: Plan, rows: np.ndarray, ends: list[int]) -> tuple[Slots, Any, Any]:
     """Slots for a plan of one segment with other rows and ends, what its program is told, and the program."""
-    given = _Given(None, None, None)
-    beginning = replace(pipe._beginning(plan, given), rows=rows, end=np.array(ends, np.int32))
+    given = Given(None, None, None)
+    beginning = replace(pipe.beginning(plan, given), rows=rows, end=np.array(ends, np.int32))
     slots = pipe.programs.get("start", plan.bucket)(beginning)
     slots = replace(slots, features=pipe.programs.no_features(plan.bucket))
-    cond = pipe._conditioning(params, plan, plan.segments[0], given, {})
+    cond = pipe.conditioning(params, plan, plan.segments[0], plan.bucket, given, {})
     return slots, cond, pipe.programs.get("advance", plan.bucket)
 
 

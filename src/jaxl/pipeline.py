@@ -61,7 +61,10 @@ Params = dict[str, Any]
 Preview = Callable[[int, int, np.ndarray], None]
 Progress = Callable[[Literal["load", "calibrate", "compile", "generate"], int, int], None]
 Callback = Callable[[int, int, np.ndarray], bool | None]
+Decoded = tuple[jax.Array, jax.Array, jax.Array]  # floats, bytes, whether all is finite
 Output = Literal["pil", "numpy", "latents"]
+
+NO_FREEU = np.ones(4, np.float32)  # what leaves the skip connections as they are
 
 
 @dataclass(frozen=True)
@@ -303,12 +306,12 @@ class Pipeline:
         for first in range(0, len(prompts), at_once):
             some = list(prompts[first : first + at_once])
             plan, encoded = self.plan(some, seed=first), {}
-            given = self._pictures(params, plan, encoded)
-            slots = self.programs.get("start", plan.bucket)(self._beginning(plan, given))
+            given = self.pictures(params, plan, encoded)
+            slots = self.programs.get("start", plan.bucket)(self.beginning(plan, given))
             done = first // at_once * plan.count
             for segment in plan.segments:
                 run = self.programs.get("observe", plan.bucket_of(segment))
-                cond = self._conditioning(params, plan, segment, given, encoded)
+                cond = self.conditioning(params, plan, segment, plan.bucket_of(segment), given, encoded)
                 for _ in range(segment.rows):
                     slots, largest = run(params["unet"], slots, cond, largest)
                     done += 1
@@ -495,13 +498,16 @@ class Pipeline:
         watched = any(each is not None for each in (callback, preview, progress))
         for part in plan.by_round():
             with _stopwatch(timings, "picture"):
-                given = self._pictures(params, part, encoded)
+                given = self.pictures(params, part, encoded)
             with _stopwatch(timings, "text"):
                 # segments that differ in their rows alone share it
                 kinds = {(each.guided, each.version): each for each in part.segments}
-                told = {key: self._conditioning(params, part, each, given, encoded) for key, each in kinds.items()}
+                told = {
+                    key: self.conditioning(params, part, each, part.bucket_of(each), given, encoded)
+                    for key, each in kinds.items()
+                }
             with _stopwatch(timings, "denoise"):
-                slots = self.programs.get("start", part.bucket)(self._beginning(part, given))
+                slots = self.programs.get("start", part.bucket)(self.beginning(part, given))
                 slots, rows, stopped = self._advance(params, part, slots, told, watch if watched else None)
                 final = np.array(slots.latents)[: part.batch]
             _check_finite(np.asarray(np.isfinite(final).all((1, 2, 3))), part.seeds, self.dtype)
@@ -535,10 +541,10 @@ class Pipeline:
                 f"not the {self.dtype} parameters that from_pretrained gave with this pipeline",
             )
 
-    def _pictures(self, params: Params, plan: Plan, encoded: dict[Any, Any]) -> _Given:
+    def pictures(self, params: Params, plan: Plan, encoded: dict[Any, Any]) -> Given:
         """What the images start from, as latents; the last image again fills the bucket, as everywhere."""
         if plan.pictures is None:
-            return _Given(None, None, None)
+            return Given(None, None, None)
 
         def latents(pixels: np.ndarray) -> np.ndarray:
             if id(pixels) not in encoded:
@@ -549,14 +555,15 @@ class Pipeline:
         picture = np.concatenate([p.array if p.encoded else latents(p.array) for p in pictures])
         masks = [p.mask for p in pictures if p.mask]
         if not masks:
-            return _Given(picture, None, None)
+            return Given(picture, None, None)
         mask = np.stack([m.latents for m in masks])
         if not self.model.inpaints:
-            return _Given(picture, mask, None)
+            return Given(picture, mask, None)
         masked = np.concatenate([latents(m.masked) for m in masks])
-        return _Given(picture, None, np.concatenate([mask, masked], axis=-1))
+        return Given(picture, None, np.concatenate([mask, masked], axis=-1))
 
-    def _beginning(self, plan: Plan, given: _Given) -> Beginning:
+    def beginning(self, plan: Plan, given: Given) -> Beginning:
+        """What `start` is told of a plan's bucket."""
         size, order = plan.bucket.batch, plan.filled
         shape = self.programs.latents_shape(plan.bucket)
         return Beginning(
@@ -572,11 +579,19 @@ class Pipeline:
             mask=np.ones((*shape[:3], 1), np.float32) if given.mask is None else given.mask,
         )
 
-    def _conditioning(
-        self, params: Params, plan: Plan, segment: Segment, given: _Given, encoded: dict[Any, Any]
+    def conditioning(
+        self,
+        params: Params,
+        plan: Plan,
+        segment: Segment,
+        bucket: Bucket,
+        given: Given,
+        encoded: dict[Any, Any],
     ) -> Conditioning:
-        """Encode each chunk of text once, then gather the batch on the devices."""
-        bucket = plan.bucket_of(segment)
+        """What the network is told in a segment, in a bucket that has room for all of it.
+
+        Encodes each chunk of text once, then gathers the batch on the devices.
+        """
         encoders = {name: params[name] for name in self.tokenizers}
         kept = self.embeddings
         if not kept.made_with(encoders):
@@ -600,8 +615,7 @@ class Pipeline:
             lengths.append([len(each) * zeros.prompt_embeds.shape[1] for each in chunks])
             # what fills a text up to the bucket is not looked at
             texts.append([each + each[:1] * (bucket.chunks - len(each)) for each in chunks])
-        places = slice(None) if segment.guided else slice(int(plan.bucket.guided), int(plan.bucket.guided) + 1)
-        time_ids = plan.time_ids[places]
+        time_ids = plan.time_ids[[0] * bucket.guided + [int(plan.bucket.guided)] * (1 + bool(bucket.pag_layers))]
         context, pooled = self.programs.get("gather", bucket)(params["unet"], texts)
         return Conditioning(
             context=context,
@@ -609,7 +623,9 @@ class Pipeline:
             time_ids=np.broadcast_to(time_ids, (bucket.batch, *time_ids.shape)),
             rescale=plan.rescale[plan.filled],
             lengths=np.asarray(lengths, np.int32) if bucket.chunks > 1 else None,
-            freeu=None if plan.freeu is None else np.broadcast_to(plan.freeu, (bucket.batch, 4)),
+            freeu=np.broadcast_to(NO_FREEU if plan.freeu is None else plan.freeu, (bucket.batch, 4))
+            if bucket.freeu
+            else None,
             inpaint=given.inpaint,
         )
 
@@ -636,15 +652,23 @@ class Pipeline:
         return slots, done, False
 
     def _decode(self, params: Params, plan: Plan, latents: jax.Array, output: Output) -> list[Any]:
-        pixels, bytes_, finite = self.programs.get("decode", plan.bucket)(params["vae"], latents)
-        _check_finite(np.asarray(finite)[: plan.batch], plan.seeds, self.dtype)
+        decoded = self.programs.get("decode", plan.bucket)(params["vae"], latents)
         if output == "numpy":
-            return list(np.asarray(pixels)[: plan.batch])
-        images = [Image.fromarray(image) for image in np.asarray(bytes_)[: plan.batch]]
+            self._check_decoded(plan, decoded)
+            return list(np.asarray(decoded[0])[: plan.batch])
+        return self.to_images(plan, decoded)
+
+    def _check_decoded(self, plan: Plan, decoded: Decoded) -> None:
+        _check_finite(np.asarray(decoded[2])[: plan.batch], plan.seeds, self.dtype)
+
+    def to_images(self, plan: Plan, decoded: Decoded) -> list[Image.Image]:
+        """The pictures of a plan from what `decode` made, when that is done. Raises NonFiniteError."""
+        self._check_decoded(plan, decoded)
+        images = [Image.fromarray(image) for image in np.asarray(decoded[1])[: plan.batch]]
         return [paste(image) for paste, image in zip(plan.pastes, images, strict=True)] if plan.pastes else images
 
 
-class _Given(NamedTuple):
+class Given(NamedTuple):
     """What a batch was given, as latents: picture [B, h, w, C], mask [B, h, w, 1], and what inpainting networks see."""
 
     picture: np.ndarray | None

@@ -76,6 +76,10 @@ class Plan:
         """The image in each place of the bucket: the last one again fills it up, and is thrown away in the end."""
         return [min(i, self.batch - 1) for i in range(self.bucket.batch)]
 
+    def by_image(self) -> Iterator[Plan]:
+        """The plan of each image alone."""
+        return replace(self, rounds=[1] * self.batch, bucket=replace(self.bucket, batch=1)).by_round()
+
     def by_round(self) -> Iterator[Plan]:
         """The plan of each round."""
         if len(self.rounds) == 1:

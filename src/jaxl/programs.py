@@ -2,8 +2,8 @@
 
 Five kinds make a picture: `encode_text` (a chunk of text at a time), `gather` (texts into a batch), `start` (noise and
 tables into slots), `advance` (rows of the table: all the work) and `decode` (latents to pixels). `encode_image` is for
-those that start from a picture, `preview` for those that are watched. Only shapes are compiled in; scheduler, steps,
-guidance, prompt and seed are arguments.
+those that start from a picture, `preview` for those that are watched, `join` and `take` for those that come and go
+while others run. Only shapes are compiled in; scheduler, steps, guidance, prompt and seed are arguments.
 """
 
 from __future__ import annotations
@@ -227,6 +227,21 @@ def advance(params: Params, model: Model, bucket: Bucket, slots: Slots, cond: Co
     return loop.advance(partial(denoise, params, model, bucket, cond), slots, n)
 
 
+def join(slots: Slots, cond: Conditioning, own: tuple[Slots, Conditioning], place: Array) -> tuple[Slots, Conditioning]:
+    """B images, with one more, `own` of a batch of one, at a place (int32, traced)."""
+    return jax.tree.map(lambda old, new: jnp.where(_is_at(place, old), new.astype(old.dtype), old), (slots, cond), own)
+
+
+def take(slots: Slots, cond: Conditioning, place: Array) -> tuple[Slots, Conditioning]:
+    """The image at a place, as a batch of one."""
+    # a sum with zeros rather than a slice, so that no device asks for all that the others have
+    return jax.tree.map(lambda a: jnp.where(_is_at(place, a), a, 0).sum(0, dtype=a.dtype, keepdims=True), (slots, cond))
+
+
+def _is_at(place: Array, a: Array) -> Array:
+    return (jnp.arange(a.shape[0]) == place).reshape(-1, *[1] * (a.ndim - 1))
+
+
 def observe(
     params: Params, model: Model, bucket: Bucket, slots: Slots, cond: Conditioning, largest: dict[str, Array]
 ) -> tuple[Slots, dict[str, Array]]:
@@ -342,7 +357,7 @@ class Programs:
         """The bucket without what this kind of program does not depend on, so that buckets share it."""
         if kind == "encode_text" or bucket is None:
             return None
-        if kind in ("advance", "observe"):
+        if kind in ("advance", "observe", "join", "take"):
             return bucket
         if kind == "gather":
             return Bucket(bucket.batch, 0, 0, bucket.guided, bucket.chunks, bucket.pag_layers)
@@ -389,6 +404,16 @@ class Programs:
         )
         return run.trace(self.shapes["unet"], slots, self._conditioning(bucket), self._whole((), jnp.int32))
 
+    def _trace_join(self, bucket: Bucket) -> jax.stages.Traced:
+        batch, own = self._state(bucket), self._state(replace(bucket, batch=1))
+        run = jax.jit(join, donate_argnums=(0, 1), out_shardings=jax.tree.map(lambda leaf: leaf.sharding, batch))
+        return run.trace(*batch, own, self._whole((), jnp.int32))
+
+    def _trace_take(self, bucket: Bucket) -> jax.stages.Traced:
+        own = self._state(replace(bucket, batch=1))
+        run = jax.jit(take, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, own))
+        return run.trace(*self._state(bucket), self._whole((), jnp.int32))
+
     def _trace_observe(self, bucket: Bucket) -> jax.stages.Traced:
         slots = self._slots(bucket)
         run = jax.jit(
@@ -419,6 +444,10 @@ class Programs:
         """Features before the first row, which must not be shallow: zeros; None if the bucket is not cached."""
         shape = self._features(bucket)
         return None if shape is None else jnp.zeros(shape.shape, shape.dtype, device=shape.sharding)
+
+    def no_images(self, bucket: Bucket) -> tuple[Slots, Conditioning]:
+        """Slots of a bucket that are all at their end, and what they are told: zeros."""
+        return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype, device=s.sharding), self._state(bucket))
 
     def latents_shape(self, bucket: Bucket) -> tuple[int, int, int, int]:
         factor = self.model.vae.factor
@@ -455,6 +484,9 @@ class Programs:
         slots = jax.eval_shape(start, self._beginning(bucket))
         slots = with_sharding(slots, split_images(self.mesh, bucket.batch))
         return replace(slots, features=self._features(bucket))
+
+    def _state(self, bucket: Bucket) -> tuple[Slots, Conditioning]:
+        return self._slots(bucket), self._conditioning(bucket)
 
     def _features(self, bucket: Bucket) -> jax.ShapeDtypeStruct | None:
         if not bucket.cached:

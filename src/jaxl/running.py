@@ -1,0 +1,252 @@
+"""A pipeline as a backend of the engine: running batches on the devices, which images join and leave between calls."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from PIL import Image
+
+from jaxl.arguments import whole_number
+from jaxl.diffusion.loop import Slots
+from jaxl.diffusion.tables import scheduler_name
+from jaxl.engine.backend import Stage
+from jaxl.errors import InputError
+from jaxl.pipeline import Params, Pipeline, Progress, open_pipeline
+from jaxl.plan import Plan
+from jaxl.programs import Bucket, Conditioning
+from jaxl.sharding import make_mesh
+
+State = tuple[Slots, Conditioning]  # of one image
+
+SLOTS = 4  # images in the making at once, or as many as there are devices
+CHUNKS = 3  # that a prompt may have, of 75 tokens each
+
+# what each program of a lane is compiled for: a batch, or one image on its way into it or out of it
+OF_BATCH, OF_IMAGE = (
+    ("advance", "join", "take", "preview"),
+    ("decode", "start", "gather", "encode_text", "encode_image"),
+)
+
+
+@dataclass(frozen=True, eq=False)
+class PlannedImage:
+    """One image of a request: its plan, and where its rows run. `encoded` is what its request has encoded so far."""
+
+    plan: Plan
+    stages: tuple[Stage, ...]
+    encoded: dict[Any, Any] = field(default_factory=dict)
+
+    @property
+    def seed(self) -> int:
+        return self.plan.seeds[0]
+
+    @property
+    def scheduler(self) -> str:
+        return self.plan.scheduler
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height."""
+        return self.plan.bucket.width, self.plan.bucket.height
+
+
+class RunningBatch:
+    """The images in the making of one bucket."""
+
+    def __init__(self, backend: PipelineBackend, bucket: Bucket):
+        self.backend = backend
+        self.bucket = bucket
+        programs = backend.pipe.programs
+        self._advance, self._join, self._take = (programs.get(kind, bucket) for kind in ("advance", "join", "take"))
+        self._slots, self._cond = programs.no_images(bucket)
+
+    def join(self, place: int, drawing: PlannedImage, stage: int, state: State | None) -> None:
+        pipe, params, plan = self.backend.pipe, self.backend.params, drawing.plan
+        alone = replace(self.bucket, batch=1)
+        given = pipe.pictures(params, plan, drawing.encoded)
+        if state is None:
+            slots = pipe.programs.get("start", alone)(pipe.beginning(plan, given))
+        else:
+            slots, _ = state
+        told = pipe.conditioning(params, plan, plan.segments[stage], alone, given, drawing.encoded)
+        self._put(place, (replace(slots, features=pipe.programs.no_features(alone)), told))
+
+    def take(self, place: int) -> State:
+        return self._take(self._slots, self._cond, np.int32(place))
+
+    def move(self, place: int, other: RunningBatch, to: int) -> None:
+        other._put(to, self.take(place))
+
+    def _put(self, place: int, state: State) -> None:
+        self._slots, self._cond = self._join(self._slots, self._cond, state, np.int32(place))
+
+    def advance(self, rows: int) -> None:
+        self._slots = self._advance(self.backend.params["unet"], self._slots, self._cond, np.int32(rows))
+
+    def wait(self) -> None:
+        self._slots.row.block_until_ready()
+
+    def previews(self) -> np.ndarray:
+        show = self.backend.pipe.programs.get("preview", self.bucket)
+        return np.asarray(show(self.backend.params.get("preview"), self._slots.denoised))
+
+
+class PipelineBackend:
+    """Draws with a pipeline in some lanes, which are buckets of one image; batches have one of `sizes`, ascending.
+
+    An image goes to the cheapest lane that has room for all that it is. With one size an image is the same bit for bit
+    whatever runs beside it; with several it is the same to rounding, and fewer images take less time.
+    """
+
+    def __init__(self, pipe: Pipeline, params: Params, lanes: Sequence[Bucket], sizes: Sequence[int]):
+        self.pipe = pipe
+        self.params = params
+        self.lanes = list(lanes)
+        self.sizes = sizes
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """What is drawn where a request does not say: `sizes`, the first, `scheduler`, `steps`, `guidance_scale`."""
+        preset, own = self.pipe.preset, self.pipe.model.scheduler
+        return {
+            "sizes": tuple(dict.fromkeys((lane.width, lane.height) for lane in self.lanes)),
+            "scheduler": scheduler_name(own, preset.scheduler),
+            "steps": preset.steps,
+            "guidance_scale": preset.guidance_scale,
+        }
+
+    def read(self, arguments: Mapping[str, Any]) -> list[PlannedImage]:
+        plan = self.pipe.plan(**arguments)
+        encoded: dict[Any, Any] = {}
+        stages = tuple(Stage(self._lane(plan.bucket_of(segment)), segment.rows) for segment in plan.segments)
+        return [PlannedImage(own, stages, encoded) for own in plan.by_image()]
+
+    def batch(self, lane: Bucket, size: int) -> RunningBatch:
+        return RunningBatch(self, self._bucket(lane, size))
+
+    def finish(self, drawing: PlannedImage, state: State) -> Callable[[], Image.Image]:
+        plan = drawing.plan
+        decoded = self.pipe.programs.get("decode", plan.bucket)(self.params["vae"], state[0].latents)
+        return lambda: self.pipe.to_images(plan, decoded)[0]
+
+    def begin(self) -> list[Future[Any]]:
+        """Begin to compile every program, which needs no parameters."""
+        images = [replace(lane, batch=1) for lane in self.lanes]
+        wanted = [(kind, bucket) for bucket in self._batches() for kind in OF_BATCH]
+        wanted += [(kind, bucket) for bucket in images for kind in OF_IMAGE]
+        futures = [self.pipe.programs.begin(*each) for each in wanted]
+        return list(dict.fromkeys(futures))
+
+    def warm_up(self, progress: Callable[[int, int], None] | None = None) -> None:
+        """Compile every program, and run each batch once; `progress` hears of those done and those there are."""
+        futures = self.begin()
+        for done, future in enumerate(futures):
+            if progress is not None:
+                progress(done, len(futures))
+            future.result()
+        for bucket in self._batches():
+            batch = RunningBatch(self, bucket)
+            batch.advance(1)
+            batch.previews()
+            (slots, _), decode = batch.take(0), self.pipe.programs.get("decode", replace(bucket, batch=1))
+            jax.block_until_ready(decode(self.params["vae"], slots.latents))
+        if progress is not None:
+            progress(len(futures), len(futures))
+
+    def _batches(self) -> list[Bucket]:
+        return list(dict.fromkeys(self._bucket(lane, size) for lane in self.lanes for size in self.sizes))
+
+    def _bucket(self, lane: Bucket, size: int) -> Bucket:
+        return replace(lane, batch=self.pipe.devices.batch(size, lane.branches))
+
+    def _lane(self, bucket: Bucket) -> Bucket:
+        """The cheapest lane that covers a bucket. Raises InputError that names what none has."""
+        lanes = self.lanes
+        for argument, value, remedy, covers in _needs(bucket, lanes):
+            fitting = [lane for lane in lanes if covers(lane)]
+            if not fitting:
+                raise InputError(argument, value, remedy)
+            lanes = fitting
+        return min(lanes, key=lambda lane: (lane.branches, lane.cached, lane.freeu, lane.chunks))
+
+
+def open_backend(
+    model: str | os.PathLike[str] = "tiny",
+    *,
+    sizes: Sequence[tuple[int, int]] = (),
+    slots: int | None = None,
+    batch_sizes: Sequence[int] = (),
+    chunks: int = CHUNKS,
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto",
+    progress: Progress | None = None,
+    **options: Any,
+) -> PipelineBackend:
+    """A model, loaded, compiled and run once.
+
+    sizes: (width, height) of the images it draws, the first by default; the model's own if none are given.
+    slots: images in the making at once in each lane; 4, or as many as there are devices.
+    batch_sizes: the batches that programs are compiled for, of which the smallest that holds the images is run; by
+        default one of all slots.
+    chunks: parts of 75 tokens that a prompt may have; prompts of one part have a lane of their own.
+    dtype: auto is float32 on a CPU, else bfloat16. options: further ones of `open_pipeline`.
+
+    Images are guided if the model's preset says so; then those without guidance share their lanes. Raises InputError
+    for the arguments and CheckpointError for the model.
+    """
+    for name, value in (("slots", slots), ("chunks", chunks)):
+        if value is not None:
+            whole_number(name, value, least=1)
+    mesh = make_mesh()
+    precise = dtype == "float32" or (dtype == "auto" and mesh.devices.flat[0].platform == "cpu")
+    pipe = open_pipeline(model, mesh=mesh, dtype="float32" if precise else "bfloat16", **options)
+    slots = slots or max([SLOTS, mesh.size, *batch_sizes])
+    at_once = sorted({whole_number("batch_sizes", size, least=1, most=slots) for size in batch_sizes} | {slots})
+    side = pipe.model.default_size
+    guided = pipe.preset.guidance_scale > 1
+    lanes = []
+    for width, height in sizes or [(side, side)]:
+        one = pipe.bucket(1, height, width, guided=guided)
+        lanes += [replace(one, batch=1, chunks=n) for n in sorted({1, chunks})]
+    backend = PipelineBackend(pipe, {}, lanes, at_once)
+    backend.begin()
+    backend.params = pipe.load_params(progress)
+    backend.warm_up(None if progress is None else lambda done, total: progress("compile", done, total))
+    return backend
+
+
+def _needs(bucket: Bucket, lanes: Sequence[Bucket]) -> list[tuple[str, Any, str, Callable[[Bucket], bool]]]:
+    """What a lane must have for a bucket: the argument that asks for it, its value, the remedy, and the test."""
+    sizes = ", ".join(dict.fromkeys(f"{lane.width}x{lane.height}" for lane in lanes))
+    width_known = any(lane.width == bucket.width for lane in lanes)
+    side, value = ("height", bucket.height) if width_known else ("width", bucket.width)
+    chunks = max(lane.chunks for lane in lanes)
+    none_here = "the server has no program for it; leave it out"
+    return [
+        (
+            side,
+            value,
+            f"the server draws {sizes}",
+            lambda lane: (lane.width, lane.height) == (bucket.width, bucket.height),
+        ),
+        (
+            "guidance_scale",
+            None,
+            "the server draws without guidance; give 1",
+            lambda lane: lane.guided >= bucket.guided,
+        ),
+        (
+            "prompt",
+            f"{bucket.chunks} chunks",
+            f"a prompt may have {75 * chunks} tokens here; shorten it",
+            lambda lane: lane.chunks >= bucket.chunks,
+        ),
+        ("pag_scale", bucket.pag_layers, none_here, lambda lane: bucket.pag_layers in ((), lane.pag_layers)),
+        ("freeu", bucket.freeu, none_here, lambda lane: lane.freeu >= bucket.freeu),
+        ("cache_interval", bucket.cached, none_here, lambda lane: lane.cached >= bucket.cached),
+    ]
