@@ -66,8 +66,8 @@ def test_measures_a_random_model_beside_diffusers(tmp_path: Path) -> None:
         (("--peer", "diffusers", "--devices", "2"), "--devices [2]: peers run on one"),
         (("--model", "random:huge"), "--model 'random:huge': known: mid, sdxl, tiny"),
         (("--prices", "none.toml"), "--prices 'none.toml': No such file"),
-        (("results.json",), "--results 'results.json': give --merge"),
-        (("--merge",), "--merge None: name the results.json files"),
+        (("results.json",), "No such command 'results.json'"),
+        (("merge",), "Missing argument 'results'"),
     ],
 )
 def test_refused(options: tuple[str, ...], words: str, capsys: pytest.CaptureFixture[str]) -> None:

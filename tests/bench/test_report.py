@@ -103,7 +103,7 @@ def test_merge(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: 
     other["machine"]["device_kind"], other["model"] = "TPU v4", "random:sdxl"
     Path("a.json").write_text(json.dumps(priced([report()], [])))
     Path("b.json").write_text(json.dumps(priced([other], [])))
-    assert run(["bench", "--merge", "a.json", "b.json", "--output", "joined", "--json"]) == 0
+    assert run(["bench", "merge", "a.json", "b.json", "--output", "joined", "--json"]) == 0
     out, err = capsys.readouterr()
     assert err == ""
     results = json.loads(out.splitlines()[-1])
@@ -127,5 +127,5 @@ def test_merge(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: 
 def test_merge_of_another_file(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "results.json"
     file.write_text(text)
-    assert run(["bench", "--merge", str(file)]) == 2
-    assert "--merge" in capsys.readouterr().err
+    assert run(["bench", "merge", str(file)]) == 2
+    assert "--results" in capsys.readouterr().err

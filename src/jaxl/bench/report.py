@@ -82,9 +82,9 @@ def read_results(path: Path) -> list[dict[str, Any]]:
         reports = json.loads(path.read_text(encoding="utf-8"))["reports"]
         tables(priced(reports, []))
     except OSError as error:
-        raise InputError("merge", str(path), f"{error.strerror}; {remedy}") from None
+        raise InputError("results", str(path), f"{error.strerror}; {remedy}") from None
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise InputError("merge", str(path), remedy) from None
+        raise InputError("results", str(path), remedy) from None
     return reports
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -17,13 +16,13 @@ import typer
 
 from jaxl.bench.workload import PROMPT, Workload, combinations
 from jaxl.cli.machine import find_chips
-from jaxl.cli.options import JsonOption, read_size
-from jaxl.cli.terminal import in_background, note, print_line, progress_bars, to_terminal
+from jaxl.cli.options import JsonOption, read_count, read_counts, read_size
+from jaxl.cli.terminal import in_background, note, print_line, print_table, progress_bars, to_terminal
 from jaxl.errors import InputError, JaxlError
 
 # jax, and what imports it, is imported when there is something to measure, so that help and usage errors come at once
 if TYPE_CHECKING:
-    from jaxl.bench.report import Results, Table
+    from jaxl.bench.report import Results
     from jaxl.bench.startup import Startup
     from jaxl.pipeline import Pipeline
     from jaxl.pipeline import Progress as ShowProgress
@@ -33,8 +32,17 @@ AUTO = "auto"
 Dtype = Literal["auto", "bfloat16", "float32"]
 
 
+PricesOption = Annotated[Path | None, typer.Option(help="A file in place of jaxl's own prices.toml.")]
+OutputOption = Annotated[
+    Path | None, typer.Option("--output", "-o", help="A folder for results.json, results.md and plots.")
+]
+
+app = typer.Typer(invoke_without_command=True, rich_markup_mode=None)
+
+
+@app.callback()
 def bench(
-    results: Annotated[list[Path] | None, typer.Argument(metavar="[RESULTS]...", help="Files for --merge.")] = None,
+    context: typer.Context,
     model: Annotated[
         str, typer.Option(help="As in jaxl generate, or random:sdxl, random:mid or random:tiny (random weights).")
     ] = "tiny",
@@ -61,13 +69,8 @@ def bench(
             metavar="NAME", help="Do the same work beside it: diffusers, torch-compile, flax, stable-diffusion.cpp."
         ),
     ] = None,
-    prices: Annotated[Path | None, typer.Option(help="A file in place of jaxl's own prices.toml.")] = None,
-    merge: Annotated[
-        bool, typer.Option("--merge", help="Measure nothing; join the results.json of other runs.")
-    ] = False,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="A folder for results.json, results.md and plots.")
-    ] = None,
+    prices: PricesOption = None,
+    output: OutputOption = None,
     as_json: JsonOption = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
 ) -> None:
@@ -82,18 +85,59 @@ def bench(
 
     \b
     jaxl bench --model stabilityai/stable-diffusion-xl-base-1.0 --batch 1,2 --output v5e
-    jaxl bench --merge v5e/results.json v4/results.json --output table
+    jaxl bench merge v5e/results.json v4/results.json --output table
 
     Every call counts from prompt to pictures; medians, after a warm-up. If anything is compiled after it, the exit
     status is 1. Peers run in turns with jaxl, each in a process of its own, and peer_ratio is their time over jaxl's.
     """
-    from jaxl.bench.prices import DEFAULT, read_prices
-    from jaxl.bench.report import priced, read_results, tables
+    if context.invoked_subcommand is not None:
+        return
+    options = _Options(
+        model=model,
+        sizes=None if size is None else [_size(part) for part in size.split(",")],
+        batches=read_counts("batch", batch),
+        steps=read_counts("steps", steps),
+        schedulers=list(dict.fromkeys(scheduler.split(","))),
+        devices=None if devices is None else read_counts("devices", devices),
+        guidance=guidance,
+        dtype=dtype,
+        vae_dtype=None if vae_dtype == AUTO else vae_dtype,
+        warmup=read_count("warmup", warmup),
+        runs=read_count("runs", runs),
+        startup=startup,
+        peers=list(dict.fromkeys(peer or [])),
+        quiet=quiet,
+    )
 
-    if merge and not results:
-        raise InputError("merge", None, "name the results.json files to join")
-    if results and not merge:
-        raise InputError("results", str(results[0]), "give --merge to join results, or leave it out to measure")
+    def measure() -> list[dict[str, Any]]:
+        with progress_bars(not quiet and to_terminal()) as progress:
+            return [in_background(lambda: options.measure(progress))]
+
+    _report(measure, prices, output, as_json)
+    if not quiet:
+        note("0 programs were compiled after the warm-up")
+
+
+@app.command()
+def merge(
+    results: Annotated[list[Path], typer.Argument(help="The results.json files of other runs.")],
+    prices: PricesOption = None,
+    output: OutputOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Join the results of other runs in one table; measures nothing."""
+    from jaxl.bench.report import read_results
+
+    _report(lambda: [report for path in results for report in read_results(path)], prices, output, as_json)
+
+
+def _report(
+    measure: Callable[[], list[dict[str, Any]]], prices: Path | None, output: Path | None, as_json: bool
+) -> None:
+    """Print and write what `measure` finds; where that cannot be written is told before."""
+    from jaxl.bench.prices import DEFAULT, read_prices
+    from jaxl.bench.report import priced, tables
+
     read = read_prices(prices or DEFAULT)
     if output is not None:
         from jaxl.bench.plots import check_matplotlib
@@ -101,31 +145,10 @@ def bench(
 
         check_matplotlib()
         check_writable("output", output, folder=True)
-
-    if merge:
-        reports = [report for path in results or () for report in read_results(path)]
-    else:
-        options = _Options(
-            model=model,
-            sizes=None if size is None else [_size(part) for part in size.split(",")],
-            batches=_counts("batch", batch),
-            steps=_counts("steps", steps),
-            schedulers=list(dict.fromkeys(scheduler.split(","))),
-            devices=None if devices is None else _counts("devices", devices),
-            guidance=guidance,
-            dtype=dtype,
-            vae_dtype=None if vae_dtype == AUTO else vae_dtype,
-            warmup=_least("warmup", warmup),
-            runs=_least("runs", runs),
-            startup=startup,
-            peers=list(dict.fromkeys(peer or [])),
-            quiet=quiet,
-        )
-        with progress_bars(not quiet and to_terminal()) as progress:
-            reports = [in_background(lambda: options.measure(progress))]
+    reports = measure()
     found = priced(reports, read)
     for table in tables(found):
-        _print_table(table)
+        print_table(table)
     if output is not None:
         _write(output, found)
     if as_json:
@@ -133,8 +156,6 @@ def bench(
     late = sum(row["compilations_after_warmup"] for report in reports for row in report["rows"])
     if late:
         raise JaxlError(f"{late} programs were compiled after the warm-up, and the times include that")
-    if not merge and not quiet:
-        note("0 programs were compiled after the warm-up")
 
 
 @dataclass(frozen=True)
@@ -283,23 +304,6 @@ def _ticks(progress: ShowProgress | None, total: int) -> Callable[[], None]:
     return tick
 
 
-def _print_table(table: Table) -> None:
-    """In as many columns as a terminal has, and in a wide line elsewhere."""
-    import io
-
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table as RichTable
-
-    drawn = RichTable(*table.header, title=table.title, title_justify="left", box=box.SIMPLE_HEAD)
-    for row in table.rows:
-        drawn.add_row(*row)
-    width = None if sys.stdout is not None and sys.stdout.isatty() else 200
-    stream = io.StringIO()
-    Console(file=stream, width=width).print(drawn)
-    print_line("\n".join(line.rstrip() for line in stream.getvalue().splitlines()))
-
-
 def _write(folder: Path, results: Results) -> None:
     """Write results.json, results.md and the plots into the folder."""
     from jaxl.bench.plots import write_plots
@@ -316,17 +320,3 @@ def _size(text: str) -> tuple[int, int]:
     if size is None:
         raise InputError("size", text, "give WIDTHxHEIGHT in pixels, such as 1024x768, with commas between several")
     return size
-
-
-def _counts(argument: str, text: str) -> list[int]:
-    """Whole numbers of at least 1, each once."""
-    parts = text.split(",")
-    if not all(re.fullmatch(r"[0-9]{1,6}", part) for part in parts):
-        raise InputError(argument, text, "give whole numbers with commas between them")
-    return list(dict.fromkeys(_least(argument, int(part)) for part in parts))
-
-
-def _least(argument: str, value: int) -> int:
-    if value < 1:
-        raise InputError(argument, value, "give 1 or more")
-    return value

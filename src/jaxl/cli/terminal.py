@@ -14,6 +14,7 @@ import typer
 from jaxl.errors import OutputError
 
 if TYPE_CHECKING:
+    from jaxl.bench.report import Table
     from jaxl.pipeline import Progress as ShowProgress
 
 T = TypeVar("T")
@@ -87,3 +88,20 @@ def print_line(line: str) -> None:
         raise typer.Exit(1) from None
     except OSError as error:
         raise OutputError(f"standard output: {error.strerror}") from error
+
+
+def print_table(table: Table) -> None:
+    """In as many columns as a terminal has, and in a wide line elsewhere."""
+    import io
+
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table as RichTable
+
+    drawn = RichTable(*table.header, title=table.title, title_justify="left", box=box.SIMPLE_HEAD)
+    for row in table.rows:
+        drawn.add_row(*row)
+    width = None if sys.stdout is not None and sys.stdout.isatty() else 200
+    stream = io.StringIO()
+    Console(file=stream, width=width).print(drawn)
+    print_line("\n".join(line.rstrip() for line in stream.getvalue().splitlines()))
