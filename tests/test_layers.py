@@ -12,6 +12,7 @@ PACKAGE = Path(jaxl.__file__).parent
 # from the bottom up; a module may import from lower lines and from its own entry, never from a higher line
 LAYERS = (
     ("errors",),
+    ("engine",),
     ("config", "presets", "shapes", "files"),
     ("kernels",),
     ("nn", "diffusion", "text"),
@@ -21,7 +22,8 @@ LAYERS = (
     ("prompts", "starts", "embeddings"),
     ("plan",),
     ("pipeline", "png"),
-    ("compat",),
+    ("compat", "running"),
+    ("server",),
     ("bench",),
     ("cli",),
     ("__main__",),
@@ -84,4 +86,10 @@ def test_exported_names() -> None:
 def test_help_does_without_jax() -> None:
     """Help and usage errors come at once; importing jax takes a second."""
     code = "import sys, jaxl.cli; jaxl.cli.run(['generate', '--help']); sys.exit('jax' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_the_server_does_without_jax() -> None:
+    """So that a balancer before many engines needs no devices."""
+    code = "import sys, jaxl.server.app, jaxl.engine; sys.exit('jax' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

@@ -90,6 +90,14 @@ def test_any_prompt_survives(tmp_path: Path, prompt: str, chunk: bytes) -> None:
         np.testing.assert_array_equal(np.asarray(image), np.asarray(IMAGE))
 
 
+def test_an_xmp_packet() -> None:
+    for settings in (SETTINGS, None):
+        with Image.open(io.BytesIO(png_bytes(IMAGE, settings, "<x>é</x>"))) as image:
+            assert image.info["xmp"] == "<x>é</x>".encode()
+            assert ("jaxl" in image.info) == (settings is not None)
+    assert b"XML:com.adobe.xmp" not in png_bytes(IMAGE, SETTINGS)
+
+
 def test_a_file_is_replaced_and_a_folder_made(tmp_path: Path) -> None:
     path = tmp_path / "new" / "folder" / "a.png"
     write_png(path, IMAGE, SETTINGS)

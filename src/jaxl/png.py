@@ -70,12 +70,17 @@ def check_writable(argument: str, path: Path, *, folder: bool) -> None:
         raise InputError(argument, str(path), f"{error.strerror}; choose another place") from None
 
 
-def png_bytes(image: Image.Image, settings: Settings | None) -> bytes:
-    """The image as a PNG file, with both text chunks: tEXt, or iTXt for what is not Latin-1."""
+def png_bytes(image: Image.Image, settings: Settings | None, xmp: str | None = None) -> bytes:
+    """The image as a PNG file, with both text chunks: tEXt, or iTXt for what is not Latin-1.
+
+    `xmp` is an XMP packet, which goes where part 3 of the XMP specification has it (section 1.1.5): an iTXt chunk.
+    """
     info = PngInfo()
     if settings is not None:
         info.add_text("parameters", a1111_text(settings))
         info.add_text("jaxl", json.dumps(dict(settings)))
+    if xmp is not None:
+        info.add_itxt("XML:com.adobe.xmp", xmp)
     stream = io.BytesIO()
     image.save(stream, "PNG", pnginfo=info)
     return stream.getvalue()

@@ -18,13 +18,15 @@ from typing import Annotated, Any
 
 import typer
 
-from jaxl.cli.bench import bench
+from jaxl.cli.bench import app as bench
+from jaxl.cli.bench_serve import bench_serve
 from jaxl.cli.cache import cache
 from jaxl.cli.compile import compile_programs
 from jaxl.cli.estimate import estimate
 from jaxl.cli.generate import generate
 from jaxl.cli.machine import find_devices, memory_bytes
 from jaxl.cli.options import JsonOption, LocalOption, RevisionOption, VariantOption
+from jaxl.cli.serve import serve
 from jaxl.cli.terminal import fail, in_background, note, one_line, print_line
 from jaxl.errors import CheckpointError, InputError, JaxlError, TruncationWarning
 
@@ -101,7 +103,9 @@ def _root(
 
 
 app.command()(generate)
-app.command()(bench)
+app.command()(serve)
+bench.command("serve")(bench_serve)
+app.add_typer(bench, name="bench")
 app.command("compile")(compile_programs)
 app.command()(cache)
 app.command()(estimate)

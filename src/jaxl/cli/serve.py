@@ -1,0 +1,401 @@
+"""`jaxl serve`."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import re
+import signal
+import socket
+import threading
+import time
+import warnings
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from ipaddress import ip_address
+from pathlib import Path
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from jaxl.cli.options import LocalOption, RevisionOption, VariantOption, read_count, read_counts, read_size
+from jaxl.cli.terminal import note, print_line, progress_bars, to_terminal
+from jaxl.errors import InputError, JaxlError, TruncationWarning
+
+# jax, and what imports it, is imported while the server listens; the server's own packages are an extra
+if TYPE_CHECKING:
+    from jaxl.engine import Engine
+    from jaxl.server.app import Front
+    from jaxl.server.settings import Settings
+
+# seconds in which answers that are done leave after the last image
+GRACE = 5
+
+# what the extra installs
+PACKAGES = ("uvicorn", "fastapi", "prometheus_client", "python_multipart")
+# what the system says of an address that is somebody else's
+NO_ADDRESS = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
+
+log = logging.getLogger("jaxl.server")
+
+
+def serve(
+    model: Annotated[str, typer.Option(help="A hub id, a folder, a .safetensors file, or tiny (embedded).")] = "tiny",
+    host: Annotated[str, typer.Option(help="The address to listen on; 0.0.0.0 is every one of this machine.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(help="0 is any that is free.")] = 8000,
+    api_key: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY", help="Opens the server; repeatable. JAXL_API_KEYS, with commas, hides them from ps."
+        ),
+    ] = None,
+    size: Annotated[
+        list[str] | None,
+        typer.Option(metavar="WxH", help="Of images; repeatable, the first is the default; the model's own if none."),
+    ] = None,
+    slots: Annotated[
+        int | None, typer.Option(show_default=False, help="Images in the making at once: 4, or one for each device.")
+    ] = None,
+    batch_sizes: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N,...",
+            help="Also compile smaller batches: fewer images take less time, and are the same to rounding alone.",
+        ),
+    ] = None,
+    chunks: Annotated[int, typer.Option(help="Parts of 75 tokens that a prompt may have.")] = 3,
+    max_waiting: Annotated[int, typer.Option(help="Images that may wait; more are turned away with 429.")] = 64,
+    max_images: Annotated[int, typer.Option(help="Of one request.")] = 10,
+    deadline: Annotated[float, typer.Option(help="Seconds after which a request is given up.")] = 600.0,
+    drain_timeout: Annotated[float, typer.Option(help="Seconds that running requests have when the server stops.")] = (
+        60.0
+    ),
+    static: Annotated[
+        bool, typer.Option("--static", help="Begin no request before the running batch is done, for comparison.")
+    ] = False,
+    origin: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ORIGIN", help="A web page that may call, such as https://example.org; repeatable."),
+    ] = None,
+    log_prompts: Annotated[bool, typer.Option("--log-prompts", help="Write prompts to the log.")] = False,
+    no_mark: Annotated[bool, typer.Option("--no-mark", help="Do not mark pictures as machine-made.")] = False,
+    c2pa_cert: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Sign pictures: PEM certificate, and its chain.")
+    ] = None,
+    c2pa_key: Annotated[str | None, typer.Option(metavar="FILE", help="The certificate's private key.")] = None,
+    vae: Annotated[str | None, typer.Option(metavar="MODEL", help="Another autoencoder, also of TAESD's kind.")] = None,
+    vae_tile: Annotated[
+        int | None,
+        typer.Option(metavar="PIXELS", help="Decode in tiles of this size: less memory, not quite the same."),
+    ] = None,
+    preview_vae: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="A tiny autoencoder (TAESD) for previews in full size.")
+    ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="turbo, lightning, hyper, lcm, tcd, playground or sdxl; by default, the model's."
+        ),
+    ] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="fp8 or int8 for most of the model: faster on chips with units for them."),
+    ] = None,
+    dtype: Annotated[
+        Literal["auto", "bfloat16", "float32"], typer.Option(help="auto is float32 on a CPU, else bfloat16.")
+    ] = "auto",
+    variant: VariantOption = None,
+    revision: RevisionOption = None,
+    local_files_only: LocalOption = False,
+) -> None:
+    """Draw for others over HTTP, as OpenAI's, AUTOMATIC1111's and Hugging Face's servers do.
+
+    \b
+    jaxl serve --model ./sdxl.safetensors --size 1024x1024 --size 832x1216
+    curl http://127.0.0.1:8000/v1/images/generations -H "Content-Type: application/json" -d '{"prompt": "a castle"}'
+
+    The address is printed when the server listens; /health/ready answers 200 once the model is loaded and compiled.
+    SIGTERM or Ctrl-C lets running requests end; a second one does not. SIGHUP loads the model's files anew.
+    """
+    missing = [name for name in PACKAGES if find_spec(name) is None]
+    if missing:
+        raise typer.TyperException(f'{missing[0]} is missing, which serving needs; pip install "jaxl[serve]"')
+
+    import uvicorn
+
+    from jaxl.server import logs
+    from jaxl.server.app import Front
+    from jaxl.server.pictures import Signer
+    from jaxl.server.service import LEAST_DEADLINE
+    from jaxl.server.settings import Settings
+
+    for name, number in (("max_waiting", max_waiting), ("max_images", max_images), ("slots", slots or 1)):
+        read_count(name, number)
+    for name, seconds, least in (("deadline", deadline, LEAST_DEADLINE), ("drain_timeout", drain_timeout, 0.0)):
+        if not least <= seconds < float("inf"):
+            raise InputError(name, seconds, f"give seconds, at least {least:g}")
+    if (c2pa_cert is None) != (c2pa_key is None):
+        missing = "c2pa_key" if c2pa_key is None else "c2pa_cert"
+        raise InputError(missing, None, "signing needs --c2pa-cert and --c2pa-key; give both")
+    settings = Settings(
+        model=_public_name(model),
+        sizes=tuple(_read_size(text) for text in size or ()),
+        api_keys=_read_keys(api_key or ()),
+        max_images=max_images,
+        deadline=deadline,
+        drain_timeout=drain_timeout,
+        origins=tuple(_read_origin(text) for text in origin or ()),
+        log_prompts=log_prompts,
+        mark=not no_mark,
+        c2pa_certificate=None if c2pa_cert is None else Path(c2pa_cert),
+        c2pa_key=None if c2pa_key is None else Path(c2pa_key),
+    )
+    if settings.c2pa_certificate is not None and settings.c2pa_key is not None:
+        Signer(settings.c2pa_certificate, settings.c2pa_key)  # so that a mistake is told before anything is loaded
+    if not log_prompts:
+        warnings.simplefilter("ignore", TruncationWarning)  # it quotes the prompt
+    options: dict[str, Any] = {
+        "sizes": settings.sizes,
+        "slots": slots,
+        "batch_sizes": () if batch_sizes is None else read_counts("batch_sizes", batch_sizes),
+        "chunks": read_count("chunks", chunks),
+        "dtype": dtype,
+        "vae": vae,
+        "vae_tile": vae_tile,
+        "preview": preview_vae,
+        "preset": preset,
+        "precision": precision,
+        "variant": variant,
+        "revision": revision,
+        "local_files_only": local_files_only,
+    }
+
+    def load() -> Any:
+        from jaxl.running import open_backend
+
+        with progress_bars(to_terminal()) as progress:
+            return open_backend(model, **options, progress=progress)
+
+    with closing(_listen(host, port)) as listener:
+        logs.configure()
+        front = Front()
+        config = uvicorn.Config(
+            front,
+            log_config=None,
+            log_level="warning",
+            access_log=False,
+            lifespan="off",
+            ws="none",
+            server_header=False,
+            timeout_graceful_shutdown=GRACE,
+        )
+        Supervisor(
+            server=uvicorn.Server(config),
+            listener=listener,
+            front=front,
+            load=load,
+            settings=settings,
+            engine_options={"max_waiting": max_waiting, "joins": not static},
+        ).run()
+
+
+@dataclass
+class Loaded:
+    backend: Any
+    seconds: float
+
+
+@dataclass
+class Failed:
+    error: BaseException
+
+
+@dataclass
+class Ended:
+    """Of the thread with the HTTP server, or of the wait for running requests."""
+
+
+class Supervisor:
+    """Runs the HTTP server, the loading and the engine in threads, and in the main thread decides what comes next.
+
+    The inbox has signals as numbers, and what the threads report. No thread but the main one gets signals, so these are
+    obeyed at once, whatever is being compiled.
+    """
+
+    def __init__(
+        self,
+        *,
+        server: Any,
+        listener: socket.socket,
+        front: Front,
+        load: Callable[[], Any],
+        settings: Settings,
+        engine_options: dict[str, Any],
+    ):
+        self.server = server
+        self.listener = listener
+        self.front = front
+        self.load = load
+        self.settings = settings
+        self.engine_options = engine_options
+        self.engine: Engine | None = None
+        self.loading = False
+        self.inbox: SimpleQueue[int | Loaded | Failed | Ended] = SimpleQueue()
+
+    def run(self) -> None:
+        """Until a signal ends it. Raises what loading the model for the first time does."""
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, lambda number, _: self.inbox.put(number))
+        serving = threading.Thread(target=self._serve, name="http", daemon=True)
+        serving.start()
+        address, port = self.listener.getsockname()[:2]
+        print_line(f"http://{f'[{address}]' if ':' in address else address}:{port}")
+        if not self.settings.api_keys and not ip_address(address.partition("%")[0]).is_loopback:
+            say(f"warning: whoever reaches {address} may draw; --api-key asks for a key")
+        self._begin_loading()
+        try:
+            self._watch()
+            if self.engine is not None:
+                self._drain(self.engine)
+        finally:
+            self.server.should_exit = True
+            serving.join(2 * GRACE)
+
+    def _watch(self) -> None:
+        """Until the server is to stop."""
+        while True:
+            match self.inbox.get():
+                case signal.SIGHUP:
+                    if self.loading:
+                        say("the model is being loaded already")
+                    else:
+                        self._begin_loading()
+                case Loaded() as loaded:
+                    self.loading = False
+                    self._take(loaded)
+                case Failed(error):
+                    self.loading = False
+                    if self.engine is None:
+                        raise error
+                    say(f"the model was not loaded anew, and the old one is kept: {error}")
+                case Ended():
+                    raise JaxlError("the HTTP server ended by itself")
+                case _:
+                    return
+
+    def _take(self, loaded: Loaded) -> None:
+        """Draw with a backend from now on."""
+        from jaxl.engine import Engine
+        from jaxl.server.app import create_app
+        from jaxl.server.service import Service
+
+        if self.engine is not None:
+            self.engine.replace(loaded.backend)
+            say(f"loaded {self.settings.model} anew in {loaded.seconds:.1f} s")
+            return
+        engine = Engine(loaded.backend, **self.engine_options)
+        service = Service(engine, completed(self.settings, loaded.backend))
+        engine.start()
+        self.engine = engine
+        self.front.app = create_app(service)
+        sizes = ", ".join(f"{width}x{height}" for width, height in service.settings.sizes)
+        say(f"ready after {loaded.seconds:.1f} s: {self.settings.model}, {sizes}")
+
+    def _drain(self, engine: Engine) -> None:
+        """Let running requests end, until the time is over or a second signal comes."""
+        say(f"stopping; running requests have {self.settings.drain_timeout:g} s")
+
+        def wait() -> None:
+            engine.drain(self.settings.drain_timeout)
+            self.inbox.put(Ended())
+
+        threading.Thread(target=wait, name="drain", daemon=True).start()
+        while True:
+            match self.inbox.get():
+                case signal.SIGINT | signal.SIGTERM | Ended():
+                    break
+        for ticket in engine.tickets():
+            ticket.cancel()
+
+    def _serve(self) -> None:
+        try:
+            self.server.run(sockets=[self.listener])
+        finally:
+            self.inbox.put(Ended())
+
+    def _begin_loading(self) -> None:
+        def work() -> None:
+            began = time.perf_counter()
+            try:
+                backend = self.load()
+            except BaseException as error:  # handed to the main thread
+                self.inbox.put(Failed(error))
+            else:
+                self.inbox.put(Loaded(backend, time.perf_counter() - began))
+
+        self.loading = True
+        say(f"loading {self.settings.model}")
+        threading.Thread(target=work, name="load", daemon=True).start()
+
+
+def completed(settings: Settings, backend: Any) -> Settings:
+    """The settings with what the model says of itself."""
+    from jaxl.diffusion.tables import SCHEDULERS
+
+    return replace(settings, schedulers=tuple(sorted(SCHEDULERS)), **backend.defaults)
+
+
+def say(line: str) -> None:
+    """Tell a person at a terminal, or else the log."""
+    if to_terminal():
+        note(line)
+    else:
+        log.info(line)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    if not 0 <= port < 2**16:
+        raise InputError("port", port, "give a number from 0 to 65535")
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except (socket.gaierror, UnicodeError):
+        raise InputError("host", host, "no address of this machine; give 127.0.0.1, or 0.0.0.0 for all") from None
+    try:
+        return socket.create_server(address[:2], family=family, backlog=2048)
+    except OSError as error:
+        name, value = ("host", host) if error.errno in NO_ADDRESS else ("port", port)
+        remedy = "give an address of this machine" if name == "host" else "give another, or 0 for any that is free"
+        raise InputError(name, value, f"{os.strerror(error.errno or 0).lower()}; {remedy}") from None
+
+
+def _read_size(text: str) -> tuple[int, int]:
+    size = read_size(text)
+    if size is None or 0 in size:
+        raise InputError("size", text, "give WIDTHxHEIGHT in pixels, such as 1024x768")
+    return size
+
+
+def _read_keys(given: list[str] | tuple[str, ...]) -> tuple[str, ...]:
+    keys = [*given, *filter(None, os.environ.get("JAXL_API_KEYS", "").split(","))]
+    for key in keys:
+        if re.fullmatch(r"[!-~]+", key) is None:
+            raise InputError("api_key", "...", "one is empty or has characters that HTTP does not carry; use ASCII")
+    return tuple(keys)
+
+
+def _read_origin(text: str) -> str:
+    if re.fullmatch(r"https?://[A-Za-z0-9.\[\]:_-]+", text) is None:
+        raise InputError("origin", text, "give scheme and host alone, such as https://example.org")
+    return text
+
+
+def _public_name(model: str) -> str:
+    """What clients call a model: a hub's id, or the last part of a path."""
+    path = Path(model)
+    return path.resolve().name.removesuffix(".safetensors") if path.exists() else model

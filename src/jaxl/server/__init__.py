@@ -1,0 +1,1 @@
+"""The HTTP server: OpenAI's, A1111's and Hugging Face's shapes around one engine. Nothing here imports jax."""

@@ -1,0 +1,48 @@
+"""The whole HTTP application around one service."""
+
+from __future__ import annotations
+
+from fastapi import FastAPI
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from jaxl import __version__
+from jaxl.server import a1111, errors, events, health, huggingface, openai
+from jaxl.server.errors import ApiError, answer
+from jaxl.server.guard import Guard, request_id
+from jaxl.server.service import Service
+
+
+def create_app(service: Service) -> FastAPI:
+    """An app for an engine that has been started."""
+    app = FastAPI(title="jaxl", version=__version__, docs_url=None, redoc_url=None)
+    app.state.service = service
+    errors.install(app)
+    app.add_middleware(Guard, service=service)
+    for module in (openai, events, a1111, huggingface, health):
+        app.include_router(module.router)
+    return app
+
+
+class Front:
+    """The app, as soon as it is set; before that, answers that say that the model is being loaded."""
+
+    def __init__(self) -> None:
+        self.app: ASGIApp | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self.app is not None:
+            await self.app(scope, receive, send)
+            return
+        match scope["path"]:
+            case "/health/live":
+                response = health.state("live")
+            case "/health/ready":
+                response = health.state("loading", 503)
+            case path:
+                message = "the model is being loaded; try again later"
+                headers = {"Retry-After": str(errors.RETRY_ELSEWHERE)}
+                response = answer(ApiError(503, message, type="server_error", code="loading", headers=headers), path)
+        response.headers["X-Request-Id"] = request_id(Headers(scope=scope))
+        response.headers["X-Content-Type-Options"] = "nosniff"
+        await response(scope, receive, send)

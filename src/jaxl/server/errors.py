@@ -1,0 +1,145 @@
+"""Errors as clients get them: OpenAI's `{"error": {"message", "type", "param", "code"}}`, and A1111's under /sdapi/.
+
+https://platform.openai.com/docs/guides/error-codes has the types and codes that OpenAI's clients know.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from jaxl.errors import (
+    CancelledError,
+    DeadlineError,
+    DrainingError,
+    EngineError,
+    InputError,
+    JaxlError,
+    NonFiniteError,
+    QueueFullError,
+)
+
+# seconds after which another server, or this one started anew, may be there
+RETRY_ELSEWHERE = 5
+# what OpenAI's clients heed; the same request would fail again
+NO_RETRY: Mapping[str, str] = {"x-should-retry": "false"}
+
+
+class ErrorObject(BaseModel):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(BaseModel):
+    error: ErrorObject
+
+
+# of routes in OpenAI's shape, for the schema
+RESPONSES: dict[int | str, dict[str, Any]] = {
+    "4XX": {"description": "The request cannot be drawn.", "model": ErrorBody},
+    "5XX": {"description": "The server could not draw it.", "model": ErrorBody},
+}
+
+
+class ApiError(HTTPException):
+    """An answer with this status and OpenAI's error object; `param` is the field, as the client calls it."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        type: str = "invalid_request_error",
+        headers: Mapping[str, str] | None = None,
+    ):
+        super().__init__(status, message, headers)
+        self.param = param
+        self.code = code
+        self.type = type
+
+
+def fields(names: Mapping[str, str]) -> Callable[[Request], None]:
+    """A dependency for routes: what their clients call the arguments of `Pipeline.generate`, where not the same."""
+
+    def remember(http: Request) -> None:
+        http.state.fields = names
+
+    return remember
+
+
+def api_error(error: BaseException, names: Mapping[str, str] | None = None) -> ApiError:
+    """What a client is told of an error; `names` are those of `fields`."""
+    match error:
+        case ApiError():
+            return error
+        case InputError():
+            name = (names or {}).get(error.argument, error.argument)
+            return ApiError(400, f"{name}{str(error).removeprefix(error.argument)}", param=name)
+        case RequestValidationError():
+            return _invalid(error)
+        case QueueFullError():
+            headers = {"Retry-After": str(max(math.ceil(error.retry_after), 1))}
+            return ApiError(429, str(error), type="rate_limit_error", code="rate_limit_exceeded", headers=headers)
+        case DrainingError():
+            headers = {"Retry-After": str(RETRY_ELSEWHERE)}
+            return ApiError(503, str(error), type="server_error", code="draining", headers=headers)
+        case DeadlineError():
+            return ApiError(504, str(error), type="server_error", code="deadline_exceeded", headers=NO_RETRY)
+        case CancelledError():
+            return ApiError(499, str(error), code="cancelled")
+        case NonFiniteError():
+            return ApiError(500, str(error), type="server_error", code="non_finite", headers=NO_RETRY)
+        case EngineError():
+            return ApiError(500, str(error), type="server_error", code="engine_error")
+        case HTTPException():
+            return ApiError(error.status_code, error.detail, headers=error.headers)
+        case _:
+            return ApiError(
+                500, "something went wrong here; the log has it under the request's id", type="server_error"
+            )
+
+
+def error_object(error: ApiError) -> dict[str, Any]:
+    return {"error": {"message": error.detail, "type": error.type, "param": error.param, "code": error.code}}
+
+
+def answer(error: ApiError, path: str) -> JSONResponse:
+    """The response to a request for `path`."""
+    body = error_object(error)
+    if path.startswith("/sdapi/"):  # as `modules/api/api.py` of AUTOMATIC1111's web UI has it
+        body = {"error": error.type, "detail": error.detail, "body": "", "errors": error.detail}
+    return JSONResponse(body, error.status_code, error.headers)
+
+
+def install(app: FastAPI) -> None:
+    """Let the app answer in these shapes; what nobody expected is left to `jaxl.server.guard`."""
+
+    def handle(http: Request, error: Exception) -> Response:
+        return answer(api_error(error, getattr(http.state, "fields", None)), http.url.path)
+
+    for kind in (HTTPException, RequestValidationError, JaxlError):
+        app.add_exception_handler(kind, handle)
+
+
+def _invalid(error: RequestValidationError) -> ApiError:
+    first = error.errors()[0]
+    # without what the client sent, which may be long; the place of a mistake in JSON is a number
+    place = [str(part) for part in first["loc"][1:]]
+    if first["type"] == "json_invalid":
+        return ApiError(400, f"the body is not JSON: {first['ctx']['error']} at character {place[0]}")
+    if not place:
+        return ApiError(400, f"the body: {first['msg']}")
+    param = ".".join(place)
+    return ApiError(400, f"{param}: {first['msg']}", param=param)

@@ -1,0 +1,144 @@
+"""What clients hear of a request while it is drawn: its status, and server-sent events.
+
+The form of the events: https://html.spec.whatwg.org/multipage/server-sent-events.html.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager, nullcontext
+from dataclasses import asdict
+from typing import Any
+
+from fastapi import APIRouter
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from jaxl.engine import Drawn, Event, Preview, Progress, Started
+from jaxl.errors import JaxlError
+from jaxl.server import logs
+from jaxl.server.errors import RESPONSES, ApiError, api_error, error_object
+from jaxl.server.service import CurrentService, Service, Stream
+
+# seconds; proxies close what is silent for a minute or so
+HEARTBEAT = 15.0
+COMMENT = b":\n\n"
+
+router = APIRouter(prefix="/v1/requests", tags=["requests"], responses=RESPONSES)
+
+
+def event(name: str, data: Mapping[str, Any]) -> bytes:
+    return f"event: {name}\ndata: {json.dumps(data)}\n\n".encode()
+
+
+class EventStream(Response):
+    """Sends `messages` as they come, and comments in between so that the connection is kept.
+
+    An error that they raise is the last event, called "error". `owner` is entered, and left when the last message is
+    sent or the client gone.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(
+        self,
+        messages: AsyncIterator[bytes],
+        owner: AbstractAsyncContextManager[Any] | None = None,
+        heartbeat: float = HEARTBEAT,
+    ):
+        super().__init__(headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
+        del self.headers["Content-Length"]
+        self.messages = messages
+        self.owner = owner or nullcontext()
+        self.heartbeat = heartbeat
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def write(data: bytes, more: bool = True) -> None:
+            await send({"type": "http.response.body", "body": data, "more_body": more})
+
+        async def write_all() -> None:
+            try:
+                async for message in self.messages:
+                    await write(message)
+            except Exception as error:
+                if not isinstance(error, (JaxlError, ApiError)):
+                    logs.log.exception("an error that nobody expected")
+                known = api_error(error, scope.get("state", {}).get("fields"))
+                await write(event("error", error_object(known)))
+            await write(b"", more=False)
+
+        async def keep() -> None:
+            while True:
+                await asyncio.sleep(self.heartbeat)
+                await write(COMMENT)
+
+        async def leave() -> None:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+
+        async with self.owner:
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            await write(COMMENT)
+            tasks = [asyncio.create_task(each()) for each in (write_all, leave, keep)]
+            try:
+                await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@router.get("/{id}")
+async def status(id: str, service: CurrentService) -> dict[str, Any]:
+    """Where a request stands that waits or runs. Its id is the X-Request-Id that came with it, or with its answer."""
+    return _status(_find(id, service), service)
+
+
+@router.delete("/{id}")
+async def cancel(id: str, service: CurrentService) -> dict[str, Any]:
+    """Give up on a request; who waits for its answer gets an error of status 499."""
+    stream = _find(id, service)
+    stream.ticket.cancel()
+    return {"id": stream.id, "object": "request", "cancelled": True}
+
+
+@router.get("/{id}/events", response_class=Response, responses={200: {"content": {EventStream.media_type: {}}}})
+async def follow(id: str, service: CurrentService) -> EventStream:
+    """Server-sent events of a request: status, started, progress, preview, drawn, and done or error.
+
+    Previews come as often as the request asked for with its field `previews`.
+    """
+    stream = _find(id, service)
+    return EventStream(_follow(stream, stream.channel.follow(), service))
+
+
+async def _follow(stream: Stream, events: AsyncIterator[Event], service: Service) -> AsyncIterator[bytes]:
+    yield event("status", _status(stream, service))
+    async for news in events:
+        match news:
+            case Started():
+                yield event("started", {"image": news.image})
+            case Progress():
+                yield event("progress", {"image": news.image, "done": news.done, "total": news.total})
+            case Preview():
+                data = await service.encode_preview(news.pixels)
+                shown = {"output_format": "jpeg", "b64_json": base64.b64encode(data).decode()}
+                yield event("preview", {"image": news.image, "done": news.done, "total": news.total, **shown})
+            case Drawn():
+                yield event("drawn", {"image": news.image})
+    result = await stream.result()
+    made = {"seeds": result.seeds, "scheduler": result.scheduler, "steps": result.steps, "timings": result.timings}
+    yield event("done", made)
+
+
+def _status(stream: Stream, service: Service) -> dict[str, Any]:
+    return {"id": stream.id, "object": "request", **asdict(service.engine.status(stream.ticket))}
+
+
+def _find(id: str, service: Service) -> Stream:
+    if id not in service.live:
+        raise ApiError(404, f"no request {id[:64]!r} waits or runs here; it may be done", code="request_not_found")
+    return service.live[id]

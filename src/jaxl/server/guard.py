@@ -1,0 +1,197 @@
+"""What every HTTP request passes first: ids, keys, origins, content types and the size of bodies.
+
+Web pages of strangers can make a browser call servers on its own machine and network; ComfyUI was open to that
+(CVE-2024-10099 and others). So who has an Origin must be known, a body must be of the kind that the route reads, and
+without keys a server on a loopback address must be called by a name that nobody else can point to it.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import ipaddress
+import re
+import secrets
+import time
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from jaxl.server import logs
+from jaxl.server.errors import ApiError, answer, api_error
+from jaxl.server.service import Service
+
+ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+HOST = re.compile(r"(\[(?P<address>[0-9A-Fa-f:.]+)\]|(?P<name>[A-Za-z0-9._-]+))(:[0-9]{1,5})?")
+# what probes and scrapers read, without a key, and too often for the log
+OPEN = ("/health/", "/metrics")
+# routes whose bodies are forms with files; all others take JSON
+FORMS = ("/v1/images/edits",)
+PREFLIGHT_SECONDS = "600"
+
+
+class Guard:
+    """ASGI middleware around the whole app."""
+
+    def __init__(self, app: ASGIApp, service: Service):
+        self.app = app
+        self.service = service
+        self.settings = service.settings
+        self.keys = [_digest(key) for key in service.settings.api_keys]
+        self.hosts = {_host(origin) for origin in service.settings.origins}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        id = scope.setdefault("state", {})["request_id"] = request_id(headers)
+        origin = headers.get("origin")
+        began, status = time.perf_counter(), 0
+
+        async def send_marked(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                marked = MutableHeaders(scope=message)
+                marked["X-Request-Id"] = id
+                marked["X-Content-Type-Options"] = "nosniff"
+                if origin in self.settings.origins:
+                    marked["Access-Control-Allow-Origin"] = origin
+                    marked["Access-Control-Expose-Headers"] = "X-Request-Id, Retry-After"
+                    marked.add_vary_header("Origin")
+            await send(message)
+
+        with logs.request(id):
+            try:
+                response = self._preflight(headers, scope["method"])
+                if response is None:
+                    self._check(scope, headers)
+                    await self.app(scope, _limited(receive, self.settings.max_body), send_marked)
+                else:
+                    await response(scope, receive, send_marked)
+            except Exception as error:  # the last resort: an answer without details, and a line in the log
+                if not isinstance(error, ApiError):
+                    logs.log.exception("an error that nobody expected")
+                if not status:
+                    await answer(api_error(error), scope["path"])(scope, receive, send_marked)
+            finally:
+                route = getattr(scope.get("route"), "path", "other")
+                self.service.metrics.observe_http(route, status)
+                if not scope["path"].startswith(OPEN):
+                    logs.finish(route=route, status=status, seconds=time.perf_counter() - began)
+
+    def _preflight(self, headers: Headers, method: str) -> Response | None:
+        """What a browser is told that asks whether a page may call; None for other requests."""
+        if method != "OPTIONS" or "access-control-request-method" not in headers:
+            return None
+        if headers.get("origin") not in self.settings.origins:
+            raise _origin_refused(headers.get("origin", ""))
+        allowed = {
+            "Access-Control-Allow-Methods": "GET, POST, DELETE",
+            "Access-Control-Allow-Headers": headers.get("access-control-request-headers", "Content-Type"),
+            "Access-Control-Max-Age": PREFLIGHT_SECONDS,
+        }
+        return Response(status_code=204, headers=allowed)
+
+    def _check(self, scope: Scope, headers: Headers) -> None:
+        """Raise ApiError for a request that is not let in."""
+        host, origin = headers.get("host", ""), headers.get("origin")
+        # a stranger's name may point to a loopback address (DNS rebinding), and then be the page's own host too
+        if not self.keys and _is_loopback(scope) and not _names_itself(host) and host not in self.hosts:
+            raise ApiError(403, f"{host[:100]!r} is no name of this server; allow it with --origin http://{host[:100]}")
+        if origin is not None and origin not in self.settings.origins and _host(origin) != (host or None):
+            raise _origin_refused(origin)
+        if self.keys and not scope["path"].startswith(OPEN) and not self._knows(headers.get("authorization", "")):
+            raise ApiError(
+                401,
+                "send one of this server's keys, as Authorization: Bearer KEY",
+                code="invalid_api_key",
+                headers={"WWW-Authenticate": "Bearer"},
+            )
+        length = headers.get("content-length", "")
+        if length.isdecimal() and int(length) > self.settings.max_body:
+            raise _too_large(self.settings.max_body)
+        empty = length in ("", "0") and "transfer-encoding" not in headers
+        if scope["method"] == "POST" and not empty:
+            kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+            wanted = "multipart/form-data" if scope["path"] in FORMS else "application/json"
+            if kind != wanted:
+                raise ApiError(415, f"Content-Type is {kind[:100]!r}; send {wanted}", param="Content-Type")
+
+    def _knows(self, authorization: str) -> bool:
+        """Whether a header has one of the keys; how long this takes says nothing about them."""
+        scheme, _, given = authorization.partition(" ")
+        if scheme.lower() == "basic":  # all that clients of A1111 can send; the key is the password
+            given = _password(given)
+        elif scheme.lower() != "bearer":
+            return False
+        digest = _digest(given.strip())
+        return sum([secrets.compare_digest(digest, key) for key in self.keys]) > 0
+
+
+def request_id(headers: Headers) -> str:
+    """The client's own id of a request, if it is one to print anywhere, or a new one."""
+    asked = headers.get("x-request-id", "")
+    return asked if ID.fullmatch(asked) else secrets.token_hex(16)
+
+
+def _limited(receive: Receive, most: int) -> Receive:
+    """`receive`, which raises ApiError when a body gets larger than it may be, however it is sent."""
+    seen = 0
+
+    async def receive_limited() -> Message:
+        nonlocal seen
+        message = await receive()
+        seen += len(message.get("body", b""))
+        if seen > most:
+            raise _too_large(most)
+        return message
+
+    return receive_limited
+
+
+def _is_loopback(scope: Scope) -> bool:
+    return _is_address(str((scope.get("server") or ("",))[0]), loopback=True)
+
+
+def _names_itself(host: str) -> bool:
+    """Whether a Host header is an address, or a name for this machine: no name server answers for these."""
+    match = HOST.fullmatch(host)
+    name = (match["address"] or match["name"]) if match else ""
+    return name == "localhost" or name.endswith(".localhost") or _is_address(name)
+
+
+def _host(origin: str) -> str:
+    return origin.partition("://")[2]
+
+
+def _is_address(name: str, *, loopback: bool = False) -> bool:
+    try:
+        address = ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return address.is_loopback or not loopback
+
+
+def _password(encoded: str) -> str:
+    try:
+        return base64.b64decode(encoded, validate=True).decode("utf-8", "replace").partition(":")[2]
+    except binascii.Error:
+        return ""
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
+
+
+def _origin_refused(origin: str) -> ApiError:
+    return ApiError(
+        403, f"pages of {origin[:100]!r} may not call this server; allow them with --origin", param="Origin"
+    )
+
+
+def _too_large(most: int) -> ApiError:
+    return ApiError(413, f"the body is larger than {most} bytes", headers={"Connection": "close"})

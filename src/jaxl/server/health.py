@@ -1,0 +1,40 @@
+"""Whether the server lives, whether it is ready, and what Prometheus wants to know."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+from starlette.responses import JSONResponse, Response
+
+from jaxl.server.metrics import CONTENT_TYPE
+from jaxl.server.service import CurrentService
+
+# of one call of the devices, which is meant to take a fraction of a second; only a new process helps then
+STALLED_SECONDS = 300.0
+
+router = APIRouter(tags=["operations"])
+
+
+@router.get("/health/live")
+async def live(service: CurrentService) -> JSONResponse:
+    """200 unless the devices are stuck, or failed several times in a row, so that a restart is due."""
+    if service.engine.stalled(STALLED_SECONDS) or not service.engine.healthy:
+        return state("stalled", 503)
+    return state("live")
+
+
+@router.get("/health/ready")
+async def ready(service: CurrentService) -> JSONResponse:
+    """200 while new requests are taken."""
+    if service.ready:
+        return state("ready")
+    return state("draining" if service.engine.draining else "broken", 503)
+
+
+@router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+def metrics(service: CurrentService) -> Response:
+    """In Prometheus' text format."""
+    return Response(service.metrics.render(), media_type=CONTENT_TYPE)
+
+
+def state(name: str, status: int = 200) -> JSONResponse:
+    return JSONResponse({"status": name}, status)

@@ -1,0 +1,90 @@
+"""The server's log: one JSON object a line, with the facts of the HTTP request that a line belongs to.
+
+`request` opens such facts, `note` adds to them from wherever the request is handled, and `finish` logs them as one
+line. What a user wrote is not among them, unless `facts_of` is asked for it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from typing import Any, TextIO
+
+LOGGERS = ("jaxl", "uvicorn")
+TEXTS = ("prompt", "negative_prompt")
+
+log = logging.getLogger("jaxl.server")
+_facts: ContextVar[dict[str, Any] | None] = ContextVar("facts", default=None)
+
+
+class JsonFormatter(logging.Formatter):
+    """A record as a JSON object: time, level, logger, message, the facts, and an error's traceback if there is one."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            **getattr(record, "facts", {}),
+        }
+        if record.exc_info:
+            line["error"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str)
+
+
+def configure(stream: TextIO | None = None, level: int = logging.INFO) -> None:
+    """Log jaxl's lines and uvicorn's, as JSON, to a stream: standard error by default.
+
+    uvicorn is to be started with `log_config=None, access_log=False`.
+    """
+    handler = logging.StreamHandler(stream or sys.stderr)
+    handler.setFormatter(JsonFormatter())
+    handler.addFilter(_add_facts)
+    for name in LOGGERS:
+        logger = logging.getLogger(name)
+        logger.handlers = [handler]
+        logger.setLevel(level)
+        logger.propagate = False
+
+
+@contextmanager
+def request(id: str) -> Iterator[None]:
+    """Where an HTTP request is handled; what is logged in here has its id, and what `note` was told."""
+    token = _facts.set({"request_id": id})
+    try:
+        yield
+    finally:
+        _facts.reset(token)
+
+
+def note(**facts: Any) -> None:
+    """Add facts to those of the HTTP request at hand, if there is one."""
+    known = _facts.get()
+    if known is not None:
+        known.update(facts)
+
+
+def finish(*, route: str, status: int, seconds: float) -> None:
+    """Log that the HTTP request at hand was answered: its facts in one line. `route` is the path of the route."""
+    note(route=route, status=status, seconds=round(seconds, 3))
+    log.log(logging.ERROR if status >= 500 else logging.INFO, "request")
+
+
+def facts_of(arguments: Mapping[str, Any], *, prompts: bool = False) -> dict[str, Any]:
+    """What the log says of the arguments of `Pipeline.generate`; the prompts too, if asked."""
+    facts = {"images": arguments.get("num_images") or 1}
+    if arguments.get("width") and arguments.get("height"):
+        facts["size"] = f"{arguments['width']}x{arguments['height']}"
+    wanted = ("steps", "scheduler", *(TEXTS if prompts else ()))
+    return facts | {name: arguments[name] for name in wanted if arguments.get(name) is not None}
+
+
+def _add_facts(record: logging.LogRecord) -> bool:
+    record.facts = _facts.get() or {}
+    return True

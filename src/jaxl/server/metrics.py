@@ -1,0 +1,105 @@
+"""What Prometheus reads: https://prometheus.io/docs/instrumenting/exposition_formats/.
+
+Names that vLLM has too mean the same here (https://docs.vllm.ai/en/latest/usage/metrics.html), so that dashboards and
+autoscalers made for it work. `docs/serving.md` lists all.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Literal, get_args
+
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.process_collector import ProcessCollector
+from prometheus_client.registry import Collector
+
+if TYPE_CHECKING:
+    from jaxl.engine import Engine, Ticket
+
+Outcome = Literal["done", "cancelled", "deadline", "failed"]
+
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+SECONDS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 3.0, 5.0, 8.0, 12.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0)
+
+
+class Metrics:
+    """The metrics of one server."""
+
+    def __init__(self, engine: Engine):
+        self._registry = CollectorRegistry()
+        self._registry.register(_Engine(engine))
+        ProcessCollector(registry=self._registry)
+        self._finished = Counter(
+            "jaxl:request_success",
+            "Requests to the engine that ended, by how.",
+            ["finished_reason"],
+            registry=self._registry,
+        )
+        for outcome in get_args(Outcome):
+            self._finished.labels(outcome)  # a rate needs the 0 to begin with
+        self._queue = Histogram(
+            "jaxl:request_queue_time_seconds",
+            "Time until a request's first image began.",
+            buckets=SECONDS,
+            registry=self._registry,
+        )
+        self._latency = Histogram(
+            "jaxl:e2e_request_latency_seconds",
+            "Time until all images of a request were done, for those that were.",
+            buckets=SECONDS,
+            registry=self._registry,
+        )
+        self._answers = Counter(
+            "jaxl:http_requests", "HTTP requests, by route and status.", ["route", "status"], registry=self._registry
+        )
+
+    def observe(self, ticket: Ticket, outcome: Outcome) -> None:
+        """Count a request to the engine that ended just now."""
+        self._finished.labels(outcome).inc()
+        if ticket.started is not None:
+            self._queue.observe(ticket.started - ticket.submitted)
+        if outcome == "done":
+            self._latency.observe(time.monotonic() - ticket.submitted)
+
+    def observe_http(self, route: str, status: int) -> None:
+        """Count an HTTP request. `route` is the path of the route, of which there are few, not that of the request."""
+        self._answers.labels(route, str(status)).inc()
+
+    def render(self) -> bytes:
+        """Every metric, in the text format, whose media type is `CONTENT_TYPE`."""
+        return generate_latest(self._registry)
+
+
+class _Engine(Collector):
+    """What the engine says of itself, asked whenever somebody wants to know."""
+
+    def __init__(self, engine: Engine):
+        self._engine = engine
+
+    def describe(self) -> list[Metric]:
+        return []  # so that registering does not ask the engine
+
+    def collect(self) -> Iterator[Metric]:
+        stats, tickets = self._engine.stats(), self._engine.tickets()
+        running = sum(ticket.started is not None for ticket in tickets)
+        for name, text, value in (
+            ("num_requests_running", "Requests with an image that has begun.", running),
+            ("num_requests_waiting", "Requests none of whose images has begun.", len(tickets) - running),
+            ("num_images_waiting", "Images that have not begun.", stats.waiting),
+            ("slots_in_use", "Images in the making.", stats.running),
+            ("slots", "Images that the open batches have places for.", stats.places),
+            ("images_per_second", "Images finished in a second, of late.", stats.images_per_second),
+            ("steps_per_second", "Steps in a second, over all images, of late.", stats.rows_per_second),
+            ("healthy", "1 while the engine works.", float(self._engine.healthy)),
+        ):
+            yield GaugeMetricFamily(f"jaxl:{name}", text, value)
+        for name, text, value in (
+            ("images", "Images finished.", stats.images_done),
+            ("steps", "Steps, each of one image: calls of the network for it.", stats.rows_done),
+            ("calls", "Calls of the devices, each of some steps of a batch.", stats.calls),
+            ("busy_seconds", "Time in calls of the devices.", stats.busy_seconds),
+            ("requests_refused", "Requests that were turned away because too many waited.", stats.requests_refused),
+        ):
+            yield CounterMetricFamily(f"jaxl:{name}", text, value)

@@ -1,0 +1,256 @@
+"""OpenAI's images API, and what jaxl adds to it: https://platform.openai.com/docs/api-reference/images.
+
+Fields that OpenAI's models have and jaxl lacks are let pass where they ask for nothing that a picture could show, and
+refused otherwise.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import time
+from collections import Counter
+from collections.abc import AsyncIterator
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Depends, Form, UploadFile
+from PIL import Image, ImageOps
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
+
+from jaxl.engine import Drawn, Preview
+from jaxl.errors import InputError
+from jaxl.server.errors import RESPONSES, ApiError, fields
+from jaxl.server.events import EventStream, event
+from jaxl.server.pictures import Format, decode
+from jaxl.server.service import LEAST_DEADLINE, CurrentService, Service, Stream
+
+# the arguments of `Pipeline.generate` that have other names here
+FIELDS = {"num_images": "n", "steps": "num_inference_steps", "width": "size", "height": "size"}
+
+# what events have for qualities that the older models knew
+QUALITIES = {"auto": "auto", "standard": "auto", "hd": "high"}
+
+# there are no tokens to pay for, but OpenAI's event has the field
+USAGE = {
+    "input_tokens": 0,
+    "input_tokens_details": {"image_tokens": 0, "text_tokens": 0},
+    "output_tokens": 0,
+    "total_tokens": 0,
+}
+
+router = APIRouter(prefix="/v1", tags=["OpenAI"], dependencies=[Depends(fields(FIELDS))], responses=RESPONSES)
+
+# with `stream`, the other content
+DRAWN: dict[int | str, dict[str, Any]] = {200: {"content": {EventStream.media_type: {}}}}
+
+
+class Asked(BaseModel):
+    """What both routes take; null is not given. From `negative_prompt` on, the fields are jaxl's own."""
+
+    prompt: str
+    model: str | None = None
+    n: int | None = Field(None, ge=1, description="Images; at most 10, unless the server was told otherwise.")
+    size: str | None = Field(None, pattern=r"^(auto|[0-9]{1,6}x[0-9]{1,6})$", description="WIDTHxHEIGHT, or auto.")
+    response_format: Literal["b64_json", "url"] | None = None
+    stream: bool | None = None
+    partial_images: int | None = Field(None, ge=0, le=3, description="Of each image, with `stream`.")
+    output_format: Literal["png", "jpeg", "webp"] | None = None
+    output_compression: int | None = Field(None, ge=0, le=100, description="The quality of JPEG and WebP.")
+    quality: Literal["auto", "standard", "hd", "low", "medium", "high", "xhigh", "max"] | None = None
+    background: Literal["auto", "opaque", "transparent"] | None = None
+    moderation: Literal["auto", "low"] | None = None
+    user: str | None = None
+    negative_prompt: str | None = None
+    num_inference_steps: int | None = Field(None, ge=1, le=1000)
+    guidance_scale: float | None = Field(None, ge=0, le=100, allow_inf_nan=False)
+    guidance_rescale: float | None = Field(None, ge=0, le=1, allow_inf_nan=False)
+    seed: int | None = Field(None, ge=0, lt=2**64, description="Of the first image; random by default.")
+    scheduler: str | None = Field(None, max_length=100)
+    eta: float | None = Field(None, ge=0, le=1, allow_inf_nan=False)
+    clip_skip: int | None = Field(None, ge=0, le=100)
+    previews: int | None = Field(
+        None, ge=0, le=100, description="Like partial_images, and for /v1/requests/{id}/events too."
+    )
+    priority: int | None = Field(None, ge=-10, le=10, description="Each step is worth ten seconds of waiting.")
+    deadline: float | None = Field(None, ge=LEAST_DEADLINE, allow_inf_nan=False, description="Seconds to be done in.")
+
+    def arguments(self) -> dict[str, Any]:
+        """Those of `Pipeline.generate`."""
+        width, height = (None, None) if self.size in (None, "auto") else map(int, self.size.split("x"))
+        return {
+            "prompt": self.prompt,
+            "negative_prompt": self.negative_prompt,
+            "num_images": self.n,
+            "width": width,
+            "height": height,
+            "steps": self.num_inference_steps,
+            "guidance_scale": self.guidance_scale,
+            "guidance_rescale": self.guidance_rescale,
+            "seed": self.seed,
+            "scheduler": self.scheduler,
+            "eta": self.eta,
+            "clip_skip": self.clip_skip,
+        }
+
+
+class Generation(Asked):
+    """The body of `/v1/images/generations`."""
+
+    model_config = ConfigDict(strict=True)
+
+
+class Edit(Asked):
+    """The form of `/v1/images/edits`."""
+
+    image: list[UploadFile] = Field([], description="PNG, JPEG or WebP.")
+    images: list[UploadFile] = Field([], alias="image[]", description="The same, as some clients call it.")
+    mask: UploadFile | None = Field(None, description="A picture of the same size, transparent where to paint anew.")
+    strength: float | None = Field(
+        None, ge=0, le=1, allow_inf_nan=False, description="How much changes; 0.6, or 1 with a mask."
+    )
+
+
+@router.post("/images/generations", response_model=None, responses=DRAWN)
+async def generate(http: HttpRequest, asked: Generation, service: CurrentService) -> Response | dict[str, Any]:
+    """Draw pictures of a prompt."""
+    check(asked, service)
+    return await _respond(http, service, asked, asked.arguments(), "image_generation")
+
+
+@router.post("/images/edits", response_model=None, responses=DRAWN)
+async def edit(
+    http: HttpRequest, asked: Annotated[Edit, Form(media_type="multipart/form-data")], service: CurrentService
+) -> Response | dict[str, Any]:
+    """Draw anew where a mask, or else the picture itself, is transparent; without either, change all of a picture."""
+    check(asked, service)
+    files = asked.image + asked.images
+    if len(files) != 1:
+        raise ApiError(400, f"image: {len(files)} pictures; send one", param="image")
+    image = await _read(files[0], "image", service)
+    if asked.mask is not None:
+        mask = transparent(await _read(asked.mask, "mask", service))
+        if mask is None:
+            raise ApiError(400, "mask: nothing in it is transparent; make it so where to paint anew", param="mask")
+    else:
+        mask = transparent(image)
+    start = {"image": image.convert("RGB") if asked.mask else image, "mask": mask, "strength": asked.strength}
+    return await _respond(http, service, asked, {**asked.arguments(), **start}, "image_edit")
+
+
+@router.get("/models")
+async def models(service: CurrentService) -> dict[str, Any]:
+    """The one model of this server."""
+    return {"object": "list", "data": [_model(service)]}
+
+
+@router.get("/models/{model:path}")
+async def model(model: str, service: CurrentService) -> dict[str, Any]:
+    check_model(model, service)
+    return _model(service)
+
+
+def check(asked: Asked, service: Service) -> None:
+    """Raise ApiError for what this server cannot give."""
+    check_model(asked.model, service)
+    if asked.response_format == "url":
+        raise ApiError(400, "response_format='url': no picture is kept here; ask for b64_json", param="response_format")
+    if asked.background == "transparent":
+        raise ApiError(400, "background='transparent': the model draws opaque pictures", param="background")
+    if asked.output_compression not in (None, 100) and asked.output_format in (None, "png"):
+        raise ApiError(
+            400,
+            f"output_compression={asked.output_compression}: PNG loses nothing; set output_format to jpeg or webp",
+            param="output_compression",
+        )
+
+
+def check_model(name: str | None, service: Service) -> None:
+    if name not in (None, "", service.settings.model):
+        shown = name[:200]
+        raise ApiError(
+            404, f"the model {shown!r} is not here; this server has {service.settings.model!r}", code="model_not_found"
+        )
+
+
+def transparent(image: Image.Image) -> Image.Image | None:
+    """A mask, white where a picture is transparent; None where it is nowhere."""
+    if not image.has_transparency_data:
+        return None
+    alpha = image.convert("RGBA").getchannel("A")
+    return None if alpha.getextrema()[0] == 255 else ImageOps.invert(alpha)
+
+
+async def _read(file: UploadFile, param: str, service: Service) -> Image.Image:
+    data = await file.read()
+
+    def upright() -> Image.Image:
+        image = decode(data, param, service.settings.max_pixels)
+        try:
+            return ImageOps.exif_transpose(image)
+        except Exception:  # of damaged metadata, all kinds
+            raise InputError(param, f"{len(data)} bytes", "its EXIF data is damaged; save it without") from None
+
+    return await asyncio.to_thread(upright)
+
+
+async def _respond(
+    http: HttpRequest,
+    service: Service,
+    asked: Asked,
+    arguments: dict[str, Any],
+    kind: Literal["image_generation", "image_edit"],
+) -> Response | dict[str, Any]:
+    """Draw, and answer at the end, or with events on the way."""
+    previews = asked.previews if asked.previews is not None else asked.partial_images if asked.stream else None
+    how: dict[str, Any] = {"previews": previews or 0, "priority": asked.priority or 0, "deadline": asked.deadline}
+    if asked.stream:
+        stream = await service.submit(arguments, **how, id=http.state.request_id)
+        return EventStream(_events(service, asked, stream, kind), owner=stream)
+    result = await service.draw(http, arguments, **how)
+    data = []
+    for image, seed in zip(result.images, result.seeds, strict=True):
+        settings = service.settings_of(arguments, image, seed, result.scheduler)
+        data.append({"b64_json": await _base64(service, asked, image, settings), "seed": seed})
+    shape = _shape(asked, *result.images[0].size)
+    return {"id": http.state.request_id, "created": int(time.time()), "data": data, **shape}
+
+
+async def _events(service: Service, asked: Asked, stream: Stream, kind: str) -> AsyncIterator[bytes]:
+    shape = _shape(asked, stream.arguments["width"], stream.arguments["height"])
+    shape["quality"] = QUALITIES.get(asked.quality or "auto", asked.quality)
+    shown: Counter[int] = Counter()
+    async for news in stream:
+        if not isinstance(news, Preview | Drawn):
+            continue
+        if isinstance(news, Preview):
+            name = f"{kind}.partial_image"
+            data = await service.encode_preview(news.pixels, format=_format(asked), quality=asked.output_compression)
+            more = {"b64_json": base64.b64encode(data).decode(), "partial_image_index": shown[news.image]}
+            shown[news.image] += 1
+        else:
+            name = f"{kind}.completed"
+            seed = stream.arguments["seed"] + news.image
+            settings = service.settings_of(stream.arguments, news.picture, seed, stream.ticket.scheduler)
+            picture = await _base64(service, asked, news.picture, settings)
+            more = {"b64_json": picture, "usage": USAGE, "seed": seed}
+        yield event(name, {"type": name, "created_at": int(time.time()), "image_index": news.image, **shape, **more})
+    await stream.result()  # for its error, if it has one
+
+
+def _shape(asked: Asked, width: int, height: int) -> dict[str, Any]:
+    return {"background": "opaque", "output_format": _format(asked), "size": f"{width}x{height}"}
+
+
+def _format(asked: Asked) -> Format:
+    return asked.output_format or "png"
+
+
+async def _base64(service: Service, asked: Asked, image: Image.Image, settings: dict[str, Any]) -> str:
+    data = await service.encode(image, settings, format=_format(asked), quality=asked.output_compression)
+    return base64.b64encode(data).decode()
+
+
+def _model(service: Service) -> dict[str, Any]:
+    return {"id": service.settings.model, "object": "model", "created": service.created, "owned_by": "jaxl"}

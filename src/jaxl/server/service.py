@@ -1,0 +1,284 @@
+"""Between HTTP and the engine: limits, seeds and sizes, and events that come from the engine's threads."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import suppress
+from types import TracebackType
+from typing import Annotated, Any
+
+import numpy as np
+from fastapi import Depends
+from PIL import Image
+from starlette.requests import Request as HttpRequest
+
+from jaxl import __version__
+from jaxl.engine import Engine, Event, Request, Result, Ticket
+from jaxl.engine.request import new_id
+from jaxl.errors import CancelledError, DeadlineError, InputError
+from jaxl.server import logs
+from jaxl.server.errors import ApiError
+from jaxl.server.metrics import Metrics, Outcome
+from jaxl.server.pictures import Format, Signer, encode
+from jaxl.server.settings import Settings
+
+# seconds; what nobody could keep is a mistake
+LEAST_DEADLINE = 1.0
+TEXTS = ("prompt", "prompt_2", "negative_prompt", "negative_prompt_2")
+
+
+class Service:
+    """What the routes share: an engine that has been started, and the settings of the server."""
+
+    def __init__(self, engine: Engine, settings: Settings):
+        """Raises InputError if pictures cannot be signed as the settings ask."""
+        self.created = int(time.time())
+        self.engine = engine
+        self.settings = settings
+        self.metrics = Metrics(engine)
+        self.signer = None
+        if settings.c2pa_certificate is not None and settings.c2pa_key is not None:
+            self.signer = Signer(settings.c2pa_certificate, settings.c2pa_key)
+        self.live: dict[str, Stream] = {}
+
+    @property
+    def ready(self) -> bool:
+        return self.engine.healthy and not self.engine.draining
+
+    async def submit(
+        self,
+        arguments: Mapping[str, Any],
+        *,
+        previews: int = 0,
+        priority: int = 0,
+        deadline: float | None = None,
+        id: str | None = None,
+    ) -> Stream:
+        """Put a request with arguments of `Pipeline.generate` in the queue; those that are None are not given.
+
+        Raises InputError, QueueFullError and DrainingError, and ApiError for an id that is in use.
+        """
+        given = self.checked(arguments)
+        most = self.settings.deadline
+        if deadline is not None and not LEAST_DEADLINE <= deadline <= most:
+            raise InputError("deadline", deadline, f"give seconds, from {LEAST_DEADLINE:g} to {most:g}")
+        request = Request(given, id or new_id(), priority, deadline or most, previews)
+        if request.id in self.live:
+            raise ApiError(
+                409, f"a request with the id {request.id} is being drawn; give another", param="X-Request-Id"
+            )
+        logs.note(**logs.facts_of(given, prompts=self.settings.log_prompts))
+        channel = Channel()
+        events = channel.follow()
+        ticket = await asyncio.to_thread(self.engine.submit, request, channel.tell)
+        stream = self.live[ticket.id] = Stream(ticket, given, channel, events)
+        ticket.future.add_done_callback(lambda _: channel.call(self._end, stream))
+        return stream
+
+    async def draw(
+        self,
+        http: HttpRequest,
+        arguments: Mapping[str, Any],
+        *,
+        previews: int = 0,
+        priority: int = 0,
+        deadline: float | None = None,
+        id: str | None = None,
+    ) -> Result:
+        """Submit a request, under the id of the HTTP request if no other is given, and wait for its end.
+
+        Raises what `submit` and `Stream.result` do. Cancels when the client is gone.
+        """
+        id = id or http.state.request_id
+        stream = await self.submit(arguments, previews=previews, priority=priority, deadline=deadline, id=id)
+        async with stream:
+            gone, result = asyncio.create_task(_disconnected(http)), asyncio.create_task(stream.result())
+            try:
+                await asyncio.wait((gone, result), return_when=asyncio.FIRST_COMPLETED)
+                if not result.done():
+                    raise CancelledError("the client is gone")
+                return result.result()
+            finally:
+                gone.cancel()
+                result.cancel()
+
+    def checked(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments that are given, within the server's limits, with a seed and one of its sizes."""
+        given = {name: value for name, value in arguments.items() if value is not None}
+        most = self.settings.max_prompt
+        for name in TEXTS:
+            _check_text(name, given.get(name, ""), most)
+        given.setdefault("num_images", 1)
+        if given["num_images"] > self.settings.max_images:
+            raise InputError("num_images", given["num_images"], f"give at most {self.settings.max_images}")
+        if "seed" not in given:
+            given["seed"] = secrets.randbelow(2**32)  # 32 bits, because many other programs read no more
+        given["width"], given["height"] = self._size(given)
+        return given
+
+    def settings_of(
+        self, arguments: Mapping[str, Any], picture: Image.Image, seed: int, scheduler: str
+    ) -> dict[str, Any]:
+        """How an image was made, for `encode`: its settings, by their names in `Pipeline.generate`.
+
+        `arguments` are those of its request, of which pictures are left out; `scheduler` is that of its ticket.
+        """
+        own = {name: getattr(self.settings, name) for name in ("model", "steps", "guidance_scale")}
+        given = {name: value for name, value in arguments.items() if not isinstance(value, Image.Image | None)}
+        given.pop("num_images", None)
+        found = {"seed": seed, "width": picture.width, "height": picture.height, "scheduler": scheduler}
+        return {"version": __version__, **own, **given, **found}
+
+    async def encode(
+        self,
+        picture: Image.Image,
+        settings: Mapping[str, Any] | None,
+        *,
+        format: Format = "png",
+        quality: int | None = None,
+    ) -> bytes:
+        """A picture as a file, marked and signed as the operator wants it, without keeping others waiting."""
+        return await asyncio.to_thread(
+            encode, picture, settings, format=format, quality=quality, mark=self.settings.mark, signer=self.signer
+        )
+
+    async def encode_preview(self, pixels: np.ndarray, *, format: Format = "jpeg", quality: int | None = None) -> bytes:
+        """What a `Preview` shows, as a file that is marked but not signed."""
+        picture = Image.fromarray(pixels)
+        return await asyncio.to_thread(encode, picture, None, format=format, quality=quality, mark=self.settings.mark)
+
+    def _size(self, given: Mapping[str, Any]) -> tuple[int, int]:
+        """The size that is asked for, or the first; with a picture to start from, the one of its shape."""
+        sizes = self.settings.sizes
+        width, height = given.get("width"), given.get("height")
+        image = given.get("image")
+        if width is None and height is None:
+            if isinstance(image, Image.Image):
+                aspect = image.width / image.height
+                return min(sizes, key=lambda size: max(size[0] / size[1] / aspect, aspect / (size[0] / size[1])))
+            return sizes[0]
+        size = width or sizes[0][0], height or sizes[0][1]
+        if size not in sizes:
+            name = "height" if size[0] in {width for width, _ in sizes} else "width"
+            shown = ", ".join(f"{width}x{height}" for width, height in sizes)
+            raise InputError(name, size[name == "height"], f"this server draws {shown}; ask for one of these")
+        return size
+
+    def _end(self, stream: Stream) -> None:
+        """Called in the event loop when a request has its end, whatever that is."""
+        self.live.pop(stream.id, None)
+        self.metrics.observe(stream.ticket, outcome(stream.ticket))
+        stream.channel.end()
+
+
+class Channel:
+    """Takes events from the engine's threads to those who follow them in the event loop."""
+
+    def __init__(self) -> None:
+        self.ended = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self._queues: list[asyncio.Queue[Event | None]] = []
+
+    def call(self, function: Any, *arguments: Any) -> None:
+        """Call a function in the event loop; from any thread."""
+        with suppress(RuntimeError):  # the loop is closed, so nobody listens
+            self._loop.call_soon_threadsafe(function, *arguments)
+
+    def tell(self, event: Event) -> None:
+        """Pass an event on; from any thread."""
+        self.call(self._put, event)
+
+    def end(self) -> None:
+        self.ended.set()
+        self._put(None)
+
+    def follow(self) -> AsyncIterator[Event]:
+        """The events from now on."""
+        queue: asyncio.Queue[Event | None] = asyncio.Queue()
+        self._queues.append(queue)
+        if self.ended.is_set():
+            queue.put_nowait(None)
+        return self._read(queue)
+
+    async def _read(self, queue: asyncio.Queue[Event | None]) -> AsyncIterator[Event]:
+        try:
+            while (event := await queue.get()) is not None:
+                yield event
+        finally:
+            self._queues.remove(queue)
+
+    def _put(self, event: Event | None) -> None:
+        for queue in self._queues:
+            queue.put_nowait(event)
+
+
+class Stream:
+    """A request on its way: `async for` gives its events. Leaving `async with` before its end cancels it.
+
+    `arguments` are those that it is drawn with; the seed is among them, that of the first image.
+    """
+
+    def __init__(
+        self, ticket: Ticket, arguments: Mapping[str, Any], channel: Channel, events: AsyncIterator[Event]
+    ) -> None:
+        self.ticket = ticket
+        self.arguments = arguments
+        self.channel = channel
+        self._events = events
+
+    @property
+    def id(self) -> str:
+        return self.ticket.id
+
+    def __aiter__(self) -> AsyncIterator[Event]:
+        return self._events
+
+    async def __aenter__(self) -> Stream:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.ticket.cancel()  # which does nothing once it has ended
+
+    async def result(self) -> Result:
+        """Raises NonFiniteError, DeadlineError, CancelledError and EngineError."""
+        await self.channel.ended.wait()
+        return self.ticket.future.result()
+
+
+def outcome(ticket: Ticket) -> Outcome:
+    """How a request that has its end ended."""
+    match ticket.future.exception():
+        case None:
+            return "done"
+        case CancelledError():
+            return "cancelled"
+        case DeadlineError():
+            return "deadline"
+        case _:
+            return "failed"
+
+
+def current_service(http: HttpRequest) -> Service:
+    return http.app.state.service
+
+
+CurrentService = Annotated[Service, Depends(current_service)]
+
+
+def _check_text(name: str, text: str, most: int) -> None:
+    if len(text) > most:
+        raise InputError(name, text, f"{len(text)} characters; give at most {most}")
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # JSON can have half of a surrogate pair
+        raise InputError(name, text, "not Unicode; send each character whole") from None
+
+
+async def _disconnected(http: HttpRequest) -> None:
+    while (await http.receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,40 @@
+"""What the operator of a server decides, and what the model says of itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Settings:
+    """
+    model: the public name; a path would tell strangers about the machine.
+    sizes: (width, height) of the pictures that are drawn, those that are warmed; the first is the default.
+    schedulers: the names that are offered. scheduler, steps, guidance_scale: the model's own, as pictures report them.
+    api_keys: any of them opens the server; none is no check.
+    max_images: of one request. max_pixels: of a picture that a client sends. max_body: bytes. max_prompt: characters.
+    deadline: seconds after which nobody waits for a request any more. drain_timeout: seconds that a stop may take.
+    origins: further web pages, as scheme://host[:port], that browsers may call from.
+    log_prompts: texts of users in the log. mark: pictures say that a machine made them.
+    c2pa_certificate, c2pa_key: PEM files to sign pictures with.
+    """
+
+    model: str = "tiny"
+    sizes: tuple[tuple[int, int], ...] = ((256, 256),)
+    schedulers: tuple[str, ...] = ()
+    scheduler: str = "euler"
+    steps: int = 25
+    guidance_scale: float = 5.0
+    api_keys: tuple[str, ...] = ()
+    max_images: int = 10
+    max_pixels: int = 4096 * 4096
+    max_body: int = 32 * 2**20
+    max_prompt: int = 10_000
+    deadline: float = 600.0
+    drain_timeout: float = 60.0
+    origins: tuple[str, ...] = ()
+    log_prompts: bool = False
+    mark: bool = True
+    c2pa_certificate: Path | None = None
+    c2pa_key: Path | None = None

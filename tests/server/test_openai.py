@@ -1,0 +1,369 @@
+"""OpenAI's images API, called by OpenAI's own client, and what it says to mistakes."""
+
+import base64
+import io
+import json
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+import openai
+import pytest
+from fastapi.testclient import TestClient
+from PIL import Image
+
+from jaxl.engine import Engine, Request
+from jaxl.png import read_settings
+from jaxl.server.service import Service
+
+Until = Callable[[Callable[[], bool]], None]
+
+GENERATIONS = "/v1/images/generations"
+EDITS = "/v1/images/edits"
+SLOW = pytest.mark.parametrize("row_seconds", [0.02])
+LONG = {"prompt": "a", "num_inference_steps": 1000}
+
+
+@pytest.fixture
+def theirs(url: str) -> Iterator[openai.OpenAI]:
+    """OpenAI's client."""
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="any", max_retries=0) as client:
+        yield client
+
+
+def picture(data: str | None) -> Image.Image:
+    return Image.open(io.BytesIO(base64.b64decode(data or "")))
+
+
+def png(image: Image.Image) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, "PNG")
+    return stream.getvalue()
+
+
+def alone(engine: Engine, **arguments: Any) -> list[Image.Image]:
+    """What the engine draws without a server."""
+    return engine.submit(Request(arguments)).future.result(10).images
+
+
+def pixels(image: Image.Image) -> bytes:
+    return image.convert("RGB").tobytes()
+
+
+def test_client_gets_pictures(theirs: openai.OpenAI, engine: Engine, tmp_path: Any) -> None:
+    extra = {"seed": 7, "negative_prompt": "dark", "num_inference_steps": 5, "guidance_scale": 3, "scheduler": "ddim"}
+    answer = theirs.images.generate(model="tiny", prompt="a castle", n=2, size="64x32", extra_body=extra)
+    assert answer.data is not None
+    drawn = [picture(each.b64_json) for each in answer.data]
+    asked = {"prompt": "a castle", "negative_prompt": "dark", "steps": 5, "guidance_scale": 3.0, "scheduler": "ddim"}
+    own = alone(engine, **asked, width=64, height=32, seed=7, num_images=2)
+    assert [pixels(each) for each in drawn] == [pixels(each) for each in own]
+    assert [each.model_extra for each in answer.data] == [{"seed": 7}, {"seed": 8}]
+    assert (answer.size, answer.output_format, answer.background) == ("64x32", "png", "opaque")
+    (tmp_path / "b.png").write_bytes(base64.b64decode(answer.data[1].b64_json or ""))
+    settings = read_settings(tmp_path / "b.png")
+    assert settings | asked | {"seed": 8, "width": 64, "height": 32, "model": "tiny"} == settings
+
+
+def test_random_seed_is_reported_and_draws_the_same_again(theirs: openai.OpenAI) -> None:
+    first, second = (theirs.images.generate(prompt="a").data for _ in range(2))
+    assert first
+    assert second
+    assert first[0].model_extra != second[0].model_extra
+    again = theirs.images.generate(prompt="a", extra_body=first[0].model_extra).data
+    assert again
+    assert pixels(picture(again[0].b64_json)) == pixels(picture(first[0].b64_json))
+
+
+def test_client_streams(theirs: openai.OpenAI, engine: Engine) -> None:
+    events = list(
+        theirs.images.generate(prompt="a", n=2, stream=True, partial_images=2, quality="low", extra_body={"seed": 1})
+    )
+    kinds = [event.type for event in events]
+    assert kinds.count("image_generation.partial_image") == 4
+    assert kinds.count("image_generation.completed") == 2
+    for image in range(2):
+        own = [event for event in events if event.model_extra == event.model_extra | {"image_index": image}]
+        assert [event.partial_image_index for event in own if event.type != "image_generation.completed"] == [0, 1]
+        assert own[-1].type == "image_generation.completed"
+        assert own[-1].model_extra == {"image_index": image, "seed": 1 + image}
+        for event in own:  # what the client's types promise
+            type(event).model_validate(event.model_dump(), strict=True)
+        partial = picture(own[0].b64_json)
+        assert partial.format == "PNG"
+        assert partial.size == (8, 8)
+        last = alone(engine, prompt="a", seed=1 + image, width=32, height=32)[0]
+        assert pixels(picture(own[-1].b64_json)) == pixels(last)
+
+
+@pytest.mark.parametrize(("format", "kind"), [("png", "PNG"), ("jpeg", "JPEG"), ("webp", "WEBP")])
+def test_formats(client: TestClient, format: str, kind: str) -> None:
+    answer = client.post(GENERATIONS, json={"prompt": "a", "output_format": format}).json()
+    assert answer["output_format"] == format
+    assert picture(answer["data"][0]["b64_json"]).format == kind
+
+
+def test_compression(client: TestClient) -> None:
+    asked = {"prompt": "a", "seed": 1, "size": "64x32", "output_format": "jpeg"}
+    sizes = [
+        len(client.post(GENERATIONS, json={**asked, "output_compression": quality}).json()["data"][0]["b64_json"])
+        for quality in (5, 95)
+    ]
+    assert sizes[0] < sizes[1]
+
+
+def test_edit_paints_where_the_mask_is_transparent(
+    theirs: openai.OpenAI, engine: Engine, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, Any] = {}
+    submit = engine.submit
+    monkeypatch.setattr(
+        engine, "submit", lambda request, listen: seen.update(request.arguments) or submit(request, listen)
+    )
+    image = Image.new("RGB", (64, 32), "red")
+    alpha = np.full((32, 64), 255, np.uint8)
+    alpha[:, :20] = 0
+    mask = Image.new("RGB", (64, 32), "blue")
+    mask.putalpha(Image.fromarray(alpha))
+    answer = theirs.images.edit(
+        image=("a.png", png(image), "image/png"),
+        mask=png(mask),
+        prompt="a",
+        n=2,
+        extra_body={"strength": 0.5, "seed": 4},
+    )
+    assert answer.size == "64x32"  # the server's size of that shape
+    assert answer.data
+    assert len(answer.data) == 2
+    assert (seen["prompt"], seen["strength"], seen["seed"], seen["num_images"]) == ("a", 0.5, 4, 2)
+    assert pixels(seen["image"]) == pixels(image)
+    assert (np.asarray(seen["mask"]) == 255 - alpha).all()
+
+
+def test_edit_without_mask_takes_the_picture_own_transparency(
+    client: TestClient, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+    submit = engine.submit
+    monkeypatch.setattr(
+        engine, "submit", lambda request, listen: seen.append(request.arguments) or submit(request, listen)
+    )
+    for alpha in (255, 0):
+        data = png(Image.new("RGBA", (32, 32), (9, 9, 9, alpha)))
+        assert client.post(EDITS, data={"prompt": "a"}, files={"image": data}).status_code == 200
+    assert "mask" not in seen[0]
+    assert seen[1]["mask"].getextrema() == (255, 255)
+
+
+def test_client_streams_edits(theirs: openai.OpenAI) -> None:
+    data = png(Image.new("RGB", (32, 32)))
+    events = list(theirs.images.edit(image=[data], prompt="a", stream=True, partial_images=1))
+    assert [event.type for event in events] == ["image_edit.partial_image", "image_edit.completed"]
+    for event in events:
+        type(event).model_validate(event.model_dump(), strict=True)
+
+
+def test_models(theirs: openai.OpenAI) -> None:
+    assert [model.id for model in theirs.models.list()] == ["tiny"]
+    assert theirs.models.retrieve("tiny").owned_by == "jaxl"
+    for call in (
+        lambda: theirs.models.retrieve("org/other"),
+        lambda: theirs.images.generate(model="dall-e-2", prompt="a"),
+        lambda: theirs.images.edit(model="dall-e-2", prompt="a", image=png(Image.new("RGB", (32, 32)))),
+    ):
+        with pytest.raises(openai.NotFoundError) as raised:
+            call()
+        assert raised.value.code == "model_not_found"
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"prompt": None}, "prompt"),
+        ({"prompt": 5}, "prompt"),
+        ({"prompt": "x" * 10_001}, "prompt"),
+        ({"prompt": "\ud800"}, "prompt"),
+        ({"negative_prompt": "x" * 10_001}, "negative_prompt"),
+        ({"n": 0}, "n"),
+        ({"n": 11}, "n"),
+        ({"n": 10**30}, "n"),
+        ({"n": "2"}, "n"),
+        ({"n": True}, "n"),
+        ({"size": "1x1"}, "size"),
+        ({"size": "100000x100000"}, "size"),
+        ({"size": "large"}, "size"),
+        ({"size": "32x64"}, "size"),
+        ({"response_format": "url"}, "response_format"),
+        ({"background": "transparent"}, "background"),
+        ({"output_compression": 50}, "output_compression"),
+        ({"output_format": "gif"}, "output_format"),
+        ({"partial_images": 4}, "partial_images"),
+        ({"num_inference_steps": 0}, "num_inference_steps"),
+        ({"guidance_scale": "much"}, "guidance_scale"),
+        ({"guidance_scale": 10**400}, "guidance_scale"),
+        ({"seed": -1}, "seed"),
+        ({"seed": 2**64}, "seed"),
+        ({"seed": 2**64 - 1, "n": 2}, "seed"),
+        ({"deadline": 0.9}, "deadline"),
+        ({"deadline": 601}, "deadline"),
+        ({"priority": 11}, "priority"),
+    ],
+)
+def test_mistakes_name_the_field(client: TestClient, fields: dict[str, Any], param: str) -> None:
+    answer = client.post(
+        GENERATIONS, content=json.dumps({"prompt": "a", **fields}), headers={"Content-Type": "application/json"}
+    )
+    assert answer.status_code == 400
+    error = answer.json()["error"]
+    assert error["param"] == param
+    assert error["type"] == "invalid_request_error"
+    assert error["message"].startswith(param)
+    assert len(error["message"]) < 400
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"\xff", b"[" * 100_000, b'{"prompt": "a", "seed": ' + b"9" * 5000])
+def test_bodies_that_are_no_request(client: TestClient, body: bytes) -> None:
+    answer = client.post(GENERATIONS, content=body, headers={"Content-Type": "application/json"})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["message"]
+
+
+def test_unknown_fields_and_null_are_let_pass(client: TestClient) -> None:
+    asked = {"prompt": "a", "style": "vivid", "n": None, "size": None, "seed": None, "priority": None, "user": "me"}
+    assert client.post(GENERATIONS, json=asked).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("files", "data", "param"),
+    [
+        ([], {"prompt": "a"}, "image"),
+        ([("image", b"no picture")], {"prompt": "a"}, "image"),
+        (
+            [("image", png(Image.new("RGB", (4, 4)))), ("image", png(Image.new("RGB", (4, 4))))],
+            {"prompt": "a"},
+            "image",
+        ),
+        ([("image", png(Image.new("RGB", (4, 4)))), ("mask", png(Image.new("RGB", (4, 4))))], {"prompt": "a"}, "mask"),
+        ([("image", png(Image.new("RGB", (4, 4)))), ("mask", b"")], {"prompt": "a"}, "mask"),
+        ([("image", png(Image.new("1", (5000, 5000))))], {"prompt": "a"}, "image"),
+        ([("image", png(Image.new("RGB", (4, 4))))], {}, "prompt"),
+        ([("image", png(Image.new("RGB", (4, 4))))], {"prompt": "a", "strength": "2"}, "strength"),
+        ([("image", png(Image.new("RGB", (4, 4))))], {"prompt": "a", "n": "x"}, "n"),
+    ],
+)
+def test_mistakes_in_forms(client: TestClient, files: Any, data: dict[str, str], param: str) -> None:
+    files = [(name, (f"{name}.png", content)) for name, content in files]
+    files = files or [("other", ("a", b"b"))]
+    answer = client.post(EDITS, data=data, files=files)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == param
+
+
+def test_picture_that_is_a_text(client: TestClient) -> None:
+    answer = client.post(EDITS, data={"prompt": "a", "image": "text"}, files={"mask": b"x"})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"].startswith("image")
+
+
+@SLOW
+def test_full_queue(theirs: openai.OpenAI, service: Service, until: Until) -> None:
+    with theirs.images.generate(n=10, stream=True, prompt="a", extra_body={"num_inference_steps": 1000}):
+        until(lambda: service.engine.stats().running == 4)
+        with pytest.raises(openai.RateLimitError) as raised:
+            theirs.images.generate(prompt="b", n=3)
+    assert int(raised.value.response.headers["Retry-After"]) >= 1
+    assert raised.value.code == "rate_limit_exceeded"
+
+
+@SLOW
+def test_deadline(theirs: openai.OpenAI) -> None:
+    extra = {"num_inference_steps": 1000, "deadline": 1}
+    with theirs.images.generate(prompt="a", stream=True, extra_body=extra) as stream:
+        with pytest.raises(openai.APIStatusError) as raised:
+            theirs.images.generate(prompt="a", extra_body=extra)
+        with pytest.raises(openai.APIError, match="not done within 1 s"):
+            list(stream)
+    assert (raised.value.status_code, raised.value.code) == (504, "deadline_exceeded")
+    assert raised.value.response.headers["x-should-retry"] == "false"
+
+
+@SLOW
+@pytest.mark.parametrize("stream", [False, True])
+def test_disconnect_frees_the_place(url: str, engine: Engine, until: Until, stream: bool) -> None:
+    address = urlsplit(url)
+    body = json.dumps({**LONG, "stream": stream}).encode()
+    with socket.create_connection((address.hostname, address.port)) as raw:
+        head = f"POST {GENERATIONS} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        raw.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        until(lambda: engine.stats().running == 1)
+    until(lambda: engine.stats().requests_cancelled == 1)
+    until(lambda: engine.stats().running == 0)
+
+
+def read_events(lines: Iterator[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    name = ""
+    for line in lines:
+        if line.startswith("event: "):
+            name = line.removeprefix("event: ")
+        elif line.startswith("data: "):
+            yield name, json.loads(line.removeprefix("data: "))
+
+
+@pytest.mark.parametrize("row_seconds", [0.002])
+def test_status_and_events_of_a_request(theirs: openai.OpenAI, until: Until, service: Service) -> None:
+    """One client draws; another, which knows the id, follows."""
+    answers: list[Any] = []
+    asked = {"num_inference_steps": 200, "seed": 3, "previews": 4}
+
+    def draw() -> None:
+        headers = {"X-Request-Id": "mine-1"}
+        answers.append(theirs.images.generate(prompt="a", n=2, extra_body=asked, extra_headers=headers))
+
+    thread = threading.Thread(target=draw)
+    thread.start()
+    until(lambda: "mine-1" in service.live)
+    status = theirs.get("/requests/mine-1", cast_to=dict[str, Any])
+    assert status["id"] == "mine-1"
+    assert status["state"] in ("queued", "running")
+    assert status["total"] == 400
+    follow = theirs._client.stream("GET", "/requests/mine-1/events")
+    with follow as response:
+        events = list(read_events(response.iter_lines()))
+    thread.join()
+    names = [name for name, _ in events]
+    assert names[0] == "status"
+    assert names[-1] == "done"
+    assert names.count("preview") == 8
+    assert names.count("drawn") == 2
+    assert [data["done"] for name, data in events if name == "progress" and data["image"] == 1][-1] == 200
+    assert events[-1][1]["seeds"] == [3, 4]
+    shown = next(data for name, data in events if name == "preview")
+    assert picture(shown["b64_json"]).format == "JPEG"
+    assert answers[0].model_extra["id"] == "mine-1"
+    with pytest.raises(openai.NotFoundError):
+        theirs.get("/requests/mine-1", cast_to=dict[str, Any])
+
+
+@SLOW
+def test_cancel(theirs: openai.OpenAI, until: Until, service: Service) -> None:
+    errors: list[openai.APIStatusError] = []
+
+    def draw() -> None:
+        with pytest.raises(openai.APIStatusError) as raised:
+            theirs.images.generate(
+                prompt="a", extra_body={"num_inference_steps": 1000}, extra_headers={"X-Request-Id": "mine-2"}
+            )
+        errors.append(raised.value)
+
+    thread = threading.Thread(target=draw)
+    thread.start()
+    until(lambda: service.engine.stats().running == 1)
+    with pytest.raises(openai.ConflictError):
+        theirs.images.generate(prompt="b", extra_headers={"X-Request-Id": "mine-2"})
+    assert theirs.delete("/requests/mine-2", cast_to=dict[str, Any])["cancelled"]
+    thread.join()
+    assert (errors[0].status_code, errors[0].code) == (499, "cancelled")
+    until(lambda: service.engine.stats().running == 0)
