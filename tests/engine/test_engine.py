@@ -173,16 +173,6 @@ def test_cancel_frees_the_place_before_the_next_call() -> None:
         assert len(gate.calls) == 2
 
 
-def test_interrupt_spares_those_who_wait() -> None:
-    with gated(places=1) as (engine, gate):
-        first, second = (engine.submit(Request(asked(steps=5))) for _ in range(2))
-        assert gate.arrived.acquire(timeout=A_WHILE)
-        assert engine.interrupt() == 1
-        gate.free()
-        second.future.result(A_WHILE)
-        assert isinstance(first.future.exception(), CancelledError)
-
-
 def test_deadline() -> None:
     with gated(places=1) as (engine, gate):
         first = engine.submit(Request(asked(steps=1)))

@@ -143,13 +143,6 @@ class Engine:
         with self._wake:
             return list(self._tickets.values())
 
-    def interrupt(self) -> int:
-        """Cancel every request that has begun; how many those were."""
-        begun = [ticket for ticket in self.tickets() if ticket.started is not None]
-        for ticket in begun:
-            ticket.cancel()
-        return len(begun)
-
     @property
     def healthy(self) -> bool:
         """Whether the devices answer: not after several calls that failed in a row."""

@@ -160,7 +160,7 @@ class Service:
                 aspect = image.width / image.height
                 return min(sizes, key=lambda size: max(size[0] / size[1] / aspect, aspect / (size[0] / size[1])))
             return sizes[0]
-        size = width or sizes[0][0], height or sizes[0][1]
+        size = sizes[0][0] if width is None else width, sizes[0][1] if height is None else height
         if size not in sizes:
             name = "height" if size[0] in {width for width, _ in sizes} else "width"
             shown = ", ".join(f"{width}x{height}" for width, height in sizes)
