@@ -71,7 +71,7 @@ class Backend(Protocol):
         """The drawings of a request, from the arguments of `Pipeline.generate`; by any thread. Raises InputError."""
         ...
 
-    def batch(self, lane: Hashable, size: int) -> Batch:
+    def batch(self, lane: Any, size: int) -> Batch:
         """A batch of so many free places."""
         ...
 
