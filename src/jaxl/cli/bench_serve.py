@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from jaxl.cli.options import JsonOption
+from jaxl.cli.options import JsonOption, read_counts
 from jaxl.cli.terminal import in_background, note, print_line, print_table
 from jaxl.errors import InputError, JaxlError
 
@@ -67,7 +68,7 @@ def bench_serve(
 
         check_matplotlib()
         check_writable("output", output, folder=True)
-    numbers = {"rate": rate, "share": share, "steps": steps}
+    numbers = {"rate": rate, "share": share}
     read = {
         name: None if text is None else [_number(name, each) for each in text.split(",")]
         for name, text in numbers.items()
@@ -75,12 +76,12 @@ def bench_serve(
     found = in_background(
         lambda: bench.run(
             url=url,
-            options=serve.split(),
+            options=shlex.split(serve),
             static=static,
             rates=read["rate"],
             shares=read["share"] or (),
             seconds=seconds,
-            steps=[int(each) for each in read["steps"] or ()],
+            steps=read_counts("steps", steps),
             size=size,
             images=images,
             stream_share=stream,
