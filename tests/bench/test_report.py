@@ -128,4 +128,4 @@ def test_merge_of_another_file(text: str, tmp_path: Path, capsys: pytest.Capture
     file = tmp_path / "results.json"
     file.write_text(text)
     assert run(["bench", "merge", str(file)]) == 2
-    assert "--results" in capsys.readouterr().err
+    assert "RESULTS" in capsys.readouterr().err

@@ -46,6 +46,8 @@ FLAGS = {
     "padding_mask_crop": "--mask-padding",
     "denoising_end": "--refiner-at",
     "timestep_spacing": "--spacing",
+    "url": "URL",
+    "results": "RESULTS",
     "JAXL_CACHE_DIR": "JAXL_CACHE_DIR",
 }
 
