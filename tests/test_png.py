@@ -22,6 +22,7 @@ from jaxl.png import (
     a1111_text,
     check_writable,
     png_bytes,
+    read_a1111_text,
     read_settings,
     write_new_png,
     write_png,
@@ -67,6 +68,42 @@ def test_a1111_text() -> None:
 )
 def test_a1111_values(setting: dict[str, Any], written: str) -> None:
     assert written in a1111_text({**SETTINGS, **setting}).split("\n")[-1]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (
+            "an apple,\nred\nNegative prompt: blurry,\nlow\n"
+            'Steps: 4, Sampler: Euler a, Model: "a, \\"b\\": c", Seed: 1',
+            {
+                "Prompt": "an apple,\nred",
+                "Negative prompt": "blurry,\nlow",
+                "Steps": "4",
+                "Sampler": "Euler a",
+                "Model": 'a, "b": c',
+                "Seed": "1",
+            },
+        ),
+        ("an apple: red, ripe", {"Prompt": "an apple: red, ripe", "Negative prompt": ""}),
+        (
+            "Steps: 4, Seed: 1, Size: 8x8",
+            {"Prompt": "", "Negative prompt": "", "Steps": "4", "Seed": "1", "Size": "8x8"},
+        ),
+        (
+            'a\nSteps: 4, Seed: 1, Model: "cut',
+            {"Prompt": "a", "Negative prompt": "", "Steps": "4", "Seed": "1", "Model": '"cut'},
+        ),
+        ("", {}),
+    ],
+)
+def test_a1111_text_is_read(text: str, told: dict[str, str]) -> None:
+    assert read_a1111_text(text) == told
+
+
+@pytest.mark.parametrize("text", [" " * 10**6, "a: " * 10**5, "a, " * 10**5, ': "' * 1000, '\\"' * 10**6])
+def test_hostile_a1111_texts(text: str) -> None:
+    assert set(read_a1111_text(text)) <= {"Prompt", "Negative prompt"}
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import errno
 import io
 import json
 import os
+import re
 import secrets
 import stat
 from collections.abc import Iterable, Iterator, Mapping
@@ -27,6 +28,8 @@ from jaxl.errors import InputError, OutputError
 Settings = Mapping[str, Any]
 
 MAX_SETTINGS_CHARACTERS = 1_000_000
+MAX_A1111_LINE = 4000
+A1111_PAIR = re.compile(r'([^:,"]+): ("(?:[^"\\]|\\.)*"|[^,]*)(?:, ?|$)')
 MAX_FILE_BYTES = 256 * 2**20
 
 
@@ -122,6 +125,17 @@ def a1111_text(settings: Settings) -> str:
     return "\n".join(lines).replace("\0", "").encode("utf-8", "replace").decode()
 
 
+def read_a1111_text(text: str) -> dict[str, str]:
+    """What a `parameters` text says, under the names in it, and "Prompt" and "Negative prompt"."""
+    lines = text.strip().splitlines()
+    pairs = _a1111_pairs(lines[-1]) if lines else {}
+    if pairs:
+        lines.pop()
+    start = next((i for i, line in enumerate(lines) if line.startswith("Negative prompt:")), len(lines))
+    negative = "\n".join(lines[start:]).removeprefix("Negative prompt:").strip()
+    return {"Prompt": "\n".join(lines[:start]).strip(), "Negative prompt": negative, **pairs} if lines or pairs else {}
+
+
 def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The settings that jaxl wrote into a PNG file, as they were given to `write_png`.
 
@@ -157,6 +171,28 @@ def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 def _quoted(value: str) -> str:
     return json.dumps(value, ensure_ascii=False) if any(mark in value for mark in ",:\n") else value
+
+
+def _a1111_pairs(line: str) -> dict[str, str]:
+    """The pairs of a line of settings; none if it is another line: there are at least three."""
+    found, place = {}, 0
+    while place < len(line) <= MAX_A1111_LINE:
+        match = A1111_PAIR.match(line, place)
+        if match is None:
+            return {}
+        name, value = match.groups()
+        found[name.strip()] = _unquoted(value)
+        place = match.end()
+    return found if len(found) >= 3 else {}
+
+
+def _unquoted(value: str) -> str:
+    if value.startswith('"'):
+        try:
+            return str(json.loads(value))
+        except ValueError:
+            return value
+    return value
 
 
 def _check_replaceable(path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -33,6 +33,19 @@ def row_seconds() -> float:
 @pytest.fixture
 def backend(row_seconds: float) -> FakeBackend:
     return FakeBackend(row_seconds, SIZES[0], sizes_of_images=SIZES)
+
+
+@pytest.fixture
+def asked(backend: FakeBackend, monkeypatch: pytest.MonkeyPatch) -> list[Mapping[str, Any]]:
+    """The arguments that reach the pipeline."""
+    seen, read = [], backend.read
+
+    def remember(arguments: Mapping[str, Any]) -> Any:
+        seen.append(arguments)
+        return read(arguments)
+
+    monkeypatch.setattr(backend, "read", remember)
+    return seen
 
 
 @pytest.fixture

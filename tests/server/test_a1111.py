@@ -18,10 +18,6 @@ from fastapi.testclient import TestClient
 from PIL import Image, ImageDraw
 
 from jaxl.engine import Engine
-from jaxl.engine.fake import FakeBackend
-from jaxl.errors import InputError
-from jaxl.server.a1111 import filled, read_infotext, scheduler_of
-from jaxl.server.errors import ApiError
 from jaxl.server.service import Service
 from jaxl.server.settings import Settings
 
@@ -37,19 +33,6 @@ def api(url: str) -> Iterator[webuiapi.WebUIApi]:
     api = webuiapi.WebUIApi(host=where.hostname, port=where.port, steps=4)
     with api.session:
         yield api
-
-
-@pytest.fixture
-def asked(backend: FakeBackend, monkeypatch: pytest.MonkeyPatch) -> list[Mapping[str, Any]]:
-    """The arguments that reach the pipeline."""
-    seen, read = [], backend.read
-
-    def remember(arguments: Mapping[str, Any]) -> Any:
-        seen.append(arguments)
-        return read(arguments)
-
-    monkeypatch.setattr(backend, "read", remember)
-    return seen
 
 
 def encoded(image: Image.Image, **how: Any) -> str:
@@ -288,7 +271,7 @@ class TestOthers:
             until(lambda: service.engine.stats().running == 4)
             second = threads.submit(two.post, "/txt2img", json={**body, "batch_size": 1})
             until(lambda: two.get("/progress").json()["textinfo"] == "1 images of others are drawn first")
-            assert two.get("/progress").json()["eta_relative"] > 0
+            until(lambda: two.get("/progress").json()["eta_relative"] > 0)  # known after a first call of the devices
             one.post("/interrupt")
             two.post("/interrupt")
             assert {first.result().status_code, second.result().status_code} == {499}
@@ -350,40 +333,6 @@ class TestArguments:
         answer = post(client, "txt2img", prompt="an apple", send_images=False)
         assert answer["images"] == []
         assert json.loads(answer["info"])["prompt"] == "an apple"
-
-    @pytest.mark.parametrize(
-        ("sampler", "schedule", "name"),
-        [
-            (None, None, None),
-            (None, "Automatic", None),
-            (None, "Karras", "euler_karras"),
-            ("Euler a", None, "euler_a"),
-            ("euler a", "automatic", "euler_a"),
-            ("Euler", "Karras", "euler_karras"),
-            ("Euler", "Align Your Steps", "euler_ays"),
-            ("Euler", "align_your_steps", "euler_ays"),
-            ("DPM++ 2M", None, "dpm++2m_karras"),
-            ("DPM++ 2M", "Automatic", "dpm++2m_karras"),
-            ("DPM++ 2M", "Uniform", "dpm++2m"),
-            ("DPM++ 2M", "normal", "dpm++2m"),
-            ("DPM++ 2M Karras", "Automatic", "dpm++2m_karras"),
-            ("DPM++ 2M Karras", "Exponential", "dpm++2m_exponential"),
-            ("DPM++ 2M SDE", "Automatic", "dpm++2m_sde_exponential"),
-            ("DDIM", "Automatic", "ddim"),
-            ("Euler", "", "euler"),
-        ],
-    )
-    def test_samplers(self, sampler: str | None, schedule: str | None, name: str | None) -> None:
-        assert scheduler_of(sampler, schedule, "euler") == name
-
-    @pytest.mark.parametrize("schedule", ["KL Optimal", "a", "sde", "2m"])
-    def test_unknown_schedules(self, schedule: str) -> None:
-        with pytest.raises(ApiError, match=r"scheduler=.*Karras"):
-            scheduler_of("Euler", schedule, "euler")
-
-    def test_unknown_samplers(self) -> None:
-        with pytest.raises(InputError, match="nearest is 'heun_karras'"):
-            scheduler_of("Restart", None, "euler")
 
 
 class TestRefused:
@@ -556,56 +505,9 @@ class TestImg2Img:
         assert "give a mask of the picture's size" in refused(client, "img2img", 400, init_images=[start], mask=small)
 
 
-def test_filled_with_the_colours_around() -> None:
-    picture = Image.new("RGB", (64, 64), "red")
-    picture.paste("blue", (32, 0, 64, 64))
-    mask = Image.new("L", picture.size, 0)
-    mask.paste(255, (16, 16, 48, 48))
-    picture.paste("white", (16, 16, 48, 48))
-    full = np.asarray(filled(picture, mask)).astype(int)
-    assert full[..., 1].max() < 30  # no white is left
-    assert full[32, 17, 0] > 150 > full[32, 17, 2]
-    assert full[32, 46, 2] > 150 > full[32, 46, 0]
-    assert filled(picture, Image.new("L", picture.size, 255)) is picture
-
-
 class TestPngInfo:
     def test_without_settings(self, client: TestClient) -> None:
         assert post(client, "png-info", image=encoded(GREY)) == {"info": "", "items": {}, "parameters": {}}
 
     def test_no_picture(self, client: TestClient) -> None:
         assert refused(client, "png-info", 400, image="!").startswith("image=")
-
-    @pytest.mark.parametrize(
-        ("text", "told"),
-        [
-            (
-                "an apple,\nred\nNegative prompt: blurry,\nlow\n"
-                'Steps: 4, Sampler: Euler a, Model: "a, \\"b\\": c", Seed: 1',
-                {
-                    "Prompt": "an apple,\nred",
-                    "Negative prompt": "blurry,\nlow",
-                    "Steps": "4",
-                    "Sampler": "Euler a",
-                    "Model": 'a, "b": c',
-                    "Seed": "1",
-                },
-            ),
-            ("an apple: red, ripe", {"Prompt": "an apple: red, ripe", "Negative prompt": ""}),
-            (
-                "Steps: 4, Seed: 1, Size: 8x8",
-                {"Prompt": "", "Negative prompt": "", "Steps": "4", "Seed": "1", "Size": "8x8"},
-            ),
-            (
-                'a\nSteps: 4, Seed: 1, Model: "cut',
-                {"Prompt": "a", "Negative prompt": "", "Steps": "4", "Seed": "1", "Model": '"cut'},
-            ),
-            ("", {}),
-        ],
-    )
-    def test_texts(self, text: str, told: dict[str, str]) -> None:
-        assert read_infotext(text) == told
-
-    @pytest.mark.parametrize("text", [" " * 10**6, "a: " * 10**5, "a, " * 10**5, ': "' * 1000, '\\"' * 10**6])
-    def test_hostile_texts(self, text: str) -> None:
-        assert set(read_infotext(text)) <= {"Prompt", "Negative prompt"}

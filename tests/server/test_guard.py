@@ -14,6 +14,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from jaxl.engine import Engine
+from jaxl.errors import OutputError
 from jaxl.server.service import Service
 from jaxl.server.settings import Settings
 
@@ -189,11 +190,16 @@ def test_body_of_chunks(client: TestClient) -> None:
     assert answer.status_code == 200
 
 
+@pytest.mark.parametrize("kind", [RuntimeError, OutputError])
 def test_unexpected_errors_have_no_details(
-    client: TestClient, service: Service, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    client: TestClient,
+    service: Service,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    kind: type[Exception],
 ) -> None:
     def fail(*_: Any) -> None:
-        raise RuntimeError("secret")
+        raise kind("secret")
 
     monkeypatch.setattr(service.engine, "submit", fail)
     with caplog.at_level(logging.INFO, "jaxl.server"):

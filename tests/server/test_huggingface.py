@@ -13,26 +13,12 @@ from huggingface_hub import InferenceClient
 from huggingface_hub.errors import HfHubHTTPError
 from PIL import Image
 
-from jaxl.engine.fake import FakeBackend
 from jaxl.png import read_settings
 from jaxl.server.errors import ApiError
 from jaxl.server.huggingface import accepted
 from jaxl.server.settings import Settings
 
 GREY = Image.new("RGB", (60, 30), (90, 120, 150))
-
-
-@pytest.fixture
-def asked(backend: FakeBackend, monkeypatch: pytest.MonkeyPatch) -> list[Mapping[str, Any]]:
-    """The arguments that reach the pipeline."""
-    seen, read = [], backend.read
-
-    def remember(arguments: Mapping[str, Any]) -> Any:
-        seen.append(arguments)
-        return read(arguments)
-
-    monkeypatch.setattr(backend, "read", remember)
-    return seen
 
 
 def file_of(picture: Image.Image) -> bytes:

@@ -5,7 +5,7 @@ import io
 import json
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -115,14 +115,7 @@ def test_compression(client: TestClient) -> None:
     assert sizes[0] < sizes[1]
 
 
-def test_edit_paints_where_the_mask_is_transparent(
-    theirs: openai.OpenAI, engine: Engine, service: Service, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: dict[str, Any] = {}
-    submit = engine.submit
-    monkeypatch.setattr(
-        engine, "submit", lambda request, listen: seen.update(request.arguments) or submit(request, listen)
-    )
+def test_edit_paints_where_the_mask_is_transparent(theirs: openai.OpenAI, asked: list[Mapping[str, Any]]) -> None:
     image = Image.new("RGB", (64, 32), "red")
     alpha = np.full((32, 64), 255, np.uint8)
     alpha[:, :20] = 0
@@ -138,24 +131,20 @@ def test_edit_paints_where_the_mask_is_transparent(
     assert answer.size == "64x32"  # the server's size of that shape
     assert answer.data
     assert len(answer.data) == 2
+    seen = asked[0]
     assert (seen["prompt"], seen["strength"], seen["seed"], seen["num_images"]) == ("a", 0.5, 4, 2)
     assert pixels(seen["image"]) == pixels(image)
     assert (np.asarray(seen["mask"]) == 255 - alpha).all()
 
 
 def test_edit_without_mask_takes_the_picture_own_transparency(
-    client: TestClient, engine: Engine, monkeypatch: pytest.MonkeyPatch
+    client: TestClient, asked: list[Mapping[str, Any]]
 ) -> None:
-    seen: list[Any] = []
-    submit = engine.submit
-    monkeypatch.setattr(
-        engine, "submit", lambda request, listen: seen.append(request.arguments) or submit(request, listen)
-    )
     for alpha in (255, 0):
         data = png(Image.new("RGBA", (32, 32), (9, 9, 9, alpha)))
         assert client.post(EDITS, data={"prompt": "a"}, files={"image": data}).status_code == 200
-    assert "mask" not in seen[0]
-    assert seen[1]["mask"].getextrema() == (255, 255)
+    assert "mask" not in asked[0]
+    assert asked[1]["mask"].getextrema() == (255, 255)
 
 
 def test_client_streams_edits(theirs: openai.OpenAI) -> None:
@@ -176,7 +165,7 @@ def test_models(theirs: openai.OpenAI) -> None:
     ):
         with pytest.raises(openai.NotFoundError) as raised:
             call()
-        assert raised.value.code == "model_not_found"
+        assert (raised.value.code, raised.value.param) == ("model_not_found", "model")
 
 
 @pytest.mark.parametrize(

@@ -124,12 +124,14 @@ def test_from_loading_to_drained(start: Start, tmp_path: Path, until: Any) -> No
     assert answer.json()["size"] == "64x32"
     assert "32x32, 64x32" in server.draw(size="16x16").json()["error"]["message"]
 
-    answers = [in_thread(lambda n=n: server.draw(n=n, num_inference_steps=50)) for n in (2, 1)]  # one of them waits
-    until(lambda: metric(server, "num_requests_running") == 1 and metric(server, "num_requests_waiting") == 1)
+    running = in_thread(lambda: server.draw(n=2, num_inference_steps=200))
+    until(lambda: metric(server, "slots_in_use") == 2)
+    waiting = in_thread(lambda: server.draw(num_inference_steps=2))
+    until(lambda: metric(server, "num_requests_waiting") == 1)
     server.tell(signal.SIGTERM)
     until(lambda: server.status() == "draining")
     assert server.draw().json()["error"]["code"] == "draining"
-    assert [wait().status_code for wait in answers] == [200, 200]
+    assert [wait().status_code for wait in (running, waiting)] == [200, 200]
     code, lines = server.end()
     assert code == 0
     assert [line for line in lines if line.startswith(("loading", "ready", "stopping"))] == [

@@ -160,7 +160,7 @@ def write_plots(folder: Path, results: Results) -> list[str]:
         for key, label in (("achieved", "achieved"), ("goodput", "in time"))
     }
     top = max(x for line in throughput.values() for x, _ in line)
-    throughput["as offered"] = [(0.0, 0.0), (top, top)]
+    throughput["as asked for"] = [(0.0, 0.0), (top, top)]
     for file, title, lines in (
         ("serve_latency.png", "latency, s", latency),
         ("serve_throughput.png", "images/s", throughput),
@@ -224,14 +224,14 @@ def _draw(title: str, lines: dict[str, Line]) -> Image.Image:
     colours: dict[str, str] = {}
     for name, line in lines.items():
         rates, values = zip(*line, strict=True)
-        if name == "as offered":
+        if name == "as asked for":
             axes.plot(rates, values, ":", color="grey", label=name, linewidth=1)
             continue
         server = name.partition(",")[0]
         style = "--" if server in colours else "-"
         colour = colours.setdefault(server, f"C{len(colours)}")
         axes.plot(rates, values, style, color=colour, label=name, marker="o", markersize=4)
-    axes.set_xlabel("offered, images/s")
+    axes.set_xlabel("load, images/s")
     axes.set_ylabel(title)
     axes.set_xlim(left=0)
     axes.set_ylim(bottom=0)

@@ -9,7 +9,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from jaxl import __version__
 from jaxl.server import a1111, errors, events, health, huggingface, openai
 from jaxl.server.errors import ApiError, answer
-from jaxl.server.guard import Guard, request_id
+from jaxl.server.guard import Guard, mark, request_id
 from jaxl.server.service import Service
 
 
@@ -43,6 +43,5 @@ class Front:
                 message = "the model is being loaded; try again later"
                 headers = {"Retry-After": str(errors.RETRY_ELSEWHERE)}
                 response = answer(ApiError(503, message, type="server_error", code="loading", headers=headers), path)
-        response.headers["X-Request-Id"] = request_id(Headers(scope=scope))
-        response.headers["X-Content-Type-Options"] = "nosniff"
+        mark(response.headers, request_id(Headers(scope=scope)))
         await response(scope, receive, send)

@@ -26,6 +26,7 @@ from jaxl.errors import (
     NonFiniteError,
     QueueFullError,
 )
+from jaxl.server import logs
 
 # seconds after which another server, or this one started anew, may be there
 RETRY_ELSEWHERE = 5
@@ -44,11 +45,22 @@ class ErrorBody(BaseModel):
     error: ErrorObject
 
 
-# of routes in OpenAI's shape, for the schema
-RESPONSES: dict[int | str, dict[str, Any]] = {
-    "4XX": {"description": "The request cannot be drawn.", "model": ErrorBody},
-    "5XX": {"description": "The server could not draw it.", "model": ErrorBody},
-}
+class A1111ErrorBody(BaseModel):
+    error: str
+    detail: str
+    body: str
+    errors: str
+
+
+def responses(body: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
+    """Of routes whose errors have this shape, for the schema."""
+    return {
+        "4XX": {"description": "The request cannot be drawn.", "model": body},
+        "5XX": {"description": "The server could not draw it.", "model": body},
+    }
+
+
+RESPONSES, A1111_RESPONSES = responses(ErrorBody), responses(A1111ErrorBody)
 
 
 class ApiError(HTTPException):
@@ -80,7 +92,7 @@ def fields(names: Mapping[str, str]) -> Callable[[Request], None]:
 
 
 def api_error(error: BaseException, names: Mapping[str, str] | None = None) -> ApiError:
-    """What a client is told of an error; `names` are those of `fields`."""
+    """What a client is told of an error; `names` are those of `fields`. What nobody expected is logged."""
     match error:
         case ApiError():
             return error
@@ -106,6 +118,7 @@ def api_error(error: BaseException, names: Mapping[str, str] | None = None) -> A
         case HTTPException():
             return ApiError(error.status_code, error.detail, headers=error.headers)
         case _:
+            logs.log.error("an error that nobody expected", exc_info=error)
             return ApiError(
                 500, "something went wrong here; the log has it under the request's id", type="server_error"
             )

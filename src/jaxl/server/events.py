@@ -18,10 +18,8 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from jaxl.engine import Drawn, Event, Preview, Progress, Started
-from jaxl.errors import JaxlError
-from jaxl.server import logs
 from jaxl.server.errors import RESPONSES, ApiError, api_error, error_object
-from jaxl.server.service import CurrentService, Service, Stream
+from jaxl.server.service import CurrentService, Service, Stream, gone
 
 # seconds; proxies close what is silent for a minute or so
 HEARTBEAT = 15.0
@@ -64,8 +62,6 @@ class EventStream(Response):
                 async for message in self.messages:
                     await write(message)
             except Exception as error:
-                if not isinstance(error, (JaxlError, ApiError)):
-                    logs.log.exception("an error that nobody expected")
                 known = api_error(error, scope.get("state", {}).get("fields"))
                 await write(event("error", error_object(known)))
             await write(b"", more=False)
@@ -75,14 +71,10 @@ class EventStream(Response):
                 await asyncio.sleep(self.heartbeat)
                 await write(COMMENT)
 
-        async def leave() -> None:
-            while (await receive())["type"] != "http.disconnect":
-                pass
-
         async with self.owner:
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
             await write(COMMENT)
-            tasks = [asyncio.create_task(each()) for each in (write_all, leave, keep)]
+            tasks = [asyncio.create_task(each) for each in (write_all(), gone(receive), keep())]
             try:
                 await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             finally:

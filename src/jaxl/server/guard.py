@@ -56,8 +56,7 @@ class Guard:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 marked = MutableHeaders(scope=message)
-                marked["X-Request-Id"] = id
-                marked["X-Content-Type-Options"] = "nosniff"
+                mark(marked, id)
                 if origin in self.settings.origins:
                     marked["Access-Control-Allow-Origin"] = origin
                     marked["Access-Control-Expose-Headers"] = "X-Request-Id, Retry-After"
@@ -72,11 +71,10 @@ class Guard:
                     await self.app(scope, _limited(receive, self.settings.max_body), send_marked)
                 else:
                     await response(scope, receive, send_marked)
-            except Exception as error:  # the last resort: an answer without details, and a line in the log
-                if not isinstance(error, ApiError):
-                    logs.log.exception("an error that nobody expected")
+            except Exception as error:  # the last resort: an answer without details
+                known = api_error(error)
                 if not status:
-                    await answer(api_error(error), scope["path"])(scope, receive, send_marked)
+                    await answer(known, scope["path"])(scope, receive, send_marked)
             finally:
                 route = getattr(scope.get("route"), "path", "other")
                 self.service.metrics.observe_http(route, status)
@@ -136,6 +134,12 @@ def request_id(headers: Headers) -> str:
     """The client's own id of a request, if it is one to print anywhere, or a new one."""
     asked = headers.get("x-request-id", "")
     return asked if ID.fullmatch(asked) else secrets.token_hex(16)
+
+
+def mark(headers: MutableHeaders, id: str) -> None:
+    """What every answer has."""
+    headers["X-Request-Id"] = id
+    headers["X-Content-Type-Options"] = "nosniff"
 
 
 def _limited(receive: Receive, most: int) -> Receive:

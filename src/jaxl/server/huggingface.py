@@ -15,11 +15,12 @@ from pydantic import BaseModel, Field
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
+from jaxl.errors import InputError
 from jaxl.images import read_image
 from jaxl.server.errors import RESPONSES, ApiError, fields
-from jaxl.server.openai import check_model
+from jaxl.server.limits import Count, Guidance, Name, Seed, Share, Side
 from jaxl.server.pictures import MEDIA_TYPES, Format, decode
-from jaxl.server.service import CurrentService, Service
+from jaxl.server.service import CurrentService, Service, check_model
 
 # the arguments of `Pipeline.generate` that have other names here
 FIELDS = {
@@ -38,8 +39,8 @@ router = APIRouter(tags=["Hugging Face"], dependencies=[Depends(fields(FIELDS))]
 
 
 class TargetSize(BaseModel):
-    width: int = Field(ge=8, le=16384, multiple_of=8)
-    height: int = Field(ge=8, le=16384, multiple_of=8)
+    width: Side
+    height: Side
 
 
 class Parameters(BaseModel):
@@ -47,14 +48,14 @@ class Parameters(BaseModel):
 
     prompt: str | None = Field(None, description="Then `inputs` is the picture to start from.")
     negative_prompt: str | None = None
-    num_inference_steps: int | None = Field(None, ge=1, le=1000)
-    guidance_scale: float | None = Field(None, ge=0, le=100, allow_inf_nan=False)
-    width: int | None = Field(None, ge=8, le=16384, multiple_of=8)
-    height: int | None = Field(None, ge=8, le=16384, multiple_of=8)
+    num_inference_steps: Count | None = None
+    guidance_scale: Guidance | None = None
+    width: Side | None = None
+    height: Side | None = None
     target_size: TargetSize | None = Field(None, description="Width and height, as image-to-image calls them.")
-    strength: float | None = Field(None, ge=0, le=1, allow_inf_nan=False)
-    seed: int | None = Field(None, ge=0, lt=2**64)
-    scheduler: str | None = Field(None, max_length=100)
+    strength: Share | None = None
+    seed: Seed | None = None
+    scheduler: Name | None = None
     num_images_per_prompt: int | None = Field(None, ge=1, le=1, description="The answer is one picture.")
 
 
@@ -86,9 +87,7 @@ async def draw(http: HttpRequest, asked: Asked, service: CurrentService) -> Resp
         image = await asyncio.to_thread(_picture, asked.inputs, service)
         arguments |= {"prompt": wanted.prompt or "", "image": image, "strength": wanted.strength}
     elif wanted.strength is not None:
-        raise ApiError(
-            422, f"parameters.strength={wanted.strength}: needs a picture in inputs", param="parameters.strength"
-        )
+        raise InputError("strength", wanted.strength, "needs a picture in inputs")
     result = await service.draw(http, arguments)
     settings = service.settings_of(arguments, result.images[0], result.seeds[0], result.scheduler)
     data = await service.encode(result.images[0], settings, format=format)
@@ -98,7 +97,7 @@ async def draw(http: HttpRequest, asked: Asked, service: CurrentService) -> Resp
 @router.post("/models/{name:path}", response_class=Response, responses=PICTURE)
 async def draw_with(http: HttpRequest, name: str, asked: Asked, service: CurrentService) -> Response:
     """Draw with the model of this name, which is the server's."""
-    check_model(name, service)
+    check_model(name, service.settings)
     return await draw(http, asked, service)
 
 

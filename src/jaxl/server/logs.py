@@ -16,7 +16,8 @@ from datetime import UTC, datetime
 from typing import Any, TextIO
 
 LOGGERS = ("jaxl", "uvicorn")
-TEXTS = ("prompt", "negative_prompt")
+# the arguments of `Pipeline.generate` that users write
+TEXTS = ("prompt", "prompt_2", "negative_prompt", "negative_prompt_2")
 
 log = logging.getLogger("jaxl.server")
 _facts: ContextVar[dict[str, Any] | None] = ContextVar("facts", default=None)

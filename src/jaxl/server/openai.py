@@ -21,10 +21,12 @@ from starlette.responses import Response
 
 from jaxl.engine import Drawn, Preview
 from jaxl.errors import InputError
-from jaxl.server.errors import RESPONSES, ApiError, fields
+from jaxl.server.edits import transparent
+from jaxl.server.errors import RESPONSES, fields
 from jaxl.server.events import EventStream, event
+from jaxl.server.limits import Count, Guidance, Name, Seed, Share
 from jaxl.server.pictures import Format, decode
-from jaxl.server.service import LEAST_DEADLINE, CurrentService, Service, Stream
+from jaxl.server.service import LEAST_DEADLINE, CurrentService, Service, Stream, check_model
 
 # the arguments of `Pipeline.generate` that have other names here
 FIELDS = {"num_images": "n", "steps": "num_inference_steps", "width": "size", "height": "size"}
@@ -63,12 +65,12 @@ class Asked(BaseModel):
     moderation: Literal["auto", "low"] | None = None
     user: str | None = None
     negative_prompt: str | None = None
-    num_inference_steps: int | None = Field(None, ge=1, le=1000)
-    guidance_scale: float | None = Field(None, ge=0, le=100, allow_inf_nan=False)
-    guidance_rescale: float | None = Field(None, ge=0, le=1, allow_inf_nan=False)
-    seed: int | None = Field(None, ge=0, lt=2**64, description="Of the first image; random by default.")
-    scheduler: str | None = Field(None, max_length=100)
-    eta: float | None = Field(None, ge=0, le=1, allow_inf_nan=False)
+    num_inference_steps: Count | None = None
+    guidance_scale: Guidance | None = None
+    guidance_rescale: Share | None = None
+    seed: Seed | None = Field(None, description="Of the first image; random by default.")
+    scheduler: Name | None = None
+    eta: Share | None = None
     clip_skip: int | None = Field(None, ge=0, le=100)
     previews: int | None = Field(
         None, ge=0, le=100, description="Like partial_images, and for /v1/requests/{id}/events too."
@@ -107,9 +109,7 @@ class Edit(Asked):
     image: list[UploadFile] = Field([], description="PNG, JPEG or WebP.")
     images: list[UploadFile] = Field([], alias="image[]", description="The same, as some clients call it.")
     mask: UploadFile | None = Field(None, description="A picture of the same size, transparent where to paint anew.")
-    strength: float | None = Field(
-        None, ge=0, le=1, allow_inf_nan=False, description="How much changes; 0.6, or 1 with a mask."
-    )
+    strength: Share | None = Field(None, description="How much changes; 0.6, or 1 with a mask.")
 
 
 @router.post("/images/generations", response_model=None, responses=DRAWN)
@@ -127,14 +127,11 @@ async def edit(
     check(asked, service)
     files = asked.image + asked.images
     if len(files) != 1:
-        raise ApiError(400, f"image: {len(files)} pictures; send one", param="image")
+        raise InputError("image", f"{len(files)} pictures", "send one")
     image = await _read(files[0], "image", service)
-    if asked.mask is not None:
-        mask = transparent(await _read(asked.mask, "mask", service))
-        if mask is None:
-            raise ApiError(400, "mask: nothing in it is transparent; make it so where to paint anew", param="mask")
-    else:
-        mask = transparent(image)
+    mask = transparent(image if asked.mask is None else await _read(asked.mask, "mask", service))
+    if asked.mask is not None and mask is None:
+        raise InputError("mask", asked.mask.filename, "nothing in it is transparent; make it so where to paint anew")
     start = {"image": image.convert("RGB") if asked.mask else image, "mask": mask, "strength": asked.strength}
     return await _respond(http, service, asked, {**asked.arguments(), **start}, "image_edit")
 
@@ -147,39 +144,20 @@ async def models(service: CurrentService) -> dict[str, Any]:
 
 @router.get("/models/{model:path}")
 async def model(model: str, service: CurrentService) -> dict[str, Any]:
-    check_model(model, service)
+    check_model(model, service.settings)
     return _model(service)
 
 
 def check(asked: Asked, service: Service) -> None:
-    """Raise ApiError for what this server cannot give."""
-    check_model(asked.model, service)
+    """Raise ApiError or InputError for what this server cannot give."""
+    check_model(asked.model, service.settings)
     if asked.response_format == "url":
-        raise ApiError(400, "response_format='url': no picture is kept here; ask for b64_json", param="response_format")
+        raise InputError("response_format", "url", "no picture is kept here; ask for b64_json")
     if asked.background == "transparent":
-        raise ApiError(400, "background='transparent': the model draws opaque pictures", param="background")
+        raise InputError("background", "transparent", "the model draws opaque pictures; leave it out")
     if asked.output_compression not in (None, 100) and asked.output_format in (None, "png"):
-        raise ApiError(
-            400,
-            f"output_compression={asked.output_compression}: PNG loses nothing; set output_format to jpeg or webp",
-            param="output_compression",
-        )
-
-
-def check_model(name: str | None, service: Service) -> None:
-    if name not in (None, "", service.settings.model):
-        shown = name[:200]
-        raise ApiError(
-            404, f"the model {shown!r} is not here; this server has {service.settings.model!r}", code="model_not_found"
-        )
-
-
-def transparent(image: Image.Image) -> Image.Image | None:
-    """A mask, white where a picture is transparent; None where it is nowhere."""
-    if not image.has_transparency_data:
-        return None
-    alpha = image.convert("RGBA").getchannel("A")
-    return None if alpha.getextrema()[0] == 255 else ImageOps.invert(alpha)
+        remedy = "PNG loses nothing; set output_format to jpeg or webp"
+        raise InputError("output_compression", asked.output_compression, remedy)
 
 
 async def _read(file: UploadFile, param: str, service: Service) -> Image.Image:

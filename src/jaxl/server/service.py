@@ -6,7 +6,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import AsyncIterator, Mapping
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from types import TracebackType
 from typing import Annotated, Any
 
@@ -14,6 +14,7 @@ import numpy as np
 from fastapi import Depends
 from PIL import Image
 from starlette.requests import Request as HttpRequest
+from starlette.types import Receive
 
 from jaxl import __version__
 from jaxl.engine import Engine, Event, Request, Result, Ticket
@@ -27,7 +28,6 @@ from jaxl.server.settings import Settings
 
 # seconds; what nobody could keep is a mistake
 LEAST_DEADLINE = 1.0
-TEXTS = ("prompt", "prompt_2", "negative_prompt", "negative_prompt_2")
 
 
 class Service:
@@ -78,38 +78,34 @@ class Service:
         ticket.future.add_done_callback(lambda _: channel.call(self._end, stream))
         return stream
 
-    async def draw(
-        self,
-        http: HttpRequest,
-        arguments: Mapping[str, Any],
-        *,
-        previews: int = 0,
-        priority: int = 0,
-        deadline: float | None = None,
-        id: str | None = None,
-    ) -> Result:
-        """Submit a request, under the id of the HTTP request if no other is given, and wait for its end.
+    @asynccontextmanager
+    async def attended(self, http: HttpRequest, arguments: Mapping[str, Any], **how: Any) -> AsyncIterator[Stream]:
+        """Submit a request under the id of the HTTP request, and cancel it when the client is gone.
 
-        Raises what `submit` and `Stream.result` do. Cancels when the client is gone.
+        `how` is what `submit` takes. Raises what it does.
         """
-        id = id or http.state.request_id
-        stream = await self.submit(arguments, previews=previews, priority=priority, deadline=deadline, id=id)
-        async with stream:
-            gone, result = asyncio.create_task(_disconnected(http)), asyncio.create_task(stream.result())
+
+        async def cancel_when_gone() -> None:
+            await gone(http.receive)
+            stream.ticket.cancel()
+
+        async with await self.submit(arguments, id=http.state.request_id, **how) as stream:
+            watch = asyncio.create_task(cancel_when_gone())
             try:
-                await asyncio.wait((gone, result), return_when=asyncio.FIRST_COMPLETED)
-                if not result.done():
-                    raise CancelledError("the client is gone")
-                return result.result()
+                yield stream
             finally:
-                gone.cancel()
-                result.cancel()
+                watch.cancel()
+
+    async def draw(self, http: HttpRequest, arguments: Mapping[str, Any], **how: Any) -> Result:
+        """Submit a request like `attended`, and wait for its end. Raises what `submit` and `Stream.result` do."""
+        async with self.attended(http, arguments, **how) as stream:
+            return await stream.result()
 
     def checked(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments that are given, within the server's limits, with a seed and one of its sizes."""
         given = {name: value for name, value in arguments.items() if value is not None}
         most = self.settings.max_prompt
-        for name in TEXTS:
+        for name in logs.TEXTS:
             _check_text(name, given.get(name, ""), most)
         given.setdefault("num_images", 1)
         if given["num_images"] > self.settings.max_images:
@@ -270,6 +266,19 @@ def current_service(http: HttpRequest) -> Service:
 CurrentService = Annotated[Service, Depends(current_service)]
 
 
+def check_model(name: Any, settings: Settings, param: str = "model") -> None:
+    """Raise ApiError for a model that is not the server's; none is. `param` is the field that names it."""
+    if name not in (None, "", settings.model):
+        message = str(InputError(param, name, f"not here; this server has {settings.model!r}"))
+        raise ApiError(404, message, param=param, code="model_not_found")
+
+
+async def gone(receive: Receive) -> None:
+    """Wait until the client is."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
 def _check_text(name: str, text: str, most: int) -> None:
     if len(text) > most:
         raise InputError(name, text, f"{len(text)} characters; give at most {most}")
@@ -277,8 +286,3 @@ def _check_text(name: str, text: str, most: int) -> None:
         text.encode()
     except UnicodeEncodeError:  # JSON can have half of a surrogate pair
         raise InputError(name, text, "not Unicode; send each character whole") from None
-
-
-async def _disconnected(http: HttpRequest) -> None:
-    while (await http.receive())["type"] != "http.disconnect":
-        pass

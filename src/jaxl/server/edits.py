@@ -1,0 +1,51 @@
+"""Pictures that requests start from, with the masks that say where they are painted anew."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from PIL import Image, ImageFilter, ImageOps, ImageStat
+
+from jaxl.images import fit, overlay
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """A picture, RGB, and a mask of its size, L, white where it is painted anew."""
+
+    picture: Image.Image
+    mask: Image.Image | None = None
+
+    def cropped(self, width: int, height: int) -> Source:
+        """Cut to the aspect of a size, and scaled to it."""
+        mask = None if self.mask is None else ImageOps.fit(self.mask, (width, height))
+        return Source(ImageOps.fit(self.picture, (width, height)), mask)
+
+    def overlaid(self, drawn: Image.Image) -> Image.Image:
+        """What was drawn, with the picture laid over what the mask leaves as it is."""
+        if self.mask is None:
+            return drawn
+        return overlay(fit(self.mask, *drawn.size), fit(self.picture, *drawn.size), drawn)
+
+
+def transparent(image: Image.Image) -> Image.Image | None:
+    """A mask, white where a picture is transparent; None where it is nowhere."""
+    if not image.has_transparency_data:
+        return None
+    alpha = image.convert("RGBA").getchannel("A")
+    return None if alpha.getextrema()[0] == 255 else ImageOps.invert(alpha)
+
+
+def filled(picture: Image.Image, mask: Image.Image) -> Image.Image:
+    """A picture with the colours around the white part of a mask in there: blurs of the rest, wide ones first."""
+    kept = ImageOps.invert(mask)
+    if not kept.getbbox():
+        return picture
+    colours = Image.new("RGBA", picture.size, tuple(round(mean) for mean in ImageStat.Stat(picture, kept).mean))
+    rest = picture.convert("RGBA")
+    rest.putalpha(kept)
+    for share in (4, 16, 64, 256):
+        radius = max(picture.size) / share
+        # premultiplied, so that what is masked has no say
+        colours.alpha_composite(rest.convert("RGBa").filter(ImageFilter.GaussianBlur(radius)).convert("RGBA"))
+    return overlay(mask, picture, colours.convert("RGB"))

@@ -1,0 +1,44 @@
+"""Samplers and schedules of the web UI, by the names that its clients send."""
+
+import pytest
+
+from jaxl.errors import InputError
+from jaxl.server.a1111_fields import scheduler_of
+from jaxl.server.errors import ApiError
+
+
+@pytest.mark.parametrize(
+    ("sampler", "schedule", "name"),
+    [
+        (None, None, None),
+        (None, "Automatic", None),
+        (None, "Karras", "euler_karras"),
+        ("Euler a", None, "euler_a"),
+        ("euler a", "automatic", "euler_a"),
+        ("Euler", "Karras", "euler_karras"),
+        ("Euler", "Align Your Steps", "euler_ays"),
+        ("Euler", "align_your_steps", "euler_ays"),
+        ("DPM++ 2M", None, "dpm++2m_karras"),
+        ("DPM++ 2M", "Automatic", "dpm++2m_karras"),
+        ("DPM++ 2M", "Uniform", "dpm++2m"),
+        ("DPM++ 2M", "normal", "dpm++2m"),
+        ("DPM++ 2M Karras", "Automatic", "dpm++2m_karras"),
+        ("DPM++ 2M Karras", "Exponential", "dpm++2m_exponential"),
+        ("DPM++ 2M SDE", "Automatic", "dpm++2m_sde_exponential"),
+        ("DDIM", "Automatic", "ddim"),
+        ("Euler", "", "euler"),
+    ],
+)
+def test_samplers(sampler: str | None, schedule: str | None, name: str | None) -> None:
+    assert scheduler_of(sampler, schedule, "euler") == name
+
+
+@pytest.mark.parametrize("schedule", ["KL Optimal", "a", "sde", "2m"])
+def test_unknown_schedules(schedule: str) -> None:
+    with pytest.raises(ApiError, match=r"scheduler=.*Karras"):
+        scheduler_of("Euler", schedule, "euler")
+
+
+def test_unknown_samplers() -> None:
+    with pytest.raises(InputError, match="nearest is 'heun_karras'"):
+        scheduler_of("Restart", None, "euler")
