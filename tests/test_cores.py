@@ -50,3 +50,21 @@ print(pipe.mesh.size, len({shard.data.unsafe_buffer_pointer() for shard in shard
     assert run("nothing") == f"{min(2, cores)} 1"
     assert run("started") == "1 1"
     assert run("said") == "3 1"
+
+
+def test_a_spare_device_is_in_no_mesh() -> None:
+    """What `jaxl serve` decodes on; also when the model is loaded again."""
+    code = """
+import jax
+from jaxl.running import open_backend
+for _ in range(2):
+    backend = open_backend("tiny", sizes=[(64, 64)], slots=2, chunks=1)
+    assert jax.devices()[-1] not in backend.pipe.mesh.devices
+    assert backend.pipe.mesh.size == len(jax.devices()) - 1
+drawing, = backend.read({"prompt": "a", "steps": 1, "width": 64, "height": 64})
+batch = backend.batch(drawing.stages[0].lane, 2)
+batch.join(0, drawing, 0, None)
+batch.advance(1)
+assert backend.finish(drawing, batch.take(0))().size == (64, 64)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "XLA_FLAGS": ""})

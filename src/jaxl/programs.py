@@ -232,10 +232,10 @@ def join(slots: Slots, cond: Conditioning, own: tuple[Slots, Conditioning], plac
     return jax.tree.map(lambda old, new: jnp.where(_is_at(place, old), new.astype(old.dtype), old), (slots, cond), own)
 
 
-def take(slots: Slots, cond: Conditioning, place: Array) -> tuple[Slots, Conditioning]:
+def take(slots: Slots, place: Array) -> Slots:
     """The image at a place, as a batch of one."""
     # a sum with zeros rather than a slice, so that no device asks for all that the others have
-    return jax.tree.map(lambda a: jnp.where(_is_at(place, a), a, 0).sum(0, dtype=a.dtype, keepdims=True), (slots, cond))
+    return jax.tree.map(lambda a: jnp.where(_is_at(place, a), a, 0).sum(0, dtype=a.dtype, keepdims=True), slots)
 
 
 def _is_at(place: Array, a: Array) -> Array:
@@ -410,9 +410,9 @@ class Programs:
         return run.trace(*batch, own, self._whole((), jnp.int32))
 
     def _trace_take(self, bucket: Bucket) -> jax.stages.Traced:
-        own = self._state(replace(bucket, batch=1))
+        own = self._slots(replace(bucket, batch=1))
         run = jax.jit(take, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, own))
-        return run.trace(*self._state(bucket), self._whole((), jnp.int32))
+        return run.trace(self._slots(bucket), self._whole((), jnp.int32))
 
     def _trace_observe(self, bucket: Bucket) -> jax.stages.Traced:
         slots = self._slots(bucket)

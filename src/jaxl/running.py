@@ -17,12 +17,10 @@ from jaxl.diffusion.loop import Slots
 from jaxl.diffusion.tables import scheduler_name
 from jaxl.engine.backend import Stage
 from jaxl.errors import InputError
-from jaxl.pipeline import Params, Pipeline, Progress, open_pipeline
+from jaxl.pipeline import Decoded, Params, Pipeline, Progress, open_pipeline
 from jaxl.plan import Plan
-from jaxl.programs import Bucket, Conditioning
-from jaxl.sharding import make_mesh
-
-State = tuple[Slots, Conditioning]  # of one image
+from jaxl.programs import Bucket, Programs
+from jaxl.sharding import make_mesh, replicated, spare_device, use_cores, with_sharding
 
 SLOTS = 4  # images in the making at once, or as many as there are devices
 CHUNKS = 3  # that a prompt may have, of 75 tokens each
@@ -65,26 +63,28 @@ class RunningBatch:
         programs = backend.pipe.programs
         self._advance, self._join, self._take = (programs.get(kind, bucket) for kind in ("advance", "join", "take"))
         self._slots, self._cond = programs.no_images(bucket)
+        self._joined: dict[int, tuple[PlannedImage, int]] = {}  # by place: the image and its stage
 
-    def join(self, place: int, drawing: PlannedImage, stage: int, state: State | None) -> None:
-        pipe, params, plan = self.backend.pipe, self.backend.params, drawing.plan
-        alone = replace(self.bucket, batch=1)
-        given = pipe.pictures(params, plan, drawing.encoded)
-        if state is None:
+    def join(self, place: int, drawing: PlannedImage, stage: int, state: Slots | None) -> None:
+        pipe, plan, alone = self.backend.pipe, drawing.plan, replace(self.bucket, batch=1)
+        slots = state
+        if slots is None:
+            given = pipe.pictures(self.backend.params, plan, drawing.encoded)
             slots = pipe.programs.get("start", alone)(pipe.beginning(plan, given))
-        else:
-            slots, _ = state
-        told = pipe.conditioning(params, plan, plan.segments[stage], alone, given, drawing.encoded)
-        self._put(place, (replace(slots, features=pipe.programs.no_features(alone)), told))
+        self._put(place, drawing, stage, replace(slots, features=pipe.programs.no_features(alone)))
 
-    def take(self, place: int) -> State:
-        return self._take(self._slots, self._cond, np.int32(place))
+    def take(self, place: int) -> Slots:
+        return self._take(self._slots, np.int32(place))
 
     def move(self, place: int, other: RunningBatch, to: int) -> None:
-        other._put(to, self.take(place))
+        other._put(to, *self._joined[place], self.take(place))
 
-    def _put(self, place: int, state: State) -> None:
-        self._slots, self._cond = self._join(self._slots, self._cond, state, np.int32(place))
+    def _put(self, place: int, drawing: PlannedImage, stage: int, state: Slots) -> None:
+        pipe, params, plan = self.backend.pipe, self.backend.params, drawing.plan
+        given, alone = pipe.pictures(params, plan, drawing.encoded), replace(self.bucket, batch=1)
+        told = pipe.conditioning(params, plan, plan.segments[stage], alone, given, drawing.encoded)
+        self._slots, self._cond = self._join(self._slots, self._cond, (state, told), np.int32(place))
+        self._joined[place] = drawing, stage
 
     def advance(self, rows: int) -> None:
         self._slots = self._advance(self.backend.params["unet"], self._slots, self._cond, np.int32(rows))
@@ -101,14 +101,32 @@ class PipelineBackend:
     """Draws with a pipeline in some lanes, which are buckets of one image; batches have one of `sizes`, ascending.
 
     An image goes to the cheapest lane that has room for all that it is. With one size an image is the same bit for bit
-    whatever runs beside it; with several it is the same to rounding, and fewer images take less time.
+    whatever runs beside it; with several it is the same to rounding, and fewer images take less time. `decode_on` is a
+    device outside of the pipeline's mesh, so that the next rows need not wait for what is decoded.
     """
 
-    def __init__(self, pipe: Pipeline, params: Params, lanes: Sequence[Bucket], sizes: Sequence[int]):
+    def __init__(
+        self,
+        pipe: Pipeline,
+        params: Params,
+        lanes: Sequence[Bucket],
+        sizes: Sequence[int],
+        decode_on: Any | None = None,
+    ):
         self.pipe = pipe
-        self.params = params
         self.lanes = list(lanes)
         self.sizes = sizes
+        self._decoder, self._decode_on = pipe.programs, decode_on
+        if decode_on is not None:
+            mesh = make_mesh([decode_on])
+            shapes = {"vae": with_sharding(pipe.programs.shapes["vae"], replicated(mesh))}
+            self._decoder = Programs(pipe.model, mesh, shapes, pipe.programs.tile)
+        self.take_params(params)
+
+    def take_params(self, params: Params) -> None:
+        """Draw with these parameters, which may come after the programs have begun to compile."""
+        self.params = params
+        self._decoding = self._beside(params.get("vae"))
 
     @property
     def defaults(self) -> dict[str, Any]:
@@ -130,10 +148,18 @@ class PipelineBackend:
     def batch(self, lane: Bucket, size: int) -> RunningBatch:
         return RunningBatch(self, self._bucket(lane, size))
 
-    def finish(self, drawing: PlannedImage, state: State) -> Callable[[], Image.Image]:
-        plan = drawing.plan
-        decoded = self.pipe.programs.get("decode", plan.bucket)(self.params["vae"], state[0].latents)
-        return lambda: self.pipe.to_images(plan, decoded)[0]
+    def finish(self, drawing: PlannedImage, state: Slots) -> Callable[[], Image.Image]:
+        decoded = self._decode(drawing.plan.bucket, state.latents)
+        return lambda: self.pipe.to_images(drawing.plan, decoded)[0]
+
+    def _decode(self, bucket: Bucket, latents: jax.Array) -> Decoded:
+        return self._decoder.get("decode", bucket)(self._decoding, self._beside(latents))
+
+    def _beside(self, tree: Any) -> Any:
+        """Arrays that the mesh has, on the device that decodes."""
+        if self._decode_on is None:
+            return tree
+        return jax.device_put(jax.tree.map(lambda a: a.addressable_data(0), tree), self._decode_on)
 
     def begin(self) -> list[Future[Any]]:
         """Begin to compile every program, which needs no parameters."""
@@ -141,6 +167,7 @@ class PipelineBackend:
         wanted = [(kind, bucket) for bucket in self._batches() for kind in OF_BATCH]
         wanted += [(kind, bucket) for bucket in images for kind in OF_IMAGE]
         futures = [self.pipe.programs.begin(*each) for each in wanted]
+        futures += [self._decoder.begin("decode", bucket) for bucket in images]
         return list(dict.fromkeys(futures))
 
     def warm_up(self, progress: Callable[[int, int], None] | None = None) -> None:
@@ -154,8 +181,7 @@ class PipelineBackend:
             batch = RunningBatch(self, bucket)
             batch.advance(1)
             batch.previews()
-            (slots, _), decode = batch.take(0), self.pipe.programs.get("decode", replace(bucket, batch=1))
-            jax.block_until_ready(decode(self.params["vae"], slots.latents))
+            jax.block_until_ready(self._decode(replace(bucket, batch=1), batch.take(0).latents))
         if progress is not None:
             progress(len(futures), len(futures))
 
@@ -202,6 +228,7 @@ def open_backend(
     for name, value in (("slots", slots), ("chunks", chunks)):
         if value is not None:
             whole_number(name, value, least=1)
+    use_cores(spare=1)
     mesh = make_mesh()
     precise = dtype == "float32" or (dtype == "auto" and mesh.devices.flat[0].platform == "cpu")
     pipe = open_pipeline(model, mesh=mesh, dtype="float32" if precise else "bfloat16", **options)
@@ -213,9 +240,9 @@ def open_backend(
     for width, height in sizes or [(side, side)]:
         one = pipe.bucket(1, height, width, guided=guided)
         lanes += [replace(one, batch=1, chunks=n) for n in sorted({1, chunks})]
-    backend = PipelineBackend(pipe, {}, lanes, at_once)
+    backend = PipelineBackend(pipe, {}, lanes, at_once, spare_device())
     backend.begin()
-    backend.params = pipe.load_params(progress)
+    backend.take_params(pipe.load_params(progress))
     backend.warm_up(None if progress is None else lambda done, total: progress("compile", done, total))
     return backend
 

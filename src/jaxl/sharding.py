@@ -23,25 +23,40 @@ AXIS = "data"
 MIN_SPLIT_SIZE = 2**16
 
 
-def use_cores() -> None:
+# devices of a CPU that are in no mesh by default
+_spare = 0
+
+
+def use_cores(spare: int = 0) -> None:
     """Let JAX have two devices on a CPU with two cores or more, unless its devices are known already or configured.
 
     Most operations are too small for XLA to split over cores, while a half of the batch to each core keeps both busy
-    (docs/performance.md). Both devices read the same parameters in memory.
+    (docs/performance.md). All devices read the same parameters in memory. `spare` more are for work that the meshes are
+    not to wait for, as a device does one thing after another.
     """
+    global _spare
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     config: Any = jax.config
     forced = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if config.jax_num_cpu_devices == -1 and not forced:
         with suppress(RuntimeError):  # JAX has started
-            config.update("jax_num_cpu_devices", min(2, cores))
+            config.update("jax_num_cpu_devices", min(2, cores) + spare)
+            _spare = spare
+
+
+def spare_device() -> Any | None:
+    """A device that is in no mesh by default, if there is one; see `use_cores`."""
+    found = jax.devices()
+    return found[-1] if _spare and found[0].platform == "cpu" else None
 
 
 def make_mesh(devices: Sequence[Any] | None = None) -> Mesh:
-    """A mesh of the given devices, by default all that this process sees; see `use_cores`."""
+    """A mesh of the given devices, by default all that this process sees but spare ones; see `use_cores`."""
     if devices is None:
         use_cores()
-    return Mesh(np.asarray(devices if devices is not None else jax.devices()), (AXIS,))
+        found = jax.devices()
+        devices = found if spare_device() is None else found[:-_spare]
+    return Mesh(np.asarray(devices), (AXIS,))
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

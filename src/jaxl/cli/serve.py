@@ -135,8 +135,9 @@ def serve(
     from jaxl.server.service import LEAST_DEADLINE
     from jaxl.server.settings import Settings
 
-    for name, number in (("max_waiting", max_waiting), ("max_images", max_images), ("slots", 1 if slots is None else slots)):
-        read_count(name, number)
+    for name, number in (("max_waiting", max_waiting), ("max_images", max_images), ("slots", slots)):
+        if number is not None:
+            read_count(name, number)
     for name, seconds, least in (("deadline", deadline, LEAST_DEADLINE), ("drain_timeout", drain_timeout, 0.0)):
         if not least <= seconds < float("inf"):
             raise InputError(name, seconds, f"give seconds, at least {least:g}")
