@@ -8,14 +8,27 @@ os.environ["XLA_FLAGS"] = (os.environ.get("XLA_FLAGS", "") + " --xla_force_host_
 os.environ["HF_HUB_OFFLINE"] = "1"
 # the suite runs in two processes on two cores, where PyTorch's threads would wait for each other most of the time
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# most programs of tests compile for longer than they run; without LLVM's optimisations that takes half the time
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 # programs that several tests compile are compiled once, but never taken from an earlier run
 os.environ.setdefault("JAXL_CACHE_DIR", tempfile.mkdtemp(prefix="jaxl-programs-"))
 
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import pytest
+
+
+@pytest.fixture(scope="module")
+def optimised() -> Iterator[None]:
+    """Programs are compiled as users have them: for tests whose numbers depend on it."""
+    jax.clear_caches()
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
+    jax.clear_caches()
 
 
 @pytest.fixture(scope="session")
@@ -24,6 +37,21 @@ def tiny() -> tuple[Any, Any]:
     import jaxl
 
     return jaxl.from_pretrained("tiny", dtype=jnp.float32, mesh=jaxl.make_mesh(jax.devices()[:1]))
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
+    """A model with few layers and random weights, 64x64 pixels, in float32 on one device: (pipe, params).
+
+    For what has to be true of any model; `pipe.checkpoint.source` is its folder.
+    """
+    from small_model import write_small_model
+
+    import jaxl
+
+    folder = tmp_path_factory.mktemp("small") / "model"
+    write_small_model(folder)
+    return jaxl.from_pretrained(folder, dtype=jnp.float32, mesh=jaxl.make_mesh(jax.devices()[:1]))
 
 
 @pytest.fixture

@@ -35,8 +35,8 @@ def slots_of(pipe: Any, params: Any, plan: Plan, rows: np.ndarray, ends: list[in
     return slots, cond, pipe.programs.get("advance", plan.bucket)
 
 
-def test_which_rows_are_shallow(tiny: Any) -> None:
-    pipe, _ = tiny
+def test_which_rows_are_shallow(small: Any) -> None:
+    pipe, _ = small
 
     def planned(**options: Any) -> str:
         return rows_of(pipe.plan("a cat", **{"steps": 7, **options}))
@@ -59,8 +59,8 @@ def test_which_rows_are_shallow(tiny: Any) -> None:
     assert not pipe.plan("a cat", cache_interval=1).bucket.cached
 
 
-def test_speeds(tiny: Any) -> None:
-    pipe, _ = tiny
+def test_speeds(small: Any) -> None:
+    pipe, _ = small
 
     def planned(**options: Any) -> tuple[str, list[tuple[int, bool]]]:
         plan = pipe.plan("a cat", steps=10, **options)
@@ -85,14 +85,14 @@ def test_speeds(tiny: Any) -> None:
         ({"speed": 2}, "speed=2: known"),
     ],
 )
-def test_bad_values(tiny: Any, options: dict[str, Any], message: str) -> None:
+def test_bad_values(small: Any, options: dict[str, Any], message: str) -> None:
     with pytest.raises(jaxl.InputError, match=message):
-        tiny[0].plan("a cat", **options)
+        small[0].plan("a cat", **options)
 
 
-def test_a_shallow_row_where_the_last_whole_one_was_is_exact(tiny: Any) -> None:
+def test_a_shallow_row_where_the_last_whole_one_was_is_exact(small: Any) -> None:
     """Every branch goes by its own features, with all kinds of guidance: each row is run twice, and moves once."""
-    pipe, params = tiny
+    pipe, params = small
     guidance = {"pag_scale": 2.0, "freeu": (0.9, 0.2, 1.1, 1.2)}
     options: dict[str, Any] = {**SMALL, **guidance, "steps": 3, "scheduler": "ddim"}
     plan = pipe.plan("a llama", **options, cache_interval=2)
@@ -117,8 +117,8 @@ def test_a_shallow_row_where_the_last_whole_one_was_is_exact(tiny: Any) -> None:
     assert np.abs(draw(rows, 6) - exact).max() > 0.01
 
 
-def test_an_image_does_not_depend_on_its_neighbours_or_the_devices(tiny: Any, compilations: Any) -> None:
-    pipe, params = tiny
+def test_an_image_does_not_depend_on_its_neighbours_or_the_devices(small: Any, compilations: Any) -> None:
+    pipe, params = small
     each: list[dict[str, Any]] = [
         {"cache_interval": 3, "steps": 5, "scheduler": "euler_a"},
         {"cache_interval": 1, "steps": 4, "scheduler": "heun"},
@@ -129,7 +129,9 @@ def test_an_image_does_not_depend_on_its_neighbours_or_the_devices(tiny: Any, co
     plain = pipe.generate(params, PROMPTS[0], **{**own[0], "cache_interval": 1}, output="latents").latents
     assert np.abs(alone[0] - plain).max() > 0.01
     for mesh in (pipe.mesh, jaxl.make_mesh(jax.devices()[:4])):
-        other, its_params = jaxl.from_pretrained("tiny", dtype=jnp.float32, mesh=mesh, shard_params=mesh.size > 1)
+        other, its_params = jaxl.from_pretrained(
+            pipe.checkpoint.source, dtype=jnp.float32, mesh=mesh, shard_params=mesh.size > 1
+        )
         plans = [other.plan(p, **o) for p, o in zip(PROMPTS, own, strict=True)]
         ends = [plan.count for plan in plans]
         together = other.plan(PROMPTS, **SMALL, seed=[0, 1, 2], cache_interval=2)
@@ -149,8 +151,8 @@ def test_an_image_does_not_depend_on_its_neighbours_or_the_devices(tiny: Any, co
             np.testing.assert_allclose(got, wanted[0], atol=2e-4)
 
 
-def test_step_by_step_and_nothing_compiles_for_a_value(tiny: Any, compilations: Any) -> None:
-    pipe, params = tiny
+def test_step_by_step_and_nothing_compiles_for_a_value(small: Any, compilations: Any) -> None:
+    pipe, params = small
     settings: dict[str, Any] = {**SMALL, "output": "latents", "steps": 5}
     whole = pipe.generate(params, "a llama", **settings, cache_interval=2)
     with compilations() as seen:
@@ -160,8 +162,8 @@ def test_step_by_step_and_nothing_compiles_for_a_value(tiny: Any, compilations: 
     np.testing.assert_array_equal(whole.latents, watched.latents)
 
 
-def test_inpainting_keeps_what_the_mask_keeps(tiny: Any) -> None:
-    pipe, params = tiny
+def test_inpainting_keeps_what_the_mask_keeps(small: Any) -> None:
+    pipe, params = small
     picture = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     mask = np.zeros((64, 64), np.uint8)
     mask[:, 32:] = 255
@@ -171,13 +173,13 @@ def test_inpainting_keeps_what_the_mask_keeps(tiny: Any) -> None:
     assert 1e-3 < np.abs(got - exact)[:, :, 4:].max() < np.abs(exact).max()
 
 
-def test_features_have_the_dtype_of_the_compute_and_lie_with_their_images(tiny: Any) -> None:
-    pipe, _ = tiny
+def test_features_have_the_dtype_of_the_compute_and_lie_with_their_images(small: Any) -> None:
+    pipe, _ = small
     half = jaxl.Pipeline(pipe.checkpoint, dtype=jnp.bfloat16, mesh=jaxl.make_mesh())
     bucket = half.plan(["a cat"] * 8, **SMALL, cache_interval=2).bucket
     features = half.programs.no_features(bucket)
     assert features is not None
-    assert (features.shape, features.dtype) == ((8, 2, 8, 8, 64), jnp.bfloat16)
+    assert (features.shape, features.dtype) == ((8, 2, 8, 8, 32), jnp.bfloat16)
     assert {shard.data.shape[0] for shard in features.addressable_shards} == {1}
     out = half.programs.trace("advance", bucket).out_info.features
     assert (out.shape, out.dtype) == (features.shape, features.dtype)

@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -29,6 +31,11 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(jaxl.__file__).parents[1])}
 @pytest.fixture(autouse=True)
 def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+
+
+def on_two_devices(model: str) -> tuple[Any, Any]:
+    """As the command opens a model for one image: (pipe, params)."""
+    return jaxl.from_pretrained(model, dtype=jnp.float32, mesh=jaxl.make_mesh(jax.devices()[:2]))
 
 
 def command(*arguments: str) -> list[str]:
@@ -58,7 +65,7 @@ def index_of(name: str, **parts: str) -> bytes:
     return json.dumps({"_class_name": name, **{part: ["diffusers", kind] for part, kind in parts.items()}}).encode()
 
 
-def test_generate(capsys: pytest.CaptureFixture[str], tiny: Any) -> None:
+def test_generate(capsys: pytest.CaptureFixture[str]) -> None:
     """The report, the file and its settings agree, and the settings give the library the same image."""
     prompt = 'a "llama", 城 🏰\n--on a <green> background'
     options = ("--seed", "11", "--guidance", "7.5", "--negative", "", "--scheduler", "euler_a", "--json", "--quiet")
@@ -85,15 +92,16 @@ def test_generate(capsys: pytest.CaptureFixture[str], tiny: Any) -> None:
     assert settings["prompt"] == prompt
     facts = {name: settings.pop(name) for name in ("version", "model", "dtype")}
     assert facts == {"version": jaxl.__version__, "model": "tiny", "dtype": "float32"}
-    pipe, params = tiny
+    pipe, params = on_two_devices("tiny")
     again = pipe.generate(params, **settings).images[0]
     with Image.open("jaxl-11.png") as image:
         np.testing.assert_array_equal(np.asarray(image), np.asarray(again))
         assert image.info["parameters"].startswith(f"{prompt}\nSteps: 1, Sampler: Euler a, ")
 
 
-def test_several_images_and_a_random_seed(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["generate", "a cat", *SMALL, "-n", "2", "--guidance", "1", "--output", "new/cat.png"]) == 0
+def test_several_images_and_a_random_seed(capsys: pytest.CaptureFixture[str], small: Any) -> None:
+    model = ("--model", small[0].checkpoint.source)
+    assert run(["generate", "a cat", *model, *SMALL, "-n", "2", "--guidance", "1", "--output", "new/cat.png"]) == 0
     out, err = capsys.readouterr()
     assert out == "new/cat-1.png\nnew/cat-2.png\n"
     first, second = (read_settings(name)["seed"] for name in out.split())
@@ -102,19 +110,22 @@ def test_several_images_and_a_random_seed(capsys: pytest.CaptureFixture[str]) ->
     assert err.count("\n") == 1
 
 
-def test_files_are_replaced_only_by_name(capsys: pytest.CaptureFixture[str]) -> None:
+def test_files_are_replaced_only_by_name(capsys: pytest.CaptureFixture[str], small: Any) -> None:
+    model = ("--model", small[0].checkpoint.source)
     Path("jaxl-5.png").write_text("mine")
     Path("named.png").write_text("old")
     for output in (".", "named.png", "folder/"):
-        assert run(["generate", "", *SMALL, "--seed", "5", "--quiet", "--output", output]) == 0
+        assert run(["generate", "", *model, *SMALL, "--seed", "5", "--quiet", "--output", output]) == 0
     assert capsys.readouterr() == ("jaxl-5-2.png\nnamed.png\nfolder/jaxl-5.png\n", "")
     assert Path("jaxl-5.png").read_text() == "mine"
     assert read_settings("named.png") == read_settings("jaxl-5-2.png")
     assert read_settings("named.png")["prompt"] == ""
 
 
-def test_a_prompt_that_is_cut_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["generate", "a dog\n" + "and another " * 80, *SMALL, "--quiet", "--prompt-syntax", "plain"]) == 0
+def test_a_prompt_that_is_cut_is_one_line(capsys: pytest.CaptureFixture[str], small: Any) -> None:
+    model = ("--model", small[0].checkpoint.source)
+    long = "a dog\n" + "and another " * 80
+    assert run(["generate", long, *model, *SMALL, "--quiet", "--prompt-syntax", "plain"]) == 0
     err = capsys.readouterr().err
     assert err.startswith("jaxl: warning: prompt is cut at 77 tokens; lost: ")
     assert err.count("\n") == 1
@@ -342,11 +353,12 @@ def test_standard_output_is_full() -> None:
     assert done.stderr == b"jaxl: error: standard output: No space left on device\n"
 
 
-def test_every_mode(capsys: pytest.CaptureFixture[str], tiny: Any) -> None:
+def test_every_mode(capsys: pytest.CaptureFixture[str], small: Any) -> None:
     """Image-to-image, inpainting, a refiner, another VAE and previews, each as the library does it."""
-    pipe, params = tiny
+    model = small[0].checkpoint.source
+    pipe, params = on_two_devices(model)
     settings: dict[str, Any] = {"steps": 4, "width": 64, "height": 64, "seed": 5}
-    flags = ("--steps", "4", "--size", "64x64", "--seed", "5", "--quiet")
+    flags = ("--model", model, "--steps", "4", "--size", "64x64", "--seed", "5", "--quiet")
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
     picture.save("picture.png")
     mask = Image.new("L", (64, 64))
@@ -357,8 +369,8 @@ def test_every_mode(capsys: pytest.CaptureFixture[str], tiny: Any) -> None:
     modes: dict[tuple[str, ...], dict[str, Any]] = {
         (*start, "--strength", "0.7"): {"image": picture, "strength": 0.7},
         (*start, "--mask", "mask.png", "--mask-padding", "4"): {"image": picture, "mask": mask, "padding_mask_crop": 4},
-        ("--refiner", "tiny"): {"image": half, "denoising_start": 0.8},
-        ("--vae", str(TINY), "--preview", "preview.png"): {},
+        ("--refiner", model): {"image": half, "denoising_start": 0.8},
+        ("--vae", model, "--preview", "preview.png"): {},
         ("--guidance-interval", "0:0.5", "--guidance-rescale", "0.5"): {
             "guidance_interval": (0, 0.5),
             "guidance_rescale": 0.5,

@@ -16,52 +16,52 @@ from jaxl.cli import run
 from jaxl.cli.compile import _compile
 from jaxl.programs import KINDS, Bucket
 
-# a command, and then how many programs were asked for and how many of them came from the cache
+# commands, and then how many programs were asked for and how many of them came from the cache
 CODE = """
 import json, sys, jax
 from jaxl.cli import run
 events = []
 jax.monitoring.register_event_listener(lambda event, **_: events.append(event.rpartition("/")[2]))
-code = run(sys.argv[1:])
-print(json.dumps([code, events.count("compile_requests_use_cache"), events.count("cache_hits")]))
+codes = [run(arguments) for arguments in json.loads(sys.argv[1])]
+print(json.dumps([max(codes), events.count("compile_requests_use_cache"), events.count("cache_hits")]))
 """
 
 
-def process(folder: Path, *arguments: str) -> tuple[list[str], list[int]]:
-    """Run a command in a fresh process: what it prints, and its exit status and counts."""
+def process(folder: Path, *commands: list[str]) -> tuple[list[str], list[int]]:
+    """Run commands in a fresh process: what they print, and the highest exit status and counts."""
     environment = {**os.environ, "JAXL_CACHE_DIR": str(folder / "programs"), "XLA_FLAGS": ""}
     done = subprocess.run(
-        [sys.executable, "-c", CODE, *arguments], env=environment, cwd=folder, capture_output=True, text=True
+        [sys.executable, "-c", CODE, json.dumps(commands)], env=environment, cwd=folder, capture_output=True, text=True
     )
     assert done.stderr == ""
     *lines, counts = done.stdout.splitlines()
     return lines, json.loads(counts)
 
 
-def test_generate_starts_from_what_was_compiled(tmp_path: Path) -> None:
-    lines, counts = process(tmp_path, "compile", "--sizes", "32x32", "--quiet")
+def test_generate_starts_from_what_was_compiled(tmp_path: Path, small: Any) -> None:
+    model = ["--model", small[0].checkpoint.source]
+    lines, counts = process(tmp_path, ["compile", *model, "--sizes", "32x32", "--quiet"])
     assert counts == [0, 5, 0]
     assert [line.split()[0] for line in lines] == list(KINDS)
     assert all(" 32x32, 1 on " in line and line.endswith(" s  compiled") for line in lines)
 
-    drawing = ("generate", "a llama", "--size", "32x32", "--steps", "1", "--quiet", "--seed", "1")
-    assert process(tmp_path, *drawing) == (["jaxl-1.png"], [0, 5, 5])
+    drawing = ["generate", "a llama", *model, "--size", "32x32", "--steps", "1", "--quiet", "--seed", "1"]
+    assert process(tmp_path, drawing) == (["jaxl-1.png"], [0, 5, 5])
 
-    lines, counts = process(tmp_path, "compile", "--sizes", "32x32", "--batches", "1,1", "--json")
-    programs = json.loads(lines[-1])["programs"]
+    again = ["compile", *model, "--sizes", "32x32", "--batches", "1,1", "--json"]
+    (*_, report, folder, found), counts = process(tmp_path, again, ["cache"])
+    programs = json.loads(report)["programs"]
     assert counts == [0, 5, 5]
     assert [(each["program"], each["size"], each["batch"], each["cached"]) for each in programs] == [
         (kind, "32x32", 1, True) for kind in KINDS
     ]
-
-    ((folder, found), _) = process(tmp_path, "cache")
     assert folder == str(tmp_path.resolve() / "programs")
     assert found.startswith("5 programs, ")
     assert found.endswith(" MiB, 8 GiB at most")
 
 
-def test_what_buckets_share_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    pipe, _ = jaxl.from_pretrained("tiny", mesh=jaxl.make_mesh(jax.devices()[:1]))
+def test_what_buckets_share_is_told_once(monkeypatch: pytest.MonkeyPatch, small: Any) -> None:
+    pipe = jaxl.Pipeline(small[0].checkpoint, dtype="float32", mesh=small[0].mesh)
     traced: list[str] = []
 
     def trace(kind: str, bucket: Bucket | None) -> Any:
@@ -122,10 +122,10 @@ def test_cache_is_cleared(tmp_path: Path) -> None:
     (tmp_path / "programs").mkdir()
     for name in ("one-cache", "one-atime", "scales"):
         (tmp_path / "programs" / name).write_bytes(b"12345678")
-    lines, counts = process(tmp_path, "cache", "--json")
+    (report, *lines), counts = process(tmp_path, ["cache", "--json"], ["cache", "--clear"], ["cache"])
     assert counts == [0, 0, 0]
     folder = str(tmp_path.resolve() / "programs")
-    assert json.loads(lines[-1]) == {"folder": folder, "programs": 1, "bytes": 8, "max_bytes": 2**33}
-    assert process(tmp_path, "cache", "--clear")[0] == [folder, "1 programs, 0.0 MiB, 8 GiB at most, removed"]
-    assert process(tmp_path, "cache")[0] == [folder, "0 programs, 0.0 MiB, 8 GiB at most"]
+    assert json.loads(report) == {"folder": folder, "programs": 1, "bytes": 8, "max_bytes": 2**33}
+    assert lines[:2] == [folder, "1 programs, 0.0 MiB, 8 GiB at most, removed"]
+    assert lines[2:] == [folder, "0 programs, 0.0 MiB, 8 GiB at most"]
     assert (tmp_path / "programs" / "scales").exists()

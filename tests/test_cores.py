@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,12 +15,12 @@ from jaxl.kernels import Kernels
 PROMPT = "a red apple on a blue background, flat style"
 
 
-def test_branches_on_two_devices() -> None:
+def test_branches_on_two_devices(small: Any) -> None:
     """The picture of two devices is that of one, with and without guidance, in one program whatever the prompt."""
     pictures = []
     for devices, kernels in ((2, None), (1, Kernels.plain("cpu"))):
         mesh = jaxl.make_mesh(jax.devices()[:devices])
-        pipe, params = jaxl.from_pretrained("tiny", dtype=jnp.float32, mesh=mesh, kernels=kernels)
+        pipe, params = jaxl.from_pretrained(small[0].checkpoint.source, dtype=jnp.float32, mesh=mesh, kernels=kernels)
         assert pipe.bucket(1, guided=True).batch == 1
         assert pipe.bucket(1, guided=False).batch == devices
         assert pipe.bucket(3, guided=True).batch == 3 + devices - 1

@@ -47,8 +47,8 @@ def test_parameters_are_known_by_identity_and_may_go() -> None:
     assert not Embeddings(changeable).made_with(changeable)
 
 
-def test_a_text_is_encoded_once_for_the_same_parameters(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    pipe, params = tiny
+def test_a_text_is_encoded_once_for_the_same_parameters(small: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe, params = small
     get, runs = pipe.programs.get, []
 
     def counting(kind: str, bucket: Any = None) -> Callable[..., Any]:

@@ -83,16 +83,16 @@ def huge() -> bytes:
         ({"scheduler": "Restart"}, "scheduler='Restart': jaxl has no such sampler"),
     ],
 )
-def test_what_cannot_work(tiny: Any, compilations: Any, options: dict[str, Any], message: str) -> None:
-    pipe, params = tiny
+def test_what_cannot_work(small: Any, compilations: Any, options: dict[str, Any], message: str) -> None:
+    pipe, params = small
     with compilations() as seen, pytest.raises(jaxl.InputError, match=message) as error:
         pipe.generate(params, "a cat", **{**SMALL, **options})
     assert "\n" not in str(error.value)
     assert seen == []
 
 
-def test_guidance_is_paid_for_where_it_is(tiny: Any) -> None:
-    pipe, _ = tiny
+def test_guidance_is_paid_for_where_it_is(small: Any) -> None:
+    pipe, _ = small
 
     def segments(**options: Any) -> list[tuple[int, bool, int]]:
         plan = pipe.plan("a cat", steps=10, **options)
@@ -108,8 +108,8 @@ def test_guidance_is_paid_for_where_it_is(tiny: Any) -> None:
     assert segments(negative_prompt="[a:b:0.3]", guidance_scale=1.0) == [(10, False, 0)]
 
 
-def test_nothing_compiles_for_a_value(tiny: Any, compilations: Any) -> None:
-    pipe, params = tiny
+def test_nothing_compiles_for_a_value(small: Any, compilations: Any) -> None:
+    pipe, params = small
 
     def draw(scale: float, text: str, mask: np.ndarray, **options: Any) -> np.ndarray:
         start: dict[str, Any] = {"image": PICTURE, "mask": mask, "guidance_rescale": 0.1 * scale, "pag_scale": scale}
@@ -127,8 +127,8 @@ def test_nothing_compiles_for_a_value(tiny: Any, compilations: Any) -> None:
     assert np.isfinite(second).all()
 
 
-def test_texts_of_different_lengths_share_a_batch(tiny: Any) -> None:
-    pipe, params = tiny
+def test_texts_of_different_lengths_share_a_batch(small: Any) -> None:
+    pipe, params = small
     prompts = ["a cat BREAK a dog BREAK " + "a tree, " * 40, "a (red:1.4) llama"]
     settings: dict[str, Any] = {**SMALL, "steps": 3, "output": "latents"}
     alone = [pipe.generate(params, p, seed=i, **settings).latents[0] for i, p in enumerate(prompts)]
@@ -137,28 +137,29 @@ def test_texts_of_different_lengths_share_a_batch(tiny: Any) -> None:
         np.testing.assert_allclose(got, wanted, atol=1e-4)
 
 
-def test_a_text_that_changes_is_two_runs(tiny: Any) -> None:
-    pipe, params = tiny
+def test_a_text_that_changes_is_two_runs(small: Any) -> None:
+    pipe, params = small
     settings: dict[str, Any] = {**SMALL, "steps": 10, "output": "latents"}
     got = pipe.generate(params, "a [cat:llama:0.5]", **settings).latents
     half = pipe.generate(params, "a cat", **settings, denoising_end=0.5)
     assert half.steps == 5
     wanted = pipe.generate(params, "a llama", **settings, image=half.latents, denoising_start=0.5).latents
     np.testing.assert_allclose(got, wanted, atol=1e-4)
-    assert np.abs(got - pipe.generate(params, "a cat", **settings).latents).max() > 0.1
+    assert np.abs(got - pipe.generate(params, "a cat", **settings).latents).max() > 1e-3
 
 
-def test_plain_prompts_are_taken_literally(tiny: Any) -> None:
-    pipe, params = tiny
+def test_plain_prompts_are_taken_literally(small: Any) -> None:
+    pipe, params = small
     settings: dict[str, Any] = {**SMALL, "steps": 1, "output": "latents"}
     literal = pipe.generate(params, "a (red) cat :)", prompt_syntax="plain", **settings).latents
     escaped = pipe.generate(params, r"a \(red\) cat :\)", **settings).latents
     np.testing.assert_array_equal(literal, escaped)
 
 
-def test_batches_in_rounds(tiny: Any) -> None:
-    pipe, params = tiny
+def test_batches_in_rounds(small: Any) -> None:
+    pipe, params = small
     in_rounds = jaxl.Pipeline(pipe.checkpoint, dtype="float32", mesh=pipe.mesh, batch_sizes=(1, 2))
+    alone = [pipe.generate(params, "a cat", **SMALL, steps=2, seed=seed).latents[0] for seed in range(3, 8)]
     settings: dict[str, Any] = {**SMALL, "steps": 2, "num_images": 5, "seed": 3}
     steps: list[tuple[int, int]] = []
     hear: Callable[..., None] = lambda done, total, latents: steps.append((done, total))  # noqa: E731
@@ -167,7 +168,7 @@ def test_batches_in_rounds(tiny: Any) -> None:
     assert steps == [(i, 6) for i in range(1, 7)]
     assert got.seeds == [3, 4, 5, 6, 7]
     assert len(got.images) == 5
-    np.testing.assert_allclose(got.latents, pipe.generate(params, "a cat", **settings).latents, atol=1e-4)
+    np.testing.assert_allclose(got.latents, alone, atol=1e-4)
     stopped = in_rounds.generate(params, "a cat", callback=lambda done, *_: done < 3, **settings)
     assert (len(stopped.images), stopped.seeds, stopped.steps) == (4, [3, 4, 5, 6], 1)
 
@@ -193,13 +194,13 @@ def test_the_size_follows_the_picture(tiny: Any) -> None:
     assert pipe.plan("a cat", image=wide, mask=np.full((180, 320), 255, np.uint8)).count == 25
 
 
-def test_models_with_edm_noise_have_no_place_to_hand_over(tiny: Any) -> None:
+def test_models_with_edm_noise_have_no_place_to_hand_over(small: Any) -> None:
     from dataclasses import replace
 
     from jaxl.diffusion.schedule import EDM
     from jaxl.starts import span
 
-    model = tiny[0].model
+    model = small[0].model
     noise = replace(model.scheduler.noise, edm=EDM())
     model = replace(model, scheduler=replace(model.scheduler, noise=noise))
     times = np.array([1.0, 0.0, -1.5])
@@ -209,8 +210,8 @@ def test_models_with_edm_noise_have_no_place_to_hand_over(tiny: Any) -> None:
             span({name: 0.5}, model, times)  # pyright: ignore[reportArgumentType]
 
 
-def test_presets(tiny: Any, tmp_path: Path) -> None:
-    pipe, _ = tiny
+def test_presets(small: Any, tmp_path: Path) -> None:
+    pipe, _ = small
     assert pipe.preset.name == "sdxl"
 
     def planned(preset: str, **options: Any) -> tuple[int, str, bool]:

@@ -20,8 +20,8 @@ A_WHILE = 120.0
 
 
 @pytest.fixture(scope="module")
-def backend() -> PipelineBackend:
-    pipe, params = jaxl.from_pretrained("tiny", dtype="float32")
+def backend(small: Any, optimised: None) -> PipelineBackend:
+    pipe, params = jaxl.from_pretrained(small[0].checkpoint.source, dtype="float32")
     lanes = [Bucket(1, 64, width, guided=True, chunks=2) for width in (64, 96)] + [Bucket(1, 64, 64, guided=False)]
     backend = PipelineBackend(pipe, params, lanes, [2])
     backend.warm_up()

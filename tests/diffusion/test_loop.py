@@ -20,6 +20,8 @@ EDM_CONFIG = SchedulerConfig(NoiseSchedule(edm=EDM()), scheduler="edm_euler")
 # these end at their estimate, and keep it in the history
 NAMES = ["euler", "euler_a", "ddim", "dpm++2m", "dpm++3m_sde", "heun", "dpm++sde", "dpm2_a_karras"]
 
+pytestmark = pytest.mark.usefixtures("optimised")  # equal to the last bit in vector loops too
+
 
 def network(x: jax.Array, row: Row, features: None = None) -> tuple[jax.Array, None]:
     return jnp.tanh(1.5 * x + row["t"][:, None, None, None] / 500 - 1) - 0.1 * x, features

@@ -15,6 +15,8 @@ SHAPE = (13, 7, 3)  # odd on purpose: vector loops leave a remainder
 KEYS = np.stack([image_key(seed) for seed in (0, 1, 33, 2**32 - 1, 2**32, 2**40 + 7, 2**63, 2**64 - 1)])
 ROWS = np.arange(8, dtype=np.int32) * 7
 
+pytestmark = pytest.mark.usefixtures("optimised")  # without it there are no vector loops
+
 
 def test_the_key_of_a_32_bit_seed_is_jax_s_own() -> None:
     for seed in (0, 1, 33, 2**31 - 1):

@@ -4,16 +4,24 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch_weights import relative_error
 
+import jaxl
 from jaxl.nn.unet import unet, unet_context
 from jaxl.nn.vae import encode
 
 Golden = dict[str, np.ndarray]
+
+
+@pytest.fixture(scope="module")
+def tiny(optimised: None) -> tuple[Any, Any]:
+    """The embedded model, its programs compiled as users have them: (pipe, params)."""
+    return jaxl.from_pretrained("tiny", dtype=jnp.float32, mesh=jaxl.make_mesh(jax.devices()[:1]))
 
 
 @pytest.fixture(scope="module")

@@ -9,17 +9,15 @@ from families import BASE
 from jaxl.config import UNetConfig
 from jaxl.nn.unet import unet, unet_context, unet_shapes
 
-SMALL = UNetConfig.from_json(
-    BASE
-    | {
-        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
-        "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
-        "block_out_channels": [32, 64],
-        "attention_head_dim": [1, 2],
-        "layers_per_block": 1,
-        "transformer_layers_per_block": 1,
-    }
-)
+SMALL_UNET: dict[str, Any] = BASE | {
+    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
+    "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
+    "block_out_channels": [32, 64],
+    "attention_head_dim": [1, 2],
+    "layers_per_block": 1,
+    "transformer_layers_per_block": 1,
+}
+SMALL = UNetConfig.from_json(SMALL_UNET)
 
 
 def small_params() -> Any:
