@@ -69,6 +69,7 @@ class Engine:
         self._waiting: list[Work] = []
         self._finishing = 0
         self._lanes: dict[tuple[int, Hashable], Lane] = {}
+        self._wanted: list[Lane] = []  # those with something to do at the last turn
         self._tickets: dict[str, Ticket] = {}
         self._counts = {field.name: 0 for field in fields(Stats)}
         self._busy_seconds = 0.0
@@ -253,18 +254,17 @@ class Engine:
 
     def _next_lane(self) -> Lane | None:
         """Of the lanes with something to do, the one that has run the fewest rows; one that was idle has no claim."""
-        busy = [lane for lane in self._lanes.values() if lane.count]
-        least = min((lane.served for lane in busy), default=0)
-        if self._has_room():
-            for work in self._waiting:
-                key = id(work.backend), work.lane
-                if key not in self._lanes:
-                    self._lanes[key] = Lane(work.backend, work.lane)
-                lane = self._lanes[key]
-                if lane not in busy:
-                    lane.served = max(lane.served, least)
-                    busy.append(lane)
-        return min(busy, key=lambda lane: lane.served, default=None)
+        wanted = [lane for lane in self._lanes.values() if lane.count]
+        for work in self._waiting if self._has_room() else ():
+            lane = self._lanes.setdefault((id(work.backend), work.lane), Lane(work.backend, work.lane))
+            if lane not in wanted:
+                wanted.append(lane)
+        least = min((lane.served for lane in wanted if lane in self._wanted), default=0)
+        for lane in wanted:
+            if lane not in self._wanted:
+                lane.served = max(lane.served, least)
+        self._wanted = wanted
+        return min(wanted, key=lambda lane: lane.served, default=None)
 
     def _has_room(self) -> bool:
         """Whether images may begin: not while many that are done wait to be decoded."""
