@@ -1,14 +1,20 @@
-# `make demo` shows pictures, `make test` checks everything; both set up .venv themselves.
+# `make demo` shows pictures, `make test` checks everything but the web page, which `make test-web` does in Chromium.
+# All set up .venv themselves.
 PYTHON ?= python3
 BIN := .venv/bin
+SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: demo test check clean
+.PHONY: demo test test-web check clean
 
 demo: .venv/installed
 	$(BIN)/jaxl generate "a red apple on a blue background, flat style" -n 4 --seed 7 --steps 25 --output demo
 
 test: check
-	$(BIN)/pytest -n 2 --dist loadfile
+	$(BIN)/pytest -n 2 --dist loadfile --ignore tests/web
+
+test-web: .venv/web chromium
+	# Gradio leaves event loops of its own behind
+	$(BIN)/pytest tests/web -W ignore::pytest.PytestUnraisableExceptionWarning
 
 check: .venv/tested
 	$(BIN)/ruff check .
@@ -27,6 +33,15 @@ check: .venv/tested
 .venv/tested: pyproject.toml .venv/installed
 	$(BIN)/pip install --quiet --group test
 	touch $@
+
+.venv/web: pyproject.toml .venv/tested
+	$(BIN)/pip install --quiet --group web
+	touch $@
+
+# Debian's package; elsewhere, install Chromium by your system's means
+.PHONY: chromium
+chromium:
+	command -v chromium > /dev/null || { $(SUDO) apt-get update -q && $(SUDO) apt-get install -q -y --no-install-recommends chromium; }
 
 clean:
 	rm -rf .venv demo

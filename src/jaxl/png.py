@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import io
 import json
+import math
 import os
 import re
 import secrets
@@ -158,14 +159,23 @@ def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise InputError("path", name, f"a damaged PNG ({error}); give a PNG that jaxl wrote") from None
     if not isinstance(text, str):
         raise InputError("path", name, "no settings of jaxl in this PNG; give one that jaxl wrote")
+    return read_settings_text(text, "path", name)
+
+
+def read_settings_text(text: str, argument: str, shown: str | None = None) -> dict[str, Any]:
+    """The settings in the `jaxl` text of a file. Raises InputError, as `read_settings` does, naming `argument`.
+
+    `shown` is its value in the message; by default, the beginning of the text.
+    """
+    shown = text[:100] if shown is None else shown
     if len(text) > MAX_SETTINGS_CHARACTERS:
-        raise InputError("path", name, f"settings of {len(text)} characters; at most {MAX_SETTINGS_CHARACTERS}")
+        raise InputError(argument, shown, f"settings of {len(text)} characters; at most {MAX_SETTINGS_CHARACTERS}")
     try:
-        settings = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse_constant)
+        settings = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse_number, parse_float=_finite)
     except (ValueError, RecursionError) as error:
-        raise InputError("path", name, f"damaged settings ({error}); give a PNG that jaxl wrote") from None
+        raise InputError(argument, shown, f"damaged settings ({error}); give a PNG that jaxl wrote") from None
     if not isinstance(settings, dict):
-        raise InputError("path", name, "damaged settings (not a JSON object); give a PNG that jaxl wrote")
+        raise InputError(argument, shown, "damaged settings (not a JSON object); give a PNG that jaxl wrote")
     return settings
 
 
@@ -245,5 +255,10 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return table
 
 
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON number")
+def _finite(text: str) -> float:
+    number = float(text)
+    return number if math.isfinite(number) else _refuse_number(text)
+
+
+def _refuse_number(text: str) -> Any:
+    raise ValueError(f"{text} is no JSON number")

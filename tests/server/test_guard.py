@@ -15,6 +15,7 @@ from fastapi.testclient import TestClient
 
 from jaxl.engine import Engine
 from jaxl.errors import OutputError
+from jaxl.server.app import create_app
 from jaxl.server.service import Service
 from jaxl.server.settings import Settings
 
@@ -73,6 +74,15 @@ def test_keys(client: TestClient) -> None:
     assert client.get("/health/ready").status_code == 200
     assert client.get("/metrics").status_code == 200
     assert client.get("/openapi.json").status_code == 401
+
+
+@KEYS
+def test_browsers_ask_for_a_key(engine: Engine, settings: Settings) -> None:
+    """For the web page alone, if there is one: what else answers 401 is not shown to people."""
+    client = TestClient(create_app(Service(engine, replace(settings, ui=True))))
+    for path, scheme in (("/", "Basic"), ("/v1/models", "Bearer")):
+        answer = client.get(path)
+        assert (answer.status_code, answer.headers["WWW-Authenticate"].split()[0]) == (401, scheme)
 
 
 @KEYS

@@ -1,13 +1,15 @@
 """Whether the server lives, whether it is ready, and its metrics."""
 
 import threading
+from dataclasses import replace
 
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from jaxl.engine import Engine
-from jaxl.server.app import Front
+from jaxl.server.app import Front, create_app
+from jaxl.server.service import Service
 
 
 def test_ready(client: TestClient) -> None:
@@ -53,6 +55,31 @@ def test_metrics(client: TestClient) -> None:
     answer = client.get("/metrics")
     assert answer.headers["Content-Type"].startswith("text/plain")
     assert 'jaxl:request_success_total{finished_reason="done"} 1.0' in answer.text
+
+
+def test_stats(client: TestClient) -> None:
+    assert client.get("/v1/stats").json()["latency"] == {"p50": None, "p95": None, "requests": 0}
+    client.post("/v1/images/generations", json={"prompt": "a", "n": 2})
+    known = client.get("/v1/stats").json()
+    assert (known["model"], known["images"], known["waiting"], known["latency"]["requests"]) == ("tiny", 2, 0, 1)
+    assert known["latency"]["p50"] == known["latency"]["p95"] > 0
+    assert (known["usd_per_hour"], known["usd_per_image"]) == (None, None)
+
+
+def test_cost_of_an_image(service: Service) -> None:
+    priced = Service(service.engine, replace(service.settings, usd_per_hour=3.6))
+    client = TestClient(create_app(priced))
+    assert client.get("/v1/stats").json()["usd_per_image"] is None, "nothing was drawn yet"
+    client.post("/v1/images/generations", json={"prompt": "a"})
+    known = client.get("/v1/stats").json()
+    assert known["usd_per_image"] == pytest.approx(0.001 / known["images_per_second"])
+
+
+def test_page_before_the_model_is_there() -> None:
+    answer = TestClient(Front(page=True)).get("/")
+    assert answer.status_code == 503
+    assert "being loaded" in answer.text
+    assert TestClient(Front()).get("/").headers["Content-Type"] == "application/json"
 
 
 def test_before_the_model_is_there() -> None:

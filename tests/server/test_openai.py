@@ -99,6 +99,21 @@ def test_client_streams(theirs: openai.OpenAI, engine: Engine) -> None:
         assert pixels(picture(own[-1].b64_json)) == pixels(last)
 
 
+@SLOW
+def test_progress(theirs: openai.OpenAI, until: Until, service: Service) -> None:
+    """The place in the queue, again and again while others run, and then the steps."""
+    with theirs.images.generate(prompt="others", n=10, stream=True, extra_body={"num_inference_steps": 60}):
+        until(lambda: service.engine.stats().waiting == 6)
+        extra = {"num_inference_steps": 3, "progress": True}
+        events = list(theirs.images.generate(prompt="a", stream=True, extra_body=extra))
+    kinds = [event.type.removeprefix("image_generation.") for event in events]
+    assert kinds[:2] == ["queued", "queued"]
+    assert kinds[-2:] == ["progress", "completed"]
+    assert events[0].position == 6
+    assert 0 < events[1].starts_in < 10
+    assert (events[-2].done, events[-2].total) == (3, 3)
+
+
 @pytest.mark.parametrize(("format", "kind"), [("png", "PNG"), ("jpeg", "JPEG"), ("webp", "WEBP")])
 def test_formats(client: TestClient, format: str, kind: str) -> None:
     answer = client.post(GENERATIONS, json={"prompt": "a", "output_format": format}).json()
@@ -135,6 +150,9 @@ def test_edit_paints_where_the_mask_is_transparent(theirs: openai.OpenAI, asked:
     assert (seen["prompt"], seen["strength"], seen["seed"], seen["num_images"]) == ("a", 0.5, 4, 2)
     assert pixels(seen["image"]) == pixels(image)
     assert (np.asarray(seen["mask"]) == 255 - alpha).all()
+    drawn = np.asarray(picture(answer.data[0].b64_json))
+    assert (drawn[:, 40:] == (255, 0, 0)).all(), "what is not painted stays as it is"
+    assert (drawn[:, :8] != (255, 0, 0)).any()
 
 
 def test_edit_without_mask_takes_the_picture_own_transparency(

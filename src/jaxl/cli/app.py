@@ -22,6 +22,7 @@ from jaxl.cli.bench import app as bench
 from jaxl.cli.bench_serve import bench_serve
 from jaxl.cli.cache import cache
 from jaxl.cli.compile import compile_programs
+from jaxl.cli.demo import demo
 from jaxl.cli.estimate import estimate
 from jaxl.cli.generate import generate
 from jaxl.cli.machine import find_devices, memory_bytes
@@ -106,6 +107,7 @@ def _root(
 
 app.command()(generate)
 app.command()(serve)
+app.command()(demo)
 bench.command("serve")(bench_serve)
 app.add_typer(bench, name="bench")
 app.command("compile")(compile_programs)

@@ -8,10 +8,12 @@ import os
 import re
 import signal
 import socket
+import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable
+import webbrowser
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -22,6 +24,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from jaxl.bench.prices import Price, price_of, read_prices
 from jaxl.cli.options import LocalOption, RevisionOption, VariantOption, read_count, read_counts, read_size
 from jaxl.cli.terminal import note, print_line, progress_bars, to_terminal
 from jaxl.errors import InputError, JaxlError, TruncationWarning
@@ -83,6 +86,12 @@ def serve(
         list[str] | None,
         typer.Option(metavar="ORIGIN", help="A web page that may call, such as https://example.org; repeatable."),
     ] = None,
+    ui: Annotated[bool, typer.Option("--ui", help="With the web page, at /.")] = False,
+    open_page: Annotated[bool, typer.Option("--open", help="Open the web page in this machine's browser.")] = False,
+    prices: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="What devices cost, for the page; as `jaxl bench --prices` takes."),
+    ] = None,
     log_prompts: Annotated[bool, typer.Option("--log-prompts", help="Write prompts to the log.")] = False,
     no_mark: Annotated[bool, typer.Option("--no-mark", help="Do not mark pictures as machine-made.")] = False,
     c2pa_cert: Annotated[
@@ -126,6 +135,8 @@ def serve(
     missing = [name for name in PACKAGES if find_spec(name) is None]
     if missing:
         raise typer.TyperException(f'{missing[0]} is missing, which serving needs; pip install "jaxl[serve]"')
+    if ui and find_spec("gradio") is None:
+        raise typer.TyperException('gradio is missing, which the web page needs; pip install "jaxl[demo]"')
 
     import uvicorn
 
@@ -156,7 +167,11 @@ def serve(
         mark=not no_mark,
         c2pa_certificate=None if c2pa_cert is None else Path(c2pa_cert),
         c2pa_key=None if c2pa_key is None else Path(c2pa_key),
+        ui=ui,
     )
+    if open_page and not ui:
+        raise InputError("open", True, "there is no page to open; give --ui too")
+    known_prices = read_prices() if prices is None else read_prices(Path(prices))
     if settings.c2pa_certificate is not None and settings.c2pa_key is not None:
         Signer(settings.c2pa_certificate, settings.c2pa_key)  # so that a mistake is told before anything is loaded
     if not log_prompts:
@@ -185,7 +200,7 @@ def serve(
 
     with closing(_listen(host, port)) as listener:
         logs.configure()
-        front = Front()
+        front = Front(ui)
         config = uvicorn.Config(
             front,
             log_config=None,
@@ -202,6 +217,8 @@ def serve(
             front=front,
             load=load,
             settings=settings,
+            prices=known_prices,
+            open_page=open_page,
             engine_options={"max_waiting": max_waiting, "joins": not static},
         ).run()
 
@@ -237,6 +254,8 @@ class Supervisor:
         front: Front,
         load: Callable[[], Any],
         settings: Settings,
+        prices: Sequence[Price],
+        open_page: bool,
         engine_options: dict[str, Any],
     ):
         self.server = server
@@ -244,6 +263,8 @@ class Supervisor:
         self.front = front
         self.load = load
         self.settings = settings
+        self.prices = prices
+        self.open_page = open_page
         self.engine_options = engine_options
         self.engine: Engine | None = None
         self.loading = False
@@ -256,7 +277,10 @@ class Supervisor:
         serving = threading.Thread(target=self._serve, name="http", daemon=True)
         serving.start()
         address, port = self.listener.getsockname()[:2]
-        print_line(f"http://{f'[{address}]' if ':' in address else address}:{port}")
+        url = f"http://{f'[{address}]' if ':' in address else address}:{port}"
+        print_line(url)
+        if self.open_page and has_screen():
+            threading.Thread(target=webbrowser.open, args=(url,), name="browser", daemon=True).start()
         if not self.settings.api_keys and not ip_address(address.partition("%")[0]).is_loopback:
             say(f"warning: whoever reaches {address} may draw; --api-key asks for a key")
         self._begin_loading()
@@ -301,10 +325,16 @@ class Supervisor:
             say(f"loaded {self.settings.model} anew in {loaded.seconds:.1f} s")
             return
         engine = Engine(loaded.backend, **self.engine_options)
-        service = Service(engine, completed(self.settings, loaded.backend))
+        settings = replace(completed(self.settings, loaded.backend), usd_per_hour=usd_per_hour(self.prices))
+        service = Service(engine, settings)
+        page = None
+        if settings.ui:
+            from jaxl.server.web.page import Page
+
+            page = Page(settings)
         engine.start()
         self.engine = engine
-        self.front.app = create_app(service)
+        self.front.app = create_app(service, page)
         sizes = ", ".join(f"{width}x{height}" for width, height in service.settings.sizes)
         say(f"ready after {loaded.seconds:.1f} s: {self.settings.model}, {sizes}")
 
@@ -350,6 +380,21 @@ def completed(settings: Settings, backend: Any) -> Settings:
     from jaxl.diffusion.tables import SCHEDULERS
 
     return replace(settings, schedulers=tuple(sorted(SCHEDULERS)), **backend.defaults)
+
+
+def usd_per_hour(prices: Sequence[Price]) -> float | None:
+    """What the devices of this process cost together; None if their price is not known."""
+    import jax
+
+    devices = jax.devices()
+    price = price_of(devices[0].device_kind, prices)
+    # a CPU's devices are cores of one machine
+    return None if price is None else price.usd_per_chip_hour * (1 if devices[0].platform == "cpu" else len(devices))
+
+
+def has_screen() -> bool:
+    """Whether a browser would have a window; one that runs in the terminal would take it away."""
+    return sys.platform != "linux" or any(name in os.environ for name in ("DISPLAY", "WAYLAND_DISPLAY"))
 
 
 def say(line: str) -> None:

@@ -2,33 +2,42 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from fastapi import FastAPI
 from starlette.datastructures import Headers
+from starlette.responses import HTMLResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from jaxl import __version__
-from jaxl.server import a1111, errors, events, health, huggingface, openai
+from jaxl.server import a1111, errors, events, health, huggingface, openai, restore
 from jaxl.server.errors import ApiError, answer
 from jaxl.server.guard import Guard, mark, request_id
 from jaxl.server.service import Service
 
+LOADING = Path(__file__).with_name("web") / "static" / "loading.html"
 
-def create_app(service: Service) -> FastAPI:
-    """An app for an engine that has been started."""
+
+def create_app(service: Service, page: ASGIApp | None = None) -> FastAPI:
+    """An app for an engine that has been started; `page` answers what no route does."""
     app = FastAPI(title="jaxl", version=__version__, docs_url=None, redoc_url=None)
     app.state.service = service
     errors.install(app)
     app.add_middleware(Guard, service=service)
-    for module in (openai, events, a1111, huggingface, health):
+    for module in (openai, restore, events, a1111, huggingface, health):
         app.include_router(module.router)
+    if page is not None:
+        app.mount("/", page)
     return app
 
 
 class Front:
     """The app, as soon as it is set; before that, answers that say that the model is being loaded."""
 
-    def __init__(self) -> None:
+    def __init__(self, page: bool = False) -> None:
+        """`page`: there will be one at /, and one that waits for it is shown until then."""
         self.app: ASGIApp | None = None
+        self.page = page
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self.app is not None:
@@ -39,6 +48,8 @@ class Front:
                 response = health.state("live")
             case "/health/ready":
                 response = health.state("loading", 503)
+            case "/" if self.page:
+                response = HTMLResponse(LOADING.read_text(), 503, {"Cache-Control": "no-store"})
             case path:
                 message = "the model is being loaded; try again later"
                 headers = {"Retry-After": str(errors.RETRY_ELSEWHERE)}

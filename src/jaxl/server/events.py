@@ -17,12 +17,14 @@ from fastapi import APIRouter
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from jaxl.engine import Drawn, Event, Preview, Progress, Started
+from jaxl.engine import Drawn, Event, Preview, Progress, Started, Status
 from jaxl.server.errors import RESPONSES, ApiError, api_error, error_object
 from jaxl.server.service import CurrentService, Service, Stream, gone
 
 # seconds; proxies close what is silent for a minute or so
 HEARTBEAT = 15.0
+# seconds from one status of a request that waits to the next
+STATUS_EVERY = 1.0
 COMMENT = b":\n\n"
 
 router = APIRouter(prefix="/v1/requests", tags=["requests"], responses=RESPONSES)
@@ -124,6 +126,31 @@ async def _follow(stream: Stream, events: AsyncIterator[Event], service: Service
     result = await stream.result()
     made = {"seeds": result.seeds, "scheduler": result.scheduler, "steps": result.steps, "timings": result.timings}
     yield event("done", made)
+
+
+async def with_status(stream: Stream, service: Service) -> AsyncIterator[Event | Status]:
+    """The events of a request and, again and again until its first image begins, where it stands."""
+    events = aiter(stream)
+
+    async def next_one() -> Event | None:
+        return await anext(events, None)
+
+    coming = asyncio.create_task(next_one())
+    try:
+        while True:
+            waits = stream.ticket.started is None
+            if waits and not coming.done():
+                yield service.engine.status(stream.ticket)
+            await asyncio.wait([coming], timeout=STATUS_EVERY if waits else None)
+            if not coming.done():
+                continue
+            news = coming.result()
+            if news is None:
+                return
+            yield news
+            coming = asyncio.create_task(next_one())
+    finally:
+        coming.cancel()
 
 
 def _status(stream: Stream, service: Service) -> dict[str, Any]:

@@ -107,7 +107,9 @@ class Guard:
                 401,
                 "send one of this server's keys, as Authorization: Bearer KEY",
                 code="invalid_api_key",
-                headers={"WWW-Authenticate": "Bearer"},
+                headers={
+                    "WWW-Authenticate": 'Basic realm="jaxl", charset="UTF-8"' if self._is_page(scope) else "Bearer"
+                },
             )
         length = headers.get("content-length", "")
         if length.isdecimal() and int(length) > self.settings.max_body:
@@ -118,6 +120,10 @@ class Guard:
             wanted = "multipart/form-data" if scope["path"] in FORMS else "application/json"
             if kind != wanted:
                 raise ApiError(415, f"Content-Type is {kind[:100]!r}; send {wanted}", param="Content-Type")
+
+    def _is_page(self, scope: Scope) -> bool:
+        """Whether it is the web page, for which browsers ask people: any name, and a key as the password."""
+        return self.settings.ui and scope["path"] == "/"
 
     def _knows(self, authorization: str) -> bool:
         """Whether a header has one of the keys; how long this takes says nothing about them."""

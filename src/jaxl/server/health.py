@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import time
+from typing import Any
+
+import numpy as np
 from fastapi import APIRouter
 from starlette.responses import JSONResponse, Response
 
@@ -34,6 +38,27 @@ async def ready(service: CurrentService) -> JSONResponse:
 def metrics(service: CurrentService) -> Response:
     """In Prometheus' text format."""
     return Response(service.metrics.render(), media_type=CONTENT_TYPE)
+
+
+@router.get("/v1/stats")
+def stats(service: CurrentService) -> dict[str, Any]:
+    """What the server does, for people to look at: rates are of the last minute, latencies of recent requests."""
+    engine, recent = service.engine.stats(), service.metrics.latencies
+    usd, rate = service.settings.usd_per_hour, engine.images_per_second
+    p50, p95 = (float(each) for each in np.quantile(recent, (0.5, 0.95))) if recent else (None, None)
+    return {
+        "model": service.settings.model,
+        "uptime": time.time() - service.created,
+        "images": engine.images_done,
+        "images_per_second": rate,
+        "steps_per_second": engine.rows_per_second,
+        "waiting": engine.waiting,
+        "running": engine.running,
+        "places": engine.places,
+        "latency": {"p50": p50, "p95": p95, "requests": len(recent)},
+        "usd_per_hour": usd,
+        "usd_per_image": None if usd is None or not rate else usd / 3600 / rate,
+    }
 
 
 def state(name: str, status: int = 200) -> JSONResponse:

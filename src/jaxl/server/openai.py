@@ -14,16 +14,16 @@ from collections.abc import AsyncIterator
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Form, UploadFile
-from PIL import Image, ImageOps
+from PIL import Image, ImageFilter, ImageOps
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
-from jaxl.engine import Drawn, Preview
+from jaxl.engine import Drawn, Preview, Progress, Status
 from jaxl.errors import InputError
-from jaxl.server.edits import transparent
+from jaxl.server.edits import Source, transparent
 from jaxl.server.errors import RESPONSES, fields
-from jaxl.server.events import EventStream, event
+from jaxl.server.events import EventStream, event, with_status
 from jaxl.server.limits import Count, Guidance, Name, Seed, Share
 from jaxl.server.pictures import Format, decode
 from jaxl.server.service import LEAST_DEADLINE, CurrentService, Service, Stream, check_model
@@ -41,6 +41,9 @@ USAGE = {
     "output_tokens": 0,
     "total_tokens": 0,
 }
+
+# pixels over which what a mask leaves goes over into what is drawn
+SEAM = 4
 
 router = APIRouter(prefix="/v1", tags=["OpenAI"], dependencies=[Depends(fields(FIELDS))], responses=RESPONSES)
 
@@ -75,6 +78,7 @@ class Asked(BaseModel):
     previews: int | None = Field(
         None, ge=0, le=100, description="Like partial_images, and for /v1/requests/{id}/events too."
     )
+    progress: bool | None = Field(None, description="With `stream`, events of the place in the queue and of each step.")
     priority: int | None = Field(None, ge=-10, le=10, description="Each step is worth ten seconds of waiting.")
     deadline: float | None = Field(None, ge=LEAST_DEADLINE, allow_inf_nan=False, description="Seconds to be done in.")
 
@@ -132,8 +136,12 @@ async def edit(
     mask = transparent(image if asked.mask is None else await _read(asked.mask, "mask", service))
     if asked.mask is not None and mask is None:
         raise InputError("mask", asked.mask.filename, "nothing in it is transparent; make it so where to paint anew")
-    start = {"image": image.convert("RGB") if asked.mask else image, "mask": mask, "strength": asked.strength}
-    return await _respond(http, service, asked, {**asked.arguments(), **start}, "image_edit")
+    picture = image.convert("RGB") if asked.mask else image
+    start = {"image": picture, "mask": mask, "strength": asked.strength}
+    # what is not painted stays as it is, with a seam that is not seen
+    seam = None if mask is None else mask.filter(ImageFilter.GaussianBlur(SEAM))
+    source = Source(image.convert("RGB"), seam)
+    return await _respond(http, service, asked, {**asked.arguments(), **start}, "image_edit", source)
 
 
 @router.get("/models")
@@ -179,42 +187,57 @@ async def _respond(
     asked: Asked,
     arguments: dict[str, Any],
     kind: Literal["image_generation", "image_edit"],
+    source: Source | None = None,
 ) -> Response | dict[str, Any]:
-    """Draw, and answer at the end, or with events on the way."""
+    """Draw, and answer at the end, or with events on the way; `source` is laid over what a mask leaves as it is."""
     previews = asked.previews if asked.previews is not None else asked.partial_images if asked.stream else None
     how: dict[str, Any] = {"previews": previews or 0, "priority": asked.priority or 0, "deadline": asked.deadline}
     if asked.stream:
         stream = await service.submit(arguments, **how, id=http.state.request_id)
-        return EventStream(_events(service, asked, stream, kind), owner=stream)
+        return EventStream(_events(service, asked, stream, kind, source), owner=stream)
     result = await service.draw(http, arguments, **how)
     data = []
-    for image, seed in zip(result.images, result.seeds, strict=True):
+    for drawn, seed in zip(result.images, result.seeds, strict=True):
+        image = await _overlaid(source, drawn)
         settings = service.settings_of(arguments, image, seed, result.scheduler)
         data.append({"b64_json": await _base64(service, asked, image, settings), "seed": seed})
     shape = _shape(asked, *result.images[0].size)
     return {"id": http.state.request_id, "created": int(time.time()), "data": data, **shape}
 
 
-async def _events(service: Service, asked: Asked, stream: Stream, kind: str) -> AsyncIterator[bytes]:
+async def _events(
+    service: Service, asked: Asked, stream: Stream, kind: str, source: Source | None
+) -> AsyncIterator[bytes]:
     shape = _shape(asked, stream.arguments["width"], stream.arguments["height"])
     shape["quality"] = QUALITIES.get(asked.quality or "auto", asked.quality)
     shown: Counter[int] = Counter()
-    async for news in stream:
-        if not isinstance(news, Preview | Drawn):
-            continue
-        if isinstance(news, Preview):
-            name = f"{kind}.partial_image"
-            data = await service.encode_preview(news.pixels, format=_format(asked), quality=asked.output_compression)
-            more = {"b64_json": base64.b64encode(data).decode(), "partial_image_index": shown[news.image]}
-            shown[news.image] += 1
-        else:
-            name = f"{kind}.completed"
-            seed = stream.arguments["seed"] + news.image
-            settings = service.settings_of(stream.arguments, news.picture, seed, stream.ticket.scheduler)
-            picture = await _base64(service, asked, news.picture, settings)
-            more = {"b64_json": picture, "usage": USAGE, "seed": seed}
-        yield event(name, {"type": name, "created_at": int(time.time()), "image_index": news.image, **shape, **more})
+    async for news in with_status(stream, service):
+        match news:
+            case Status(position=position, starts_in=starts_in):
+                name, more = f"{kind}.queued", {"position": position, "starts_in": starts_in}
+            case Progress(image=image, done=done, total=total):
+                name, more = f"{kind}.progress", {"image_index": image, "done": done, "total": total}
+            case Preview(image=image, pixels=pixels):
+                name = f"{kind}.partial_image"
+                data = await service.encode_preview(pixels, format=_format(asked), quality=asked.output_compression)
+                more = {"image_index": image, "partial_image_index": shown[image], **shape}
+                more["b64_json"] = base64.b64encode(data).decode()
+                shown[image] += 1
+            case Drawn(image=image, picture=picture):
+                name = f"{kind}.completed"
+                seed, picture = stream.arguments["seed"] + image, await _overlaid(source, picture)
+                settings = service.settings_of(stream.arguments, picture, seed, stream.ticket.scheduler)
+                data = await _base64(service, asked, picture, settings)
+                more = {"image_index": image, **shape, "b64_json": data, "usage": USAGE, "seed": seed}
+            case _:
+                continue
+        if asked.progress or isinstance(news, Preview | Drawn):
+            yield event(name, {"type": name, "created_at": int(time.time()), **more})
     await stream.result()  # for its error, if it has one
+
+
+async def _overlaid(source: Source | None, drawn: Image.Image) -> Image.Image:
+    return drawn if source is None else await asyncio.to_thread(source.overlaid, drawn)
 
 
 def _shape(asked: Asked, width: int, height: int) -> dict[str, Any]:

@@ -18,6 +18,7 @@ class Settings:
     origins: further web pages, as scheme://host[:port], that browsers may call from.
     log_prompts: texts of users in the log. mark: pictures say that a machine made them.
     c2pa_certificate, c2pa_key: PEM files to sign pictures with.
+    ui: with the web page, at /. usd_per_hour: what the devices cost together, if that is known.
     """
 
     model: str = "tiny"
@@ -38,3 +39,5 @@ class Settings:
     mark: bool = True
     c2pa_certificate: Path | None = None
     c2pa_key: Path | None = None
+    ui: bool = False
+    usd_per_hour: float | None = None

@@ -1,0 +1,38 @@
+"""`jaxl demo`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from jaxl.cli.options import LocalOption
+from jaxl.cli.serve import serve
+
+
+def demo(
+    model: Annotated[str, typer.Option(help="A hub id, a folder, a .safetensors file, or tiny (embedded).")] = "tiny",
+    size: Annotated[
+        list[str] | None,
+        typer.Option(metavar="WxH", help="Of images; repeatable, the first is the default; the model's own if none."),
+    ] = None,
+    port: Annotated[int, typer.Option(help="0 is any that is free.")] = 8000,
+    preview_vae: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="A tiny autoencoder (TAESD) for previews in full size.")
+    ] = None,
+    no_browser: Annotated[bool, typer.Option("--no-browser", help="Do not open the page.")] = False,
+    local_files_only: LocalOption = False,
+) -> None:
+    """Draw on a web page of this machine, which nobody else can open.
+
+    It is the page of `jaxl serve --ui`, which has more options.
+    """
+    serve(
+        model,
+        port=port,
+        size=size,
+        preview_vae=preview_vae,
+        ui=True,
+        local_files_only=local_files_only,
+        open_page=not no_browser,
+    )

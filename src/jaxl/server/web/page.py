@@ -1,0 +1,190 @@
+"""The page: Gradio's form around elements of our own, which talk to the server's API as any client does.
+
+Gradio only draws the form: no event of it calls Python, so the page has no state on the server, and another server, or
+the same one started anew, goes on where this one ended. All that can be fetched are the files that the browser needs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from functools import partial
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI
+from starlette.datastructures import MutableHeaders
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from jaxl.server.errors import ApiError, answer
+from jaxl.server.settings import Settings
+from jaxl.server.web.examples import examples
+
+STATIC = Path(__file__).with_name("static")
+
+# where the page's own files are, and what Gradio's page needs
+OWN = "/web"
+NEEDED = ("/assets/", "/static/", "/theme.css", "/favicon.ico")
+
+# nothing is fetched from elsewhere, whatever a dependency would like; Gradio makes functions out of texts
+POLICY = "; ".join(
+    (
+        "default-src 'none'",
+        "script-src 'self' 'unsafe-inline' 'unsafe-eval'",
+        "style-src 'self' 'unsafe-inline'",
+        "img-src 'self' data: blob:",
+        "font-src 'self' data:",
+        "connect-src 'self'",
+        "manifest-src 'self'",
+        "base-uri 'self'",
+        "form-action 'none'",
+        "frame-ancestors 'none'",
+    )
+)
+
+IMAGES = 4
+MOST_STEPS = 150
+STRENGTH = 0.6
+
+HEAD = f'<link rel="stylesheet" href="{OWN[1:]}/style.css"><script type="module" src="{OWN[1:]}/main.js"></script>'
+TITLE = (
+    '<div class="jaxl-head"><h1>jaxl</h1><span>{}</span>'
+    '<button type="button" class="jaxl-button jaxl-theme">Light or dark</button></div>'
+)
+RESTORE = (
+    '<label class="jaxl-restore"><input type="file" accept="image/png" class="jaxl-file" '
+    'aria-label="PNG file to take the settings from">Settings of a PNG …</label>'
+)
+# tells Gradio what the page's elements want to have in the form
+BRIDGE = "document.addEventListener('jaxl:fill', ({detail}) => { props.value = detail; trigger('fill'); });"
+
+
+class Page:
+    """The page as an ASGI app, with its files."""
+
+    def __init__(self, settings: Settings):
+        self.files = StaticFiles(directory=STATIC)
+        self.gradio = _gradio(settings)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope["path"]
+        if scope["type"] != "http":
+            return
+
+        async def send_guarded(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                headers["Content-Security-Policy"] = POLICY
+                headers["Referrer-Policy"] = "no-referrer"
+                headers.setdefault("Cache-Control", "no-cache")
+            await send(message)
+
+        reading = scope["method"] in ("GET", "HEAD")
+        if reading and path.startswith(f"{OWN}/"):
+            inner = {**scope, "path": path.removeprefix(OWN), "root_path": ""}
+            await self.files(inner, receive, send_guarded)
+        elif reading and (path == "/" or path.startswith(NEEDED)):
+            await self.gradio(scope, receive, send_guarded)
+        else:
+            await answer(ApiError(404, "Not Found"), path)(scope, receive, send)
+
+
+def _gradio(settings: Settings) -> ASGIApp:
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when it is imported
+    import gradio
+    from gradio import themes
+
+    theme = themes.Default(
+        primary_hue="indigo",
+        font=("system-ui", "sans-serif"),  # those of the machine: Gradio's own would come from Google
+        font_mono=("ui-monospace", "monospace"),
+    )
+    app = FastAPI()
+    gradio.mount_gradio_app(
+        app,
+        _blocks(gradio, settings),
+        path="/",
+        theme=theme,
+        head=HEAD,
+        footer_links=[],
+        run_history=False,
+        enable_monitoring=False,
+        ssr_mode=False,
+        pwa=False,
+        mcp_server=False,
+    )
+    return app
+
+
+def _blocks(gr: Any, settings: Settings) -> Any:
+    sizes = [f"{width}x{height}" for width, height in settings.sizes]
+    most = settings.max_images
+    own = partial(gr.HTML, apply_default_css=False)  # Gradio's styles of buttons and lists are meant for articles
+    with gr.Blocks(title="jaxl", analytics_enabled=False) as blocks:
+        own(TITLE.format(escape(settings.model)))
+        with gr.Tabs():
+            with gr.Tab("Draw"), gr.Row():
+                with gr.Column(scale=2, min_width=300):
+                    prompt = gr.Textbox(
+                        label="Prompt", lines=3, placeholder="A castle on a hill …", elem_id="jaxl-prompt"
+                    )
+                    negative = gr.Textbox(
+                        label="Negative prompt", lines=1, placeholder="What is not to be seen", elem_id="jaxl-negative"
+                    )
+                    generate = gr.Button("Generate (Ctrl+Enter)", variant="primary", elem_id="jaxl-generate")
+                    cancel = gr.Button("Cancel (Esc)", variant="stop", elem_id="jaxl-cancel")
+                    with gr.Row():
+                        size = gr.Dropdown(sizes, value=sizes[0], label="Size", min_width=120, elem_id="jaxl-size")
+                        images = gr.Slider(
+                            1, most, min(IMAGES, most), step=1, label="Images", min_width=120, elem_id="jaxl-images"
+                        )
+                    with gr.Row():
+                        seed = gr.Textbox(
+                            label="Seed", placeholder="random", max_length=20, min_width=120, elem_id="jaxl-seed"
+                        )
+                        with gr.Column(min_width=120):
+                            shuffle = gr.Button("Random seed", size="sm")
+                            reuse = gr.Button("Last seed", size="sm", elem_id="jaxl-reuse")
+                    with gr.Accordion("Steps, guidance, scheduler", open=False):
+                        steps = gr.Slider(1, MOST_STEPS, settings.steps, step=1, label="Steps", elem_id="jaxl-steps")
+                        guidance = gr.Slider(0, 30, settings.guidance_scale, step=0.1, label="Guidance")
+                        scheduler = gr.Dropdown(list(settings.schedulers), value=settings.scheduler, label="Scheduler")
+                    own("<jaxl-source></jaxl-source>")
+                    label = "Strength: how much of the picture changes"
+                    strength = gr.Slider(0, 1, STRENGTH, step=0.01, label=label, elem_id="jaxl-strength")
+                    own(RESTORE)
+                    gr.Markdown("Try one of these")
+                    given = [gr.Button(text, size="sm") for text in examples(settings.model)]
+                with gr.Column(scale=3, min_width=300):
+                    own("<jaxl-board></jaxl-board><jaxl-gallery></jaxl-gallery>")
+            with gr.Tab("Statistics"):
+                own("<jaxl-statistics></jaxl-statistics>")
+        bridge = gr.HTML("", js_on_load=BRIDGE, visible="hidden")
+
+        form = {
+            "prompt": prompt,
+            "negative_prompt": negative,
+            "size": size,
+            "num_images": images,
+            "seed": seed,
+            "steps": steps,
+            "guidance_scale": guidance,
+            "scheduler": scheduler,
+            "strength": strength,
+        }
+        names, fields = json.dumps(list(form)), list(form.values())
+        offered = json.dumps(
+            {"sizes": sizes, "schedulers": settings.schedulers, "steps": MOST_STEPS, "num_images": most}
+        )
+        # without `fn` an event stays in the browser
+        generate.click(fn=None, js=f"(...values) => {{ jaxl.generate({names}, values); }}", inputs=fields)
+        cancel.click(fn=None, js="() => { jaxl.cancel(); }")
+        shuffle.click(fn=None, js="() => ''", outputs=seed)
+        reuse.click(fn=None, js="() => jaxl.seed()", outputs=seed)
+        for button in given:
+            button.click(fn=None, js=f"() => {json.dumps(button.value)}", outputs=prompt)
+        fill = f"(settings, ...values) => jaxl.fill({names}, {offered}, settings, values)"
+        bridge.fill(fn=None, js=fill, inputs=[bridge, *fields], outputs=fields)
+    return blocks

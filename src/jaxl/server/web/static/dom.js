@@ -1,0 +1,30 @@
+// Elements without markup: what people write is text, and stays it.
+
+/** An element with properties, `data-` and `aria-` attributes as they are written in HTML, and children or texts. */
+export function make(tag, properties = {}, ...children) {
+  const element = document.createElement(tag);
+  for (const [name, value] of Object.entries(properties)) {
+    if (name.includes("-") || name === "role") element.setAttribute(name, value);
+    else element[name] = value;
+  }
+  element.append(...children);
+  return element;
+}
+
+export function button(text, onclick, properties = {}) {
+  return make("button", { type: "button", onclick, className: "jaxl-button", ...properties }, text);
+}
+
+/** Tell the page; whoever listens decides what comes of it. */
+export function tell(name, detail) {
+  document.dispatchEvent(new CustomEvent(`jaxl:${name}`, { detail }));
+}
+
+/** How a picture is called where it cannot be seen. */
+export function caption(picture) {
+  return `${picture.settings.prompt || "No prompt"}, seed ${picture.settings.seed}`;
+}
+
+export function seconds(number) {
+  return number < 1 ? "less than a second" : number < 90 ? `${Math.round(number)} s` : `${Math.round(number / 60)} min`;
+}

@@ -1,0 +1,84 @@
+// <jaxl-statistics>: what the server does, live.
+
+import { make } from "./dom.js";
+import { statistics } from "./client.js";
+
+const EVERY = 2000;
+const KEPT = 150; // five minutes
+const WIDTH = 300;
+const HEIGHT = 60;
+const SVG = "http://www.w3.org/2000/svg";
+
+const number = (value, digits = 2) => (value === null ? "–" : value.toLocaleString(undefined, { maximumFractionDigits: digits }));
+
+const SHOWN = [
+  ["Images per second", (known) => number(known.images_per_second), (known) => known.images_per_second],
+  ["Images waiting", (known) => number(known.waiting, 0), (known) => known.waiting],
+  ["Places in use", (known) => `${known.running} of ${known.places}`, (known) => known.running],
+  ["Latency, half of the requests", (known) => `${number(known.latency.p50)} s`],
+  ["Latency, 95 of 100 requests", (known) => `${number(known.latency.p95)} s`],
+  ["Steps per second", (known) => number(known.steps_per_second, 1)],
+  ["Images drawn", (known) => number(known.images, 0)],
+  ["Cost of an image, at the rate of the last minute", (known) => cost(known)],
+];
+
+class Statistics extends HTMLElement {
+  connectedCallback() {
+    if (!this.cards) {
+      this.kept = [];
+      this.note = make("p", { role: "status" });
+      this.cards = SHOWN.map(([label, , trend]) => {
+        const value = make("span", { className: "jaxl-number" }, "–");
+        const plot = trend ? sparkline() : null;
+        return { value, plot, card: make("div", { className: "jaxl-card" }, make("span", {}, label), value, ...(plot ? [plot] : [])) };
+      });
+      this.append(this.note, make("div", { className: "jaxl-cards" }, ...this.cards.map(({ card }) => card)));
+    }
+    this.timer = setInterval(() => this.refresh(), EVERY);
+    this.refresh();
+  }
+
+  disconnectedCallback() {
+    clearInterval(this.timer);
+  }
+
+  async refresh() {
+    if (document.hidden || !this.checkVisibility()) return;
+    let known;
+    try {
+      known = await statistics();
+    } catch {
+      this.note.textContent = "The server cannot be reached.";
+      return;
+    }
+    this.note.textContent = `${known.model}, up for ${Math.round(known.uptime / 60)} min`;
+    this.kept = [...this.kept, known].slice(-KEPT);
+    SHOWN.forEach(([, text, trend], i) => {
+      this.cards[i].value.textContent = text(known);
+      if (trend) draw(this.cards[i].plot, this.kept.map(trend));
+    });
+  }
+}
+
+function cost(known) {
+  if (known.usd_per_hour === null) return "no price known for these devices";
+  if (known.usd_per_image === null) return `– at $${number(known.usd_per_hour)} an hour`;
+  return `$${number(known.usd_per_image, 6)} at $${number(known.usd_per_hour)} an hour`;
+}
+
+function sparkline() {
+  const plot = document.createElementNS(SVG, "svg");
+  plot.setAttribute("viewBox", `0 0 ${WIDTH} ${HEIGHT}`);
+  plot.setAttribute("preserveAspectRatio", "none");
+  plot.setAttribute("aria-hidden", "true");
+  plot.append(document.createElementNS(SVG, "polyline"));
+  return plot;
+}
+
+function draw(plot, values) {
+  const most = Math.max(...values, 1e-9);
+  const point = (value, i) => `${WIDTH * (1 - (values.length - 1 - i) / (KEPT - 1))},${HEIGHT - 2 - (value / most) * (HEIGHT - 4)}`;
+  plot.firstChild.setAttribute("points", values.map(point).join(" "));
+}
+
+customElements.define("jaxl-statistics", Statistics);

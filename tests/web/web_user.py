@@ -1,0 +1,145 @@
+"""A server that can be killed, and people at its page in browsers of their own."""
+
+from __future__ import annotations
+
+import base64
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+from urllib.request import urlopen
+
+from playwright.sync_api import Browser, Request
+
+# milliseconds; two cores draw in a browser and in the server at once
+A_WHILE = 120_000
+STEPS = 8
+
+DESKTOP = {"width": 1280, "height": 900}
+SCREENSHOTS = os.environ.get("JAXL_SCREENSHOTS")
+
+
+class Server:
+    """`jaxl serve --ui`, a process that can be killed and started anew, at the same address."""
+
+    def __init__(self, *options: str, cache: Path):
+        self.options = options
+        self.environment = os.environ | {"JAXL_CACHE_DIR": str(cache)}
+        self.port = "0"
+        self.start()
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "jaxl", "serve", "--ui", "--port", self.port, *self.options]
+        self.process = subprocess.Popen(
+            command, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
+        assert self.process.stdout is not None
+        with self.process.stdout as lines:
+            self.url = lines.readline().strip()
+        self.port = self.url.rpartition(":")[2]
+
+    def wait(self) -> None:
+        """Until it draws."""
+        for _ in range(1200):
+            assert self.process.poll() is None, "the server ended"
+            try:
+                with urlopen(f"{self.url}/health/ready"):
+                    return
+            except OSError:
+                time.sleep(0.25)
+        raise AssertionError("the server is not ready after five minutes")
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+
+    def kill(self) -> None:
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+
+    def metric(self, name: str) -> float:
+        with urlopen(f"{self.url}/metrics") as answer:
+            lines = answer.read().decode().splitlines()
+        return next(float(line.split()[1]) for line in lines if line.startswith(f"jaxl:{name} "))
+
+
+IDLE = "!document.body.classList.contains('jaxl-drawing')"
+
+
+class User:
+    """Somebody at the page, in a browser of their own."""
+
+    def __init__(self, browser: Browser, server: Server, **context: Any):
+        self.context = browser.new_context(viewport=context.pop("viewport", DESKTOP), **context)
+        self.context.set_default_timeout(A_WHILE)
+        self.page = self.context.new_page()
+        self.troubles: list[str] = []
+        self.requests: list[Request] = []
+        self.page.on("request", lambda request: self.requests.append(request))
+        self.page.on("pageerror", lambda error: self.troubles.append(str(error)))
+        self.page.on("dialog", self._dialog)
+        self.page.on("console", lambda line: line.type == "error" and self.troubles.append(line.text))
+        self.page.goto(server.url)
+        self.page.wait_for_selector("#jaxl-generate")
+
+    def _dialog(self, dialog: Any) -> None:
+        self.troubles.append(f"a dialog: {dialog.message}")
+        dialog.dismiss()
+
+    def ask(self, prompt: str, *, images: int = 4, steps: int = STEPS, seed: str = "") -> None:
+        """Fill in the form."""
+        page = self.page
+        page.fill("#jaxl-prompt textarea", prompt)
+        page.fill("#jaxl-seed input, #jaxl-seed textarea", seed)
+        page.fill("#jaxl-images input[type=number]", str(images))
+        if not page.locator("#jaxl-steps").is_visible():
+            page.get_by_text("Steps, guidance, scheduler").click()
+        page.fill("#jaxl-steps input[type=number]", str(steps))
+        page.press("#jaxl-steps input[type=number]", "Tab")
+
+    def generate(self, prompt: str, **asked: Any) -> list[bytes]:
+        """Draw, and return the files."""
+        self.ask(prompt, **asked)
+        self.press_generate()
+        return self.drawn(asked.get("images", 4))
+
+    def press_generate(self) -> None:
+        self.page.evaluate("document.querySelector('jaxl-board').tiles.replaceChildren()")  # the last ones
+        self.page.click("#jaxl-generate")
+
+    def drawn(self, images: int) -> list[bytes]:
+        self.wait_for(f"document.querySelectorAll('.jaxl-done').length === {images} && {IDLE}")
+        return [self.file(f".jaxl-tile:nth-child({i + 1}) img") for i in range(images)]
+
+    def file(self, selector: str) -> bytes:
+        """The bytes behind a picture."""
+        script = """async (image) => {
+            const {pictures} = await import("/web/history.js");
+            const {blob} = pictures.find((picture) => picture.url === image.src);
+            const bytes = new Uint8Array(await blob.arrayBuffer());
+            return btoa(Array.from(bytes, (byte) => String.fromCharCode(byte)).join(""));
+        }"""
+        return base64.b64decode(self.page.locator(selector).first.evaluate(script))
+
+    def wait_for_preview(self) -> None:
+        self.wait_for("document.querySelector('.jaxl-tile img')")
+
+    def wait_for(self, condition: str) -> None:
+        self.page.wait_for_function(f"() => {condition}")
+
+    def said(self) -> str:
+        return self.page.inner_text("jaxl-board [role=status]")
+
+    def alert(self) -> str:
+        return self.page.inner_text("jaxl-board [role=alert]")
+
+    def screenshot(self, name: str, **options: Any) -> None:
+        """For the docs, if their folder is given as JAXL_SCREENSHOTS."""
+        if SCREENSHOTS:
+            self.page.wait_for_timeout(300)
+            self.page.screenshot(path=Path(SCREENSHOTS) / f"{name}.png", **options)
