@@ -22,8 +22,8 @@ PROMPT, NEGATIVE = "a red apple on a blue background, flat style", "a cat"
 
 
 @pytest.fixture(scope="module")
-def flax_like() -> tuple[Any, Any]:
-    return FlaxStableDiffusionXLPipeline.from_pretrained("tiny", split_head_dim=True)
+def flax_like(small: Any) -> tuple[Any, Any]:
+    return FlaxStableDiffusionXLPipeline.from_pretrained(small[0].checkpoint.source, split_head_dim=True)
 
 
 def nhwc(latents: Any) -> np.ndarray:
@@ -42,11 +42,11 @@ def test_interface(flax_like: Any) -> None:
     assert [image.size for image in images] == [(8, 8)] * 2
 
 
-def test_same_picture_as_the_new_interface(flax_like: Any) -> None:
+def test_same_picture_as_the_new_interface(flax_like: Any, small: Any) -> None:
     """And therefore as diffusers on PyTorch: latents of the same noise, negative prompt and size agree."""
     pipe, params = flax_like
-    new, new_params = jaxl.from_pretrained("tiny", dtype=jnp.float32, mesh=jaxl.make_mesh(jax.devices()[:1]))
-    noise = np.random.default_rng(0).standard_normal((1, 4, 32, 32), np.float32)
+    new, new_params = small
+    noise = np.random.default_rng(0).standard_normal((1, 4, 8, 8), np.float32)
     ids, neg_ids = pipe.prepare_inputs(PROMPT), pipe.prepare_inputs(NEGATIVE)
     key = jax.random.PRNGKey(0)
     old = pipe(ids, params, key, 3, 5.0, latents=noise, neg_prompt_ids=neg_ids, output_type="latent").images
@@ -71,16 +71,17 @@ def test_noise_is_the_old_one(flax_like: Any) -> None:
     """Without `latents`, NCHW normals of the key: old seeds keep their pictures' composition."""
     pipe, params = flax_like
     ids, key = pipe.prepare_inputs([PROMPT, NEGATIVE]), jax.random.PRNGKey(5)
-    drawn = pipe(ids, params, key, 2, output_type="latent").images
-    given = jax.random.normal(key, (2, 4, 32, 32), jnp.float32)
-    again = pipe(ids, params, key, 2, latents=given, output_type="latent").images
+    call = {"neg_prompt_ids": pipe.prepare_inputs([NEGATIVE] * 2), "output_type": "latent"}
+    drawn = pipe(ids, params, key, 2, **call).images
+    given = jax.random.normal(key, (2, 4, 8, 8), jnp.float32)
+    again = pipe(ids, params, key, 2, latents=given, **call).images
     np.testing.assert_allclose(drawn, again, atol=1e-4)
 
 
 def test_nothing_recompiles_and_guidance_is_per_image(flax_like: Any, compilations: Any) -> None:
     pipe, params = flax_like
     ids, key = pipe.prepare_inputs([PROMPT, PROMPT]), jax.random.PRNGKey(0)
-    noise = jnp.tile(jax.random.normal(key, (1, 4, 32, 32)), (2, 1, 1, 1))
+    noise = jnp.tile(jax.random.normal(key, (1, 4, 8, 8)), (2, 1, 1, 1))
     call = {"neg_prompt_ids": pipe.prepare_inputs([NEGATIVE] * 2), "latents": noise, "output_type": "latent"}
     both = np.asarray(pipe(ids, params, key, 2, guidance_scale=np.array([3.0, 9.0]), **call).images)
     with compilations() as seen:
@@ -95,7 +96,7 @@ def test_mapped_over_devices(flax_like: Any) -> None:
     """`jit=True`: replicated parameters, a key each; integer guidance, a column of guidance, and bf16 all work."""
     pipe, params = flax_like
     state = params["scheduler"]
-    coarse = jax.tree.map(lambda a: a.astype(jnp.bfloat16), {k: v for k, v in params.items() if k != "scheduler"})
+    coarse = jax.tree.map(lambda a: np.asarray(a, jnp.bfloat16), {k: v for k, v in params.items() if k != "scheduler"})
     ids, neg_ids = pipe.prepare_inputs(PROMPT), pipe.prepare_inputs(NEGATIVE)
     n = jax.device_count()
     keys = jax.random.split(jax.random.PRNGKey(33), n)
@@ -108,7 +109,7 @@ def test_mapped_over_devices(flax_like: Any) -> None:
         neg_prompt_ids=flax.jax_utils.replicate(neg_ids),
         jit=True,
     ).images
-    assert images.shape == (n, 1, 256, 256, 3)
+    assert images.shape == (n, 1, 64, 64, 3)
     assert len({shard.device for shard in images.addressable_shards}) == n
     alone = pipe(ids, coarse, keys[3], 2, guidance_scale=jnp.array([5.0]), neg_prompt_ids=neg_ids).images
     assert np.abs(np.asarray(images[3]) - np.asarray(alone)).mean() < 1 / 255
@@ -123,7 +124,7 @@ def test_refusals(flax_like: Any) -> None:
         ({"num_inference_steps": 0}, "steps=0"),
         ({"guidance_scale": float("nan")}, "guidance_scale=nan"),
         ({"guidance_scale": [1.0, 2.0]}, "guidance_scale="),
-        ({"latents": np.zeros((1, 32, 32, 4))}, "latents="),
+        ({"latents": np.zeros((1, 8, 8, 4))}, "latents="),
         ({"neg_prompt_ids": np.zeros((1, 77), int)}, "neg_prompt_ids="),
         ({"output_type": "tensor"}, "output_type='tensor'"),
     ]:
@@ -135,7 +136,7 @@ def test_refusals(flax_like: Any) -> None:
         FlaxStableDiffusionXLPipeline.from_pretrained("tiny", scheduler="restart")
     broken = {**params, "vae": jax.tree.map(lambda a: a * jnp.nan, params["vae"])}
     with pytest.raises(jaxl.NonFiniteError):
-        pipe(ids, broken, key, 1)
+        pipe(ids, broken, key, 1, latents=np.zeros((1, 4, 8, 8), np.float32), neg_prompt_ids=ids)
 
 
 def test_save_pretrained(flax_like: Any, tmp_path: Path) -> None:
@@ -146,11 +147,11 @@ def test_save_pretrained(flax_like: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("program", ["article.py", "article_ahead_of_time.py"])
-def test_the_articles_program(program: str, tmp_path: Path) -> None:
+def test_the_articles_program(program: str, small: Any, tmp_path: Path) -> None:
     """As a user would run it, on four devices: four different, recognisably non-empty pictures."""
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
     run = subprocess.run(
-        [sys.executable, EXAMPLES / program, "tiny", tmp_path / "images"],
+        [sys.executable, EXAMPLES / program, small[0].checkpoint.source, tmp_path / "images"],
         env=environment,
         capture_output=True,
         text=True,
@@ -161,5 +162,5 @@ def test_the_articles_program(program: str, tmp_path: Path) -> None:
     files = sorted((tmp_path / "images").glob("*.png"))
     assert len(files) == 4
     pictures = [np.asarray(Image.open(file), np.float32) for file in files]
-    assert all(picture.shape == (256, 256, 3) and picture.std() > 20 for picture in pictures)
+    assert all(picture.shape == (64, 64, 3) and picture.std() > 20 for picture in pictures)
     assert all(np.abs(a - pictures[0]).mean() > 1 for a in pictures[1:])

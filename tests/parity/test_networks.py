@@ -58,11 +58,11 @@ def test_the_tolerance_catches_a_wrong_epsilon(eps_factor: float) -> None:
     params = tree(reference)
     rng = np.random.default_rng(0)
     inputs = (
-        rng.standard_normal((1, 16, 16, 4), np.float32),
-        np.array([500.0], np.float32),
-        rng.standard_normal((1, 7, 48), np.float32),
-        rng.standard_normal((1, 24), np.float32),
-        rng.uniform(0, 1024, (1, 6)).astype(np.float32),
+        rng.standard_normal((2, 16, 16, 4), np.float32),
+        np.array([999.0, 20.5], np.float32),
+        rng.standard_normal((2, 7, 48), np.float32),
+        rng.standard_normal((2, 24), np.float32),
+        rng.uniform(0, 1024, (2, 6)).astype(np.float32),
     )
     run = jax.jit(whole_unet, static_argnums=1)
     assert relative_error(run(params, wrong, *inputs), run(params, cfg, *inputs)) > TOLERANCE

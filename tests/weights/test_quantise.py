@@ -1,6 +1,8 @@
 """`precision`: which layers are quantised, how their scales are measured and kept, and how near the pictures stay."""
 
 import json
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ import jaxl
 from jaxl.bench.quality import compare
 from jaxl.weights.layout import flatten
 from jaxl.weights.quantise import PRECISIONS, layers, read_precision, read_scales, write_scales
+from jaxl.weights.source import EMBEDDED
 
 PROMPT = "a rocket on a purple background, noto style"
 CALIBRATION = ["a red apple on a blue background, flat style"]
@@ -23,7 +26,25 @@ Load = Callable[[str], tuple[Any, Any]]
 
 
 @pytest.fixture(scope="module")
-def load(tmp_path_factory: pytest.TempPathFactory) -> Load:
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`tiny`, but that its own size is 64x64 pixels, where calibration takes seconds."""
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    shutil.copytree(EMBEDDED["tiny"], folder, copy_function=os.symlink)
+    config = folder / "unet" / "config.json"
+    text = json.dumps({**json.loads(config.read_text()), "sample_size": 8})
+    config.unlink()
+    config.write_text(text)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tiny(model: Path) -> tuple[Any, Any]:
+    """It with exact parameters in float32 on one device: (pipe, params)."""
+    return jaxl.from_pretrained(model, dtype=jnp.float32, mesh=jaxl.make_mesh(jax.devices()[:1]))
+
+
+@pytest.fixture(scope="module")
+def load(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Load:
     """Gives `tiny` in int8, its parameters split over two devices, or in fp8+conv on one.
 
     The scales are measured on one prompt, by the first.
@@ -33,10 +54,10 @@ def load(tmp_path_factory: pytest.TempPathFactory) -> Load:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAXL_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
         one = jaxl.make_mesh(jax.devices()[:1])
-        loaded["fp8+conv"] = jaxl.from_pretrained("tiny", precision="fp8+conv", mesh=one, **settings)
+        loaded["fp8+conv"] = jaxl.from_pretrained(model, precision="fp8+conv", mesh=one, **settings)
         stages: list[str] = []
         loaded["int8"] = jaxl.from_pretrained(
-            "tiny",
+            model,
             precision="int8",
             mesh=jaxl.make_mesh(jax.devices()[:2]),
             shard_params=True,
