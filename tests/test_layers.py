@@ -17,7 +17,7 @@ LAYERS = (
     ("kernels",),
     ("nn", "diffusion", "text"),
     ("model", "weights"),
-    ("sharding", "disk_cache"),
+    ("sharding", "hosts", "disk_cache"),
     ("programs", "arguments", "images"),
     ("prompts", "starts", "embeddings"),
     ("plan",),

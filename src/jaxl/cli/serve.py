@@ -65,6 +65,13 @@ def serve(
     slots: Annotated[
         int | None, typer.Option(show_default=False, help="Images in the making at once: 4, or one for each device.")
     ] = None,
+    replicas: Annotated[
+        int | None,
+        typer.Option(
+            show_default=False,
+            help="Processes that share this machine's devices, each with an engine; needs jaxl[ray].",
+        ),
+    ] = None,
     batch_sizes: Annotated[
         str | None,
         typer.Option(
@@ -146,7 +153,12 @@ def serve(
     from jaxl.server.service import LEAST_DEADLINE
     from jaxl.server.settings import Settings
 
-    for name, number in (("max_waiting", max_waiting), ("max_images", max_images), ("slots", slots)):
+    for name, number in (
+        ("max_waiting", max_waiting),
+        ("max_images", max_images),
+        ("slots", slots),
+        ("replicas", replicas),
+    ):
         if number is not None:
             read_count(name, number)
     for name, seconds, least in (("deadline", deadline, LEAST_DEADLINE), ("drain_timeout", drain_timeout, 0.0)):
@@ -211,16 +223,22 @@ def serve(
             server_header=False,
             timeout_graceful_shutdown=GRACE,
         )
-        Supervisor(
-            server=uvicorn.Server(config),
-            listener=listener,
-            front=front,
-            load=load,
-            settings=settings,
-            prices=known_prices,
-            open_page=open_page,
-            engine_options={"max_waiting": max_waiting, "joins": not static},
-        ).run()
+        supervised: dict[str, Any] = {
+            "server": uvicorn.Server(config),
+            "listener": listener,
+            "front": front,
+            "load": load,
+            "settings": settings,
+            "prices": known_prices,
+            "open_page": open_page,
+            "engine_options": {"max_waiting": max_waiting, "joins": not static},
+        }
+        if replicas is None:
+            Supervisor(**supervised).run()
+        else:
+            from jaxl.cli.replicas import run_replicas
+
+            run_replicas(replicas, **supervised)
 
 
 @dataclass

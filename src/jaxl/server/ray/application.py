@@ -1,0 +1,112 @@
+"""What `serve run jaxl.server.ray:app` runs, and a RayService: its arguments and the application made of them."""
+
+from __future__ import annotations
+
+import re
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from jaxl.errors import InputError
+from jaxl.server.ray.deployment import Scale, replicas, with_ingress
+from jaxl.server.settings import Settings
+
+
+class Arguments(BaseModel):
+    """`serve run jaxl.server.ray:app model=... size=1024x1024,832x1216`, or `args` of an application in a config file.
+
+    They mean what the options of `jaxl serve` do. Keys of clients are in the environment, as JAXL_API_KEYS.
+    """
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+    model: str = "tiny"
+    name: str | None = Field(None, description="What clients call the model.")
+    size: str = Field("", description="WIDTHxHEIGHT; with commas between several, the first is the default.")
+    slots: int | None = Field(None, ge=1)
+    chunks: int = Field(3, ge=1)
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    vae: str | None = None
+    vae_tile: int | None = None
+    preview_vae: str | None = None
+    preset: str | None = None
+    precision: str | None = None
+    variant: str | None = None
+    revision: str | None = None
+    local_files_only: bool = False
+    max_waiting: int = Field(64, ge=1)
+    max_images: int = Field(10, ge=1)
+    deadline: float = Field(600.0, ge=1, allow_inf_nan=False)
+    drain_timeout: float = Field(60.0, ge=0, allow_inf_nan=False)
+    origin: str = Field("", description="Web pages that may call, with commas between several.")
+    log_prompts: bool = False
+    mark: bool = True
+    replicas: int = Field(1, ge=0, description="To begin with, and always unless `least` and `most` differ.")
+    least: int | None = Field(None, ge=0)
+    most: int | None = Field(None, ge=1)
+    images: float = Field(4.0, gt=0, description="That a replica is to have on average, waiting or in the making.")
+    upscale_delay: float = Field(10.0, ge=0)
+    downscale_delay: float = Field(300.0, ge=0)
+    cpus: float = Field(1.0, ge=0)
+    gpus: float = Field(0.0, ge=0)
+    tpus: int = Field(0, ge=0)
+
+
+def app(arguments: dict[str, Any]) -> Any:
+    """The application; see `Arguments`. Raises pydantic's ValidationError, and InputError."""
+    given = Arguments.model_validate(arguments)
+    sizes = tuple(_size(text) for text in given.size.split(",") if text)
+    options = {
+        "sizes": sizes,
+        "preview": given.preview_vae,
+        **given.model_dump(
+            include={
+                "slots",
+                "chunks",
+                "dtype",
+                "vae",
+                "vae_tile",
+                "preset",
+                "precision",
+                "variant",
+                "revision",
+                "local_files_only",
+            }
+        ),
+    }
+    settings = Settings(
+        model=given.name or _public_name(given.model),
+        sizes=sizes,
+        origins=tuple(text for text in given.origin.split(",") if text),
+        **given.model_dump(include={"max_images", "deadline", "drain_timeout", "log_prompts", "mark"}),
+    )
+    scale = Scale(
+        least=given.replicas if given.least is None else given.least,
+        most=given.replicas if given.most is None else given.most,
+        **given.model_dump(include={"replicas", "images", "upscale_delay", "downscale_delay", "cpus", "gpus", "tpus"}),
+    )
+    load = partial(open_model, given.model, options)
+    return with_ingress(
+        replicas(load, scale, {"max_waiting": given.max_waiting}, settings), settings, given.max_waiting
+    )
+
+
+def open_model(model: str, options: dict[str, Any]) -> Any:
+    """The backend of a replica, in its process."""
+    from jaxl.running import open_backend  # which imports jax
+
+    return open_backend(model, **options)
+
+
+def _size(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"([1-9][0-9]{0,5})x([1-9][0-9]{0,5})", text)
+    if found is None:
+        raise InputError("size", text, "give WIDTHxHEIGHT in pixels, such as 1024x768")
+    return int(found[1]), int(found[2])
+
+
+def _public_name(model: str) -> str:
+    """What clients call a model: a hub's id, or the last part of a path, which nobody else need know."""
+    return Path(model).name.removesuffix(".safetensors") if model.startswith(("/", ".", "~")) else model

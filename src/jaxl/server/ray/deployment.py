@@ -1,0 +1,185 @@
+"""The replicas as Ray Serve is to run them, and an ingress before them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+from ray import serve
+from ray.serve.config import AutoscalingConfig
+from ray.serve.handle import DeploymentHandle
+from ray.serve.schema import LoggingConfig
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from jaxl.diffusion.tables import SCHEDULERS
+from jaxl.engine import Engine
+from jaxl.errors import InputError
+from jaxl.server import logs
+from jaxl.server.app import Front, create_app
+from jaxl.server.ray.fleet import Fleet
+from jaxl.server.ray.replica import Description, Replica
+from jaxl.server.service import Service
+from jaxl.server.settings import Settings
+
+# Ray asks every replica how it is so often, and replaces one that is gone at the next time: seconds
+HEALTH_PERIOD = 1.0
+# no limit but that of the engine's queue, which knows when there will be room
+MOST_ONGOING = 10_000
+QUIET = LoggingConfig(log_level="WARNING", enable_access_log=False)
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How many replicas there are, and what each has.
+
+    replicas: those to begin with. least, most: between these their number follows the load, if they differ; 0 is
+        allowed for the least. images: the images, waiting or in the making, that a replica is to have on average.
+    upscale_delay, downscale_delay: seconds that a load must last.
+    cpus, gpus, tpus: of a replica, as Ray counts them; 1, 2, 4 or 8 chips of a TPU host.
+    """
+
+    replicas: int = 1
+    least: int = 1
+    most: int = 1
+    images: float = 4.0
+    upscale_delay: float = 10.0
+    downscale_delay: float = 300.0
+    cpus: float = 1.0
+    gpus: float = 0.0
+    tpus: int = 0
+
+    def check(self) -> None:
+        """Raise InputError for what cannot be."""
+        if not 0 <= self.least <= self.replicas <= self.most or self.most < 1:
+            shown = f"{self.least} to {self.most}, {self.replicas} to begin with"
+            raise InputError("replicas", shown, "give 1 or more, from the least to the most")
+        if self.images <= 0:
+            raise InputError("images", self.images, "give more than 0")
+
+
+def replicas(load: Callable[[], Any], scale: Scale, engine_options: Mapping[str, Any], settings: Settings) -> Any:
+    """The application of replicas, each with the backend that `load` gives.
+
+    One that is to go, because fewer are needed or a new version comes, gets no more requests and has the time of the
+    longest one to end those it has.
+    """
+    scale.check()
+    resources: dict[str, Any] = {"num_cpus": scale.cpus, "num_gpus": scale.gpus}
+    if scale.tpus:
+        resources["resources"] = {"TPU": scale.tpus}
+    number: dict[str, Any] = {"num_replicas": scale.replicas}
+    if scale.least < scale.most:
+        number = {
+            "autoscaling_config": AutoscalingConfig(
+                min_replicas=scale.least,
+                initial_replicas=scale.replicas,
+                max_replicas=scale.most,
+                target_ongoing_requests=scale.images,
+                upscale_delay_s=scale.upscale_delay,
+                downscale_delay_s=scale.downscale_delay,
+            )
+        }
+    deployment = serve.deployment(
+        Replica,
+        name="Replica",
+        ray_actor_options=resources,
+        max_ongoing_requests=MOST_ONGOING,
+        health_check_period_s=HEALTH_PERIOD,
+        graceful_shutdown_timeout_s=settings.deadline,
+        logging_config=QUIET,
+        **number,
+    )
+    return deployment.bind(load, dict(engine_options))
+
+
+def completed(settings: Settings, description: Description) -> Settings:
+    """The settings with what the model says of itself."""
+    return replace(settings, schedulers=tuple(sorted(SCHEDULERS)), **description.defaults)
+
+
+class Threads:
+    """ASGI middleware: so many threads for what blocks, as the wait for a replica does; asyncio has a few."""
+
+    def __init__(self, app: ASGIApp, threads: int):
+        self.app = app
+        self._threads: int | None = threads
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":  # of which the application has none
+            while (kind := (await receive())["type"]) != "lifespan.shutdown":
+                await send({"type": f"{kind}.complete"})
+            await send({"type": f"{kind}.complete"})
+            return
+        if self._threads is not None:
+            executor = ThreadPoolExecutor(self._threads, thread_name_prefix="request")
+            asyncio.get_running_loop().set_default_executor(executor)
+            self._threads = None
+        await self.app(scope, receive, send)
+
+
+def without_request_id(app: ASGIApp) -> ASGIApp:
+    """The app, whose answers leave out the X-Request-Id of the request: Ray's HTTP server adds it, even twice."""
+
+    async def call(scope: Scope, receive: Receive, send: Send) -> None:
+        given = Headers(scope=scope).get("X-Request-Id")
+
+        async def send_without(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                if headers.get("X-Request-Id") == given:
+                    del headers["X-Request-Id"]
+            await send(message)
+
+        await app(scope, receive, send_without)
+
+    return call
+
+
+def threads(max_waiting: int) -> int:
+    """How many there must be: one for each image that may wait, and some for pictures."""
+    return max_waiting + 16
+
+
+@serve.ingress()
+class Ingress:
+    """The whole application, before the replicas; answers that the model is being loaded until there is one.
+
+    Clients' keys are read from the environment here, so that Ray does not keep them among its arguments.
+    """
+
+    def __init__(self, replicas: DeploymentHandle[Any], settings: Settings, max_waiting: int):
+        logs.configure()
+        keys = os.environ.get("JAXL_API_KEYS", "").split(",")
+        self.settings = replace(settings, api_keys=tuple(filter(None, keys)))
+        self.fleet = Fleet(replicas, max_waiting)
+        self.fleet.start()
+        self.front = Front()
+        self.app_of_server = Threads(without_request_id(self.front), threads(max_waiting))
+        threading.Thread(target=self._open, name="wait for a replica", daemon=True).start()
+
+    def __serve_build_asgi_app__(self) -> ASGIApp:
+        return self.app_of_server
+
+    def _open(self) -> None:
+        settings = completed(self.settings, self.fleet.describe())
+        self.front.app = create_app(Service(cast(Engine, self.fleet), settings))
+
+
+def with_ingress(replicas: Any, settings: Settings, max_waiting: int) -> Any:
+    """The application with HTTP. Its ingress has no devices: it does not even import jax."""
+    deployment = serve.deployment(
+        Ingress,
+        name="Ingress",
+        ray_actor_options={"num_cpus": 1, "runtime_env": {"env_vars": {"JAX_PLATFORMS": "cpu"}}},
+        max_ongoing_requests=MOST_ONGOING,
+        health_check_period_s=HEALTH_PERIOD,
+        graceful_shutdown_timeout_s=settings.drain_timeout,
+        logging_config=QUIET,
+    )
+    return deployment.bind(replicas, settings, max_waiting)

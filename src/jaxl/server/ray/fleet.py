@@ -1,0 +1,301 @@
+"""What the server asks of an engine, done by replicas: each image of a request is drawn by one of them.
+
+To Ray an image is a request. So its queue lengths, by which it chooses between two replicas (Mitzenmacher 2001, "The
+Power of Two Choices in Randomized Load Balancing") and scales them, count the images that wait or are in the making. As
+nothing an image is made of depends on its neighbours, one whose replica is gone is drawn again by another, and is the
+same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+
+from ray.exceptions import RayError, RayTaskError, TaskCancelledError
+from ray.serve.exceptions import DeploymentUnavailableError
+from ray.serve.handle import DeploymentHandle
+
+from jaxl.engine import Drawn, Event, Preview, Progress, Request, Result, Started, Status, Ticket
+from jaxl.engine.engine import Stats
+from jaxl.engine.forecast import Window
+from jaxl.engine.request import new_id
+from jaxl.errors import CancelledError, DeadlineError, DrainingError, EngineError, JaxlError, QueueFullError
+from jaxl.server.ray.replica import Accepted, Description, Failed, Message
+
+# replicas that may die while they draw one image, until it is taken to be the reason
+MOST_DEATHS = 3
+# seconds
+WATCH_EVERY, WATCH_SECONDS = 1.0, 10.0
+RETRY_WITHOUT_REPLICA = 10.0
+
+log = logging.getLogger(__name__)
+
+
+class Order:
+    """A request on its way: what is known of each of its images."""
+
+    def __init__(self, ticket: Ticket):
+        images = len(ticket.images)
+        self.ticket = ticket
+        self.accepted: Future[None] = Future()  # when every image is in a replica's queue
+        self.unaccepted = set(range(images))
+        self.unstarted = set(range(images))
+        self.done = [0] * images  # rows
+        self.shown = [0] * images  # the row of the last preview
+        self.queued: dict[int, tuple[Status, float]] = {}  # what a replica last said of an image that waits, and when
+        self.task: asyncio.Task[None] | None = None
+
+
+class Fleet:
+    """Has the methods of `Engine` that the server uses, and may be called from any thread.
+
+    handle: of the deployment of replicas. max_waiting: images that may wait for a replica while there is none; those
+    in the queue of a replica are limited by its engine.
+    """
+
+    def __init__(self, handle: DeploymentHandle[Any], max_waiting: int = 64):
+        self.handle = handle
+        self._draws = handle.options(method_name="draw", stream=True)
+        self.max_waiting = max_waiting
+        self.draining = False
+        self.places = 0  # of one replica
+        self._orders: dict[Ticket, Order] = {}
+        self._counts = dict.fromkeys(("images", "done", "failed", "cancelled", "refused", "rows"), 0)
+        self._image_rate, self._row_rate = Window(), Window()
+        self._replicas: set[str] = set()  # those there are
+        self._said: dict[str, Stats] = {}  # what each said last, also of those that are gone
+        self._served_at = time.monotonic()
+        self._wake = threading.Condition()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="fleet", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+        asyncio.run_coroutine_threadsafe(self._watch(), self._loop)
+
+    def close(self) -> None:
+        """Cancel what there is, and stop."""
+        self.draining = True
+        for ticket in self.tickets():
+            ticket.cancel()
+
+        async def stop() -> None:
+            tasks = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+        asyncio.run_coroutine_threadsafe(stop(), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def describe(self) -> Description:
+        """What the replicas are; waits until there is one."""
+        description = self.handle.describe.remote().result()
+        self.places = description.places
+        return description
+
+    def drain(self, timeout: float) -> bool:
+        """Take nothing new and wait until all is done; False if that takes longer than `timeout` seconds."""
+        with self._wake:
+            self.draining = True
+            return self._wake.wait_for(lambda: not self._orders, timeout)
+
+    def submit(self, request: Request, listener: Callable[[Event], None] | None = None) -> Ticket:
+        """Have a request drawn; returns when each image is in the queue of a replica. As `Engine.submit`.
+
+        Its arguments have a `seed`, of the first image.
+        """
+        if self.draining:
+            raise DrainingError("the server is stopping; try again later")
+        images, seed = request.arguments.get("num_images", 1), request.arguments["seed"]
+        ticket = Ticket(request, [seed + i for i in range(images)], "", 0, listener or (lambda _: None))
+        order = Order(ticket)
+        ticket.on_cancel = lambda: self._end(order, CancelledError("the request was cancelled"))
+        with self._wake:
+            waiting = sum(len(each.unaccepted) for each in self._orders.values())
+            if waiting and waiting + images > self.max_waiting:
+                self._counts["refused"] += 1
+                raise QueueFullError(waiting, RETRY_WITHOUT_REPLICA)
+            self._orders[ticket] = order
+        asyncio.run_coroutine_threadsafe(self._draw_all(order), self._loop)
+        order.accepted.result()
+        return ticket
+
+    def tickets(self) -> list[Ticket]:
+        with self._wake:
+            return list(self._orders)
+
+    @property
+    def healthy(self) -> bool:
+        return self._thread.is_alive()
+
+    def stalled(self, seconds: float) -> bool:
+        """Whether images wait, and there has been no replica for so long."""
+        return bool(self._orders) and time.monotonic() - self._served_at > seconds
+
+    def stats(self) -> Stats:
+        """Of all replicas. `calls` and `busy_seconds` are as they were a second ago."""
+        with self._wake:
+            orders, counts = list(self._orders.values()), self._counts
+            waiting = sum(len(order.unstarted) for order in orders)
+            undrawn = sum(image is None for order in orders for image in order.ticket.images)
+            said = self._said.values()
+            return Stats(
+                images_done=counts["images"],
+                requests_done=counts["done"],
+                requests_failed=counts["failed"],
+                requests_cancelled=counts["cancelled"],
+                requests_refused=counts["refused"],
+                rows_done=counts["rows"],
+                calls=sum(each.calls for each in said),
+                busy_seconds=sum(each.busy_seconds for each in said),
+                waiting=waiting,
+                running=undrawn - waiting,
+                places=self.places * len(self._replicas),
+                images_per_second=self._image_rate.rate(),
+                rows_per_second=self._row_rate.rate(),
+            )
+
+    def status(self, ticket: Ticket) -> Status:
+        with self._wake:
+            state, position, seconds = "queued" if ticket.started is None else "running", 0, 0.0
+            if ticket.future.done():
+                error = ticket.future.exception()
+                state = "done" if error is None else "cancelled" if isinstance(error, CancelledError) else "failed"
+            order = self._orders.get(ticket)
+            if state == "queued" and order is not None and order.queued:
+                first, said = min(order.queued.values(), key=lambda each: each[0].starts_in)
+                position, seconds = first.position, max(first.starts_in - (time.monotonic() - said), 0.0)
+            images = sum(image is not None for image in ticket.images)
+            return Status(state, position, seconds, ticket.done, ticket.total, images)
+
+    async def _draw_all(self, order: Order) -> None:
+        ticket = order.ticket
+        order.task = asyncio.current_task()
+        if ticket.future.done():
+            return
+        images = [asyncio.create_task(self._draw(order, index)) for index in range(len(ticket.images))]
+        try:
+            async with asyncio.timeout(ticket.request.deadline):
+                await asyncio.gather(*images)
+        except TimeoutError:
+            self._end(order, DeadlineError(f"the images were not done within {ticket.request.deadline:g} s"))
+        except JaxlError as error:
+            self._end(order, error)
+        except Exception as error:
+            log.exception("a replica failed", exc_info=error)
+            self._end(order, EngineError(f"a replica failed: {' '.join(str(error).split())[-200:]}"))
+        else:
+            now, started = time.monotonic(), ticket.started or ticket.submitted
+            timings = {"queue": started - ticket.submitted, "run": now - started, "total": now - ticket.submitted}
+            drawn = [image for image in ticket.images if image is not None]
+            self._end(order, Result(drawn, ticket.seeds, ticket.scheduler, ticket.total // len(drawn), timings))
+        finally:
+            for task in images:
+                task.cancel()
+
+    async def _draw(self, order: Order, index: int) -> None:
+        """Have one image drawn, again if its replica dies."""
+        ticket = order.ticket
+        given = ticket.request.arguments
+        arguments = {**given, "seed": ticket.seeds[index], "num_images": 1}
+        for _ in range(MOST_DEATHS):
+            left = None if ticket.expires == float("inf") else max(ticket.expires - time.monotonic(), 0.0)
+            messages: Any = self._draws.remote(replace(ticket.request, arguments=arguments, id=new_id(), deadline=left))
+            try:
+                async for message in messages:
+                    self._hear(order, index, message)
+                if ticket.images[index] is not None:
+                    return
+            except asyncio.CancelledError:
+                messages.cancel()
+                raise
+            except (RayTaskError, TaskCancelledError):
+                raise
+            except RayError:
+                log.warning("a replica is gone; another draws what it had")
+                with self._wake:
+                    order.queued.pop(index, None)
+        raise EngineError(f"{MOST_DEATHS} replicas ended while they drew an image of this request")
+
+    def _hear(self, order: Order, index: int, message: Message) -> None:
+        """Take in what a replica says of an image. What an earlier replica has said of it already is not told again."""
+        ticket = order.ticket
+        with self._wake:
+            match message:
+                case Failed():
+                    raise message.error()
+                case Accepted() if index in order.unaccepted:
+                    order.unaccepted.discard(index)
+                    ticket.scheduler = message.scheduler
+                    ticket.total += message.rows
+                    if not order.unaccepted and not order.accepted.done():
+                        order.accepted.set_result(None)
+                    return
+                case Status():
+                    order.queued[index] = message, time.monotonic()
+                    return
+                case Started() if index in order.unstarted:
+                    order.unstarted.discard(index)
+                    order.queued.pop(index, None)
+                    ticket.started = ticket.started or time.monotonic()
+                case Progress() if message.done > order.done[index]:
+                    more, order.done[index] = message.done - order.done[index], message.done
+                    ticket.done += more
+                    self._counts["rows"] += more
+                    self._row_rate.add(more)
+                case Preview() if message.done > order.shown[index]:
+                    order.shown[index] = message.done
+                case Drawn():
+                    ticket.images[index] = message.picture
+                    self._counts["images"] += 1
+                    self._image_rate.add(1)
+                case _:
+                    return
+        ticket.tell(replace(message, image=index))
+
+    def _end(self, order: Order, outcome: Result | JaxlError) -> None:
+        """Give a request its end, unless it has one; from any thread."""
+        ticket = order.ticket
+        with self._wake:
+            if ticket.future.done():
+                return
+            self._orders.pop(ticket, None)
+            if not order.accepted.done() and isinstance(outcome, JaxlError):  # told by `submit`
+                self._counts["refused"] += isinstance(outcome, QueueFullError)
+                order.accepted.set_exception(outcome)
+            else:
+                kind = "cancelled" if isinstance(outcome, CancelledError) else "failed"
+                self._counts["done" if isinstance(outcome, Result) else kind] += 1
+            if isinstance(outcome, Result):
+                ticket.future.set_result(outcome)
+            else:
+                ticket.future.set_exception(outcome)
+            self._wake.notify_all()
+        if order.task is not None and isinstance(outcome, CancelledError):
+            with suppress(RuntimeError):  # the loop is closed
+                self._loop.call_soon_threadsafe(order.task.cancel)
+
+    async def _watch(self) -> None:
+        """Ask the replicas for their counts, again and again."""
+        while True:
+            answers: list[Any] = []
+            with suppress(RayError, DeploymentUnavailableError, TimeoutError):
+                asked = self.handle.broadcast("stats")
+                answers = await asked.results_async(timeout_s=WATCH_SECONDS, return_exceptions=True)
+            found = dict(answer for answer in answers if isinstance(answer, tuple))
+            with self._wake:
+                self._replicas = set(found)
+                self._said |= found
+                if found or not self._orders:
+                    self._served_at = time.monotonic()
+            await asyncio.sleep(WATCH_EVERY)

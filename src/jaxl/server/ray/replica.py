@@ -1,0 +1,125 @@
+"""A replica: one engine with the devices that Ray has given its process, and what it tells of an image on its way."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import warnings
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from jaxl.engine import Engine, Event, Request, Status
+from jaxl.engine.engine import Stats
+from jaxl.engine.request import new_id
+from jaxl.errors import EngineError, JaxlError, TruncationWarning
+from jaxl.server.health import STALLED_SECONDS
+from jaxl.server.service import Channel
+
+# how often one hears where an image stands that waits
+STATUS_SECONDS = 1.0
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """An image is in the queue: the full name of its scheduler, and its rows."""
+
+    scheduler: str
+    rows: int
+
+
+@dataclass(frozen=True)
+class Failed:
+    """The end of an image that is not drawn: an error, taken apart, as many cannot be pickled."""
+
+    kind: type[JaxlError]
+    arguments: tuple[Any, ...]
+    attributes: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, error: JaxlError) -> Failed:
+        return cls(type(error), error.args, vars(error))
+
+    def error(self) -> JaxlError:
+        error = self.kind.__new__(self.kind)
+        error.args = self.arguments
+        vars(error).update(self.attributes)
+        return error
+
+
+Message = Accepted | Status | Event | Failed
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a replica is: `defaults` as the backend has them, and the images that it draws at once."""
+
+    defaults: Mapping[str, Any]
+    places: int
+
+
+class Replica:
+    """One engine. Its methods are called through Ray Serve, in one event loop."""
+
+    def __init__(
+        self, load: Callable[[], Any], engine_options: Mapping[str, Any], stalled_seconds: float = STALLED_SECONDS
+    ):
+        """`load` gives the backend; it is called here, where the devices are."""
+        warnings.simplefilter("ignore", TruncationWarning)  # it quotes the prompt
+        self.id = new_id()
+        self.stalled_seconds = stalled_seconds
+        self.backend = load()
+        self.engine = Engine(self.backend, **engine_options)
+        self.engine.start()
+
+    def describe(self) -> Description:
+        return Description(self.backend.defaults, self.backend.sizes[-1])
+
+    def stats(self) -> tuple[str, Stats]:
+        """Those of the engine, with the replica's own id."""
+        return self.id, self.engine.stats()
+
+    def check_health(self) -> None:
+        """Raise EngineError if the devices failed several times in a row: Ray then starts another replica.
+
+        If they are stuck, the process ends at once. Nobody can wait for the images in them, as Ray would; and those who
+        hold its requests let another replica draw them as soon as it is gone.
+        """
+        if self.engine.stalled(self.stalled_seconds):
+            log.error("a call of the devices takes more than %g s; this replica ends", self.stalled_seconds)
+            os._exit(1)
+        if not self.engine.healthy:
+            raise EngineError("the devices failed several times in a row")
+
+    async def draw(self, request: Request) -> AsyncIterator[Message]:
+        """Draw one image. Leaving early cancels it.
+
+        First comes Accepted, then events, and a Status each second while it waits; the last message is Drawn or Failed.
+        """
+        channel = Channel()
+        events = channel.follow()
+        try:
+            ticket = await asyncio.to_thread(self.engine.submit, request, channel.tell)
+        except JaxlError as error:
+            yield Failed.of(error)
+            return
+        ticket.future.add_done_callback(lambda _: channel.call(channel.end))
+        try:
+            yield Accepted(ticket.scheduler, ticket.total)
+            next_event = asyncio.ensure_future(anext(events, None))
+            while True:
+                await asyncio.wait([next_event], timeout=STATUS_SECONDS if ticket.started is None else None)
+                if not next_event.done():
+                    yield self.engine.status(ticket)
+                elif (event := next_event.result()) is not None:
+                    yield event
+                    next_event = asyncio.ensure_future(anext(events, None))
+                else:
+                    break
+            if isinstance(error := ticket.future.exception(), JaxlError):
+                yield Failed.of(error)
+        finally:
+            ticket.cancel()  # which does nothing once it has ended

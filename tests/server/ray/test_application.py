@@ -1,0 +1,46 @@
+"""What `serve run jaxl.server.ray:app` makes of its arguments."""
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from ray.serve import Application
+
+from jaxl.errors import InputError
+from jaxl.server.ray import app
+from jaxl.server.ray.application import Arguments
+
+
+def test_the_ingress_does_without_jax() -> None:
+    code = "import sys, jaxl.server.ray; sys.exit('jax' in sys.modules)"
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=120)
+
+
+def test_words_are_read() -> None:
+    """As the command line gives them."""
+    given = {"replicas": "2", "size": "64x32,32x32", "gpus": "1", "mark": "false", "least": "0", "most": "3"}
+    assert isinstance(app(given), Application)
+    assert Arguments.model_validate(given).mark is False
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ({"size": "large"}, "size"),
+        ({"size": "0x8"}, "size"),
+        ({"replicas": 0}, "replicas"),
+        ({"replicas": 3, "most": 2}, "replicas"),
+        ({"replicas": 1, "least": 2}, "replicas"),
+    ],
+)
+def test_mistakes(given: dict[str, Any], name: str) -> None:
+    with pytest.raises(InputError) as raised:
+        app(given)
+    assert raised.value.argument == name
+
+
+@pytest.mark.parametrize("given", [{"modell": "tiny"}, {"slots": 0}, {"deadline": "inf"}, {"dtype": "float16"}])
+def test_what_no_argument_allows(given: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(given))):
+        app(given)

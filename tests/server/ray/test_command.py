@@ -1,0 +1,149 @@
+"""`jaxl serve --replicas` as a process: it drains, leaves nothing behind, and listens on this machine alone."""
+
+import json
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from jaxl.cli.replicas import share
+from jaxl.errors import InputError
+
+Until = Callable[[Callable[[], bool]], None]
+
+A_WHILE = 60.0
+
+# what `jaxl serve` does, with a model that needs no jax
+PROGRAM = """
+import sys
+import uvicorn
+from jaxl.cli.replicas import run_replicas
+from jaxl.cli.serve import _listen
+from jaxl.engine.fake import FakeBackend
+from jaxl.errors import CheckpointError
+from jaxl.server import logs
+from jaxl.server.app import Front
+from jaxl.server.settings import Settings
+
+class Backend(FakeBackend):
+    defaults = {"sizes": ((32, 32),), "scheduler": "euler", "steps": 10, "guidance_scale": 4.0}
+
+argv = sys.argv[1:]
+def load():
+    if argv == ["broken"]:
+        raise CheckpointError("the model is broken")
+    return Backend(0.01, places=2)
+
+logs.configure()
+front, listener = Front(), _listen("127.0.0.1", 0)
+config = uvicorn.Config(front, log_config=None, log_level="warning", lifespan="off", timeout_graceful_shutdown=5)
+try:
+    run_replicas(2, server=uvicorn.Server(config), listener=listener, front=front, load=load, settings=Settings(),
+                 prices=(), open_page=False, engine_options={"max_waiting": 8, "joins": True})
+except CheckpointError as error:
+    sys.exit(str(error))
+"""
+
+
+class Server:
+    def __init__(self, *arguments: str):
+        self.process = subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-c", PROGRAM, *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert self.process.stdout is not None
+        self.client = httpx.Client(base_url=self.process.stdout.readline().strip(), timeout=A_WHILE)
+
+    def status(self) -> str:
+        return self.client.get("/health/ready").json()["status"]
+
+    def draw(self, steps: int) -> httpx.Response:
+        return self.client.post("/v1/images/generations", json={"prompt": "a", "num_inference_steps": steps})
+
+    def metric(self, name: str) -> float:
+        lines = self.client.get("/metrics").text.splitlines()
+        return next(float(line.split()[-1]) for line in lines if line.startswith(f"jaxl:{name} "))
+
+    def end(self) -> list[str]:
+        """The lines on standard error; of the log, their messages."""
+        _, errors = self.process.communicate(timeout=A_WHILE)
+        return [json.loads(line)["message"] if line.startswith("{") else line for line in errors.splitlines()]
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., Server]]:
+    servers: list[Server] = []
+
+    def start(*arguments: str) -> Server:
+        servers.append(Server(*arguments))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.client.close()
+        server.process.kill()
+        server.process.communicate()
+
+
+def test_from_loading_to_drained(start: Callable[..., Server], until: Until) -> None:
+    server = start()
+    assert server.status() == "loading"
+    until(lambda: server.status() == "ready")
+    family = [psutil.Process(server.process.pid)]
+    family += family[0].children(recursive=True)
+    addresses = {each.laddr.ip for own in family for each in own.net_connections() if each.status == "LISTEN"}
+    assert addresses <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+
+    statuses: list[int] = []
+    drawing = [threading.Thread(target=lambda: statuses.append(server.draw(200).status_code)) for _ in range(6)]
+    for thread in drawing:
+        thread.start()
+    until(lambda: server.metric("slots_in_use") == 4)
+    until(lambda: server.metric("num_images_waiting") == 2)
+    server.process.send_signal(signal.SIGTERM)
+    until(lambda: server.status() == "draining")
+    assert server.draw(1).json()["error"]["code"] == "draining"
+    for thread in drawing:
+        thread.join(A_WHILE)
+    assert statuses == [200] * 6
+    lines = server.end()
+    assert server.process.returncode == 0
+    assert any(line.startswith("ready after") and line.endswith("2 replicas") for line in lines)
+    _, alive = psutil.wait_procs(family, timeout=20)
+    assert not alive
+
+
+def test_model_that_cannot_be_loaded(start: Callable[..., Server]) -> None:
+    server = start("broken")
+    assert server.end()[-1] == "the model is broken"
+    assert server.process.returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("found", "count", "gpus", "tpus"),
+    [
+        ({"CPU": 8}, 3, 0, 0),
+        ({"GPU": 8}, 2, 4, 0),
+        ({"TPU": 4}, 1, 0, 4),
+        ({"TPU": 4}, 2, 0, 2),
+        ({"TPU": 4}, 3, 0, 1),
+        ({"TPU": 8}, 1, 0, 8),
+    ],
+)
+def test_shares(found: dict[str, float], count: int, gpus: int, tpus: int) -> None:
+    scale = share(found, count)
+    assert (scale.replicas, scale.gpus, scale.tpus) == (count, gpus, tpus)
+
+
+@pytest.mark.parametrize("found", [{"GPU": 2}, {"TPU": 1}])
+def test_more_replicas_than_chips(found: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="replicas=3: this machine has"):
+        share(found, 3)

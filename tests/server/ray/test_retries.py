@@ -1,0 +1,103 @@
+"""What a fleet does about replicas that end while they draw, with a replica in this process and no Ray."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from ray.exceptions import ActorDiedError
+
+from jaxl.engine import Event, Preview, Progress, Request, Started
+from jaxl.engine.fake import FakeBackend
+from jaxl.errors import EngineError
+from jaxl.server.ray.deployment import Threads, without_request_id
+from jaxl.server.ray.fleet import Fleet
+from jaxl.server.ray.replica import Message, Replica
+
+ASKED = {"prompt": "a", "seed": 3, "steps": 20}
+
+
+class Handle:
+    """Of a deployment: its first `deaths` calls end after so many messages."""
+
+    def __init__(self, replica: Replica, deaths: int, messages: int):
+        self.replica, self.deaths, self.messages = replica, deaths, messages
+
+    def options(self, **_: Any) -> Handle:
+        return self
+
+    def remote(self, request: Request) -> AsyncIterator[Message]:
+        self.deaths -= 1
+        return self.draw(request, self.messages if self.deaths >= 0 else None)
+
+    async def draw(self, request: Request, messages: int | None) -> AsyncIterator[Message]:
+        drawing: Any = self.replica.draw(request)
+        async for message in drawing:
+            yield message
+            messages = None if messages is None else messages - 1
+            if messages == 0:
+                await drawing.aclose()
+                raise ActorDiedError
+
+    def broadcast(self, _: str) -> Handle:
+        return self
+
+    async def results_async(self, **_: Any) -> list[Any]:
+        return [self.replica.stats()]
+
+
+@pytest.fixture
+def one() -> Iterator[Replica]:
+    one = Replica(lambda: FakeBackend(0.001), {})
+    yield one
+    one.engine.close()
+
+
+def draw(one: Replica, deaths: int, messages: int) -> tuple[bytes, list[Event]]:
+    handle: Any = Handle(one, deaths, messages)
+    fleet = Fleet(handle)
+    fleet.start()
+    heard: list[Event] = []
+    try:
+        ticket = fleet.submit(Request(ASKED, previews=3), heard.append)
+        result = ticket.future.result(20)
+        assert (ticket.done, ticket.total, result.steps, result.seeds) == (20, 20, 20, [3])
+    finally:
+        fleet.close()
+    return result.images[0].tobytes(), heard
+
+
+@pytest.mark.parametrize("deaths", [1, 2])
+@pytest.mark.parametrize("messages", [1, 2, 7, 12])
+def test_the_same_image_and_nothing_twice(one: Replica, deaths: int, messages: int) -> None:
+    picture, _ = draw(one, 0, 0)
+    again, heard = draw(one, deaths, messages)
+    assert again == picture
+    counts = Counter(type(event) for event in heard)
+    assert (counts[Started], counts[Preview]) == (1, 3)
+    for kind in (Progress, Preview):
+        done = [event.done for event in heard if isinstance(event, kind)]
+        assert done == sorted(set(done))
+
+
+def test_an_image_that_ends_every_replica(one: Replica) -> None:
+    with pytest.raises(EngineError, match="3 replicas ended"):
+        draw(one, 3, 5)
+
+
+@pytest.mark.parametrize(("given", "answered"), [("mine", None), ("not valid", "made")])
+def test_rays_server_adds_the_id_of_a_request(given: str, answered: str | None) -> None:
+    app = FastAPI()
+
+    @app.middleware("http")
+    async def mark(http: Any, call_next: Any) -> Any:
+        response = await call_next(http)
+        response.headers["X-Request-Id"] = "mine" if given == "mine" else "made"
+        return response
+
+    with TestClient(Threads(without_request_id(app), 4)) as client:
+        assert client.get("/", headers={"X-Request-Id": given}).headers.get("X-Request-Id") == answered
