@@ -37,11 +37,11 @@ from jaxl.nn.layers import Shapes
 from jaxl.plan import Devices, Plan, Segment, make_plan
 from jaxl.programs import Beginning, Bucket, Conditioning, Programs, Text
 from jaxl.prompts import Chunk
-from jaxl.sharding import make_mesh, place_parameters
+from jaxl.sharding import gathered, make_mesh, on_host, own_images, place_parameters
 from jaxl.text.tokenizer import Tokenizer
 from jaxl.weights.checkpoint import Checkpoint, load_params
 from jaxl.weights.folder import TOKENIZERS
-from jaxl.weights.layout import flatten
+from jaxl.weights.layout import flatten, placed
 from jaxl.weights.quantise import (
     PROMPTS,
     check_prompts,
@@ -74,7 +74,8 @@ class Result:
     `images`: PIL images, or one float32 array [B, H, W, 3] in 0..1 (`output="numpy"`), or an empty list (`"latents"`).
     `latents`: float32 [B, H/8, W/8, 4], as the last row left them. `seeds`: one per image. `scheduler`: its full name.
     `steps`: calls of the network, of which some schedulers make two a step; less if the callback stopped. `timings`:
-    seconds of `compile`, `text`, `picture`, `denoise`, `decode` and `total`.
+    seconds of `compile`, `text`, `picture`, `denoise`, `decode` and `total`. On several hosts (`jaxl.hosts`) images,
+    latents and seeds are those of this host's devices, of which there may be none.
     """
 
     images: list[Image.Image] | np.ndarray
@@ -113,8 +114,8 @@ def from_pretrained(
     Args:
         model: a hub id, a folder in diffusers' layout, a `.safetensors` file in the original layout, or "tiny".
         dtype: of weights and compute, bfloat16 or float32. The scheduler and the loop are float32 always.
-        mesh: the devices, all by default; batches are split over them.
-        shard_params: split the parameters over the devices instead of keeping all of them on each.
+        mesh: the devices, all by default, of all hosts (`jaxl.hosts`); batches are split over them.
+        shard_params: split the parameters over the devices, of one host, instead of keeping all of them on each.
         revision, token, cache_dir, local_files_only: passed on to the hub. variant: of the weight files, such as
         "fp16".
         vae: an autoencoder in place of the checkpoint's: a hub id, a folder or a file, of SDXL's kind, as the "fp16
@@ -227,6 +228,8 @@ class Pipeline:
         for argument, value in (("dtype", dtype), ("vae_dtype", vae_dtype or dtype)):
             if value not in (jnp.bfloat16, jnp.float32, "bfloat16", "float32"):
                 raise InputError(argument, value, "use jax.numpy.bfloat16 or jax.numpy.float32")
+        if shard_params and mesh.is_multi_process:
+            raise InputError("shard_params", shard_params, "each host needs all parameters; leave it out with several")
         self.checkpoint = checkpoint
         device = mesh.devices.flat[0]
         kernels = kernels or Kernels.of_device(device)
@@ -278,7 +281,8 @@ class Pipeline:
         if self.precision is not None:
             largest = read_scales(self.scales_file, layers(unet))
             params = self.exact.load_params(progress)
-            if largest is None:
+            # several hosts draw together, so all measure if one has to
+            if not gathered(largest is not None, self.mesh).all() or largest is None:
                 largest = self.exact.calibrate(params, self.calibration, progress)
                 write_scales(self.scales_file, largest)
             wanted = flatten(unet)  # no transformed weights of convolutions that are quantised
@@ -289,7 +293,7 @@ class Pipeline:
         params = load_params(
             self.checkpoint,
             shapes,
-            place=lambda component, key, array: jax.device_put(array, shardings[component][key]),
+            place=lambda component, key, array: placed(array, shardings[component][key]),
             progress=None if progress is None else lambda done, total: progress("load", done, total),
         )
         return {**params, "unet": with_winograd(params["unet"], unet)}
@@ -381,7 +385,8 @@ class Pipeline:
             latents: initial noise of unit variance, [B, height/8, width/8, 4], in place of the seeds' own.
             clip_skip: layers of the encoders to skip for `prompt`, beyond the last one that SDXL never reads.
             output: "pil", "numpy" (float32 [B, H, W, 3] in 0..1) or "latents" (nothing is decoded).
-            callback: called after each step with (steps done, steps in all, latents); False stops there.
+            callback: called after each step with (steps done, steps in all, latents); False stops there, of one host
+                all hosts.
             preview: called after each step with (steps done, steps in all, pictures), uint8 [B, h, w, 3]: small
                 pictures of what the images are going to be.
             progress: called with ("compile" or "generate", done, in all).
@@ -482,6 +487,7 @@ class Pipeline:
         total, rows, stopped = plan.count * len(plan.rounds), 0, False
         latents: list[np.ndarray] = []
         images: list[Any] = []
+        seeds: list[int] = []
 
         def watch(slots: Slots, part: Plan, done: int) -> bool:
             """Tell whoever wants to hear of a row; True if that stops here."""
@@ -491,9 +497,11 @@ class Pipeline:
                 progress("generate", done, total)
             if preview is not None:
                 show = self.programs.get("preview", part.bucket)
-                preview(done, total, np.asarray(show(params.get("preview"), slots.denoised))[: part.batch])
-            # a copy, because the next call reuses the buffer
-            return callback is not None and callback(done, total, np.array(slots.latents)[: part.batch]) is False
+                preview(done, total, on_host(show(params.get("preview"), slots.denoised), self._own(part)))
+            if callback is None:
+                return False
+            stop = callback(done, total, on_host(slots.latents, self._own(part))) is False
+            return bool(gathered(stop, self.mesh).any())
 
         watched = any(each is not None for each in (callback, preview, progress))
         for part in plan.by_round():
@@ -509,17 +517,17 @@ class Pipeline:
             with _stopwatch(timings, "denoise"):
                 slots = self.programs.get("start", part.bucket)(self.beginning(part, given))
                 slots, rows, stopped = self._advance(params, part, slots, told, watch if watched else None)
-                final = np.array(slots.latents)[: part.batch]
-            _check_finite(np.asarray(np.isfinite(final).all((1, 2, 3))), part.seeds, self.dtype)
+                final = on_host(slots.latents, self._own(part))
+            self._check_finite(part, np.asarray(np.isfinite(final).all((1, 2, 3))))
             with _stopwatch(timings, "decode"):
                 images.extend([] if output == "latents" else self._decode(params, part, slots.latents, output))
             latents.append(final)
+            seeds += [part.seeds[i] for i in self._own(part)]
             if stopped:
                 break
         timings["total"] = time.perf_counter() - began
-        drawn = np.concatenate(latents)
-        made = np.stack(images) if output == "numpy" else images
-        return Result(made, drawn, plan.seeds[: len(drawn)], plan.scheduler, rows, timings)
+        made = np.concatenate(images) if output == "numpy" else images
+        return Result(made, np.concatenate(latents), seeds, plan.scheduler, rows, timings)
 
     def compile(self, plan: Plan, *, decode: bool = True, preview: bool = False) -> list[Future[Any]]:
         """Begin to compile what a plan needs, the longest programs first."""
@@ -654,18 +662,36 @@ class Pipeline:
     def _decode(self, params: Params, plan: Plan, latents: jax.Array, output: Output) -> list[Any]:
         decoded = self.programs.get("decode", plan.bucket)(params["vae"], latents)
         if output == "numpy":
-            self._check_decoded(plan, decoded)
-            return list(np.asarray(decoded[0])[: plan.batch])
+            self._check_finite(plan, on_host(decoded[2], self._own(plan)))
+            return [on_host(decoded[0], self._own(plan))]
         return self.to_images(plan, decoded)
-
-    def _check_decoded(self, plan: Plan, decoded: Decoded) -> None:
-        _check_finite(np.asarray(decoded[2])[: plan.batch], plan.seeds, self.dtype)
 
     def to_images(self, plan: Plan, decoded: Decoded) -> list[Image.Image]:
         """The pictures of a plan from what `decode` made, when that is done. Raises NonFiniteError."""
-        self._check_decoded(plan, decoded)
-        images = [Image.fromarray(image) for image in np.asarray(decoded[1])[: plan.batch]]
-        return [paste(image) for paste, image in zip(plan.pastes, images, strict=True)] if plan.pastes else images
+        own = self._own(plan)
+        self._check_finite(plan, on_host(decoded[2], own))
+        images = [Image.fromarray(image) for image in on_host(decoded[1], own)]
+        return [plan.pastes[i](image) for i, image in zip(own, images, strict=True)] if plan.pastes else images
+
+    def _own(self, plan: Plan) -> list[int]:
+        """Which images of a plan of one round are this process's."""
+        return [i for i in own_images(self.mesh, plan.bucket.batch) if i < plan.batch]
+
+    def _check_finite(self, plan: Plan, finite: np.ndarray) -> None:
+        """Raise NonFiniteError if an image is not finite; `finite` are the flags of this process's own.
+
+        All processes raise it, so that none goes on alone.
+        """
+        all_finite = np.ones(plan.batch, bool)
+        all_finite[self._own(plan)] = finite
+        bad = np.flatnonzero(~gathered(all_finite, self.mesh).all(0))
+        if bad.size:
+            remedy = (
+                "lower guidance_scale" if self.dtype == np.float32 else "use dtype=float32, or lower guidance_scale"
+            )
+            raise NonFiniteError(
+                f"the image of seed {plan.seeds[bad[0]]} became NaN or infinite ({bad.size} of {plan.batch}); {remedy}"
+            )
 
 
 class Given(NamedTuple):
@@ -681,12 +707,3 @@ def _stopwatch(timings: dict[str, float], name: str) -> Iterator[None]:
     began = time.perf_counter()
     yield
     timings[name] = timings.get(name, 0.0) + time.perf_counter() - began
-
-
-def _check_finite(finite: np.ndarray, seeds: list[int], dtype: np.dtype) -> None:
-    if not finite.all():
-        bad = [seed for seed, fine in zip(seeds, finite, strict=True) if not fine]
-        remedy = "lower guidance_scale" if dtype == np.float32 else "use dtype=float32, or lower guidance_scale"
-        raise NonFiniteError(
-            f"the image of seed {bad[0]} became NaN or infinite ({len(bad)} of {len(seeds)}); {remedy}"
-        )

@@ -36,7 +36,7 @@ from jaxl.nn.layers import Params
 from jaxl.nn.preview import latents_to_rgb
 from jaxl.nn.tiles import decode_tiled, encode_tiled
 from jaxl.nn.unet import features_shape, unet, unet_context
-from jaxl.sharding import replicated, split_images, spread, with_sharding
+from jaxl.sharding import replicated, split_images, spread, whole, with_sharding
 from jaxl.weights.quantise import layers, observing
 
 # The programs that make a picture, those that take longest to compile first.
@@ -130,7 +130,8 @@ def gather(params: Params, texts: list[list[list[Text]]]) -> tuple[dict[str, Any
 
     images = [[branch(chunks) for chunks in image] for image in texts]
     flat = [text for image in images for text in image]
-    text = jax.tree.map(lambda *each: jnp.stack(each), *flat)
+    # else XLA stacks a part of the features on each device, and sends all to where their images are
+    text = jax.tree.map(lambda *each: whole(jnp.stack(each)), *flat)
     context = unet_context(params, text.prompt_embeds)
     return jax.tree.map(lambda a: a.reshape(len(texts), -1, *a.shape[1:]), (context, text.pooled))
 

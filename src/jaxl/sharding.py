@@ -4,6 +4,9 @@ Images are split over the axis, so N devices make N times the images with one pr
 two devices by its branches of guidance. Parameters are on every device, or split over the same axis and gathered layer
 by layer as they are needed, which costs time and saves memory (fully sharded data parallelism: Rajbhandari et al. 2020,
 ZeRO stage 3, arXiv:1910.02054).
+
+Devices may be those of several processes (`jaxl.hosts`). Then each process puts arrays on its own devices, and reads
+the images that those hold.
 """
 
 from __future__ import annotations
@@ -51,11 +54,15 @@ def spare_device() -> Any | None:
 
 
 def make_mesh(devices: Sequence[Any] | None = None) -> Mesh:
-    """A mesh of the given devices, by default all that this process sees but spare ones; see `use_cores`."""
+    """A mesh of the given devices, by default those of all processes, one's beside each other, but spare ones.
+
+    See `hosts.join` and `use_cores`.
+    """
     if devices is None:
         use_cores()
         found = jax.devices()
         devices = found if spare_device() is None else found[:-_spare]
+        devices = sorted(devices, key=lambda device: device.process_index)
     return Mesh(np.asarray(devices), (AXIS,))
 
 
@@ -73,6 +80,42 @@ def split_images(mesh: Mesh, images: int, branches: int | None = None) -> NamedS
     return replicated(mesh)
 
 
+def own_images(mesh: Mesh, images: int) -> list[int]:
+    """Which images of a batch that `split_images` has placed are this process's: each is that of one process."""
+    owners = [device.process_index for device in mesh.devices.flat]
+    if images % mesh.size:  # all are on every device
+        owners = owners[:1]
+    each = images // len(owners)
+    return [image for image in range(images) if owners[image // each] == jax.process_index()]
+
+
+def on_host(array: jax.Array, rows: Sequence[int]) -> np.ndarray:
+    """Some rows of the leading axis, of those that this process's devices hold."""
+    if array.is_fully_addressable or array.is_fully_replicated:
+        return np.asarray(array)[list(rows)]
+    held: dict[int, np.ndarray] = {}
+    for shard in array.addressable_shards:
+        held.update(enumerate(np.asarray(shard.data), shard.index[0].start or 0))
+    return np.stack([held[row] for row in rows]) if rows else np.empty((0, *array.shape[1:]), array.dtype)
+
+
+def gathered(value: Any, mesh: Mesh) -> np.ndarray:
+    """The values that the processes have, of one shape, stacked: once for each device, if there are several processes.
+
+    All of them have to call it, and wait here for each other.
+    """
+    own = np.asarray(value)[None]
+    if not mesh.is_multi_process:
+        return own
+    shape = (mesh.size, *own.shape[1:])
+    stacked = jax.make_array_from_callback(shape, batch_sharding(mesh), lambda _: own)
+    return np.asarray(jax.jit(_same, out_shardings=replicated(mesh))(stacked))
+
+
+def _same(x: jax.Array) -> jax.Array:
+    return x
+
+
 def spread(x: jax.Array) -> jax.Array:
     """Split pictures [B, H, W, C] over the devices of `jax.sharding.use_abstract_mesh`: by picture, else by rows.
 
@@ -86,6 +129,12 @@ def spread(x: jax.Array) -> jax.Array:
     if x.shape[1] % mesh.size == 0:
         return jax.lax.with_sharding_constraint(x, PartitionSpec(None, AXIS))
     return x
+
+
+def whole(x: jax.Array) -> jax.Array:
+    """Have all of it on every device of `jax.sharding.use_abstract_mesh`."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return x if mesh.empty or mesh.manual_axes else jax.lax.with_sharding_constraint(x, PartitionSpec())
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

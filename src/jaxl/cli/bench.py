@@ -15,8 +15,21 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from jaxl.bench.workload import PROMPT, Workload, combinations
+from jaxl.cli.bench_loadgen import bench_loadgen
 from jaxl.cli.machine import find_chips
-from jaxl.cli.options import JsonOption, read_count, read_counts, read_size
+from jaxl.cli.options import (
+    TIMEOUT,
+    CoordinatorOption,
+    DistributedOption,
+    HostOption,
+    Hosts,
+    HostsOption,
+    JsonOption,
+    TimeoutOption,
+    read_count,
+    read_counts,
+    read_size,
+)
 from jaxl.cli.terminal import in_background, note, print_line, print_table, progress_bars, to_terminal
 from jaxl.errors import InputError, JaxlError
 
@@ -38,6 +51,7 @@ OutputOption = Annotated[
 ]
 
 app = typer.Typer(invoke_without_command=True, rich_markup_mode=None)
+app.command("loadgen")(bench_loadgen)
 
 
 @app.callback()
@@ -69,6 +83,11 @@ def bench(
             metavar="NAME", help="Do the same work beside it: diffusers, torch-compile, flax, stable-diffusion.cpp."
         ),
     ] = None,
+    distributed: DistributedOption = False,
+    coordinator: CoordinatorOption = None,
+    hosts: HostsOption = None,
+    host: HostOption = None,
+    timeout: TimeoutOption = TIMEOUT,
     prices: PricesOption = None,
     output: OutputOption = None,
     as_json: JsonOption = False,
@@ -89,9 +108,14 @@ def bench(
 
     Every call counts from prompt to pictures; medians, after a warm-up. If anything is compiled after it, the exit
     status is 1. Peers run in turns with jaxl, each in a process of its own, and peer_ratio is their time over jaxl's.
+    Of several hosts (--distributed, or --coordinator, --hosts and --host) host 0 reports the images of all.
     """
     if context.invoked_subcommand is not None:
         return
+    machines = Hosts(distributed, coordinator, hosts, host, timeout)
+    for argument, value in (("startup", startup), ("peer", peer)):
+        if value and machines.several:
+            raise InputError(argument, value, "it is measured on one host; leave it out with several")
     options = _Options(
         model=model,
         sizes=None if size is None else [_size(part) for part in size.split(",")],
@@ -110,8 +134,11 @@ def bench(
     )
 
     def measure() -> list[dict[str, Any]]:
-        with progress_bars(not quiet and to_terminal()) as progress:
-            return [in_background(lambda: options.measure(progress))]
+        with machines.joined() as number, progress_bars(not quiet and to_terminal()) as progress:
+            report = in_background(lambda: options.measure(progress))
+        if number:  # what is measured is the same on all hosts, and the first one says it
+            raise typer.Exit
+        return [report]
 
     _report(measure, prices, output, as_json)
     if not quiet:
@@ -203,6 +230,8 @@ class _Options:
         counts = self.devices or [1 if self.peers else len(found)]
         if max(counts) > len(found):
             raise InputError("devices", max(counts), f"jax finds {len(found)} here; see jaxl devices")
+        if jax.process_count() > 1 and counts != [len(found)]:
+            raise InputError("devices", self.devices, "several hosts measure on all they have; leave it out")
         platform = found[0][0].platform
         dtype = self.dtype if self.dtype != AUTO else "float32" if platform == "cpu" else "bfloat16"
         meshes = {count: make_mesh([device for chip in found[:count] for device in chip]) for count in counts}

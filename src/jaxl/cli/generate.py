@@ -15,7 +15,20 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from jaxl.cli.machine import find_chips
-from jaxl.cli.options import JsonOption, LocalOption, RevisionOption, VariantOption, read_size
+from jaxl.cli.options import (
+    TIMEOUT,
+    CoordinatorOption,
+    DistributedOption,
+    HostOption,
+    Hosts,
+    HostsOption,
+    JsonOption,
+    LocalOption,
+    RevisionOption,
+    TimeoutOption,
+    VariantOption,
+    read_size,
+)
 from jaxl.cli.terminal import in_background, note, print_line, progress_bars, to_terminal
 from jaxl.errors import InputError, JaxlError, is_out_of_memory
 
@@ -134,6 +147,11 @@ def generate(
     shard_params: Annotated[
         bool, typer.Option("--shard-params", help="Split the weights over all devices: slower, less memory on each.")
     ] = False,
+    distributed: DistributedOption = False,
+    coordinator: CoordinatorOption = None,
+    hosts: HostsOption = None,
+    host: HostOption = None,
+    timeout: TimeoutOption = TIMEOUT,
     as_json: JsonOption = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no summary.")] = False,
 ) -> None:
@@ -194,10 +212,19 @@ def generate(
     if refiner is not None:
         asked["denoising_end"] = share("denoising_end", refiner_at)
     show = None if preview is None else _preview_file(preview)
+    machines = Hosts(distributed, coordinator, hosts, host, timeout)
+    if machines.several:
+        for argument, value in (("preview", preview), ("refiner", refiner)):
+            if value is not None:
+                raise InputError(argument, value, "several hosts do not do that; leave it out")
 
-    with progress_bars(not quiet and to_terminal()) as progress:
+    # whoever shows progress calls the programs row by row, and all hosts have to make the same calls
+    shown = not quiet and to_terminal() and not machines.several
+    with machines.joined() as number, progress_bars(shown) as progress:
 
         def draw() -> tuple[Pipeline, Result, int, float]:
+            if machines.several and seed is None:
+                asked["seed"] = seeds_per_image(_seed_of_host_0(seeds[0]), count)
             open_model = Opener(dtype, shard_params, count, local_files_only, progress, kernels)
             pipe = open_model(
                 source, vae=vae, vae_tile=vae_tile, preview=preview_vae, preset=preset, precision=precision
@@ -245,15 +272,18 @@ def generate(
         if not as_json:
             print_line(files[-1])
     ended = time.perf_counter()
-    width, height = images[0].size
+    # a host may have no image, for want of images or of devices among the first
+    sides = (side * pipe.model.vae.factor for side in result.latents.shape[2:0:-1])
+    width, height = images[0].size if images else sides
     if not quiet:
-        numbers = f"seed {seeds[0]}" if count == 1 else f"{count} images, seeds {seeds[0]} to {seeds[-1]}"
+        numbers = _numbered(result.seeds) if number is None else f"host {number}, {_numbered(result.seeds)}"
         scale = f"guidance {found['guidance_scale']:g}"
         how = f"{width}x{height}, {found['steps']} steps of {found['scheduler']}, {scale}, {found['dtype']}"
         note(f"{numbers}: {how}, {ended - began:.1f} s")
     if as_json:
         timings = {**result.timings, "load": loading, "write": ended - drawn, "total": ended - began}
         report = {
+            **({} if number is None else {"host": number}),
             "images": files,
             "seeds": result.seeds,
             "size": f"{width}x{height}",
@@ -270,7 +300,10 @@ def generate(
 
 @dataclass(frozen=True)
 class Opener:
-    """Opens models without their parameters, for no more chips than images, or branches of one; or for all."""
+    """Opens models without their parameters, for no more chips than images, or branches of one.
+
+    For all where parameters are split over them, or several hosts take part.
+    """
 
     dtype: str
     shard_params: bool
@@ -280,12 +313,15 @@ class Opener:
     kernels: str = "auto"
 
     def __call__(self, source: dict[str, Any], **options: Any) -> Pipeline:
+        import jax
+
         from jaxl.kernels import Kernels
         from jaxl.pipeline import open_pipeline
         from jaxl.sharding import make_mesh
 
         found = find_chips()
-        chips = found if self.shard_params else found[: max(self.images, BRANCHES)]
+        everywhere = self.shard_params or jax.process_count() > 1  # no host may be without a device
+        few = [device for chip in found[: max(self.images, BRANCHES)] for device in chip]
         if self.progress is None:
             os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
         platform = found[0][0].platform
@@ -294,7 +330,7 @@ class Opener:
             **source,
             **options,
             dtype="float32" if precise else "bfloat16",
-            mesh=make_mesh([device for chip in chips for device in chip]),
+            mesh=make_mesh(None if everywhere else few),
             shard_params=self.shard_params,
             local_files_only=self.local_files_only,
             kernels=Kernels.plain(platform) if self.kernels == "xla" else None,
@@ -366,6 +402,22 @@ def _size(size: str | None, pipe: Pipeline) -> dict[str, int | None]:
     if pixels is None:
         raise InputError("size", size, "give WIDTHxHEIGHT in pixels, such as 1024x768, or an aspect, such as 16:9")
     return {"width": pixels[0], "height": pixels[1]}
+
+
+def _seed_of_host_0(seed: int) -> int:
+    """What host 0 has for `seed`, of 32 bits."""
+    import numpy as np
+
+    from jaxl.sharding import gathered, make_mesh
+
+    return int(gathered(np.uint32(seed), make_mesh())[0])
+
+
+def _numbered(seeds: list[int]) -> str:
+    """How many images, and their seeds."""
+    if len(seeds) > 1:
+        return f"{len(seeds)} images, seeds {seeds[0]} to {seeds[-1]}"
+    return f"seed {seeds[0]}" if seeds else "no image"
 
 
 def _numbers(argument: str, text: str | None, mark: str = ",") -> list[float] | None:

@@ -3,16 +3,79 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Annotated
 
 import typer
 
-from jaxl.errors import InputError
+from jaxl.cli.machine import find_chips
+from jaxl.cli.terminal import in_background
+from jaxl.errors import InputError, JaxlError
 
 VariantOption = Annotated[str | None, typer.Option(metavar="NAME", help="Of the weight files, such as fp16.")]
 RevisionOption = Annotated[str | None, typer.Option(metavar="NAME", help="Branch, tag or commit on the hub.")]
 LocalOption = Annotated[bool, typer.Option("--local-files-only", help="Use what was downloaded before, no network.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
+
+DistributedOption = Annotated[
+    bool, typer.Option("--distributed", help="Run on all hosts of a TPU pod or of a Slurm job: the same line on each.")
+]
+CoordinatorOption = Annotated[
+    str | None, typer.Option(metavar="HOST:PORT", help="Where host 0 listens, and the others find it: elsewhere.")
+]
+HostsOption = Annotated[int | None, typer.Option(metavar="N", help="How many hosts.")]
+HostOption = Annotated[int | None, typer.Option(metavar="I", help="Which this is, from 0 on.")]
+TimeoutOption = Annotated[float, typer.Option(metavar="SECONDS", help="How long hosts wait for each other.")]
+TIMEOUT, PATIENCE = 300.0, 5.0
+
+
+@dataclass(frozen=True)
+class Hosts:
+    """The hosts that run one program, as the options say: see `jaxl.hosts.join`."""
+
+    distributed: bool
+    coordinator: str | None
+    hosts: int | None
+    host: int | None
+    timeout: float
+
+    @property
+    def several(self) -> bool:
+        """Whether there may be others."""
+        return self.distributed or any(each is not None for each in (self.coordinator, self.hosts, self.host))
+
+    @contextmanager
+    def joined(self) -> Iterator[int | None]:
+        """The number of this host, once the others are there; they are waited for at the end. None if it is alone."""
+        if not self.several:
+            yield None
+            return
+        if self.distributed and self.coordinator is not None:
+            raise InputError("distributed", True, "it finds the hosts by itself; leave out --coordinator")
+        import jax
+
+        from jaxl import hosts
+
+        number = in_background(self._join)
+        try:
+            yield number
+        except Exception as error:
+            in_background(lambda: hosts.leave(PATIENCE))  # most likely the others have the same error, and tell it too
+            if isinstance(error, jax.errors.JaxRuntimeError):
+                raise JaxlError(f"host {number} cannot go on; see what the others say ({error})") from error
+            raise
+        in_background(hosts.leave)
+
+    def _join(self) -> int:
+        import jax
+
+        from jaxl import hosts
+
+        hosts.join(self.coordinator, self.hosts, self.host, timeout=self.timeout)
+        find_chips()
+        return jax.process_index()
 
 
 def read_size(text: str) -> tuple[int, int] | None:

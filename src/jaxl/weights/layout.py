@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
 EMBEDDINGS = ("token_embedding.weight", "position_embedding.weight")
@@ -60,6 +61,12 @@ def rearranged(array: np.ndarray, axes: tuple[int, ...], dtype: np.dtype) -> np.
     for start in range(0, len(array), rows):
         target[start : start + rows] = array[start : start + rows].astype(dtype, copy=False).view(integer)
     return new
+
+
+def placed(array: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:
+    """The array on the devices that `sharding` names; of several processes, each has it and serves its own devices."""
+    # device_put would send it from process to process, to see whether all have the same
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
 def aligned(array: np.ndarray) -> np.ndarray:

@@ -18,6 +18,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import DTypeLike
 
@@ -25,7 +26,7 @@ from jaxl.errors import CheckpointError, InputError, nearest
 from jaxl.files import cache_folder, write_text
 from jaxl.nn.quantised import quantise_weight, scale_of
 from jaxl.weights.checkpoint import Checkpoint
-from jaxl.weights.layout import flatten, unflatten
+from jaxl.weights.layout import flatten, placed, unflatten
 
 # What a transformer block multiplies at each step. Keys and values of cross-attention are made once for an image.
 LINEARS = re.compile(
@@ -123,11 +124,11 @@ def quantise_params(
         if path == key or not precision.covers(path):
             tree[key] = leaves.pop(key)
             continue
-        placed = tuple(wanted[f"{path}.{name}"].sharding for name in ("weight", "scale"))
-        make = jax.jit(quantise_weight, static_argnums=1, out_shardings=placed)
+        shardings = tuple(wanted[f"{path}.{name}"].sharding for name in ("weight", "scale"))
+        make = jax.jit(quantise_weight, static_argnums=1, out_shardings=shardings)
         tree[key], tree[f"{path}.scale"] = jax.block_until_ready(make(leaves.pop(key), precision.dtype))
-        scale = scale_of(jnp.float32(largest[path]), precision.dtype)
-        tree[f"{path}.input_scale"] = jax.device_put(scale, wanted[f"{path}.input_scale"].sharding)
+        scale = np.asarray(scale_of(jnp.float32(largest[path]), precision.dtype))
+        tree[f"{path}.input_scale"] = placed(scale, wanted[f"{path}.input_scale"].sharding)
     return unflatten(tree)
 
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxl.kernels.winograd import transformed, transformed_shape
-from jaxl.weights.layout import aligned, flatten, unflatten
+from jaxl.weights.layout import aligned, flatten, placed, unflatten
 
 # Those of stride 1. With few channels the transforms cost more than the products save.
 CONVOLUTION = re.compile(r".+\.(conv1|conv2|upsamplers\.0\.conv)")
@@ -37,7 +37,7 @@ def with_winograd(params: Mapping[str, Any], shapes: Mapping[str, Any]) -> dict[
     for key, leaf in flatten(shapes).items():
         if key.endswith(WINOGRAD):
             weight = leaves[key.removesuffix(WINOGRAD) + ".weight"]
-            leaves[key] = jax.device_put(aligned(transformed(weight)), leaf.sharding)
+            leaves[key] = placed(aligned(transformed(weight)), leaf.sharding)
     return unflatten(leaves)
 
 
