@@ -1,7 +1,7 @@
 """Ways to choose a replica for each request, compared by simulation, and by measurement with two local servers.
 
     python benchmarks/routing.py [--replicas 2 8 64] [--loads 0.3 0.5 ...] [--plot docs/pictures/routing.png]
-    python benchmarks/routing.py --measure [--load 0.7] [--requests 100] [--steps 8]
+    python benchmarks/routing.py --measure [--policies random ...] [--load 0.7] [--requests 100] [--steps 8]
 
 The simulation (`jaxl.bench.routing`) is of replicas of four TPU v5e chips, which were not there: its step times are the
 estimates of docs/performance.md. --measure starts two `jaxl serve` of `tiny`, each on a core of its own, sends them the
@@ -185,6 +185,12 @@ class Local:
             float(line.split()[1]) for page in pages for line in page.splitlines() if line.startswith(name + " ")
         )
 
+    async def other_seconds(self) -> float:
+        """Of processor time since the start, of all processes but the servers and this one (on Linux)."""
+        user, nice, system = map(int, Path("/proc/stat").read_text().split()[1:4])
+        own = time.process_time() + await self.metric("process_cpu_seconds_total")
+        return (user + nice + system) / os.sysconf("SC_CLK_TCK") - own
+
     async def machine(self, steps: int) -> Machine:
         """The step times while both servers draw; what a lone request takes besides its steps is its decoding's."""
         row_seconds, decode_seconds = [], []
@@ -230,7 +236,9 @@ def between(before: Machine, after: Machine) -> Machine:
     return replace(before, row_seconds=rows, decode_seconds=decodes)
 
 
-async def measure(urls: Sequence[str], load: float, count: int, steps: int) -> list[dict[str, Any]]:
+async def measure(
+    urls: Sequence[str], policies: Sequence[str], load: float, count: int, steps: int
+) -> list[dict[str, Any]]:
     """A row for each policy: latencies as measured, and as simulated with the step times before and after."""
     rows = []
     async with AsyncExitStack() as stack:
@@ -240,11 +248,13 @@ async def measure(urls: Sequence[str], load: float, count: int, steps: int) -> l
         machine = await local.machine(steps)
         traffic = Traffic(IMAGES[MIXED], [1 / len(LOCAL_SIZES)] * len(LOCAL_SIZES), (steps,))
         requests = traffic.requests(count, load, machine, len(urls))
-        for name, policy in POLICIES.items():
-            measured = await local.latencies(requests, policy)
+        for name in policies:
+            began, others = time.monotonic(), await local.other_seconds()
+            measured = await local.latencies(requests, POLICIES[name])
+            others, seconds = await local.other_seconds() - others, time.monotonic() - began
             before, machine = machine, await local.machine(steps)
             taken = between(before, machine)
-            simulated, _ = simulate(requests, taken, len(urls), policy)
+            simulated, _ = simulate(requests, taken, len(urls), POLICIES[name])
             row = {
                 "policy": name,
                 "mean": float(measured.mean()),
@@ -254,6 +264,7 @@ async def measure(urls: Sequence[str], load: float, count: int, steps: int) -> l
                 "p95 simulated": float(np.quantile(simulated, 0.95)),
                 "steps": " and ".join(f"{1000 * each:.0f}" for each in taken.row_seconds),
                 "decoding": " and ".join(f"{1000 * each:.0f}" for each in taken.decode_seconds),
+                "other work": f"{others / seconds:.2f} cores",
             }
             rows.append(row)
             show([row])
@@ -267,6 +278,7 @@ def main() -> None:
     parser.add_argument("--per-replica", type=int, default=100, help="requests, but at least 2000 in all")
     parser.add_argument("--plot", type=Path, help="of the largest number of replicas")
     parser.add_argument("--measure", action="store_true", help="two local servers of tiny")
+    parser.add_argument("--policies", nargs="+", choices=POLICIES, default=list(POLICIES), help="that are measured")
     parser.add_argument("--load", type=float, default=0.7, help="of what is measured, and with old counts simulated")
     parser.add_argument("--requests", type=int, default=100, help="that are measured with each policy")
     parser.add_argument("--steps", type=int, default=8, help="of each image that is measured")
@@ -281,7 +293,7 @@ def main() -> None:
         options = ["--slots", str(PLACES), "--chunks", "1", "--max-waiting", "10000", *sizes]
         with ExitStack() as stack:
             urls = [stack.enter_context(server_on(core, options)) for core in cores]
-            results["measured"] = asyncio.run(measure(urls, args.load, args.requests, args.steps))
+            results["measured"] = asyncio.run(measure(urls, args.policies, args.load, args.requests, args.steps))
         show(results["measured"])
     else:
         results["simulated"] = rows = compare(args.replicas, args.loads, args.per_replica)

@@ -175,7 +175,7 @@ def _measure(
             raise
         raise JaxlError(f"out of memory for {workload}; measure fewer or smaller images") from error
     own = measured.pop("jaxl")
-    peak, peak_of = peak_memory(pipe.mesh.devices.flat)
+    peak, peak_of = peak_memory(pipe.mesh.local_devices)
     latency = Spread.of(_totals(own))
     return Row(
         workload=workload,

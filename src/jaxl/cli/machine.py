@@ -28,7 +28,10 @@ def find_chips() -> list[list[Any]]:
     use_cores()
     found = find_devices()
     config: Any = jax.config
-    return [found] if found[0].platform == "cpu" and config.jax_num_cpu_devices > 1 else [[each] for each in found]
+    if found[0].platform != "cpu" or config.jax_num_cpu_devices <= 1:
+        return [[each] for each in found]
+    hosts = sorted({each.process_index for each in found})
+    return [[each for each in found if each.process_index == host] for host in hosts]
 
 
 def memory_bytes(device: Any) -> int | None:

@@ -84,7 +84,9 @@ def cluster() -> Iterator[str]:
     """The address of Ray's own HTTP server."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    start_ray(8)
+    with warnings.catch_warnings():  # jax's of forks, which end in other programs here
+        warnings.simplefilter("ignore")
+        start_ray(8)
     http = {"host": "127.0.0.1", "port": port}
     serve.start(proxy_location="HeadOnly", http_options=http, logging_config={"log_level": "WARNING"})
     yield f"http://127.0.0.1:{port}"
