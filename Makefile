@@ -14,7 +14,7 @@ test: check
 
 test-web: .venv/web chromium
 	# Gradio leaves event loops of its own behind
-	$(BIN)/pytest tests/web -W ignore::pytest.PytestUnraisableExceptionWarning
+	$(BIN)/pytest tests/web $(WEB) -W ignore::pytest.PytestUnraisableExceptionWarning
 
 check: .venv/tested
 	$(BIN)/ruff check .

@@ -255,6 +255,7 @@ def test_light_and_dark_are_accessible(user: User) -> None:
         if scheme == "dark":
             user.page.click(".jaxl-theme")
             assert user.page.evaluate("document.body.classList.contains('dark')")
+        user.page.wait_for_timeout(1500)  # until the colours have changed
         user.screenshot(f"demo-{scheme}")
         found = Axe().run(user.page, options={"runOnly": ["wcag2a", "wcag2aa"]})
         assert not found.response["violations"], found.generate_report()
