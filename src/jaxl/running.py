@@ -14,7 +14,7 @@ from PIL import Image
 
 from jaxl.arguments import whole_number
 from jaxl.diffusion.loop import Slots
-from jaxl.diffusion.tables import scheduler_name
+from jaxl.diffusion.tables import SCHEDULERS, scheduler_name
 from jaxl.engine.backend import Stage
 from jaxl.errors import InputError
 from jaxl.pipeline import Decoded, Params, Pipeline, Progress, open_pipeline
@@ -130,14 +130,23 @@ class PipelineBackend:
 
     @property
     def defaults(self) -> dict[str, Any]:
-        """What is drawn where a request does not say: `sizes`, the first, `scheduler`, `steps`, `guidance_scale`."""
+        """What a server's settings take from the model: the names of `schedulers`, `sizes`, and what is drawn where a
+        request does not say, which is the first size, `scheduler`, `steps` and `guidance_scale`.
+        """
         preset, own = self.pipe.preset, self.pipe.model.scheduler
         return {
+            "schedulers": tuple(sorted(SCHEDULERS)),
             "sizes": tuple(dict.fromkeys((lane.width, lane.height) for lane in self.lanes)),
             "scheduler": scheduler_name(own, preset.scheduler),
             "steps": preset.steps,
             "guidance_scale": preset.guidance_scale,
         }
+
+    @property
+    def chips(self) -> tuple[str, int]:
+        """The kind and number of what is paid for: a CPU's devices are cores of one machine."""
+        devices = jax.devices()
+        return devices[0].device_kind, 1 if devices[0].platform == "cpu" else len(devices)
 
     def read(self, arguments: Mapping[str, Any]) -> list[PlannedImage]:
         plan = self.pipe.plan(**arguments)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from jaxl.errors import InputError
+from jaxl.server import routing
 
 # the share of the time in which the replicas are emptier than they are going to be, which is not counted
 WARM_UP = 0.1
@@ -94,23 +95,18 @@ def round_robin(request: Request, counts: Counts, places: int, random: np.random
 
 def power_of_two(request: Request, counts: Counts, places: int, random: np.random.Generator) -> int:
     """Of two at random, the one with fewer images (Mitzenmacher 2001, "The Power of Two Choices")."""
-    return _fewest(range(len(counts)), counts, random, 2)
+    return routing.fewest(range(len(counts)), _totals(counts), random, 2)
 
 
 def shortest_queue(request: Request, counts: Counts, places: int, random: np.random.Generator) -> int:
     """The one with the fewest images."""
-    return _fewest(range(len(counts)), counts, random, len(counts))
+    return routing.fewest(range(len(counts)), _totals(counts), random)
 
 
 def bucket_affine(request: Request, counts: Counts, places: int, random: np.random.Generator) -> int:
-    """One that has images in the request's lane, and places free there for the request's; if none has, the emptiest.
-
-    Of several, the one with fewer images of two at random.
-    """
-    fitting = [i for i, each in enumerate(counts) if 0 < each[request.lane] <= places - request.images]
-    if fitting:
-        return _fewest(fitting, counts, random, 2)
-    return shortest_queue(request, counts, places, random)
+    """As `jaxl.server.routing` has it, with two choices."""
+    of_lane = [each[request.lane] for each in counts]
+    return routing.bucket_affine(request.images, of_lane, _totals(counts), [places] * len(counts), random, 2)
 
 
 POLICIES: Mapping[str, Policy] = {
@@ -122,9 +118,8 @@ POLICIES: Mapping[str, Policy] = {
 }
 
 
-def _fewest(among: Sequence[int], counts: Counts, random: np.random.Generator, choices: int) -> int:
-    drawn = random.choice(len(among), min(choices, len(among)), replace=False)
-    return min((among[i] for i in drawn), key=lambda i: sum(counts[i]))
+def _totals(counts: Counts) -> list[int]:
+    return [sum(each) for each in counts]
 
 
 @dataclass(frozen=True)

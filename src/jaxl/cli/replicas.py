@@ -9,18 +9,17 @@ import sys
 from collections.abc import Callable, Mapping
 from functools import partial
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from jaxl.cli.serve import Loaded, Supervisor, say
+from jaxl.cli.serve import Loaded, Supervisor, say, usd_per_hour
 from jaxl.errors import CheckpointError, InputError, JaxlError
 
 # Ray is an extra, and takes a second to import
 if TYPE_CHECKING:
-    from jaxl.engine import Engine
-    from jaxl.server.ray.deployment import Scale
     from jaxl.server.ray.fleet import Fleet
+    from jaxl.server.ray.scale import Scale
 
 APPLICATION = "jaxl"
 # the numbers of a host's TPU chips that one process can have
@@ -96,25 +95,17 @@ class ReplicaSupervisor(Supervisor):
         return self.fleet
 
     def _take(self, loaded: Loaded) -> None:
-        from jaxl.server.app import create_app
-        from jaxl.server.ray.deployment import Threads, completed, threads
-        from jaxl.server.service import Service
+        from jaxl.server.ray.deployment import Threads, threads
 
-        fleet: Fleet = loaded.backend
         if self.engine is not None:
             say(f"replaced the replicas of {self.settings.model} in {loaded.seconds:.1f} s")
             return
-        self.engine = cast("Engine", fleet)
-        settings = completed(self.settings, fleet.describe())
-        page = None
-        if settings.ui:
-            from jaxl.server.web.page import Page
-
-            page = Page(settings)
-        app = create_app(Service(self.engine, settings), page)
-        self.front.app = Threads(app, threads(fleet.max_waiting))
-        sizes = ", ".join(f"{width}x{height}" for width, height in settings.sizes)
-        say(f"ready after {loaded.seconds:.1f} s: {settings.model}, {sizes}, {self.count} replicas")
+        fleet: Fleet = loaded.backend
+        description = fleet.describe()
+        kind, chips = description.chips
+        usd = usd_per_hour((kind, chips * self.count), self.prices)
+        app = Threads(self._app(fleet, description.defaults, usd), threads(fleet.max_waiting))
+        self._open(fleet, app, f"{self.count} replicas ready after {loaded.seconds:.1f} s")
 
 
 def loaded(load: Callable[[], Any], start: int) -> Any:
@@ -152,7 +143,7 @@ def start_ray(cpus: int) -> None:
 
 def share(found: Mapping[str, float], count: int) -> Scale:
     """What each of `count` replicas has of a machine's chips, as Ray found them."""
-    from jaxl.server.ray.deployment import Scale
+    from jaxl.server.ray.scale import Scale
 
     gpus, tpus = (int(found.get(name, 0)) for name in ("GPU", "TPU"))
     for kind, number in (("GPUs", gpus), ("TPU chips", tpus)):

@@ -13,7 +13,7 @@ import threading
 import time
 import warnings
 import webbrowser
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -31,7 +31,7 @@ from jaxl.errors import InputError, JaxlError, TruncationWarning
 
 # jax, and what imports it, is imported while the server listens; the server's own packages are an extra
 if TYPE_CHECKING:
-    from jaxl.engine import Engine
+    from jaxl.engine import AnyEngine
     from jaxl.server.app import Front
     from jaxl.server.settings import Settings
 
@@ -284,7 +284,7 @@ class Supervisor:
         self.prices = prices
         self.open_page = open_page
         self.engine_options = engine_options
-        self.engine: Engine | None = None
+        self.engine: AnyEngine | None = None
         self.loading = False
         self.inbox: SimpleQueue[int | Loaded | Failed | Ended] = SimpleQueue()
 
@@ -335,28 +335,37 @@ class Supervisor:
     def _take(self, loaded: Loaded) -> None:
         """Draw with a backend from now on."""
         from jaxl.engine import Engine
+
+        backend = loaded.backend
+        if isinstance(self.engine, Engine):
+            self.engine.replace(backend)
+            say(f"loaded {self.settings.model} anew in {loaded.seconds:.1f} s")
+            return
+        engine = Engine(backend, **self.engine_options)
+        app = self._app(engine, backend.defaults, usd_per_hour(backend.chips, self.prices))
+        engine.start()
+        self._open(engine, app, f"ready after {loaded.seconds:.1f} s")
+
+    def _app(self, engine: AnyEngine, defaults: Mapping[str, Any], usd: float | None) -> Any:
+        """The application before an engine, with what the model says of itself."""
         from jaxl.server.app import create_app
         from jaxl.server.service import Service
 
-        if self.engine is not None:
-            self.engine.replace(loaded.backend)
-            say(f"loaded {self.settings.model} anew in {loaded.seconds:.1f} s")
-            return
-        engine = Engine(loaded.backend, **self.engine_options)
-        settings = replace(completed(self.settings, loaded.backend), usd_per_hour=usd_per_hour(self.prices))
-        service = Service(engine, settings)
+        self.settings = replace(self.settings, **defaults, usd_per_hour=usd)
         page = None
-        if settings.ui:
+        if self.settings.ui:
             from jaxl.server.web.page import Page
 
-            page = Page(settings)
-        engine.start()
-        self.engine = engine
-        self.front.app = create_app(service, page)
-        sizes = ", ".join(f"{width}x{height}" for width, height in service.settings.sizes)
-        say(f"ready after {loaded.seconds:.1f} s: {self.settings.model}, {sizes}")
+            page = Page(self.settings)
+        return create_app(Service(engine, self.settings), page)
 
-    def _drain(self, engine: Engine) -> None:
+    def _open(self, engine: AnyEngine, app: Any, said: str) -> None:
+        self.engine = engine
+        self.front.app = app
+        sizes = ", ".join(f"{width}x{height}" for width, height in self.settings.sizes)
+        say(f"{said}: {self.settings.model}, {sizes}")
+
+    def _drain(self, engine: AnyEngine) -> None:
         """Let running requests end, until the time is over or a second signal comes."""
         say(f"stopping; running requests have {self.settings.drain_timeout:g} s")
 
@@ -393,21 +402,11 @@ class Supervisor:
         threading.Thread(target=work, name="load", daemon=True).start()
 
 
-def completed(settings: Settings, backend: Any) -> Settings:
-    """The settings with what the model says of itself."""
-    from jaxl.diffusion.tables import SCHEDULERS
-
-    return replace(settings, schedulers=tuple(sorted(SCHEDULERS)), **backend.defaults)
-
-
-def usd_per_hour(prices: Sequence[Price]) -> float | None:
-    """What the devices of this process cost together; None if their price is not known."""
-    import jax
-
-    devices = jax.devices()
-    price = price_of(devices[0].device_kind, prices)
-    # a CPU's devices are cores of one machine
-    return None if price is None else price.usd_per_chip_hour * (1 if devices[0].platform == "cpu" else len(devices))
+def usd_per_hour(chips: tuple[str, int], prices: Sequence[Price]) -> float | None:
+    """What they cost together; None if their price is not known."""
+    kind, count = chips
+    price = price_of(kind, prices)
+    return None if price is None else price.usd_per_chip_hour * count
 
 
 def has_screen() -> bool:

@@ -84,6 +84,7 @@ class FakeBackend:
     ):
         self.row_seconds = row_seconds
         self.size = size
+        self.chips = "fake", 1
         self.sizes = [places] if isinstance(places, int) else list(places)
         self.sizes_of_images = [size, *sizes_of_images]
 

@@ -17,7 +17,7 @@ from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
 if TYPE_CHECKING:
-    from jaxl.engine import Engine, Ticket
+    from jaxl.engine import AnyEngine, Ticket
 
 Outcome = Literal["done", "cancelled", "deadline", "failed"]
 
@@ -30,7 +30,7 @@ SECONDS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 3.0, 5.0, 8.0, 12.0, 20
 class Metrics:
     """The metrics of one server."""
 
-    def __init__(self, engine: Engine):
+    def __init__(self, engine: AnyEngine):
         self.latencies: deque[float] = deque(maxlen=RECENT)  # seconds until all images were done, the last ones
         self._registry = CollectorRegistry()
         self._registry.register(_Engine(engine))
@@ -81,7 +81,7 @@ class Metrics:
 class _Engine(Collector):
     """What the engine says of itself, asked whenever somebody wants to know."""
 
-    def __init__(self, engine: Engine):
+    def __init__(self, engine: AnyEngine):
         self._engine = engine
 
     def describe(self) -> list[Metric]:

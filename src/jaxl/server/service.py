@@ -17,7 +17,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.types import Receive
 
 from jaxl import __version__
-from jaxl.engine import Engine, Event, Request, Result, Ticket
+from jaxl.engine import AnyEngine, Event, Request, Result, Ticket
 from jaxl.engine.request import new_id
 from jaxl.errors import CancelledError, DeadlineError, InputError
 from jaxl.server import logs
@@ -33,7 +33,7 @@ LEAST_DEADLINE = 1.0
 class Service:
     """What the routes share: an engine that has been started, and the settings of the server."""
 
-    def __init__(self, engine: Engine, settings: Settings):
+    def __init__(self, engine: AnyEngine, settings: Settings):
         """Raises InputError if pictures cannot be signed as the settings ask."""
         self.created = int(time.time())
         self.engine = engine

@@ -25,8 +25,9 @@ from jaxl.cli.replicas import start_ray
 from jaxl.engine import Request
 from jaxl.engine.fake import FakeBackend
 from jaxl.server.app import create_app
-from jaxl.server.ray.deployment import Scale, Threads, replicas, threads, with_ingress
+from jaxl.server.ray.deployment import Threads, replicas, threads, with_ingress
 from jaxl.server.ray.fleet import Fleet
+from jaxl.server.ray.scale import Scale
 from jaxl.server.service import Service
 from jaxl.server.settings import Settings
 
@@ -171,7 +172,7 @@ def until() -> Callable[[Callable[[], bool]], None]:
 
 @pytest.fixture
 def service(engine: Fleet, settings: Settings) -> Service:
-    return Service(engine, settings)  # pyright: ignore[reportArgumentType]
+    return Service(engine, settings)
 
 
 @pytest.fixture

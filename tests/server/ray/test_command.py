@@ -116,7 +116,7 @@ def test_from_loading_to_drained(start: Callable[..., Server], until: Until) -> 
     assert statuses == [200] * 6
     lines = server.end()
     assert server.process.returncode == 0
-    assert any(line.startswith("ready after") and line.endswith("2 replicas") for line in lines)
+    assert any(line.startswith("2 replicas ready after") for line in lines)
     _, alive = psutil.wait_procs(family, timeout=20)
     assert not alive
 

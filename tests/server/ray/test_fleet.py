@@ -15,8 +15,8 @@ from fastapi.testclient import TestClient
 from jaxl.engine import Event, Progress, Request
 from jaxl.errors import DeadlineError, DrainingError, QueueFullError
 from jaxl.server.app import create_app
-from jaxl.server.ray.deployment import Scale
 from jaxl.server.ray.fleet import Fleet
+from jaxl.server.ray.scale import Scale
 from jaxl.server.service import Service
 from jaxl.server.settings import Settings
 
@@ -54,6 +54,37 @@ def test_images_of_a_request_are_shared(engine: Fleet, until: Until) -> None:
     assert images[3].tobytes() == alone(engine, 4, 50)
     stats = engine.stats()
     assert (stats.images_done, stats.requests_done, stats.rows_done) == (9, 2, 450)
+
+
+def images_in(fleet: Fleet) -> list[int]:
+    """Of each replica, those in the making."""
+    return [stats.running for _, stats in fleet.handle.broadcast("stats").results()]
+
+
+@SLOW
+def test_images_of_one_size_meet_in_one_replica(engine: Fleet, until: Until) -> None:
+    def two_meet() -> bool:  # once the router has heard how many places the replicas have
+        tickets = [engine.submit(asked(steps=1000)) for _ in range(2)]
+        until(lambda: sum(images_in(engine)) == 2)
+        met = 2 in images_in(engine)
+        for ticket in tickets:
+            ticket.cancel()
+        until(lambda: images_in(engine) == [0, 0])
+        return met
+
+    until(two_meet)
+    tickets = [engine.submit(asked(steps=1000)) for _ in range(3)]
+    until(lambda: sorted(images_in(engine)) == [0, 3])
+    tickets.append(engine.submit(asked(steps=1000, width=64, num_images=2)))
+    until(lambda: sorted(images_in(engine)) == [2, 3])
+    tickets.append(engine.submit(asked(steps=1000, num_images=2)))  # for which the first has no room
+    until(lambda: sorted(images_in(engine)) == [3, 4])
+    tickets.append(engine.submit(asked(steps=1000)))
+    until(lambda: sorted(images_in(engine)) == [4, 4])
+    for ticket in tickets:
+        ticket.cancel()
+    until(lambda: images_in(engine) == [0, 0])
+    engine.submit(asked(num_images=4)).future.result(20)
 
 
 @SLOW
@@ -118,7 +149,7 @@ def test_killed_replica_breaks_no_stream(mortal: tuple[Any, Path], settings: Set
     handle, folder = mortal
     with fleet_of(handle) as fleet:
         until(lambda: fleet.stats().places == 8)
-        client = TestClient(create_app(Service(fleet, settings)))  # pyright: ignore[reportArgumentType]
+        client = TestClient(create_app(Service(fleet, settings)))
         body = {"prompt": "a", "seed": 1, "num_inference_steps": 60, "stream": True, "partial_images": 3, "n": 4}
         names: list[tuple[str, int]] = []
         with client.stream("POST", GENERATIONS, json=body) as answer:

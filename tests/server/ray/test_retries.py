@@ -11,34 +11,37 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from ray.exceptions import ActorDiedError
 
-from jaxl.engine import Event, Preview, Progress, Request, Started
+from jaxl.engine import Drawn, Event, Preview, Progress, Request, Started
 from jaxl.engine.fake import FakeBackend
 from jaxl.errors import EngineError
 from jaxl.server.ray.deployment import Threads, without_request_id
-from jaxl.server.ray.fleet import Fleet
+from jaxl.server.ray.fleet import Fleet, parts
 from jaxl.server.ray.replica import Message, Replica
 
 ASKED = {"prompt": "a", "seed": 3, "steps": 20}
 
 
 class Handle:
-    """Of a deployment: its first `deaths` calls end after so many messages."""
+    """Of a deployment: its first `deaths` calls end after so many messages of a kind. `asked` are all of them."""
 
-    def __init__(self, replica: Replica, deaths: int, messages: int):
-        self.replica, self.deaths, self.messages = replica, deaths, messages
+    def __init__(self, replica: Replica, deaths: int, messages: int, kind: type = object):
+        self.replica, self.deaths, self.messages, self.kind = replica, deaths, messages, kind
+        self.asked: list[tuple[int, int]] = []
 
     def options(self, **_: Any) -> Handle:
         return self
 
     def remote(self, request: Request) -> AsyncIterator[Message]:
         self.deaths -= 1
+        self.asked.append((request.arguments["seed"], request.arguments["num_images"]))
         return self.draw(request, self.messages if self.deaths >= 0 else None)
 
     async def draw(self, request: Request, messages: int | None) -> AsyncIterator[Message]:
         drawing: Any = self.replica.draw(request)
         async for message in drawing:
             yield message
-            messages = None if messages is None else messages - 1
+            if messages is not None and isinstance(message, self.kind):
+                messages -= 1
             if messages == 0:
                 await drawing.aclose()
                 raise ActorDiedError
@@ -87,6 +90,32 @@ def test_the_same_image_and_nothing_twice(one: Replica, deaths: int, messages: i
 def test_an_image_that_ends_every_replica(one: Replica) -> None:
     with pytest.raises(EngineError, match="3 replicas ended"):
         draw(one, 3, 5)
+
+
+def test_parts() -> None:
+    assert parts(range(6), 4) == [range(4), range(4, 6)]
+    assert parts([0, 2, 3, 5], 4) == [range(1), range(2, 4), range(5, 6)]
+
+
+@pytest.mark.parametrize("drawn", [1, 3])
+def test_what_a_replica_has_drawn_is_kept(one: Replica, drawn: int) -> None:
+    handle: Any = Handle(one, 1, drawn, Drawn)
+    fleet = Fleet(handle)
+    fleet.start()
+    heard: list[Event] = []
+    try:
+        fleet.places = 4
+        asked = Request({**ASKED, "num_images": 6}, previews=2)
+        images = fleet.submit(asked, heard.append).future.result(20).images
+        together = [image.tobytes() for image in images]
+        assert sum(n for _, n in handle.asked) == 6 + 4 - drawn
+        assert {(3, 4), (7, 2)} < set(handle.asked)
+        alone = [fleet.submit(Request({**ASKED, "seed": 3 + i})).future.result(20).images[0] for i in range(6)]
+        assert together == [image.tobytes() for image in alone]
+    finally:
+        fleet.close()
+    counts = Counter((type(event), event.image) for event in heard)
+    assert all(counts[kind, i] == n for kind, n in ((Started, 1), (Preview, 2), (Drawn, 1)) for i in range(6))
 
 
 @pytest.mark.parametrize(("given", "answered"), [("mine", None), ("not valid", "made")])

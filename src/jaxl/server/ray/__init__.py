@@ -1,7 +1,6 @@
 """Many replicas of an engine on Ray Serve, before which is the same application as before one. Needs `jaxl[ray]`.
 
-The ingress reads requests, and gives their images one by one to the replicas, which own the devices. Only these import
-jax.
+The ingress reads requests and gives each to one of the replicas, which own the devices. Only these import jax.
 """
 
 from jaxl.server.ray.application import app

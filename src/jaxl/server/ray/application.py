@@ -10,7 +10,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from jaxl.errors import InputError
-from jaxl.server.ray.deployment import Scale, replicas, with_ingress
+from jaxl.server.ray.deployment import replicas, with_ingress
+from jaxl.server.ray.scale import Scale
 from jaxl.server.settings import Settings
 
 

@@ -7,60 +7,31 @@ import os
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from typing import Any, cast
+from dataclasses import replace
+from typing import Any
 
 from ray import serve
-from ray.serve.config import AutoscalingConfig
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from jaxl.diffusion.tables import SCHEDULERS
-from jaxl.engine import Engine
-from jaxl.errors import InputError
 from jaxl.server import logs
 from jaxl.server.app import Front, create_app
 from jaxl.server.ray.fleet import Fleet
-from jaxl.server.ray.replica import Description, Replica
+from jaxl.server.ray.replica import Replica
+from jaxl.server.ray.router import BucketAffineRouter
+from jaxl.server.ray.scale import Scale
 from jaxl.server.service import Service
 from jaxl.server.settings import Settings
 
 # Ray asks every replica how it is so often, and replaces one that is gone at the next time: seconds
 HEALTH_PERIOD = 1.0
+# and how many places it has: until the first answer none, and so no request joins another there
+ROUTING_PERIOD = 10.0
 # no limit but that of the engine's queue, which knows when there will be room
 MOST_ONGOING = 10_000
 QUIET = LoggingConfig(log_level="WARNING", enable_access_log=False)
-
-
-@dataclass(frozen=True)
-class Scale:
-    """How many replicas there are, and what each has.
-
-    replicas: those to begin with. least, most: between these their number follows the load, if they differ; 0 is
-        allowed for the least. images: the images, waiting or in the making, that a replica is to have on average.
-    upscale_delay, downscale_delay: seconds that a load must last.
-    cpus, gpus, tpus: of a replica, as Ray counts them; 1, 2, 4 or 8 chips of a TPU host.
-    """
-
-    replicas: int = 1
-    least: int = 1
-    most: int = 1
-    images: float = 4.0
-    upscale_delay: float = 10.0
-    downscale_delay: float = 300.0
-    cpus: float = 1.0
-    gpus: float = 0.0
-    tpus: int = 0
-
-    def check(self) -> None:
-        """Raise InputError for what cannot be."""
-        if not 0 <= self.least <= self.replicas <= self.most or self.most < 1:
-            shown = f"{self.least} to {self.most}, {self.replicas} to begin with"
-            raise InputError("replicas", shown, "give 1 or more, from the least to the most")
-        if self.images <= 0:
-            raise InputError("images", self.images, "give more than 0")
 
 
 def replicas(load: Callable[[], Any], scale: Scale, engine_options: Mapping[str, Any], settings: Settings) -> Any:
@@ -73,18 +44,6 @@ def replicas(load: Callable[[], Any], scale: Scale, engine_options: Mapping[str,
     resources: dict[str, Any] = {"num_cpus": scale.cpus, "num_gpus": scale.gpus}
     if scale.tpus:
         resources["resources"] = {"TPU": scale.tpus}
-    number: dict[str, Any] = {"num_replicas": scale.replicas}
-    if scale.least < scale.most:
-        number = {
-            "autoscaling_config": AutoscalingConfig(
-                min_replicas=scale.least,
-                initial_replicas=scale.replicas,
-                max_replicas=scale.most,
-                target_ongoing_requests=scale.images,
-                upscale_delay_s=scale.upscale_delay,
-                downscale_delay_s=scale.downscale_delay,
-            )
-        }
     deployment = serve.deployment(
         Replica,
         name="Replica",
@@ -93,14 +52,13 @@ def replicas(load: Callable[[], Any], scale: Scale, engine_options: Mapping[str,
         health_check_period_s=HEALTH_PERIOD,
         graceful_shutdown_timeout_s=settings.deadline,
         logging_config=QUIET,
-        **number,
+        request_router_config={
+            "request_router_class": BucketAffineRouter,
+            "request_routing_stats_period_s": ROUTING_PERIOD,
+        },
+        **scale.number(),
     )
     return deployment.bind(load, dict(engine_options))
-
-
-def completed(settings: Settings, description: Description) -> Settings:
-    """The settings with what the model says of itself."""
-    return replace(settings, schedulers=tuple(sorted(SCHEDULERS)), **description.defaults)
 
 
 class Threads:
@@ -167,8 +125,8 @@ class Ingress:
         return self.app_of_server
 
     def _open(self) -> None:
-        settings = completed(self.settings, self.fleet.describe())
-        self.front.app = create_app(Service(cast(Engine, self.fleet), settings))
+        settings = replace(self.settings, **self.fleet.describe().defaults)
+        self.front.app = create_app(Service(self.fleet, settings))
 
 
 def with_ingress(replicas: Any, settings: Settings, max_waiting: int) -> Any:

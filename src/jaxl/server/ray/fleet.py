@@ -1,9 +1,7 @@
-"""What the server asks of an engine, done by replicas: each image of a request is drawn by one of them.
+"""What the server asks of an engine, done by replicas: each draws a whole request, or as much as it has places for.
 
-To Ray an image is a request. So its queue lengths, by which it chooses between two replicas (Mitzenmacher 2001, "The
-Power of Two Choices in Randomized Load Balancing") and scales them, count the images that wait or are in the making. As
-nothing an image is made of depends on its neighbours, one whose replica is gone is drawn again by another, and is the
-same.
+To Ray such a part of a request is one of its own, for which `jaxl.server.ray.router` chooses the replica. As nothing an
+image is made of depends on its neighbours, one whose replica is gone is drawn again by another, and is the same.
 """
 
 from __future__ import annotations
@@ -12,7 +10,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import replace
@@ -29,7 +27,7 @@ from jaxl.engine.request import new_id
 from jaxl.errors import CancelledError, DeadlineError, DrainingError, EngineError, JaxlError, QueueFullError
 from jaxl.server.ray.replica import Accepted, Description, Failed, Message
 
-# replicas that may die while they draw one image, until it is taken to be the reason
+# replicas that may die while they draw an image, until it is taken to be the reason
 MOST_DEATHS = 3
 # seconds
 WATCH_EVERY, WATCH_SECONDS = 1.0, 10.0
@@ -49,7 +47,7 @@ class Order:
         self.unstarted = set(range(images))
         self.done = [0] * images  # rows
         self.shown = [0] * images  # the row of the last preview
-        self.queued: dict[int, tuple[Status, float]] = {}  # what a replica last said of an image that waits, and when
+        self.queued: dict[int, tuple[Status, float]] = {}  # what was last said of a part, by its first image, and when
         self.task: asyncio.Task[None] | None = None
 
 
@@ -65,7 +63,7 @@ class Fleet:
         self._draws = handle.options(method_name="draw", stream=True)
         self.max_waiting = max_waiting
         self.draining = False
-        self.places = 0  # of one replica
+        self.places = 1  # of one replica
         self._orders: dict[Ticket, Order] = {}
         self._counts = dict.fromkeys(("images", "done", "failed", "cancelled", "refused", "rows"), 0)
         self._image_rate, self._row_rate = Window(), Window()
@@ -183,10 +181,9 @@ class Fleet:
         order.task = asyncio.current_task()
         if ticket.future.done():
             return
-        images = [asyncio.create_task(self._draw(order, index)) for index in range(len(ticket.images))]
         try:
             async with asyncio.timeout(ticket.request.deadline):
-                await asyncio.gather(*images)
+                await self._draw_parts(order, range(len(ticket.images)))
         except TimeoutError:
             self._end(order, DeadlineError(f"the images were not done within {ticket.request.deadline:g} s"))
         except JaxlError as error:
@@ -199,54 +196,62 @@ class Fleet:
             timings = {"queue": started - ticket.submitted, "run": now - started, "total": now - ticket.submitted}
             drawn = [image for image in ticket.images if image is not None]
             self._end(order, Result(drawn, ticket.seeds, ticket.scheduler, ticket.total // len(drawn), timings))
+
+    async def _draw_parts(self, order: Order, images: Sequence[int], deaths: int = 0) -> None:
+        """Have images drawn, each part by one replica."""
+        tasks = [asyncio.create_task(self._draw(order, part, deaths)) for part in parts(images, self.places)]
+        try:
+            await asyncio.gather(*tasks)
         finally:
-            for task in images:
+            for task in tasks:
                 task.cancel()
 
-    async def _draw(self, order: Order, index: int) -> None:
-        """Have one image drawn, again if its replica dies."""
+    async def _draw(self, order: Order, part: range, deaths: int) -> None:
+        """Have a part drawn by one replica, and what it leaves by others if it dies."""
         ticket = order.ticket
-        given = ticket.request.arguments
-        arguments = {**given, "seed": ticket.seeds[index], "num_images": 1}
-        for _ in range(MOST_DEATHS):
-            left = None if ticket.expires == float("inf") else max(ticket.expires - time.monotonic(), 0.0)
-            messages: Any = self._draws.remote(replace(ticket.request, arguments=arguments, id=new_id(), deadline=left))
-            try:
-                async for message in messages:
-                    self._hear(order, index, message)
-                if ticket.images[index] is not None:
-                    return
-            except asyncio.CancelledError:
-                messages.cancel()
-                raise
-            except (RayTaskError, TaskCancelledError):
-                raise
-            except RayError:
-                log.warning("a replica is gone; another draws what it had")
-                with self._wake:
-                    order.queued.pop(index, None)
-        raise EngineError(f"{MOST_DEATHS} replicas ended while they drew an image of this request")
+        arguments = {**ticket.request.arguments, "seed": ticket.seeds[part[0]], "num_images": len(part)}
+        left = None if ticket.expires == float("inf") else max(ticket.expires - time.monotonic(), 0.0)
+        messages: Any = self._draws.remote(replace(ticket.request, arguments=arguments, id=new_id(), deadline=left))
+        try:
+            async for message in messages:
+                self._hear(order, part, message)
+        except asyncio.CancelledError:
+            messages.cancel()
+            raise
+        except (RayTaskError, TaskCancelledError):
+            raise
+        except RayError:
+            log.warning("a replica is gone; others draw what it had")
+        undrawn = [index for index in part if ticket.images[index] is None]
+        if undrawn:
+            with self._wake:
+                order.queued.pop(part[0], None)
+            if deaths + 1 == MOST_DEATHS:
+                raise EngineError(f"{MOST_DEATHS} replicas ended while they drew an image of this request")
+            await self._draw_parts(order, undrawn, deaths + 1)
 
-    def _hear(self, order: Order, index: int, message: Message) -> None:
-        """Take in what a replica says of an image. What an earlier replica has said of it already is not told again."""
+    def _hear(self, order: Order, part: range, message: Message) -> None:
+        """Take in what a replica says of a part. What an earlier one has said of an image is not told again."""
         ticket = order.ticket
         with self._wake:
-            match message:
-                case Failed():
-                    raise message.error()
-                case Accepted() if index in order.unaccepted:
-                    order.unaccepted.discard(index)
+            if isinstance(message, Failed):
+                raise message.error()
+            if isinstance(message, Status):
+                order.queued[part[0]] = message, time.monotonic()
+                return
+            if isinstance(message, Accepted):
+                if part[0] in order.unaccepted:
+                    order.unaccepted.difference_update(part)
                     ticket.scheduler = message.scheduler
                     ticket.total += message.rows
                     if not order.unaccepted and not order.accepted.done():
                         order.accepted.set_result(None)
-                    return
-                case Status():
-                    order.queued[index] = message, time.monotonic()
-                    return
+                return
+            index = part[message.image]
+            match message:
                 case Started() if index in order.unstarted:
                     order.unstarted.discard(index)
-                    order.queued.pop(index, None)
+                    order.queued.pop(part[0], None)
                     ticket.started = ticket.started or time.monotonic()
                 case Progress() if message.done > order.done[index]:
                     more, order.done[index] = message.done - order.done[index], message.done
@@ -299,3 +304,14 @@ class Fleet:
                 if found or not self._orders:
                     self._served_at = time.monotonic()
             await asyncio.sleep(WATCH_EVERY)
+
+
+def parts(images: Sequence[int], most: int) -> list[range]:
+    """Images of a request, in order, as runs without a gap of at most so many; their seeds follow on each other."""
+    found: list[range] = []
+    for index in images:
+        if found and index == found[-1].stop and len(found[-1]) < most:
+            found[-1] = range(found[-1].start, index + 1)
+        else:
+            found.append(range(index, index + 1))
+    return found

@@ -1,4 +1,4 @@
-"""A replica: one engine with the devices that Ray has given its process, and what it tells of an image on its way."""
+"""A replica: one engine with the devices that Ray has given its process, and what it tells of images on their way."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from jaxl.errors import EngineError, JaxlError, TruncationWarning
 from jaxl.server.health import STALLED_SECONDS
 from jaxl.server.service import Channel
 
-# how often one hears where an image stands that waits
+# how often one hears where images stand that wait
 STATUS_SECONDS = 1.0
 
 log = logging.getLogger(__name__)
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Accepted:
-    """An image is in the queue: the full name of its scheduler, and its rows."""
+    """Images are in the queue: the full name of their scheduler, and the rows of all."""
 
     scheduler: str
     rows: int
@@ -33,7 +33,7 @@ class Accepted:
 
 @dataclass(frozen=True)
 class Failed:
-    """The end of an image that is not drawn: an error, taken apart, as many cannot be pickled."""
+    """The end of images that are not drawn: an error, taken apart, as many cannot be pickled."""
 
     kind: type[JaxlError]
     arguments: tuple[Any, ...]
@@ -55,9 +55,10 @@ Message = Accepted | Status | Event | Failed
 
 @dataclass(frozen=True)
 class Description:
-    """What a replica is: `defaults` as the backend has them, and the images that it draws at once."""
+    """What a replica is: `defaults` and `chips` as the backend has them, and the images that it draws at once."""
 
     defaults: Mapping[str, Any]
+    chips: tuple[str, int]
     places: int
 
 
@@ -76,11 +77,20 @@ class Replica:
         self.engine.start()
 
     def describe(self) -> Description:
-        return Description(self.backend.defaults, self.backend.sizes[-1])
+        return Description(self.backend.defaults, self.backend.chips, self.backend.sizes[-1])
 
     def stats(self) -> tuple[str, Stats]:
         """Those of the engine, with the replica's own id."""
         return self.id, self.engine.stats()
+
+    def record_routing_stats(self) -> dict[str, int]:
+        """What the router wants to know."""
+        return {"places": self.backend.sizes[-1]}
+
+    def record_autoscaling_stats(self) -> dict[str, int]:
+        """What `jaxl.server.ray.scale` wants to know: the images that wait or are in the making."""
+        stats = self.engine.stats()
+        return {"images": stats.waiting + stats.running}
 
     def check_health(self) -> None:
         """Raise EngineError if the devices failed several times in a row: Ray then starts another replica.
@@ -95,9 +105,10 @@ class Replica:
             raise EngineError("the devices failed several times in a row")
 
     async def draw(self, request: Request) -> AsyncIterator[Message]:
-        """Draw one image. Leaving early cancels it.
+        """Draw a request, of at most as many images as there are places. Leaving early cancels it.
 
-        First comes Accepted, then events, and a Status each second while it waits; the last message is Drawn or Failed.
+        First comes Accepted, then events, and a Status each second while all of it waits; last comes Failed, or
+        Drawn of the last image.
         """
         channel = Channel()
         events = channel.follow()
