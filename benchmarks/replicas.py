@@ -1,9 +1,10 @@
-"""Replicas under load: one is killed, their number follows the load, and all are drained.
+"""Replicas under load: one is killed, all are drained, and their number follows the load, to none.
 
-    python benchmarks/replicas.py kill|scale|drain [OPTIONS OF jaxl serve ...]
+    python benchmarks/replicas.py kill|drain|scale|zero [OPTIONS OF jaxl serve ...]
 
 `kill`: one of two replicas gets SIGKILL. `drain`: the server with two gets SIGTERM. `scale`: the load rises above what
-one replica draws, and falls again; it takes the arguments of `jaxl.server.ray:app` as NAME=VALUE in place of options.
+one replica draws, and falls again. `zero`: nobody asks for a while, and then one does. These two take the arguments of
+`jaxl.server.ray:app` as NAME=VALUE in place of options.
 Requests of one image come evenly, whether or not earlier ones were answered. The last line is JSON.
 """
 
@@ -236,8 +237,19 @@ def scale(arguments: list[str]) -> dict[str, object]:
     }
 
 
+def zero(arguments: list[str]) -> dict[str, object]:
+    """When the last replica is gone, and how long a request takes that comes then."""
+    with running(sys.executable, "-c", SCALED, "least=0", "most=1", "downscale_delay=5", *arguments) as server:
+        warm = asyncio.run(load(server.url, 1.0, 2))[-1]
+        began = time.monotonic()
+        server.until(lambda: server.slots() == 0)
+        gone = time.monotonic() - began
+        (cold,) = asyncio.run(load(server.url, 1.0, 1))
+    return {"gone_s": gone, "warm_s": warm.ended - warm.sent, "cold_s": cold.ended - cold.sent, "status": cold.status}
+
+
 def main() -> None:
-    commands = {"kill": kill, "drain": drain, "scale": scale}
+    commands = {"kill": kill, "drain": drain, "scale": scale, "zero": zero}
     if len(sys.argv) < 2 or sys.argv[1] not in commands:
         sys.exit(__doc__)
     print(json.dumps(commands[sys.argv[1]](sys.argv[2:])))
