@@ -27,7 +27,7 @@ from jaxl.errors import InputError
 try:
     import mlperf_loadgen as lg
 except ImportError:
-    raise InputError("bench", "loadgen", "it needs mlcommons-loadgen; pip install 'jaxl[bench]'") from None
+    raise InputError("bench", "loadgen", "it needs mlcommons-loadgen; pip install mlcommons-loadgen") from None
 
 Results = dict[str, Any]
 Keep = Callable[[int, Image.Image], None]

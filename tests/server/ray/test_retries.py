@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pytest
@@ -14,6 +15,8 @@ from ray.exceptions import ActorDiedError
 from jaxl.engine import Drawn, Event, Preview, Progress, Request, Started
 from jaxl.engine.fake import FakeBackend
 from jaxl.errors import EngineError
+from jaxl.server.ray import fleet as fleet_module
+from jaxl.server.ray import replica as replica_module
 from jaxl.server.ray.deployment import Threads, without_request_id
 from jaxl.server.ray.fleet import Fleet, parts
 from jaxl.server.ray.replica import Message, Replica
@@ -58,6 +61,13 @@ def one() -> Iterator[Replica]:
     one = Replica(lambda: FakeBackend(0.001), {})
     yield one
     one.engine.close()
+
+
+def _wait(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def draw(one: Replica, deaths: int, messages: int) -> tuple[bytes, list[Event]]:
@@ -116,6 +126,58 @@ def test_what_a_replica_has_drawn_is_kept(one: Replica, drawn: int) -> None:
         fleet.close()
     counts = Counter((type(event), event.image) for event in heard)
     assert all(counts[kind, i] == n for kind, n in ((Started, 1), (Preview, 2), (Drawn, 1)) for i in range(6))
+
+
+class Stream:
+    """As Ray's; what ends it has ended `messages` already."""
+
+    def __init__(self, messages: AsyncIterator[Message]):
+        self.messages = messages
+
+    def __aiter__(self) -> AsyncIterator[Message]:
+        return self.messages
+
+    def cancel(self) -> None:
+        pass
+
+
+class TwoHandle(Handle):
+    """Of two replicas; the first calls go to the first."""
+
+    def __init__(self, replicas: list[Replica], calls: int):
+        super().__init__(replicas[0], 0, 0)
+        self.replicas, self.calls = replicas, calls
+
+    def remote(self, request: Request) -> Any:
+        self.calls -= 1
+        self.asked.append((request.arguments["seed"], request.arguments["num_images"]))
+        return Stream(self.replicas[self.calls < 0].draw(request))
+
+    async def results_async(self, **_: Any) -> list[Any]:
+        return [replica.stats() for replica in self.replicas]
+
+
+def test_who_waits_goes_to_a_replica_with_nothing_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replica_module, "STATUS_SECONDS", 0.02)
+    monkeypatch.setattr(fleet_module, "WATCH_EVERY", 0.02)
+    replicas = [Replica(lambda: FakeBackend(0.01, places=2), {}) for _ in range(2)]
+    handle: Any = TwoHandle(replicas, calls=4)
+    fleet = Fleet(handle)
+    fleet.places = 2
+    asked = [Request({**ASKED, "seed": 10 * i, "num_images": n, "steps": 500}) for i, n in enumerate((2, 2, 1, 2), 1)]
+    try:
+        fleet.start()
+        fleet.submit(asked[0])
+        _wait(lambda: fleet.stats().running == 2)
+        for request in asked[1:]:
+            fleet.submit(request)
+        _wait(lambda: fleet.stats().running == 4)  # of the second and none of the last two, for whom no room is left
+        assert handle.asked == [(10, 2), (20, 2), (30, 1), (40, 2), (20, 2)]
+        _wait(lambda: [replica.engine.stats().waiting for replica in replicas] == [3, 0])
+    finally:
+        fleet.close()
+        for replica in replicas:
+            replica.engine.close()
 
 
 @pytest.mark.parametrize(("given", "answered"), [("mine", None), ("not valid", "made")])

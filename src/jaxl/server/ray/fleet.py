@@ -47,7 +47,9 @@ class Order:
         self.unstarted = set(range(images))
         self.done = [0] * images  # rows
         self.shown = [0] * images  # the row of the last preview
-        self.queued: dict[int, tuple[Status, float]] = {}  # what was last said of a part, by its first image, and when
+        # of parts that wait, by their first image: the wait and the number of images; what was last said, and when
+        self.waiting: dict[int, tuple[asyncio.Timeout, int]] = {}
+        self.queued: dict[int, tuple[Status, float]] = {}
         self.task: asyncio.Task[None] | None = None
 
 
@@ -213,19 +215,23 @@ class Fleet:
         left = None if ticket.expires == float("inf") else max(ticket.expires - time.monotonic(), 0.0)
         messages: Any = self._draws.remote(replace(ticket.request, arguments=arguments, id=new_id(), deadline=left))
         try:
-            async for message in messages:
-                self._hear(order, part, message)
+            async with asyncio.timeout(None) as wait:
+                order.waiting[part[0]] = wait, len(part)
+                async for message in messages:
+                    self._hear(order, part, message)
         except asyncio.CancelledError:
             messages.cancel()
             raise
+        except TimeoutError:  # of `_move`
+            messages.cancel()
+            deaths -= 1
         except (RayTaskError, TaskCancelledError):
             raise
         except RayError:
             log.warning("a replica is gone; others draw what it had")
         undrawn = [index for index in part if ticket.images[index] is None]
         if undrawn:
-            with self._wake:
-                order.queued.pop(part[0], None)
+            self._forget_wait(order, part)
             if deaths + 1 == MOST_DEATHS:
                 raise EngineError(f"{MOST_DEATHS} replicas ended while they drew an image of this request")
             await self._draw_parts(order, undrawn, deaths + 1)
@@ -237,7 +243,8 @@ class Fleet:
             if isinstance(message, Failed):
                 raise message.error()
             if isinstance(message, Status):
-                order.queued[part[0]] = message, time.monotonic()
+                if part[0] in order.waiting:
+                    order.queued[part[0]] = message, time.monotonic()
                 return
             if isinstance(message, Accepted):
                 if part[0] in order.unaccepted:
@@ -247,11 +254,12 @@ class Fleet:
                     if not order.unaccepted and not order.accepted.done():
                         order.accepted.set_result(None)
                 return
+            if isinstance(message, Started):
+                self._forget_wait(order, part)
             index = part[message.image]
             match message:
                 case Started() if index in order.unstarted:
                     order.unstarted.discard(index)
-                    order.queued.pop(part[0], None)
                     ticket.started = ticket.started or time.monotonic()
                 case Progress() if message.done > order.done[index]:
                     more, order.done[index] = message.done - order.done[index], message.done
@@ -267,6 +275,24 @@ class Fleet:
                 case _:
                     return
         ticket.tell(replace(message, image=index))
+
+    def _forget_wait(self, order: Order, part: range) -> None:
+        with self._wake:
+            order.queued.pop(part[0], None)
+            order.waiting.pop(part[0], None)
+
+    def _move(self, room: int) -> None:
+        """Let replicas draw what has waited longest at others, as far as they have room for all its images."""
+        waiting = [
+            (order.ticket.submitted, first, *each, first in order.queued)
+            for order in self._orders.values()
+            for first, each in order.waiting.items()
+        ]
+        room -= sum(images for *_, images, queued in waiting if not queued)  # they may be on their way there
+        for _, _, wait, images, queued in sorted(waiting, key=lambda each: each[:2]):
+            if queued and images <= room:
+                room -= images
+                wait.reschedule(self._loop.time())
 
     def _end(self, order: Order, outcome: Result | JaxlError) -> None:
         """Give a request its end, unless it has one; from any thread."""
@@ -291,7 +317,7 @@ class Fleet:
                 self._loop.call_soon_threadsafe(order.task.cancel)
 
     async def _watch(self) -> None:
-        """Ask the replicas for their counts, again and again."""
+        """Ask the replicas for their counts, again and again; those with nothing to do, as new ones, take over work."""
         while True:
             answers: list[Any] = []
             with suppress(RayError, DeploymentUnavailableError, TimeoutError):
@@ -303,6 +329,8 @@ class Fleet:
                 self._said |= found
                 if found or not self._orders:
                     self._served_at = time.monotonic()
+                idle = sum(stats.running + stats.waiting == 0 for stats in found.values())
+                self._move(idle * self.places)
             await asyncio.sleep(WATCH_EVERY)
 
 
