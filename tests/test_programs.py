@@ -53,20 +53,25 @@ def test_an_error_of_the_compiler_reaches_the_caller_each_time(tiny: Any) -> Non
             programs.get("advance", Bucket(1, 64, 64, guided=False))
 
 
-def test_the_next_process_starts_from_the_cache(tmp_path: Path) -> None:
+def test_the_next_process_starts_from_the_cache(small: Any, tmp_path: Path) -> None:
     """The second process finds all four programs on disk."""
     code = """
-import json, jax, jaxl
+import json, sys, jax, jaxl
 events = []
 jax.monitoring.register_event_listener(lambda event, **_: events.append(event))
-pipe, params = jaxl.from_pretrained("tiny")
+pipe, params = jaxl.from_pretrained(sys.argv[1])
 pipe.generate(params, "a llama", steps=1, width=64, height=64)
 print(json.dumps([events.count(f"/jax/compilation_cache/cache_{kind}") for kind in ("hits", "misses")]))
 """
     environment = os.environ | {"JAXL_CACHE_DIR": str(tmp_path), "XLA_FLAGS": ""}
     outputs = [
         subprocess.run(
-            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True, timeout=300
+            [sys.executable, "-c", code, small[0].checkpoint.source],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=300,
         ).stdout
         for _ in range(2)
     ]

@@ -18,7 +18,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def server(cache: Path) -> Iterator[Server]:
-    with Server(cache=cache) as server:
+    with Server("--chunks", "1", cache=cache) as server:
         server.wait()
         yield server
 

@@ -16,7 +16,7 @@ from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from playwright.sync_api import Browser
-from web_user import IDLE, STEPS, Server, User
+from web_user import IDLE, SCREENSHOTS, STEPS, Server, User
 
 APPLE = "a red apple on a blue background, flat style"
 ROCKET = "a rocket on a purple background, noto style"
@@ -41,6 +41,7 @@ def drop(user: User, selector: str, name: str, data: bytes, kind: str = "image/p
 
 def test_four_pictures_with_previews_that_change(user: User) -> None:
     """And the files have their settings, and say that a machine made them."""
+    steps = 25 if SCREENSHOTS else 12
     user.page.evaluate(
         """() => {
             window.seen = new Set();
@@ -53,7 +54,7 @@ def test_four_pictures_with_previews_that_change(user: User) -> None:
             }).observe(document.querySelector("jaxl-board"), {subtree: true, childList: true, attributes: true});
         }"""
     )
-    user.ask(APPLE, seed="7", steps=25)
+    user.ask(APPLE, seed="7", steps=steps)
     user.page.press("#jaxl-prompt textarea", "Control+Enter")
     user.page.wait_for_function("() => window.seen.size >= 10")
     user.screenshot("demo-drawing")
@@ -66,7 +67,7 @@ def test_four_pictures_with_previews_that_change(user: User) -> None:
     for i, data in enumerate(files):
         picture = Image.open(io.BytesIO(data))
         settings = json.loads(picture.info["jaxl"])
-        assert (settings["prompt"], settings["seed"], settings["steps"]) == (APPLE, 7 + i, 25)
+        assert (settings["prompt"], settings["seed"], settings["steps"]) == (APPLE, 7 + i, steps)
         assert "trainedAlgorithmicMedia" in picture.info["XML:com.adobe.xmp"]
         red, _, blue = pixels(data)[96:160, 96:160].mean((0, 1))
         assert red > blue + 50, "no red apple in the middle"

@@ -41,7 +41,8 @@ def run_replicas(count: int, **supervisor: Any) -> None:
 class ReplicaSupervisor(Supervisor):
     """Has a fleet of replicas for its engine.
 
-    SIGHUP replaces them one by one by new ones, which read the model anew.
+    SIGHUP replaces them one by one by new ones, which read the model anew. Ray stops one before it starts another, so
+    that one is missing if the new ones fail.
     """
 
     def __init__(self, count: int, **supervisor: Any):
@@ -106,6 +107,10 @@ class ReplicaSupervisor(Supervisor):
         usd = usd_per_hour((kind, chips * self.count), self.prices)
         app = Threads(self._app(fleet, description.defaults, usd), threads(fleet.max_waiting))
         self._open(fleet, app, f"{self.count} replicas ready after {loaded.seconds:.1f} s")
+
+    def _kept(self) -> str:
+        assert self.fleet is not None
+        return f"{self.fleet.stats().places // self.fleet.places} of {self.count} replicas keep the old one"
 
 
 def loaded(load: Callable[[], Any], start: int) -> Any:

@@ -326,7 +326,7 @@ class Supervisor:
                     self.loading = False
                     if self.engine is None:
                         raise error
-                    say(f"the model was not loaded anew, and the old one is kept: {error}")
+                    say(f"the model was not loaded anew, and {self._kept()}: {error}")
                 case Ended():
                     raise JaxlError("the HTTP server ended by itself")
                 case _:
@@ -364,6 +364,9 @@ class Supervisor:
         self.front.app = app
         sizes = ", ".join(f"{width}x{height}" for width, height in self.settings.sizes)
         say(f"{said}: {self.settings.model}, {sizes}")
+
+    def _kept(self) -> str:
+        return "the old one is kept"
 
     def _drain(self, engine: AnyEngine) -> None:
         """Let running requests end, until the time is over or a second signal comes."""
