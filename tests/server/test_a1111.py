@@ -100,6 +100,7 @@ class TestWebuiapi:
         outside = np.asarray(square()) == 0
         np.testing.assert_array_equal(drawn[outside], before[outside])
         assert (drawn[~outside] != before[~outside]).any()
+        assert "compositeWithTrainedAlgorithmicMedia" in result.image.info["XML:com.adobe.xmp"]
 
     def test_lists(self, api: webuiapi.WebUIApi) -> None:
         assert api.util_get_model_names() == ["tiny"]

@@ -150,7 +150,9 @@ def test_edit_paints_where_the_mask_is_transparent(theirs: openai.OpenAI, asked:
     assert (seen["prompt"], seen["strength"], seen["seed"], seen["num_images"]) == ("a", 0.5, 4, 2)
     assert pixels(seen["image"]) == pixels(image)
     assert (np.asarray(seen["mask"]) == 255 - alpha).all()
-    drawn = np.asarray(picture(answer.data[0].b64_json))
+    file = picture(answer.data[0].b64_json)
+    assert b"compositeWithTrainedAlgorithmicMedia" in file.info["xmp"]
+    drawn = np.asarray(file)
     assert (drawn[:, 40:] == (255, 0, 0)).all(), "what is not painted stays as it is"
     assert (drawn[:, :8] != (255, 0, 0)).any()
 
@@ -169,6 +171,7 @@ def test_client_streams_edits(theirs: openai.OpenAI) -> None:
     data = png(Image.new("RGB", (32, 32)))
     events = list(theirs.images.edit(image=[data], prompt="a", stream=True, partial_images=1))
     assert [event.type for event in events] == ["image_edit.partial_image", "image_edit.completed"]
+    assert b"/trainedAlgorithmicMedia" in picture(events[-1].b64_json).info["xmp"]  # nothing of the picture stays
     for event in events:
         type(event).model_validate(event.model_dump(), strict=True)
 

@@ -23,7 +23,7 @@ from PIL.PngImagePlugin import PngInfo
 
 import jaxl
 from jaxl.errors import InputError, OutputError
-from jaxl.server.pictures import MEDIA_TYPES, SOURCE_TYPE, Format, Signer, decode, encode
+from jaxl.server.pictures import COMPOSITE, DRAWN, MEDIA_TYPES, Format, Signer, decode, encode
 
 SIDE = 48
 IMAGE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (6, 6, 3), np.uint8)).resize((SIDE, SIDE))
@@ -46,13 +46,16 @@ def opened(data: bytes) -> Image.Image:
 
 
 @formats
-def test_a_picture_says_that_a_machine_made_it(format: Format) -> None:
-    image = opened(encode(IMAGE, SETTINGS, format=format))
+@pytest.mark.parametrize(
+    ("composite", "name"), [(False, "trainedAlgorithmicMedia"), (True, "compositeWithTrainedAlgorithmicMedia")]
+)
+def test_a_picture_says_that_a_machine_made_it(format: Format, composite: bool, name: str) -> None:
+    image = opened(encode(IMAGE, SETTINGS, format=format, composite=composite))
     assert image.format == format.upper()
     assert np.abs(np.asarray(image).astype(int) - np.asarray(IMAGE)).mean() < (1 if format == "png" else 12)
     packet = ElementTree.fromstring(image.info["xmp"])
     assert [each.text for each in packet.iter("{http://iptc.org/std/Iptc4xmpExt/2008-02-29/}DigitalSourceType")] == [
-        "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
+        f"http://cv.iptc.org/newscodes/digitalsourcetype/{name}"
     ]
 
 
@@ -200,9 +203,10 @@ def read_manifest(data: bytes, format: Format) -> dict[str, Any]:
 
 
 @formats
-def test_a_signed_picture(tmp_path: Path, format: Format) -> None:
+@pytest.mark.parametrize(("composite", "source_type"), [(False, DRAWN), (True, COMPOSITE)])
+def test_a_signed_picture(tmp_path: Path, format: Format, composite: bool, source_type: str) -> None:
     signer = Signer(*write_files(tmp_path, ec.generate_private_key(ec.SECP256R1())))
-    data = encode(IMAGE, SETTINGS, format=format, signer=signer)
+    data = encode(IMAGE, SETTINGS, format=format, composite=composite, signer=signer)
     store = read_manifest(data, format)
     assert store["validation_state"] == "Valid"
     assert [each["code"] for each in store["validation_status"]] == ["signingCredential.untrusted"]
@@ -210,7 +214,7 @@ def test_a_signed_picture(tmp_path: Path, format: Format) -> None:
     (generator,) = manifest["claim_generator_info"]
     assert (generator["name"], generator["version"]) == ("jaxl", jaxl.__version__)
     (assertion,) = manifest["assertions"]
-    assert assertion["data"]["actions"] == [{"action": "c2pa.created", "digitalSourceType": SOURCE_TYPE}]
+    assert assertion["data"]["actions"] == [{"action": "c2pa.created", "digitalSourceType": source_type}]
     assert manifest["signature_info"]["issuer"] == "an operator"
     assert "thumbnail" not in manifest
     image = opened(data)

@@ -293,7 +293,10 @@ async def _draw(
     ]
     files = []
     if asked.send_images:
-        files = [await service.encode(picture, own) for picture, own in zip(pictures, made, strict=True)]
+        files = [
+            await service.encode(picture, own, composite=source is not None and source.stays)
+            for picture, own in zip(pictures, made, strict=True)
+        ]
     unsaid = {"override_settings", "alwayson_scripts"}  # which may hold what JSON cannot
     if isinstance(asked, Img2Img) and not asked.include_init_images:
         unsaid |= {"init_images", "mask"}

@@ -16,6 +16,11 @@ class Source:
     picture: Image.Image
     mask: Image.Image | None = None
 
+    @property
+    def stays(self) -> bool:
+        """Whether some of the picture does."""
+        return self.mask is not None
+
     def cropped(self, width: int, height: int) -> Source:
         """Cut to the aspect of a size, and scaled to it."""
         mask = None if self.mask is None else ImageOps.fit(self.mask, (width, height))

@@ -200,7 +200,7 @@ async def _respond(
     for drawn, seed in zip(result.images, result.seeds, strict=True):
         image = await _overlaid(source, drawn)
         settings = service.settings_of(arguments, image, seed, result.scheduler)
-        data.append({"b64_json": await _base64(service, asked, image, settings), "seed": seed})
+        data.append({"b64_json": await _base64(service, asked, image, settings, source), "seed": seed})
     shape = _shape(asked, *result.images[0].size)
     return {"id": http.state.request_id, "created": int(time.time()), "data": data, **shape}
 
@@ -227,7 +227,7 @@ async def _events(
                 name = f"{kind}.completed"
                 seed, picture = stream.arguments["seed"] + image, await _overlaid(source, picture)
                 settings = service.settings_of(stream.arguments, picture, seed, stream.ticket.scheduler)
-                data = await _base64(service, asked, picture, settings)
+                data = await _base64(service, asked, picture, settings, source)
                 more = {"image_index": image, **shape, "b64_json": data, "usage": USAGE, "seed": seed}
             case _:
                 continue
@@ -248,8 +248,13 @@ def _format(asked: Asked) -> Format:
     return asked.output_format or "png"
 
 
-async def _base64(service: Service, asked: Asked, image: Image.Image, settings: dict[str, Any]) -> str:
-    data = await service.encode(image, settings, format=_format(asked), quality=asked.output_compression)
+async def _base64(
+    service: Service, asked: Asked, image: Image.Image, settings: dict[str, Any], source: Source | None
+) -> str:
+    composite = source is not None and source.stays
+    data = await service.encode(
+        image, settings, format=_format(asked), quality=asked.output_compression, composite=composite
+    )
     return base64.b64encode(data).decode()
 
 

@@ -24,23 +24,18 @@ Format = Literal["png", "jpeg", "webp"]
 
 MEDIA_TYPES: Mapping[Format, str] = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
 DEFAULT_QUALITY = 90
-SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
+# IPTC's words for a picture that a model has drawn, and for one of which it has drawn a part
+DRAWN, COMPOSITE = (
+    f"http://cv.iptc.org/newscodes/digitalsourcetype/{name}"
+    for name in ("trainedAlgorithmicMedia", "compositeWithTrainedAlgorithmicMedia")
+)
 XMP = (
     '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>'
     '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
     '<rdf:Description rdf:about="" xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/">'
-    f"<Iptc4xmpExt:DigitalSourceType>{SOURCE_TYPE}</Iptc4xmpExt:DigitalSourceType>"
+    "<Iptc4xmpExt:DigitalSourceType>{}</Iptc4xmpExt:DigitalSourceType>"
     '</rdf:Description></rdf:RDF></x:xmpmeta><?xpacket end="w"?>'
 )
-MANIFEST = {
-    "claim_generator_info": [{"name": "jaxl", "version": __version__}],
-    "assertions": [
-        {
-            "label": "c2pa.actions",
-            "data": {"actions": [{"action": "c2pa.created", "digitalSourceType": SOURCE_TYPE}]},
-        }
-    ],
-}
 
 
 class Signer:
@@ -66,7 +61,7 @@ class Signer:
             # without a picture inside the picture
             self._context = c2pa.Context.from_dict({"builder": {"thumbnail": {"enabled": False}}})
             self._signer = c2pa.Signer.from_info(c2pa.C2paSignerInfo(algorithm, chain, secret, None))
-            self._sign(png_bytes(Image.new("RGB", (8, 8)), None), "png")
+            self._sign(png_bytes(Image.new("RGB", (8, 8)), None), "png", DRAWN)
         except c2pa.C2paError as error:
             raise InputError(
                 "c2pa_cert",
@@ -74,16 +69,24 @@ class Signer:
                 f"no picture can be signed with it ({_line(error)}); give one that C2PA allows, and its chain",
             ) from None
 
-    def sign(self, data: bytes, format: Format) -> bytes:
-        """The file of a picture with a manifest. Raises OutputError, as when the certificate has expired."""
+    def sign(self, data: bytes, format: Format, source_type: str) -> bytes:
+        """The file of a picture with a manifest that has IPTC's `source_type`.
+
+        Raises OutputError, as when the certificate has expired.
+        """
         try:
-            return self._sign(data, format)
+            return self._sign(data, format, source_type)
         except self._c2pa.C2paError as error:
             raise OutputError(f"the picture could not be signed ({_line(error)})") from error
 
-    def _sign(self, data: bytes, format: Format) -> bytes:
+    def _sign(self, data: bytes, format: Format, source_type: str) -> bytes:
         signed = io.BytesIO()
-        with self._c2pa.Builder(MANIFEST, self._context) as builder:
+        created = {"action": "c2pa.created", "digitalSourceType": source_type}
+        manifest = {
+            "claim_generator_info": [{"name": "jaxl", "version": __version__}],
+            "assertions": [{"label": "c2pa.actions", "data": {"actions": [created]}}],
+        }
+        with self._c2pa.Builder(manifest, self._context) as builder:
             builder.sign(self._signer, MEDIA_TYPES[format], io.BytesIO(data), signed)
         return signed.getvalue()
 
@@ -94,15 +97,17 @@ def encode(
     *,
     format: Format = "png",
     quality: int | None = None,
+    composite: bool = False,
     mark: bool = True,
     signer: Signer | None = None,
 ) -> bytes:
     """An RGB picture as a file. A PNG has its settings too, if there are any, as `jaxl.png` writes them.
 
     quality: 0 to 100, of JPEG and WebP; None is 90.
-    mark: with the XMP packet that says that a machine made it.
+    composite: a part of it is somebody else's picture. mark: with the XMP packet that says that a machine made it.
     """
-    xmp = XMP if mark else None
+    source_type = COMPOSITE if composite else DRAWN
+    xmp = XMP.format(source_type) if mark else None
     if format == "png":
         data = png_bytes(picture, settings, xmp)
     else:
@@ -110,7 +115,7 @@ def encode(
         packet = {} if xmp is None else {"xmp": xmp.encode()}
         picture.save(stream, format, quality=DEFAULT_QUALITY if quality is None else quality, **packet)
         data = stream.getvalue()
-    return data if signer is None else signer.sign(data, format)
+    return data if signer is None else signer.sign(data, format, source_type)
 
 
 def decode(data: bytes | str, param: str, max_pixels: int) -> Image.Image:

@@ -135,10 +135,18 @@ class Service:
         *,
         format: Format = "png",
         quality: int | None = None,
+        composite: bool = False,
     ) -> bytes:
         """A picture as a file, marked and signed as the operator wants it, without keeping others waiting."""
         return await asyncio.to_thread(
-            encode, picture, settings, format=format, quality=quality, mark=self.settings.mark, signer=self.signer
+            encode,
+            picture,
+            settings,
+            format=format,
+            quality=quality,
+            composite=composite,
+            mark=self.settings.mark,
+            signer=self.signer,
         )
 
     async def encode_preview(self, pixels: np.ndarray, *, format: Format = "jpeg", quality: int | None = None) -> bytes:
