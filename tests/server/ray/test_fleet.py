@@ -1,8 +1,11 @@
 """Replicas that share the images of a request, die, and are drained; and Ray's own HTTP server before them."""
 
+import gc
 import json
 import os
 import signal
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,9 +16,10 @@ import pytest
 from fastapi.testclient import TestClient
 
 from jaxl.engine import Event, Progress, Request
-from jaxl.errors import DeadlineError, DrainingError, QueueFullError
+from jaxl.errors import CancelledError, DeadlineError, DrainingError, QueueFullError
 from jaxl.server.app import create_app
 from jaxl.server.ray.fleet import Fleet
+from jaxl.server.ray.router import BucketAffineRouter
 from jaxl.server.ray.scale import Scale
 from jaxl.server.service import Service
 from jaxl.server.settings import Settings
@@ -85,6 +89,35 @@ def test_images_of_one_size_meet_in_one_replica(engine: Fleet, until: Until) -> 
         ticket.cancel()
     until(lambda: images_in(engine) == [0, 0])
     engine.submit(asked(num_images=4)).future.result(20)
+
+
+@SLOW
+def test_who_gives_up_while_it_is_sent_leaves_nothing(engine: Fleet, until: Until) -> None:
+    """Neither images in a replica, which would take twenty seconds, nor counts in the router."""
+    routers = [each for each in gc.get_objects() if isinstance(each, BucketAffineRouter)]
+    stop = threading.Event()
+
+    def ask() -> None:
+        for _ in range(40):
+            with suppress(CancelledError, QueueFullError):
+                engine.submit(asked(steps=1000))
+
+    def give_up() -> None:
+        while not stop.is_set():
+            for ticket in engine.tickets():
+                ticket.cancel()
+            time.sleep(0.001)
+
+    threads = [threading.Thread(target=target) for target in (give_up, *[ask] * 5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads[1:]:
+        thread.join()
+    stop.set()
+    threads[0].join()
+    began = time.monotonic()
+    until(lambda: images_in(engine) == [0, 0] and not any(router._shares for router in routers))
+    assert time.monotonic() - began < 10
 
 
 @SLOW

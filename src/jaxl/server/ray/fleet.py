@@ -10,7 +10,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import replace
@@ -31,6 +31,7 @@ from jaxl.server.ray.replica import Accepted, Description, Failed, Message
 MOST_DEATHS = 3
 # seconds
 WATCH_EVERY, WATCH_SECONDS = 1.0, 10.0
+CLOSE_SECONDS = 5.0
 RETRY_WITHOUT_REPLICA = 10.0
 
 log = logging.getLogger(__name__)
@@ -67,6 +68,8 @@ class Fleet:
         self.draining = False
         self.places = 1  # of one replica
         self._orders: dict[Ticket, Order] = {}
+        self._tasks: set[asyncio.Task[None]] = set()  # of the orders
+        self._sending: dict[asyncio.Future[Message | None], int] = {}  # calls without an answer: their images
         self._counts = dict.fromkeys(("images", "done", "failed", "cancelled", "refused", "rows"), 0)
         self._image_rate, self._row_rate = Window(), Window()
         self._replicas: set[str] = set()  # those there are
@@ -87,10 +90,13 @@ class Fleet:
             ticket.cancel()
 
         async def stop() -> None:
-            tasks = asyncio.all_tasks() - {asyncio.current_task()}
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            for tasks in (self._tasks, self._sending):
+                if tasks:
+                    await asyncio.wait(list(tasks), timeout=CLOSE_SECONDS)
+            if rest := asyncio.all_tasks() - {asyncio.current_task()}:
+                for task in rest:
+                    task.cancel()
+                await asyncio.wait(rest, timeout=CLOSE_SECONDS)
 
         asyncio.run_coroutine_threadsafe(stop(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
@@ -122,6 +128,7 @@ class Fleet:
         ticket.on_cancel = lambda: self._end(order, CancelledError("the request was cancelled"))
         with self._wake:
             waiting = sum(len(each.unaccepted) for each in self._orders.values())
+            waiting = max(waiting, sum(self._sending.values()))  # with those that were given up
             if waiting and waiting + images > self.max_waiting:
                 self._counts["refused"] += 1
                 raise QueueFullError(waiting, RETRY_WITHOUT_REPLICA)
@@ -180,9 +187,12 @@ class Fleet:
 
     async def _draw_all(self, order: Order) -> None:
         ticket = order.ticket
-        order.task = asyncio.current_task()
         if ticket.future.done():
             return
+        order.task = asyncio.current_task()
+        assert order.task is not None
+        self._tasks.add(order.task)
+        order.task.add_done_callback(self._tasks.discard)
         try:
             async with asyncio.timeout(ticket.request.deadline):
                 await self._draw_parts(order, range(len(ticket.images)))
@@ -213,17 +223,21 @@ class Fleet:
         ticket = order.ticket
         arguments = {**ticket.request.arguments, "seed": ticket.seeds[part[0]], "num_images": len(part)}
         left = None if ticket.expires == float("inf") else max(ticket.expires - time.monotonic(), 0.0)
-        messages: Any = self._draws.remote(replace(ticket.request, arguments=arguments, id=new_id(), deadline=left))
+        call: Any = self._draws.remote(replace(ticket.request, arguments=arguments, id=new_id(), deadline=left))
+        messages = aiter(call)
+        first = self._first(messages, len(part))
         try:
             async with asyncio.timeout(None) as wait:
                 order.waiting[part[0]] = wait, len(part)
-                async for message in messages:
+                message = await asyncio.shield(first)
+                while message is not None:
                     self._hear(order, part, message)
+                    message = await anext(messages, None)
         except asyncio.CancelledError:
-            messages.cancel()
+            first.add_done_callback(lambda _: call.cancel())
             raise
         except TimeoutError:  # of `_move`
-            messages.cancel()
+            call.cancel()
             deaths -= 1
         except (RayTaskError, TaskCancelledError):
             raise
@@ -235,6 +249,24 @@ class Fleet:
             if deaths + 1 == MOST_DEATHS:
                 raise EngineError(f"{MOST_DEATHS} replicas ended while they drew an image of this request")
             await self._draw_parts(order, undrawn, deaths + 1)
+
+    def _first(self, messages: AsyncIterator[Message], images: int) -> asyncio.Future[Message | None]:
+        """The first message. Who gives up waits for it, as Ray may lose who is cancelled before, and go on drawing."""
+
+        def answered(first: asyncio.Future[Message | None]) -> None:
+            with self._wake:
+                del self._sending[first]
+            if not first.cancelled():
+                first.exception()  # which nobody else may want to know
+
+        async def wait() -> Message | None:
+            return await anext(messages, None)
+
+        first = asyncio.ensure_future(wait())
+        with self._wake:
+            self._sending[first] = images
+        first.add_done_callback(answered)
+        return first
 
     def _hear(self, order: Order, part: range, message: Message) -> None:
         """Take in what a replica says of a part. What an earlier one has said of an image is not told again."""
