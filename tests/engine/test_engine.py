@@ -214,6 +214,18 @@ def test_lanes_take_turns() -> None:
                 assert abs(rows[32] - rows[48]) <= 2
 
 
+def test_what_a_lane_has_run_long_ago_counts_no_more() -> None:
+    with gated(row_seconds=0.001, sizes_of_images=[(48, 32)], quantum=0.0) as (engine, gate):
+        gate.free()
+        engine.submit(Request(asked(steps=500))).future.result(A_WHILE)
+        other = engine.submit(Request(asked(steps=500, width=48)))
+        until(lambda: engine.stats().running == 1)
+        before = len(gate.calls)
+        engine.submit(Request(asked(steps=20))).future.result(A_WHILE)
+        assert len(gate.calls) - before <= 2 * 20 + 5
+        assert not other.future.done()
+
+
 def test_full_queue() -> None:
     with gated(places=1, max_waiting=2) as (engine, gate):
         engine.submit(Request(asked()))

@@ -234,7 +234,8 @@ class Replica:
         if self._has_room():
             idle = [lane for lane in self._lanes.values() if lane.waiting and not lane.running]
             wanted += sorted(idle, key=lambda lane: lane.waiting[0][0])
-        least = min((lane.served for lane in wanted if lane in self._wanted), default=0)
+        most = max((lane.served for lane in self._lanes.values()), default=0)
+        least = min((lane.served for lane in wanted if lane in self._wanted), default=most)
         for lane in wanted:
             if lane not in self._wanted:
                 lane.served = max(lane.served, least)

@@ -253,13 +253,18 @@ class Engine:
         return None if expires == float("inf") else max(expires - time.monotonic(), 0.0) + 0.001
 
     def _next_lane(self) -> Lane | None:
-        """Of the lanes with something to do, the one that has run the fewest rows; one that was idle has no claim."""
+        """Of the lanes with something to do, the one that has run the fewest rows.
+
+        One that was idle has no claim to what it did not run, and if all were, none has a debt (Goyal, Vin and Cheng
+        1996, "Start-time Fair Queueing").
+        """
         wanted = [lane for lane in self._lanes.values() if lane.count]
         for work in self._waiting if self._has_room() else ():
             lane = self._lanes.setdefault((id(work.backend), work.lane), Lane(work.backend, work.lane))
             if lane not in wanted:
                 wanted.append(lane)
-        least = min((lane.served for lane in wanted if lane in self._wanted), default=0)
+        most = max((lane.served for lane in self._lanes.values()), default=0)
+        least = min((lane.served for lane in wanted if lane in self._wanted), default=most)
         for lane in wanted:
             if lane not in self._wanted:
                 lane.served = max(lane.served, least)
