@@ -14,9 +14,10 @@ demo: .venv/installed
 test: check
 	$(BIN)/pytest -n 2 --dist loadfile --ignore tests/web
 
+# Gradio leaves event loops of its own behind; schemathesis imports modules at the end, which Python 3.11 cannot parse
+# when Playwright's greenlets have moved its recursion depth
 test-web: .venv/web chromium
-	# Gradio leaves event loops of its own behind
-	$(BIN)/pytest tests/web $(WEB) -W ignore::pytest.PytestUnraisableExceptionWarning
+	$(BIN)/pytest tests/web $(WEB) -p no:schemathesis -W ignore::pytest.PytestUnraisableExceptionWarning
 
 check: .venv/tested
 	$(BIN)/ruff check .
