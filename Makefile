@@ -2,11 +2,11 @@
 # All set up .venv themselves.
 PYTHON ?= python3
 BIN := .venv/bin
+# Python compiles what is imported when it is imported, a tenth of what is installed
+INSTALL := $(BIN)/pip install --quiet --no-compile
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 .PHONY: demo test test-web check clean
-
-# --no-compile: Python compiles what is imported when it is imported, a tenth of what is installed
 
 demo: .venv/installed
 	$(BIN)/jaxl generate "a red apple on a blue background, flat style" -n 4 --seed 7 --steps 25 --output demo
@@ -27,18 +27,18 @@ check: .venv/tested
 .venv/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "jaxl needs Python 3.11 or newer; try make PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --no-compile --upgrade "pip>=25.1"
+	$(INSTALL) --upgrade "pip>=25.1"
 
 .venv/installed: pyproject.toml | .venv/bin/python
-	$(BIN)/pip install --quiet --no-compile --editable .
+	$(INSTALL) --editable .
 	touch $@
 
 .venv/tested: pyproject.toml .venv/installed
-	$(BIN)/pip install --quiet --no-compile --group test
+	$(INSTALL) --group test
 	touch $@
 
 .venv/web: pyproject.toml .venv/tested
-	$(BIN)/pip install --quiet --no-compile --group web
+	$(INSTALL) --group web
 	touch $@
 
 # Debian's package; elsewhere, install Chromium by your system's means

@@ -45,8 +45,11 @@ def load():
 logs.configure()
 front, listener = Front(), _listen("127.0.0.1", 0)
 config = uvicorn.Config(front, log_config=None, log_level="warning", lifespan="off", timeout_graceful_shutdown=5)
-run_replicas(2, server=uvicorn.Server(config), listener=listener, front=front, load=load, settings=Settings(),
-             prices=(), open_page=False, engine_options={"max_waiting": 8, "joins": True})
+try:
+    run_replicas(2, server=uvicorn.Server(config), listener=listener, front=front, load=load, settings=Settings(),
+                 prices=(), open_page=False, engine_options={"max_waiting": 8, "joins": True})
+except CheckpointError as error:
+    sys.exit(str(error))
 """
 
 
@@ -82,15 +85,22 @@ class Server:
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
-    server = Server(tmp_path / "broken")
+def broken(tmp_path: Path) -> Path:
+    return tmp_path / "broken"
+
+
+@pytest.fixture
+def server(broken: Path, request: pytest.FixtureRequest) -> Iterator[Server]:
+    if getattr(request, "param", None) == "broken":
+        broken.touch()
+    server = Server(broken)
     with server.process, server.client:
         yield server
         server.process.kill()
     server.reading.join()
 
 
-def test_from_loading_to_drained(server: Server, tmp_path: Path, until: Until) -> None:
+def test_from_loading_to_drained(server: Server, broken: Path, until: Until) -> None:
     assert server.status() == "loading"
     until(lambda: server.status() == "ready")
     assert any(line.startswith("2 replicas ready after") for line in server.said)
@@ -99,7 +109,7 @@ def test_from_loading_to_drained(server: Server, tmp_path: Path, until: Until) -
     addresses = {each.laddr.ip for own in family for each in own.net_connections() if each.status == "LISTEN"}
     assert addresses <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
 
-    (tmp_path / "broken").touch()
+    broken.touch()
     server.process.send_signal(signal.SIGHUP)
     kept = "the model was not loaded anew, and 1 of 2 replicas keep the old one: the model is broken"
     until(lambda: kept in server.said)
@@ -119,6 +129,13 @@ def test_from_loading_to_drained(server: Server, tmp_path: Path, until: Until) -
     assert server.process.wait(A_WHILE) == 0
     _, alive = psutil.wait_procs(family, timeout=20)
     assert not alive
+
+
+@pytest.mark.parametrize("server", ["broken"], indirect=True)
+def test_model_that_cannot_be_loaded(server: Server) -> None:
+    assert server.process.wait(A_WHILE) == 1
+    server.reading.join()
+    assert server.said[-1] == "the model is broken\n"
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ray.exceptions import RayError, RayTaskError, TaskCancelledError
@@ -37,6 +37,16 @@ RETRY_WITHOUT_REPLICA = 10.0
 log = logging.getLogger(__name__)
 
 
+@dataclass
+class Wait:
+    """Of a part, until its replica begins: what ends it, its number of images, and what was last said, and when."""
+
+    timeout: asyncio.Timeout
+    images: int
+    said: Status | None = None
+    said_at: float = 0.0
+
+
 class Order:
     """A request on its way: what is known of each of its images."""
 
@@ -48,9 +58,7 @@ class Order:
         self.unstarted = set(range(images))
         self.done = [0] * images  # rows
         self.shown = [0] * images  # the row of the last preview
-        # of parts that wait, by their first image: the wait and the number of images; what was last said, and when
-        self.waiting: dict[int, tuple[asyncio.Timeout, int]] = {}
-        self.queued: dict[int, tuple[Status, float]] = {}
+        self.waits: dict[int, Wait] = {}  # by the first image of the part
         self.task: asyncio.Task[None] | None = None
 
 
@@ -179,9 +187,10 @@ class Fleet:
                 error = ticket.future.exception()
                 state = "done" if error is None else "cancelled" if isinstance(error, CancelledError) else "failed"
             order = self._orders.get(ticket)
-            if state == "queued" and order is not None and order.queued:
-                first, said = min(order.queued.values(), key=lambda each: each[0].starts_in)
-                position, seconds = first.position, max(first.starts_in - (time.monotonic() - said), 0.0)
+            said = [(each.said, each.said_at) for each in order.waits.values() if each.said] if order else []
+            if state == "queued" and said:
+                first, at = min(said, key=lambda each: each[0].starts_in)
+                position, seconds = first.position, max(first.starts_in - (time.monotonic() - at), 0.0)
             images = sum(image is not None for image in ticket.images)
             return Status(state, position, seconds, ticket.done, ticket.total, images)
 
@@ -227,8 +236,9 @@ class Fleet:
         messages = aiter(call)
         first = self._first(messages, len(part))
         try:
-            async with asyncio.timeout(None) as wait:
-                order.waiting[part[0]] = wait, len(part)
+            async with asyncio.timeout(None) as timeout:
+                with self._wake:
+                    order.waits[part[0]] = Wait(timeout, len(part))
                 message = await asyncio.shield(first)
                 while message is not None:
                     self._hear(order, part, message)
@@ -245,7 +255,8 @@ class Fleet:
             log.warning("a replica is gone; others draw what it had")
         undrawn = [index for index in part if ticket.images[index] is None]
         if undrawn:
-            self._forget_wait(order, part)
+            with self._wake:
+                order.waits.pop(part[0], None)
             if deaths + 1 == MOST_DEATHS:
                 raise EngineError(f"{MOST_DEATHS} replicas ended while they drew an image of this request")
             await self._draw_parts(order, undrawn, deaths + 1)
@@ -275,8 +286,8 @@ class Fleet:
             if isinstance(message, Failed):
                 raise message.error()
             if isinstance(message, Status):
-                if part[0] in order.waiting:
-                    order.queued[part[0]] = message, time.monotonic()
+                if wait := order.waits.get(part[0]):
+                    wait.said, wait.said_at = message, time.monotonic()
                 return
             if isinstance(message, Accepted):
                 if part[0] in order.unaccepted:
@@ -287,7 +298,7 @@ class Fleet:
                         order.accepted.set_result(None)
                 return
             if isinstance(message, Started):
-                self._forget_wait(order, part)
+                order.waits.pop(part[0], None)
             index = part[message.image]
             match message:
                 case Started() if index in order.unstarted:
@@ -308,23 +319,15 @@ class Fleet:
                     return
         ticket.tell(replace(message, image=index))
 
-    def _forget_wait(self, order: Order, part: range) -> None:
-        with self._wake:
-            order.queued.pop(part[0], None)
-            order.waiting.pop(part[0], None)
-
     def _move(self, room: int) -> None:
         """Let replicas draw what has waited longest at others, as far as they have room for all its images."""
-        waiting = [
-            (order.ticket.submitted, first, *each, first in order.queued)
-            for order in self._orders.values()
-            for first, each in order.waiting.items()
-        ]
-        room -= sum(images for *_, images, queued in waiting if not queued)  # they may be on their way there
-        for _, _, wait, images, queued in sorted(waiting, key=lambda each: each[:2]):
-            if queued and images <= room:
-                room -= images
-                wait.reschedule(self._loop.time())
+        orders = sorted(self._orders.values(), key=lambda order: order.ticket.submitted)
+        waits = [order.waits[first] for order in orders for first in sorted(order.waits)]
+        room -= sum(wait.images for wait in waits if wait.said is None)  # they may be on their way there
+        for wait in waits:
+            if wait.said is not None and wait.images <= room:
+                room -= wait.images
+                wait.timeout.reschedule(self._loop.time())
 
     def _end(self, order: Order, outcome: Result | JaxlError) -> None:
         """Give a request its end, unless it has one; from any thread."""
