@@ -1,6 +1,6 @@
 """What does a step of SDXL do on an H100? Compile it for one that is not there, and count kernels and bytes.
 
-    pip install jaxl[cuda13]
+    pip install ".[cuda13]"
     python benchmarks/gpu_compile.py [--batch N] [--attention cudnn] [--group-norm triton] [--unmerged] [--tiny]
 
 Nothing is tuned, because that takes a GPU: products are cuBLAS's, none Triton's. Bytes are those of each kernel's

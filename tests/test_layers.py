@@ -13,7 +13,7 @@ PACKAGE = Path(jaxl.__file__).parent
 LAYERS = (
     ("errors",),
     ("engine",),
-    ("config", "presets", "shapes", "files"),
+    ("config", "presets", "shapes", "files", "extras"),
     ("kernels",),
     ("nn", "diffusion", "text"),
     ("model", "weights"),

@@ -148,7 +148,8 @@ class FlaxStableDiffusionXLPipeline:
             return_latents=output_type == "latent",
         )
         if not np.asarray(finite).all():
-            raise NonFiniteError("an image became NaN or infinite; load with dtype=float32, or lower guidance_scale")
+            remedy = "load with `dtype=float32`, or lower `guidance_scale`"
+            raise NonFiniteError(f"an image became NaN or infinite; {remedy}")
         made = self.numpy_to_pil(np.asarray(out)) if output_type == "pil" else out
         return FlaxStableDiffusionXLPipelineOutput(made) if return_dict else (made,)
 

@@ -12,13 +12,19 @@
         ├── CancelledError      somebody cancelled it
         └── EngineError         the devices failed
 
-Every message is one line. `TruncationWarning` is the one warning: words of a prompt did not fit.
+Every message is one line. Where a remedy names an argument, it stands between backticks, alone or with a value: give
+`image`, or `prompt_syntax='plain'`. So `respelled` can tell users of the command and of an API what they call it.
+
+`TruncationWarning` is the one warning: words of a prompt did not fit.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterable
+
+ARGUMENT = re.compile(r"`([A-Za-z_]\w*)(?:=([^`]*))?`")
 
 
 class JaxlError(Exception):
@@ -28,16 +34,17 @@ class JaxlError(Exception):
 class InputError(JaxlError, ValueError):
     """An argument has a value that cannot work.
 
-    `argument` is the name of the offending argument, as the caller wrote it.
+    `argument` is the name of the offending argument, as the caller wrote it; `shown` is its value in the message.
     """
 
     def __init__(self, argument: str, value: object, remedy: str):
         self.argument = argument
         self.value = value
-        shown = " ".join(repr(value).split())  # arrays have several lines
-        if len(shown) > 120:
-            shown = shown[:117] + "..."
-        super().__init__(f"{argument}={shown}: {remedy}")
+        self.remedy = remedy
+        self.shown = " ".join(repr(value).split())  # arrays have several lines
+        if len(self.shown) > 120:
+            self.shown = self.shown[:117] + "..."
+        super().__init__(f"{argument}={self.shown}: {remedy}")
 
 
 class CheckpointError(JaxlError):
@@ -90,6 +97,11 @@ def nearest(name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(str(name).lower(), known, n=1, cutoff=0.5)
     hint = f"did you mean {close[0]!r}? " if close else ""
     return f"{hint}known: {', '.join(known)}"
+
+
+def respelled(message: str, spell: Callable[[str, str | None], str]) -> str:
+    """The message with each argument between backticks as `spell` writes it, from a name and a value or None."""
+    return ARGUMENT.sub(lambda match: spell(match[1], match[2]), message)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -471,7 +471,7 @@ class Pipeline:
         if output not in ("pil", "numpy", "latents"):
             raise InputError("output", output, "give 'pil', 'numpy' or 'latents'")
         if output == "numpy" and plan.pastes:
-            raise InputError("output", output, "padding_mask_crop gives pictures of their own sizes; use output='pil'")
+            raise InputError("output", output, "`padding_mask_crop` gives several sizes; use `output='pil'`")
         self._check_params(params)
         began = time.perf_counter()
         timings: dict[str, float] = {}
@@ -686,9 +686,9 @@ class Pipeline:
         all_finite[self._own(plan)] = finite
         bad = np.flatnonzero(~gathered(all_finite, self.mesh).all(0))
         if bad.size:
-            remedy = (
-                "lower guidance_scale" if self.dtype == np.float32 else "use dtype=float32, or lower guidance_scale"
-            )
+            remedy = "lower `guidance_scale`"
+            if self.dtype != np.float32:
+                remedy = f"use `dtype=float32`, or {remedy}"
             raise NonFiniteError(
                 f"the image of seed {plan.seeds[bad[0]]} became NaN or infinite ({bad.size} of {plan.batch}); {remedy}"
             )

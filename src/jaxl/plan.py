@@ -158,7 +158,7 @@ def make_plan(
     begin = arguments.part(options, Start)
     sources = read_sources(begin, model, prompts)
     if model.inpaints and "mask" not in begin:
-        raise InputError("mask", None, "this model repaints pictures; pass image= and mask=")
+        raise InputError("mask", None, "this model repaints pictures; pass `image` and `mask`")
     native_width, native_height = default_size(sources, model)
     width = arguments.image_size("width", width, native_width, model.vae.factor)
     height = arguments.image_size("height", height, native_height, model.vae.factor)

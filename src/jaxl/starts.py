@@ -66,7 +66,7 @@ def read_sources(start: Start, model: Model, prompts: int) -> list[Source] | Non
     if value is None:
         for name, other in start.items():
             if name != "denoising_end":
-                raise InputError(name, other, "needs a picture to start from; pass image= too")
+                raise InputError(name, other, "needs a picture to start from; pass `image` too")
         return None
     channels = model.vae.latent_channels
     if isinstance(value, np.ndarray) and value.ndim == 4 and value.shape[-1] == channels:
@@ -96,7 +96,7 @@ def read_starts(
     if pad is not None:
         pad = arguments.whole_number("padding_mask_crop", pad, least=0)
         if masks is None:
-            raise InputError("padding_mask_crop", pad, "needs a mask; pass mask= too")
+            raise InputError("padding_mask_crop", pad, "needs a mask; pass `mask` too")
     if masks is None:
         return [_picture(source, width, height, model) for source in sources], None
     pictures, pastes = [], []
@@ -104,7 +104,7 @@ def read_starts(
     for i in range(max(len(sources), len(values))):
         source, value = sources[i % len(sources)], values[i % len(values)]
         if isinstance(source, np.ndarray):
-            raise InputError("mask", type(value).__name__, "image= is latents; a mask needs a picture")
+            raise InputError("mask", type(value).__name__, "`image` is latents; a mask needs a picture")
         mask = read_mask(value, "mask", source.size)
         region = None if pad is None else crop_region(mask, width, height, pad)
         repaint = binarize(fit(mask, width, height, region))

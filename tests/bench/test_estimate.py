@@ -14,6 +14,7 @@ from jaxl.bench.estimate import CHIPS, Request, largest, read_topology
 from jaxl.bench.hlo import Rates, by_kind, operations, total
 from jaxl.cli.app import run
 from jaxl.errors import InputError, JaxlError
+from jaxl.extras import install_command
 
 needs_compiler = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the extra tpu")
 
@@ -148,7 +149,7 @@ def test_the_command_names_what_is_missing(monkeypatch: pytest.MonkeyPatch, caps
     assert run(["estimate"]) == 2
     said = capsys.readouterr()
     assert (
-        said.err == "jaxl: error: --topology 'v5e:2x2': this needs the compiler for TPUs: pip install \"jaxl[tpu]\"\n"
+        said.err == f"jaxl: error: --topology 'v5e:2x2': this needs the compiler for TPUs: {install_command('tpu')}\n"
     )
     assert said.out == ""
 

@@ -15,6 +15,7 @@ import httpx
 import pytest
 
 from jaxl.cli.app import run
+from jaxl.extras import install_command
 
 A_WHILE = 30.0
 
@@ -259,4 +260,4 @@ def test_port_in_use(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_missing_extra(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "fastapi", None)
-    assert said(capsys) == 'fastapi is missing, which serving needs; pip install "jaxl[serve]"\n'
+    assert said(capsys) == f"fastapi is missing, which serving needs; {install_command('serve')}\n"

@@ -313,8 +313,8 @@ def test_a_bar_for_downloads_alone(hub: Hub, client: Client) -> None:
 
 
 def test_refusals(hub: Hub, client: Client) -> None:
-    unknown = "no such model on the hub, or it is private: check the name, or pass token="
-    gated = "access to this model must be granted on its page first; then pass token="
+    unknown = "no such model on the hub, or it is private: check the name, or pass `token`"
+    gated = "access to this model must be granted on its page first; then pass `token`"
     plain, bf16 = (f"no unet/diffusion_pytorch_model{dot}.safetensors; the model may have" for dot in ("", ".bf16"))
     unreachable = (
         "the model, or some of it, is not in the local cache, and the hub gives no access (HfHubHTTPError: 403"
@@ -347,7 +347,7 @@ def test_no_network(hub: Hub, client: Client) -> None:
     offline = dataclasses.replace(client, offline=True)
     local, down = nowhere(("test/tiny", {"local_files_only": True}), ("test/tiny", {}))
     (forbidden,) = offline(("test/tiny", {}))
-    assert local["error"].endswith("not in the local cache; allow a download: leave local_files_only out")
+    assert local["error"].endswith("not in the local cache; allow a download: leave `local_files_only` out")
     assert "not in the local cache, and the hub gives no access (ConnectError: " in down["error"]
     assert forbidden["error"].endswith("not in the local cache; allow a download: unset HF_HUB_OFFLINE")
     assert hub.requests == []

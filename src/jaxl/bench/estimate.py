@@ -25,6 +25,7 @@ from typing import Any
 from jaxl.bench import hlo
 from jaxl.bench.hlo import Rates
 from jaxl.errors import InputError, JaxlError, nearest
+from jaxl.extras import install_command
 
 GIB = 2**30
 # must be set before jax is imported
@@ -137,7 +138,8 @@ def estimate(request: Request, tell: Callable[[str], None]) -> dict[str, Any]:
     """
     read_topology(request.topology)
     if importlib.util.find_spec("libtpu") is None:
-        raise InputError("topology", request.topology, 'this needs the compiler for TPUs: pip install "jaxl[tpu]"')
+        remedy = f"this needs the compiler for TPUs: {install_command('tpu')}"
+        raise InputError("topology", request.topology, remedy)
     command = [sys.executable, "-m", "jaxl.bench.estimate"]
     pipe = subprocess.PIPE
     environment = {**os.environ, **ENVIRONMENT}

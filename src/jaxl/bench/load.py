@@ -22,11 +22,12 @@ import numpy as np
 
 from jaxl.bench.workload import PROMPT
 from jaxl.errors import InputError, JaxlError
+from jaxl.extras import install_command
 
 try:
     import httpx
 except ImportError:
-    raise InputError("bench", "serve", "it needs httpx; pip install 'jaxl[bench]'") from None
+    raise InputError("bench", "serve", f"it needs httpx; {install_command('bench')}") from None
 
 Kind = Literal["plain", "stream", "cancel", "malformed"]
 

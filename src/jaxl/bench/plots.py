@@ -11,6 +11,7 @@ from typing import Any
 from PIL import Image
 
 from jaxl.errors import InputError
+from jaxl.extras import install_command
 from jaxl.png import write_png
 
 Bars = Mapping[str, Mapping[int, tuple[float, float, float]]]  # series -> batch -> median, least, most
@@ -19,7 +20,7 @@ Bars = Mapping[str, Mapping[int, tuple[float, float, float]]]  # series -> batch
 def check_matplotlib() -> None:
     """Raise InputError, naming the remedy, if there is no matplotlib."""
     if importlib.util.find_spec("matplotlib") is None:
-        raise InputError("output", "plots", "they need matplotlib; pip install 'jaxl[bench]'")
+        raise InputError("output", "plots", f"they need matplotlib; {install_command('bench')}")
 
 
 def write_plots(folder: Path, results: dict[str, Any]) -> list[str]:

@@ -29,9 +29,11 @@ from jaxl.cli.machine import find_devices, memory_bytes
 from jaxl.cli.options import JsonOption, LocalOption, RevisionOption, VariantOption
 from jaxl.cli.serve import serve
 from jaxl.cli.terminal import fail, in_background, note, one_line, print_line
-from jaxl.errors import CheckpointError, InputError, JaxlError, TruncationWarning
+from jaxl.errors import CheckpointError, InputError, JaxlError, TruncationWarning, respelled
 
 INTERRUPTED = 130
+
+QUOTES = "'\""
 
 # the arguments of `Pipeline.generate` that the command calls by another name
 FLAGS = {
@@ -47,6 +49,7 @@ FLAGS = {
     "padding_mask_crop": "--mask-padding",
     "denoising_end": "--refiner-at",
     "timestep_spacing": "--spacing",
+    "token": "HF_TOKEN in the environment",
     "url": "URL",
     "results": "RESULTS",
     "JAXL_CACHE_DIR": "JAXL_CACHE_DIR",
@@ -221,6 +224,11 @@ def _message(error: JaxlError | typer.TyperException) -> str:
     if isinstance(error, typer.TyperException):
         return error.format_message()
     if isinstance(error, InputError):
-        flag = FLAGS.get(error.argument, f"--{error.argument.replace('_', '-')}")
-        return f"{flag} {str(error).removeprefix(f'{error.argument}=')}"
-    return str(error)
+        return f"{_flag(error.argument)} {error.shown}: {respelled(error.remedy, _flag)}"
+    return respelled(str(error), _flag)
+
+
+def _flag(argument: str, value: str | None = None) -> str:
+    """How an argument is given on the command line."""
+    flag = FLAGS.get(argument, f"--{argument.replace('_', '-')}")
+    return flag if value is None else f"{flag} {value.strip(QUOTES)}"

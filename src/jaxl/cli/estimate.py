@@ -49,7 +49,7 @@ def estimate(
     jaxl estimate --topology v5e:2x2 --batch 4
     jaxl estimate --topology v6e-8 --size 1024x768 --largest-batch --output v6e
 
-    It needs the TPU compiler, pip install "jaxl[tpu]", and some minutes; no TPU.
+    It needs the TPU compiler (the extra tpu) and some minutes; no TPU.
     """
     from jaxl.bench.estimate import Request
     from jaxl.bench.estimate import estimate as run

@@ -15,6 +15,7 @@ import typer
 
 from jaxl.cli.serve import Loaded, Supervisor, say, usd_per_hour
 from jaxl.errors import CheckpointError, InputError, JaxlError
+from jaxl.extras import install_command
 
 # Ray is an extra, and takes a second to import
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def run_replicas(count: int, **supervisor: Any) -> None:
     supervisor: what `Supervisor` takes; each replica calls its `load`. Raises InputError and what loading does.
     """
     if find_spec("ray") is None:
-        raise typer.TyperException('ray is missing, which replicas need; pip install "jaxl[ray]"')
+        raise typer.TyperException(f"ray is missing, which replicas need; {install_command('ray')}")
     ReplicaSupervisor(count, **supervisor).run()
 
 
@@ -128,7 +129,7 @@ def listen_on_loopback() -> None:
 
     listen = getattr(replica, "add_port_to_grpc_server", None)
     if listen is None:
-        raise JaxlError("this version of Ray is not known; pip install 'jaxl[ray]'")
+        raise JaxlError(f"this version of Ray is not known; {install_command('ray')}")
     setattr(replica, "add_port_to_grpc_server", lambda server, _: listen(server, "127.0.0.1:0"))  # noqa: B010, it is private
 
 

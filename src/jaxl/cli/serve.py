@@ -28,6 +28,7 @@ from jaxl.bench.prices import Price, price_of, read_prices
 from jaxl.cli.options import LocalOption, RevisionOption, VariantOption, read_count, read_counts, read_size
 from jaxl.cli.terminal import note, print_line, progress_bars, to_terminal
 from jaxl.errors import InputError, JaxlError, TruncationWarning
+from jaxl.extras import install_command
 
 # jax, and what imports it, is imported while the server listens; the server's own packages are an extra
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def serve(
         int | None,
         typer.Option(
             show_default=False,
-            help="Processes that share this machine's devices, each with an engine; needs jaxl[ray].",
+            help="Processes that share this machine's devices, each with an engine; needs the extra ray.",
         ),
     ] = None,
     batch_sizes: Annotated[
@@ -141,9 +142,9 @@ def serve(
     """
     missing = [name for name in PACKAGES if find_spec(name) is None]
     if missing:
-        raise typer.TyperException(f'{missing[0]} is missing, which serving needs; pip install "jaxl[serve]"')
+        raise typer.TyperException(f"{missing[0]} is missing, which serving needs; {install_command('serve')}")
     if ui and find_spec("gradio") is None:
-        raise typer.TyperException('gradio is missing, which the web page needs; pip install "jaxl[demo]"')
+        raise typer.TyperException(f"gradio is missing, which the web page needs; {install_command('demo')}")
 
     import uvicorn
 

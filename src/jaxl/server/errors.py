@@ -25,6 +25,7 @@ from jaxl.errors import (
     JaxlError,
     NonFiniteError,
     QueueFullError,
+    respelled,
 )
 from jaxl.server import logs
 
@@ -93,28 +94,34 @@ def fields(names: Mapping[str, str]) -> Callable[[Request], None]:
 
 def api_error(error: BaseException, names: Mapping[str, str] | None = None) -> ApiError:
     """What a client is told of an error; `names` are those of `fields`. What nobody expected is logged."""
+
+    def field(name: str, value: str | None = None) -> str:
+        own = (names or {}).get(name, name)
+        return own if value is None else f"{own}={value}"
+
+    message = respelled(str(error), field)
     match error:
         case ApiError():
             return error
-        case InputError():
-            name = (names or {}).get(error.argument, error.argument)
-            return ApiError(400, f"{name}{str(error).removeprefix(error.argument)}", param=name)
+        case InputError(argument=argument, shown=shown, remedy=remedy):
+            name = field(argument)
+            return ApiError(400, f"{name}={shown}: {respelled(remedy, field)}", param=name)
         case RequestValidationError():
             return _invalid(error)
         case QueueFullError():
             headers = {"Retry-After": str(max(math.ceil(error.retry_after), 1))}
-            return ApiError(429, str(error), type="rate_limit_error", code="rate_limit_exceeded", headers=headers)
+            return ApiError(429, message, type="rate_limit_error", code="rate_limit_exceeded", headers=headers)
         case DrainingError():
             headers = {"Retry-After": str(RETRY_ELSEWHERE)}
-            return ApiError(503, str(error), type="server_error", code="draining", headers=headers)
+            return ApiError(503, message, type="server_error", code="draining", headers=headers)
         case DeadlineError():
-            return ApiError(504, str(error), type="server_error", code="deadline_exceeded", headers=NO_RETRY)
+            return ApiError(504, message, type="server_error", code="deadline_exceeded", headers=NO_RETRY)
         case CancelledError():
-            return ApiError(499, str(error), code="cancelled")
+            return ApiError(499, message, code="cancelled")
         case NonFiniteError():
-            return ApiError(500, str(error), type="server_error", code="non_finite", headers=NO_RETRY)
+            return ApiError(500, message, type="server_error", code="non_finite", headers=NO_RETRY)
         case EngineError():
-            return ApiError(500, str(error), type="server_error", code="engine_error")
+            return ApiError(500, message, type="server_error", code="engine_error")
         case HTTPException():
             return ApiError(error.status_code, error.detail, headers=error.headers)
         case _:

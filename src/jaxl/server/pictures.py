@@ -18,6 +18,7 @@ from PIL import Image, UnidentifiedImageError
 
 from jaxl import __version__
 from jaxl.errors import InputError, OutputError
+from jaxl.extras import install_command
 from jaxl.png import png_bytes
 
 Format = Literal["png", "jpeg", "webp"]
@@ -53,7 +54,7 @@ class Signer:
         try:
             import c2pa
         except ImportError:
-            raise InputError("c2pa_cert", str(certificate), 'signing needs c2pa; pip install "jaxl[c2pa]"') from None
+            raise InputError("c2pa_cert", str(certificate), f"signing needs c2pa; {install_command('c2pa')}") from None
         chain, secret = _read("c2pa_cert", certificate), _read("c2pa_key", key)
         algorithm = _algorithm(chain, certificate, secret, key)
         self._c2pa = c2pa

@@ -114,16 +114,16 @@ def _fetch(
 def _reason(error: Exception, revision: str | None, missing: list[str]) -> str:
     """Why a download failed, and what to do, in one line; `missing` are the weights that are not there, if known."""
     if isinstance(error, errors.GatedRepoError):
-        return "access to this model must be granted on its page first; then pass token="
+        return "access to this model must be granted on its page first; then pass `token`"
     if isinstance(error, errors.RevisionNotFoundError):
         return f"no revision {revision!r}"
     if isinstance(error, errors.RepositoryNotFoundError):
-        return "no such model on the hub, or it is private: check the name, or pass token="
+        return "no such model on the hub, or it is private: check the name, or pass `token`"
     if isinstance(error, errors.LocalEntryNotFoundError):
         first = missing[0] if missing else "the model, or some of it,"
         lacking = f"{first} is not in the local cache"
         if error.__cause__ is None:
-            return f"{lacking}; allow a download: leave local_files_only out"
+            return f"{lacking}; allow a download: leave `local_files_only` out"
         if isinstance(error.__cause__, errors.OfflineModeIsEnabled):
             return f"{lacking}; allow a download: unset HF_HUB_OFFLINE"
         return f"{lacking}, and the hub gives no access ({_line(error.__cause__)})"
