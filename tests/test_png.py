@@ -58,7 +58,7 @@ def test_a1111_text() -> None:
     [
         ({"guidance_scale": 7.25}, "CFG scale: 7.25, "),
         ({"scheduler": "dpm++2m_sde_karras"}, "Sampler: DPM++ 2M SDE, Schedule type: Karras, "),
-        ({"scheduler": "dpm++2m"}, "Sampler: DPM++ 2M, Schedule type: Uniform, "),
+        ({"scheduler": "dpm++2m"}, "Sampler: DPM++ 2M, Schedule type: Checkpoint, "),
         ({"scheduler": "new, better: one"}, 'Sampler: "new, better: one", '),
         ({"model": "/home/me/a, b.safetensors"}, 'Model: "a, b", '),
         ({"model": 'x: "y"'}, 'Model: "x: \\"y\\"", '),

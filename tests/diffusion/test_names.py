@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from jaxl.diffusion.names import _LACKING, a1111_name
@@ -32,7 +34,42 @@ CONFIG = SchedulerConfig()
         ("dpmpp_sde karras", "dpm++sde_karras"),
         ("dpmpp_2s_ancestral", "dpm++2s_a"),
         ("dpm_2_ancestral", "dpm2_a"),
-        ("euler_ancestral normal", "euler_a"),
+        ("euler_ancestral normal", "euler_a_uniform"),
+        ("Euler Uniform", "euler_uniform"),
+        ("DPM++ 2M Checkpoint", "dpm++2m"),
+        ("DDIM Uniform", "ddim"),
+        ("lcm normal", "lcm"),
+        ("DPMSolverMultistep", "dpm++2m"),
+        # InvokeAI's, then those that A1111 had before it chose schedules apart
+        ("euler_k", "euler_karras"),
+        ("heun_k", "heun_karras"),
+        ("lms_k", "lms_karras"),
+        ("deis_k", "deis_karras"),
+        ("unipc_k", "unipc_karras"),
+        ("kdpm_2", "dpm2"),
+        ("kdpm_2_k", "dpm2_karras"),
+        ("kdpm_2_a_k", "dpm2_a_karras"),
+        ("dpmpp_2m_k", "dpm++2m_karras"),
+        ("dpmpp_2m_sde_k", "dpm++2m_sde_karras"),
+        ("dpmpp_3m_k", "dpm++3m_karras"),
+        ("dpmpp_sde_k", "dpm++sde_karras"),
+        ("lcm", "lcm"),
+        ("ddpm", "ddpm"),
+        ("tcd", "tcd"),
+        ("k_euler", "euler"),
+        ("k_euler_a", "euler_a"),
+        ("k_euler_ancestral", "euler_a"),
+        ("k_lms", "lms"),
+        ("k_lms_ka", "lms_karras"),
+        ("k_heun", "heun"),
+        ("k_dpm_2", "dpm2"),
+        ("dpm_2_a", "dpm2_a"),
+        ("k_dpm_2_a_ka", "dpm2_a_karras"),
+        ("k_dpmpp_2m", "dpm++2m"),
+        ("dpmpp_2m_ka", "dpm++2m_karras"),
+        ("k_dpmpp_2s_a_ka", "dpm++2s_a_karras"),
+        ("k_dpmpp_sde", "dpm++sde"),
+        ("k_dpmpp_3m_sde_exp", "dpm++3m_sde_exponential"),
         ("EulerAncestralDiscreteScheduler", "euler_a"),
         ("KDPM2DiscreteScheduler", "dpm2"),
         ("EDMDPMSolverMultistepScheduler", "edm_dpm++2m"),
@@ -50,7 +87,8 @@ def test_every_class_of_diffusers_and_every_name_of_jaxl_is_a_name() -> None:
 
 
 def test_a1111_reads_back_what_is_written_for_it() -> None:
-    assert a1111_name("dpm++2m") == ("DPM++ 2M", "Uniform")
+    assert a1111_name("dpm++2m") == ("DPM++ 2M", "Checkpoint")
+    assert a1111_name("dpm++2m_uniform") == ("DPM++ 2M", "Uniform")
     assert a1111_name("dpm++2m_sde_karras") == ("DPM++ 2M SDE", "Karras")
     assert a1111_name("euler_sgm_uniform") == ("Euler", "SGM Uniform")
     assert a1111_name("euler_a") == ("Euler a", "Automatic")
@@ -60,14 +98,22 @@ def test_a1111_reads_back_what_is_written_for_it() -> None:
             assert scheduler_name(CONFIG, " ".join(a1111_name(name))) == name
 
 
-def test_samplers_that_jaxl_lacks_are_refused_with_the_nearest() -> None:
-    for theirs in ("Restart", "DPM fast", "DPM adaptive", "DPMSolverSinglestepScheduler"):
-        with pytest.raises(InputError, match=f"scheduler='{theirs}': jaxl has no such sampler; the nearest is '"):
-            scheduler_name(CONFIG, theirs)
+@pytest.mark.parametrize(
+    "theirs",
+    [
+        *("Restart", "DPM fast", "DPM adaptive", "DPMSolverSinglestepScheduler", "k_dpm_ad", "k_dpm_fast"),
+        *("Restart Karras", "dpmpp_2s", "dpmpp_2s_k", "DPM++ 2M SDE Heun Karras", "ipndm normal"),
+    ],
+)
+def test_samplers_that_jaxl_lacks_are_refused_with_the_nearest(theirs: str) -> None:
+    with pytest.raises(InputError, match=rf"scheduler='{re.escape(theirs)}': jaxl has no such sampler; the nearest is"):
+        scheduler_name(CONFIG, theirs)
     assert set(_LACKING.values()) <= set(SCHEDULERS)
 
 
-@pytest.mark.parametrize("name", ["", "k", "Karras", "euler karras beta", "ddim_karras", 3, b"euler"])
+@pytest.mark.parametrize(
+    "name", ["", "k", "Karras", "euler karras beta", "ddim_karras", "edm_euler uniform", 3, b"euler"]
+)
 def test_other_names_are_refused(name: object) -> None:
     with pytest.raises(InputError, match=r"scheduler=.*known: ") as caught:
         scheduler_name(CONFIG, name)  # pyright: ignore[reportArgumentType]

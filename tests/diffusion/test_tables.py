@@ -302,6 +302,16 @@ def test_sigma_schedules_are_laid_out_as_published() -> None:
     np.testing.assert_allclose(uniform.sigmas[7] / uniform.alphas[7], middle)
 
 
+@pytest.mark.parametrize("name", ["euler_uniform", "Euler a Uniform", "dpmpp_2m normal"])
+def test_uniform_sigmas_are_k_diffusions(name: str) -> None:
+    table = build_table(CONFIG, 20, name)
+    sigmas = table.sigmas / table.alphas
+    # what its `get_sigmas(20)` gives for SDXL
+    np.testing.assert_allclose(sigmas[:4], [14.614640, 10.746800, 8.081519, 6.204935], rtol=1e-6)
+    np.testing.assert_allclose(sigmas[-4:], [0.355545, 0.232164, 0.029167, 0], rtol=2e-5)
+    np.testing.assert_allclose(table.timesteps, np.linspace(999, 0, 20), rtol=1e-6)
+
+
 def test_edm_sigmas_are_equation_5_for_any_sigma_solver() -> None:
     wanted = [*karras_sigmas(80, 0.002, 12), 0]
     for scheduler in ("edm_euler", "euler", "euler_karras", "edm_dpm++2m", "dpm++2m"):

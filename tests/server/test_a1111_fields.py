@@ -2,6 +2,8 @@
 
 import pytest
 
+from jaxl.diffusion.names import a1111_name
+from jaxl.diffusion.tables import SCHEDULERS
 from jaxl.errors import InputError
 from jaxl.server.a1111_fields import scheduler_of
 from jaxl.server.errors import ApiError
@@ -20,8 +22,11 @@ from jaxl.server.errors import ApiError
         ("Euler", "align_your_steps", "euler_ays"),
         ("DPM++ 2M", None, "dpm++2m_karras"),
         ("DPM++ 2M", "Automatic", "dpm++2m_karras"),
-        ("DPM++ 2M", "Uniform", "dpm++2m"),
-        ("DPM++ 2M", "normal", "dpm++2m"),
+        ("DPM++ 2M", "Uniform", "dpm++2m_uniform"),
+        ("DPM++ 2M", "normal", "dpm++2m_uniform"),
+        ("DPM++ 2M", "Checkpoint", "dpm++2m"),
+        ("DPM++ 2M Uniform", None, "dpm++2m_uniform"),
+        ("DDIM", "Uniform", "ddim"),
         ("DPM++ 2M Karras", "Automatic", "dpm++2m_karras"),
         ("DPM++ 2M Karras", "Exponential", "dpm++2m_exponential"),
         ("DPM++ 2M SDE", "Automatic", "dpm++2m_sde_exponential"),
@@ -31,6 +36,13 @@ from jaxl.server.errors import ApiError
 )
 def test_samplers(sampler: str | None, schedule: str | None, name: str | None) -> None:
     assert scheduler_of(sampler, schedule, "euler") == name
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_what_is_written_for_the_web_ui_is_read_back(name: str) -> None:
+    read = scheduler_of(*a1111_name(name), "euler")
+    # of a model with EDM noise, whose levels are Karras's
+    assert read == {"edm_euler": "euler_karras", "edm_dpm++2m": "dpm++2m_karras"}.get(name, name.removeprefix("edm_"))
 
 
 @pytest.mark.parametrize("schedule", ["KL Optimal", "a", "sde", "2m"])

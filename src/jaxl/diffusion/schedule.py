@@ -19,7 +19,7 @@ from jaxl.config import Json, read_fields
 from jaxl.errors import CheckpointError
 
 # `karras`, `exponential` and `beta` are options of diffusers' classes, so a checkpoint may ask for them
-SIGMA_SCHEDULES = ("karras", "exponential", "beta", "sgm_uniform", "ays")
+SIGMA_SCHEDULES = ("karras", "exponential", "beta", "sgm_uniform", "uniform", "ays")
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ jaxl follows each class, because its timesteps are what users compare.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -146,7 +147,7 @@ def edm_levels(config: SchedulerConfig, steps: int) -> Levels:
             "scheduler='euler' or 'dpm++2m'"
         )
     kind = config.sigma_schedule or "karras"
-    if kind in ("sgm_uniform", "ays"):
+    if kind in TIMESTEP_SCHEDULES:
         raise CheckpointError(
             f"the sigma schedule {kind!r} is made of timesteps, which a model with EDM noise lacks; use 'karras' or "
             "'exponential'"
@@ -158,10 +159,16 @@ def edm_levels(config: SchedulerConfig, steps: int) -> Levels:
 
 def sgm_uniform_levels(config: SchedulerConfig, steps: int) -> Levels:
     """Stability's generative-models: evenly spaced timesteps, fractional, the last of which is left out."""
-    trained = config.noise.sigmas()
-    times = np.linspace(trained.size - 1, 0, steps + 1)[:-1]
-    sigmas = np.exp(np.interp(times, np.arange(trained.size), np.log(trained)))
-    return Levels(times, np.append(sigmas, _final_sigma(config, trained)), steps)
+    return _uniform(config, steps, points=steps + 1)
+
+
+def uniform_levels(config: SchedulerConfig, steps: int) -> Levels:
+    """k-diffusion's `get_sigmas`: evenly spaced timesteps, fractional, down to 0.
+
+    A1111 calls it "Uniform", ComfyUI "normal". diffusers' `linspace` has other sigmas at the same timesteps, since it
+    interpolates them, and not their logarithms.
+    """
+    return _uniform(config, steps, points=steps)
 
 
 def ays_levels(config: SchedulerConfig, steps: int) -> Levels:
@@ -191,6 +198,13 @@ def _spread(config: SchedulerConfig, steps: int, *, points: int, whole: bool, de
     return spread_timesteps(spacing, total, steps, offset=offset, points=points, whole=whole)
 
 
+def _uniform(config: SchedulerConfig, steps: int, *, points: int) -> Levels:
+    trained = config.noise.sigmas()
+    times = np.linspace(trained.size - 1, 0, points)[:steps]
+    sigmas = np.exp(np.interp(times, np.arange(trained.size), np.log(trained)))
+    return Levels(times, np.append(sigmas, _final_sigma(config, trained)), steps)
+
+
 def _scheduled(schedule: str, highest: float, lowest: float, steps: int, rho: float = 7.0) -> np.ndarray:
     if schedule == "karras":
         return karras_sigmas(highest, lowest, steps, rho)
@@ -199,3 +213,11 @@ def _scheduled(schedule: str, highest: float, lowest: float, steps: int, rho: fl
 
 def _final_sigma(config: SchedulerConfig, trained: np.ndarray) -> float:
     return float(trained[0]) if config.final_sigmas_type == "sigma_min" else 0.0
+
+
+# sigma schedules that are made of the trained timesteps, whatever the solver
+TIMESTEP_SCHEDULES: Mapping[str, Callable[[SchedulerConfig, int], Levels]] = {
+    "sgm_uniform": sgm_uniform_levels,
+    "uniform": uniform_levels,
+    "ays": ays_levels,
+}

@@ -26,14 +26,13 @@ from jaxl.diffusion.randomness import Randomness
 from jaxl.diffusion.rows import COLUMNS, MAX_ROWS, Table
 from jaxl.diffusion.schedule import SIGMA_SCHEDULES, SchedulerConfig
 from jaxl.diffusion.spacing import (
+    TIMESTEP_SCHEDULES,
     Levels,
-    ays_levels,
     ddim_levels,
     dpm_levels,
     edm_levels,
     euler_levels,
     kdpm2_levels,
-    sgm_uniform_levels,
     sigma_levels,
     timestep_levels,
 )
@@ -172,7 +171,7 @@ def build_table(
 def _levels(config: SchedulerConfig, chosen: Scheduler) -> Callable[[SchedulerConfig, int], Levels]:
     if config.noise.edm is not None:
         return edm_levels
-    return {"sgm_uniform": sgm_uniform_levels, "ays": ays_levels}.get(config.sigma_schedule or "", chosen.levels)
+    return TIMESTEP_SCHEDULES.get(config.sigma_schedule or "", chosen.levels)
 
 
 def _checked_steps(config: SchedulerConfig, steps: int | None) -> int:
@@ -188,7 +187,7 @@ def _overridden(config: SchedulerConfig, name: str, chosen: Scheduler, given: Ma
     if spacing is not None:
         if spacing not in ("leading", "linspace", "trailing"):
             raise InputError("timestep_spacing", spacing, "must be 'leading', 'linspace' or 'trailing'")
-        if config.noise.edm is not None or config.sigma_schedule in ("sgm_uniform", "ays"):
+        if config.noise.edm is not None or config.sigma_schedule in TIMESTEP_SCHEDULES:
             raise InputError("timestep_spacing", spacing, f"scheduler {name!r} has its own levels here; leave it out")
         config = replace(config, timestep_spacing=spacing)
     if final not in (None, "zero", "sigma_min"):

@@ -21,12 +21,11 @@ from fastapi import APIRouter, Depends
 from pydantic import BaseModel
 from starlette.requests import Request as HttpRequest
 
-from jaxl.diffusion.names import a1111_name
+from jaxl.diffusion.names import AUTOMATIC, CHECKPOINT, a1111_name
 from jaxl.diffusion.tables import SCHEDULERS
 from jaxl.engine import Preview
 from jaxl.png import a1111_text, read_a1111_text
 from jaxl.server.a1111_fields import (
-    AUTOMATIC,
     CLIP_SKIP,
     FIELDS,
     USUAL_CLIP_SKIP,
@@ -207,7 +206,7 @@ async def samplers(service: CurrentService) -> list[dict[str, Any]]:
 async def schedulers(service: CurrentService) -> list[dict[str, Any]]:
     """The types of schedules."""
     names = dict.fromkeys(SCHEDULERS[name].sigma_schedule for name in offered(service.settings))
-    types = {"automatic": "Automatic", "uniform": "Uniform"} | {
+    types = {"automatic": "Automatic", CHECKPOINT.lower(): CHECKPOINT} | {
         name: a1111_name(f"euler_{name}")[1] for name in names if name is not None
     }
     return [

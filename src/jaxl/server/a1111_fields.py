@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from PIL import ImageFilter, ImageOps
 from pydantic import BaseModel, ConfigDict, Field
 
-from jaxl.diffusion.names import a1111_name, find_name
+from jaxl.diffusion.names import AUTOMATIC, CHECKPOINT, a1111_name, find_name
 from jaxl.diffusion.tables import SCHEDULERS, SOLVERS
 from jaxl.errors import InputError
 from jaxl.images import read_image, read_mask
@@ -33,16 +33,6 @@ FIELDS = {
 }
 CLIP_SKIP = "CLIP_stop_at_last_layers"
 
-# what a solver's schedule is there where nobody chooses one (`modules/sd_samplers_kdiffusion.py`)
-AUTOMATIC: Mapping[str, str] = {
-    "dpm++2m": "karras",
-    "dpm++2m_sde": "exponential",
-    "dpm++2s_a": "karras",
-    "dpm++3m_sde": "exponential",
-    "dpm++sde": "karras",
-    "dpm2": "karras",
-    "dpm2_a": "karras",
-}
 # of SDXL's text encoders the second-to-last layer is read; 1 asks for the last one of Stable Diffusion 1, which the web
 # UI overrules for SDXL as well
 USUAL_CLIP_SKIP, MAX_CLIP_SKIP = 2, 12
@@ -226,15 +216,13 @@ def scheduler_of(sampler: str | None, schedule: str | None, default: str) -> str
     if kind == "automatic":
         choice = AUTOMATIC.get(name)
         return f"{name}_{choice}" if choice else name
-    if kind in ("uniform", "normal"):
-        return solver
     try:
         full = find_name(f"{solver} {kind}", solvers)
     except InputError:
-        full = solver
-    if full == solver or solver_of(full) != solver:
-        labels = ", ".join(a1111_name(f"{solver}_{each}")[1] for each in solvers[solver])
-        raise refusal("scheduler", schedule, f"with {solver}, known: Automatic, Uniform, {labels}")
+        full = None
+    if full is None or solver_of(full) != solver:
+        labels = (a1111_name(f"{solver}_{each}")[1] for each in solvers[solver])
+        raise refusal("scheduler", schedule, f"with {solver}, known: {', '.join(('Automatic', CHECKPOINT, *labels))}")
     return full
 
 
