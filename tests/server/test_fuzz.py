@@ -103,8 +103,9 @@ class TestSchema:
         assert {("post", path) for path in ("/", "/sdapi/v1/txt2img", "/v1/images/generations")} <= set(seen)
         if plausible:
             undrawn = {path for (_, path), statuses in seen.items() if 200 not in statuses}
-            # no request is there to ask for, and no settings are in made-up pictures
-            assert undrawn == {"/v1/requests/{id}", "/v1/requests/{id}/events", "/v1/images/settings"}
+            # no request or picture is there to ask for, and no settings are in made-up pictures
+            requests_there = {"/v1/requests/{id}", "/v1/requests/{id}/events"}
+            assert undrawn == {*requests_there, "/v1/images/files/{name}", "/v1/images/settings"}
 
 
 def try_out(operation: APIOperation, mode: GenerationMode, plausible: bool, session: requests.Session) -> set[int]:

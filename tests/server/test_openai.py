@@ -6,6 +6,7 @@ import json
 import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -18,6 +19,7 @@ from PIL import Image
 from jaxl.engine import Engine, Request
 from jaxl.png import read_settings
 from jaxl.server.service import Service
+from jaxl.server.settings import Settings
 
 Until = Callable[[Callable[[], bool]], None]
 
@@ -36,6 +38,10 @@ def theirs(url: str) -> Iterator[openai.OpenAI]:
 
 def picture(data: str | None) -> Image.Image:
     return Image.open(io.BytesIO(base64.b64decode(data or "")))
+
+
+def read_text(image: Image.Image) -> dict[str, Any]:
+    return json.loads(image.info["jaxl"])
 
 
 def png(image: Image.Image) -> bytes:
@@ -189,6 +195,27 @@ def test_models(theirs: openai.OpenAI) -> None:
         assert (raised.value.code, raised.value.param) == ("model_not_found", "model")
 
 
+class TestAliases:
+    @pytest.fixture
+    def settings(self, settings: Settings) -> Settings:
+        return replace(settings, aliases=("dall-e-3", "org/other"))
+
+    def test_every_name_draws(self, theirs: openai.OpenAI, client: TestClient) -> None:
+        assert [model.id for model in theirs.models.list()] == ["tiny", "dall-e-3", "org/other"]
+        assert theirs.models.retrieve("org/other").model_extra == {"root": "tiny"}
+        image = ("a.png", png(Image.new("RGB", (32, 32))), "image/png")
+        for name in ("tiny", "dall-e-3", "org/other"):
+            answer = theirs.images.generate(model=name, prompt="a", response_format="b64_json")
+            assert read_text(picture((answer.data or [])[0].b64_json))["model"] == "tiny", "whatever it is called"
+            assert theirs.images.edit(model=name, image=image, prompt="a").data
+            assert client.post(f"/models/{name}", json={"inputs": "a"}).status_code == 200
+            for checkpoint in (name, f"{name}.safetensors"):
+                asked = {"prompt": "a", "override_settings": {"sd_model_checkpoint": checkpoint}}
+                assert client.post("/sdapi/v1/txt2img", json=asked).status_code == 200
+                assert client.post("/sdapi/v1/options", json=asked["override_settings"]).status_code == 200
+        assert client.post("/models/dall-e-2", json={"inputs": "a"}).status_code == 404
+
+
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
@@ -206,7 +233,8 @@ def test_models(theirs: openai.OpenAI) -> None:
         ({"size": "100000x100000"}, "size"),
         ({"size": "large"}, "size"),
         ({"size": "32x64"}, "size"),
-        ({"response_format": "url"}, "response_format"),
+        ({"response_format": "url", "stream": True}, "response_format"),
+        ({"response_format": "file"}, "response_format"),
         ({"background": "transparent"}, "background"),
         ({"output_compression": 50}, "output_compression"),
         ({"output_format": "gif"}, "output_format"),

@@ -142,6 +142,14 @@ def test_from_loading_to_drained(start: Start, tmp_path: Path, until: Any) -> No
     ]
 
 
+def test_names(start: Start, until: Any, tmp_path: Path) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path)
+    server = start("--model", str(link), "--alias", "dall-e-3")
+    until(lambda: server.status() == "ready")
+    assert [each["id"] for each in server.client.get("/v1/models").json()["data"]] == ["link", "dall-e-3"]
+
+
 def test_drain_is_bounded(start: Start, until: Any) -> None:
     server = start("--drain-timeout", "0.2")
     until(lambda: server.status() == "ready")

@@ -49,6 +49,16 @@ log = logging.getLogger("jaxl.server")
 
 def serve(
     model: Annotated[str, typer.Option(help="A hub id, a folder, a .safetensors file, or tiny (embedded).")] = "tiny",
+    name: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", show_default=False, help="What clients call the model; by default, its id or file name."
+        ),
+    ] = None,
+    alias: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Another name that clients may use, such as dall-e-3; repeatable."),
+    ] = None,
     host: Annotated[str, typer.Option(help="The address to listen on; 0.0.0.0 is every one of this machine.")] = (
         "127.0.0.1"
     ),
@@ -100,6 +110,9 @@ def serve(
         str | None,
         typer.Option(metavar="FILE", help="What devices cost, for the page; as `jaxl bench --prices` takes."),
     ] = None,
+    no_urls: Annotated[
+        bool, typer.Option("--no-urls", help="Keep no pictures for an hour, so that answers cannot point to them.")
+    ] = False,
     log_prompts: Annotated[bool, typer.Option("--log-prompts", help="Write prompts to the log.")] = False,
     no_mark: Annotated[bool, typer.Option("--no-mark", help="Do not mark pictures as machine-made.")] = False,
     c2pa_cert: Annotated[
@@ -152,30 +165,32 @@ def serve(
     from jaxl.server.app import Front
     from jaxl.server.pictures import Signer
     from jaxl.server.service import LEAST_DEADLINE
-    from jaxl.server.settings import Settings
+    from jaxl.server.settings import Settings, public_name, read_name
 
-    for name, number in (
+    for argument, number in (
         ("max_waiting", max_waiting),
         ("max_images", max_images),
         ("slots", slots),
         ("replicas", replicas),
     ):
         if number is not None:
-            read_count(name, number)
-    for name, seconds, least in (("deadline", deadline, LEAST_DEADLINE), ("drain_timeout", drain_timeout, 0.0)):
+            read_count(argument, number)
+    for argument, seconds, least in (("deadline", deadline, LEAST_DEADLINE), ("drain_timeout", drain_timeout, 0.0)):
         if not least <= seconds < float("inf"):
-            raise InputError(name, seconds, f"give seconds, at least {least:g}")
+            raise InputError(argument, seconds, f"give seconds, at least {least:g}")
     if (c2pa_cert is None) != (c2pa_key is None):
         missing = "c2pa_key" if c2pa_key is None else "c2pa_cert"
         raise InputError(missing, None, "signing needs --c2pa-cert and --c2pa-key; give both")
     settings = Settings(
-        model=_public_name(model),
+        model=public_name(model) if name is None else read_name(name, "name"),
+        aliases=tuple(read_name(text, "alias") for text in alias or ()),
         sizes=tuple(_read_size(text) for text in size or ()),
         api_keys=_read_keys(api_key or ()),
         max_images=max_images,
         deadline=deadline,
         drain_timeout=drain_timeout,
         origins=tuple(_read_origin(text) for text in origin or ()),
+        urls=not no_urls,
         log_prompts=log_prompts,
         mark=not no_mark,
         c2pa_certificate=None if c2pa_cert is None else Path(c2pa_cert),
@@ -460,9 +475,3 @@ def _read_origin(text: str) -> str:
     if re.fullmatch(r"https?://[A-Za-z0-9.\[\]:_-]+", text) is None:
         raise InputError("origin", text, "give scheme and host alone, such as https://example.org")
     return text
-
-
-def _public_name(model: str) -> str:
-    """What clients call a model: a hub's id, or the last part of a path."""
-    path = Path(model)
-    return path.resolve().name.removesuffix(".safetensors") if path.exists() else model

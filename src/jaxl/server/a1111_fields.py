@@ -197,7 +197,7 @@ def overrides(options: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
         if neutral is not None and value not in (None, "", *neutral):
             raise refusal(name, value, f"it cannot be chosen here; leave it out, or give {neutral[0]!r}")
     model = options.get("sd_model_checkpoint")
-    if model != f"{settings.model}.safetensors":
+    if model not in [f"{name}.safetensors" for name in settings.names]:
         check_model(model, settings, "sd_model_checkpoint")
     return {} if options.get(CLIP_SKIP) is None else _clip_skip(CLIP_SKIP, options[CLIP_SKIP])
 

@@ -10,10 +10,11 @@ import base64
 import json
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from fastapi import APIRouter
+from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -86,17 +87,38 @@ class EventStream(Response):
 
 
 @router.get("/{id}")
-async def status(id: str, service: CurrentService) -> dict[str, Any]:
-    """Where a request stands that waits or runs. Its id is the X-Request-Id that came with it, or with its answer."""
-    return _status(_find(id, service), service)
+async def status(http: HttpRequest, id: str, service: CurrentService) -> dict[str, Any]:
+    """Where a request stands that waits or runs, or has been kept, and then its pictures.
+
+    Its id is the X-Request-Id that came with it, or with its answer.
+    """
+    kept = service.requests.get(id)
+    if kept is None:
+        return _status(id, service.engine.status(_find(id, service).ticket))
+    known = kept.status
+    if known is None:
+        assert kept.ticket is not None
+        known = service.engine.status(kept.ticket)
+        if kept.ticket.future.done():  # but not all of its pictures are there
+            known = replace(known, state="running")
+    pictures = [
+        {"image": image, "seed": kept.seeds[image], "file": name, "url": file_url(http, name)}
+        for image, name in sorted(kept.names.items())
+        if service.files.get(name) is not None
+    ]
+    return {**_status(id, known), "pictures": pictures, "error": kept.error}
 
 
 @router.delete("/{id}")
 async def cancel(id: str, service: CurrentService) -> dict[str, Any]:
-    """Give up on a request; who waits for its answer gets an error of status 499."""
-    stream = _find(id, service)
-    stream.ticket.cancel()
-    return {"id": stream.id, "object": "request", "cancelled": True}
+    """Give up on a request; who waits for its answer gets an error of status 499. A kept one is forgotten."""
+    kept = None if id in service.live else service.requests.take(id)
+    if kept is None:
+        _find(id, service).ticket.cancel()
+    else:
+        for name in kept.names.values():
+            service.files.take(name)
+    return {"id": id, "object": "request", "cancelled": kept is None}
 
 
 @router.get("/{id}/events", response_class=Response, responses={200: {"content": {EventStream.media_type: {}}}})
@@ -110,7 +132,7 @@ async def follow(id: str, service: CurrentService) -> EventStream:
 
 
 async def _follow(stream: Stream, events: AsyncIterator[Event], service: Service) -> AsyncIterator[bytes]:
-    yield event("status", _status(stream, service))
+    yield event("status", _status(stream.id, service.engine.status(stream.ticket)))
     async for news in events:
         match news:
             case Started():
@@ -153,8 +175,13 @@ async def with_status(stream: Stream, service: Service) -> AsyncIterator[Event |
         coming.cancel()
 
 
-def _status(stream: Stream, service: Service) -> dict[str, Any]:
-    return {"id": stream.id, "object": "request", **asdict(service.engine.status(stream.ticket))}
+def file_url(http: HttpRequest, name: str) -> str:
+    """Where a kept picture is, as whoever asks sees this server."""
+    return str(http.url_for("picture_file", name=name))
+
+
+def _status(id: str, status: Status) -> dict[str, Any]:
+    return {"id": id, "object": "request", **asdict(status)}
 
 
 def _find(id: str, service: Service) -> Stream:

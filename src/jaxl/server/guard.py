@@ -27,6 +27,8 @@ ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 HOST = re.compile(r"(\[(?P<address>[0-9A-Fa-f:.]+)\]|(?P<name>[A-Za-z0-9._-]+))(:[0-9]{1,5})?")
 # what probes and scrapers read, without a key, and too often for the log
 OPEN = ("/health/", "/metrics")
+# what needs no key: that, and pictures whose names are secrets themselves
+KEYLESS = (*OPEN, "/v1/images/files/")
 # routes whose bodies are forms with files; all others take JSON
 FORMS = ("/v1/images/edits",)
 PREFLIGHT_SECONDS = "600"
@@ -102,7 +104,7 @@ class Guard:
             raise ApiError(403, f"{host[:100]!r} is no name of this server; allow it with --origin http://{host[:100]}")
         if origin is not None and origin not in self.settings.origins and _host(origin) != (host or None):
             raise _origin_refused(origin)
-        if self.keys and not scope["path"].startswith(OPEN) and not self._knows(headers.get("authorization", "")):
+        if self.keys and not scope["path"].startswith(KEYLESS) and not self._knows(headers.get("authorization", "")):
             raise ApiError(
                 401,
                 "send one of this server's keys, as Authorization: Bearer KEY",

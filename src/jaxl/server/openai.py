@@ -11,6 +11,7 @@ import base64
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Form, UploadFile
@@ -22,15 +23,19 @@ from starlette.responses import Response
 from jaxl.engine import Drawn, Preview, Progress, Status
 from jaxl.errors import InputError
 from jaxl.server.edits import Source, transparent
-from jaxl.server.errors import RESPONSES, fields
-from jaxl.server.events import EventStream, event, with_status
+from jaxl.server.errors import RESPONSES, ApiError, fields
+from jaxl.server.events import EventStream, event, file_url, with_status
+from jaxl.server.kept import SECONDS
 from jaxl.server.limits import Count, Guidance, Name, Seed, Share
-from jaxl.server.pictures import Format, decode
-from jaxl.server.service import LEAST_DEADLINE, CurrentService, Service, Stream, check_model
+from jaxl.server.pictures import MEDIA_TYPES, decode
+from jaxl.server.service import LEAST_DEADLINE, CurrentService, Service, check_model
+from jaxl.server.work import Work
 
 # the arguments of `Pipeline.generate` that have other names here
 FIELDS = {"num_images": "n", "steps": "num_inference_steps", "width": "size", "height": "size"}
 
+# models of OpenAI's whose answers point to pictures, unless asked not to
+URL_MODELS = "dall-e-"
 # what events have for qualities that the older models knew
 QUALITIES = {"auto": "auto", "standard": "auto", "hd": "high"}
 
@@ -49,6 +54,7 @@ router = APIRouter(prefix="/v1", tags=["OpenAI"], dependencies=[Depends(fields(F
 
 # with `stream`, the other content
 DRAWN: dict[int | str, dict[str, Any]] = {200: {"content": {EventStream.media_type: {}}}}
+PICTURE: dict[int | str, dict[str, Any]] = {200: {"content": {media: {} for media in MEDIA_TYPES.values()}}}
 
 
 class Asked(BaseModel):
@@ -81,6 +87,7 @@ class Asked(BaseModel):
     progress: bool | None = Field(None, description="With `stream`, events of the place in the queue and of each step.")
     priority: int | None = Field(None, ge=-10, le=10, description="Each step is worth ten seconds of waiting.")
     deadline: float | None = Field(None, ge=LEAST_DEADLINE, allow_inf_nan=False, description="Seconds to be done in.")
+    keep: bool | None = Field(None, description="Draw on when the client is gone; /v1/requests/{id} has the pictures.")
 
     def arguments(self) -> dict[str, Any]:
         """Those of `Pipeline.generate`."""
@@ -144,23 +151,40 @@ async def edit(
     return await _respond(http, service, asked, {**asked.arguments(), **start}, "image_edit", source)
 
 
+@router.get("/images/files/{name}", response_class=Response, responses=PICTURE)
+async def picture_file(name: str, service: CurrentService) -> Response:
+    """A picture to which an answer pointed, for an hour. Its name is a secret, so that no key is needed."""
+    file = service.files.get(name)
+    if file is None:
+        raise ApiError(404, "no such picture is kept here any more; draw it again", code="picture_not_found")
+    return Response(file.data, media_type=file.media_type, headers={"Cache-Control": f"private, max-age={SECONDS:.0f}"})
+
+
 @router.get("/models")
 async def models(service: CurrentService) -> dict[str, Any]:
-    """The one model of this server."""
-    return {"object": "list", "data": [_model(service)]}
+    """The one model of this server, under each of its names."""
+    return {"object": "list", "data": [_model(name, service) for name in service.settings.names]}
 
 
 @router.get("/models/{model:path}")
 async def model(model: str, service: CurrentService) -> dict[str, Any]:
     check_model(model, service.settings)
-    return _model(service)
+    return _model(model, service)
 
 
 def check(asked: Asked, service: Service) -> None:
     """Raise ApiError or InputError for what this server cannot give."""
     check_model(asked.model, service.settings)
-    if asked.response_format == "url":
-        raise InputError("response_format", "url", "no picture is kept here; ask for b64_json")
+    if asked.response_format == "url" and asked.stream:
+        raise InputError(
+            "response_format", "url", "events have the pictures themselves; leave out one of it and stream"
+        )
+    for name, value, remedy in (
+        ("response_format", asked.response_format == "url" and "url", "ask for b64_json"),
+        ("keep", asked.keep, "leave it out"),
+    ):
+        if value and not service.settings.urls:
+            raise InputError(name, value, f"no picture is kept here; {remedy}")
     if asked.background == "transparent":
         raise InputError("background", "transparent", "the model draws opaque pictures; leave it out")
     if asked.output_compression not in (None, 100) and asked.output_format in (None, "png"):
@@ -191,24 +215,37 @@ async def _respond(
 ) -> Response | dict[str, Any]:
     """Draw, and answer at the end, or with events on the way; `source` is laid over what a mask leaves as it is."""
     previews = asked.previews if asked.previews is not None else asked.partial_images if asked.stream else None
-    how: dict[str, Any] = {"previews": previews or 0, "priority": asked.priority or 0, "deadline": asked.deadline}
+    how: dict[str, Any] = {
+        "previews": previews or 0,
+        "priority": asked.priority or 0,
+        "deadline": asked.deadline,
+        "keep": bool(asked.keep),
+    }
+    make = partial(Work, service, source=source, format=asked.output_format or "png", quality=asked.output_compression)
     if asked.stream:
         stream = await service.submit(arguments, **how, id=http.state.request_id)
-        return EventStream(_events(service, asked, stream, kind, source), owner=stream)
-    result = await service.draw(http, arguments, **how)
+        work = make(stream)
+        if asked.keep:
+            work.keep()
+        return EventStream(_events(asked, work, kind), owner=stream)
+    async with service.attended(http, arguments, **how) as stream:
+        work = make(stream)
+        if asked.keep:
+            work.keep()
+        result = await stream.result()
     data = []
-    for drawn, seed in zip(result.images, result.seeds, strict=True):
-        image = await _overlaid(source, drawn)
-        settings = service.settings_of(arguments, image, seed, result.scheduler)
-        data.append({"b64_json": await _base64(service, asked, image, settings, source), "seed": seed})
-    shape = _shape(asked, *result.images[0].size)
-    return {"id": http.state.request_id, "created": int(time.time()), "data": data, **shape}
+    for image, drawn in enumerate(result.images):
+        if _wants_urls(asked, service):
+            file = {"url": file_url(http, await work.name(image, drawn))}
+        else:
+            file = {"b64_json": await _base64(work, image, drawn)}
+        data.append({**file, "seed": result.seeds[image]})
+    return {"id": http.state.request_id, "created": int(time.time()), "data": data, **_shape(work)}
 
 
-async def _events(
-    service: Service, asked: Asked, stream: Stream, kind: str, source: Source | None
-) -> AsyncIterator[bytes]:
-    shape = _shape(asked, stream.arguments["width"], stream.arguments["height"])
+async def _events(asked: Asked, work: Work, kind: str) -> AsyncIterator[bytes]:
+    service, stream = work.service, work.stream
+    shape = _shape(work)
     shape["quality"] = QUALITIES.get(asked.quality or "auto", asked.quality)
     shown: Counter[int] = Counter()
     async for news in with_status(stream, service):
@@ -219,16 +256,15 @@ async def _events(
                 name, more = f"{kind}.progress", {"image_index": image, "done": done, "total": total}
             case Preview(image=image, pixels=pixels):
                 name = f"{kind}.partial_image"
-                data = await service.encode_preview(pixels, format=_format(asked), quality=asked.output_compression)
+                data = await service.encode_preview(pixels, format=work.format, quality=work.quality)
                 more = {"image_index": image, "partial_image_index": shown[image], **shape}
                 more["b64_json"] = base64.b64encode(data).decode()
                 shown[image] += 1
-            case Drawn(image=image, picture=picture):
+            case Drawn(image=image, picture=drawn):
                 name = f"{kind}.completed"
-                seed, picture = stream.arguments["seed"] + image, await _overlaid(source, picture)
-                settings = service.settings_of(stream.arguments, picture, seed, stream.ticket.scheduler)
-                data = await _base64(service, asked, picture, settings, source)
-                more = {"image_index": image, **shape, "b64_json": data, "usage": USAGE, "seed": seed}
+                data = await _base64(work, image, drawn)
+                more = {"image_index": image, **shape, "b64_json": data, "usage": USAGE}
+                more["seed"] = stream.ticket.seeds[image]
             case _:
                 continue
         if asked.progress or isinstance(news, Preview | Drawn):
@@ -236,27 +272,22 @@ async def _events(
     await stream.result()  # for its error, if it has one
 
 
-async def _overlaid(source: Source | None, drawn: Image.Image) -> Image.Image:
-    return drawn if source is None else await asyncio.to_thread(source.overlaid, drawn)
+def _wants_urls(asked: Asked, service: Service) -> bool:
+    """Whether an answer points to its pictures: where that is asked for, and by default where OpenAI's models do."""
+    if asked.response_format is None:
+        return service.settings.urls and (asked.model or "").startswith(URL_MODELS)
+    return asked.response_format == "url"
 
 
-def _shape(asked: Asked, width: int, height: int) -> dict[str, Any]:
-    return {"background": "opaque", "output_format": _format(asked), "size": f"{width}x{height}"}
+def _shape(work: Work) -> dict[str, Any]:
+    size = "{width}x{height}".format(**work.stream.arguments)
+    return {"background": "opaque", "output_format": work.format, "size": size}
 
 
-def _format(asked: Asked) -> Format:
-    return asked.output_format or "png"
+async def _base64(work: Work, image: int, drawn: Image.Image) -> str:
+    return base64.b64encode((await work.file(image, drawn)).data).decode()
 
 
-async def _base64(
-    service: Service, asked: Asked, image: Image.Image, settings: dict[str, Any], source: Source | None
-) -> str:
-    composite = source is not None and source.stays
-    data = await service.encode(
-        image, settings, format=_format(asked), quality=asked.output_compression, composite=composite
-    )
-    return base64.b64encode(data).decode()
-
-
-def _model(service: Service) -> dict[str, Any]:
-    return {"id": service.settings.model, "object": "model", "created": service.created, "owned_by": "jaxl"}
+def _model(name: str, service: Service) -> dict[str, Any]:
+    root = service.settings.model
+    return {"id": name, "object": "model", "created": service.created, "owned_by": "jaxl", "root": root}

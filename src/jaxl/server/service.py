@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import asynccontextmanager, suppress
 from types import TracebackType
 from typing import Annotated, Any
@@ -22,6 +22,7 @@ from jaxl.engine.request import new_id
 from jaxl.errors import CancelledError, DeadlineError, InputError
 from jaxl.server import logs
 from jaxl.server.errors import ApiError
+from jaxl.server.kept import MOST_BYTES, MOST_REQUESTS, File, KeptRequest, Shelf
 from jaxl.server.metrics import Metrics, Outcome
 from jaxl.server.pictures import Format, Signer, encode
 from jaxl.server.settings import Settings
@@ -43,6 +44,9 @@ class Service:
         if settings.c2pa_certificate is not None and settings.c2pa_key is not None:
             self.signer = Signer(settings.c2pa_certificate, settings.c2pa_key)
         self.live: dict[str, Stream] = {}
+        self.files: Shelf[File] = Shelf(MOST_BYTES)
+        self.requests: Shelf[KeptRequest] = Shelf(MOST_REQUESTS)
+        self._tasks: set[asyncio.Task[None]] = set()
 
     @property
     def ready(self) -> bool:
@@ -56,8 +60,11 @@ class Service:
         priority: int = 0,
         deadline: float | None = None,
         id: str | None = None,
+        keep: bool = False,
     ) -> Stream:
         """Put a request with arguments of `Pipeline.generate` in the queue; those that are None are not given.
+
+        keep: it is drawn although its client is gone.
 
         Raises InputError, QueueFullError and DrainingError, and ApiError for an id that is in use.
         """
@@ -74,20 +81,21 @@ class Service:
         channel = Channel()
         events = channel.follow()
         ticket = await asyncio.to_thread(self.engine.submit, request, channel.tell)
-        stream = self.live[ticket.id] = Stream(ticket, given, channel, events)
+        self.requests.take(ticket.id)
+        stream = self.live[ticket.id] = Stream(ticket, given, channel, events, keep)
         ticket.future.add_done_callback(lambda _: channel.call(self._end, stream))
         return stream
 
     @asynccontextmanager
     async def attended(self, http: HttpRequest, arguments: Mapping[str, Any], **how: Any) -> AsyncIterator[Stream]:
-        """Submit a request under the id of the HTTP request, and cancel it when the client is gone.
+        """Submit a request under the id of the HTTP request, and cancel it when the client is gone, unless it is kept.
 
         `how` is what `submit` takes. Raises what it does.
         """
 
         async def cancel_when_gone() -> None:
             await gone(http.receive)
-            stream.ticket.cancel()
+            stream.leave()
 
         async with await self.submit(arguments, id=http.state.request_id, **how) as stream:
             watch = asyncio.create_task(cancel_when_gone())
@@ -153,6 +161,12 @@ class Service:
         """What a `Preview` shows, as a file that is marked but not signed."""
         picture = Image.fromarray(pixels)
         return await asyncio.to_thread(encode, picture, None, format=format, quality=quality, mark=self.settings.mark)
+
+    def background(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do what nobody waits for."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)  # the loop itself does not hold on to it
+        task.add_done_callback(self._tasks.discard)
 
     def _size(self, given: Mapping[str, Any]) -> tuple[int, int]:
         """The size that is asked for, or the first; with a picture to start from, the one of its shape."""
@@ -220,17 +234,24 @@ class Channel:
 
 
 class Stream:
-    """A request on its way: `async for` gives its events. Leaving `async with` before its end cancels it.
+    """A request on its way: `async for` gives its events.
 
+    Leaving `async with` before its end cancels it, unless it is to be kept.
     `arguments` are those that it is drawn with; the seed is among them, that of the first image.
     """
 
     def __init__(
-        self, ticket: Ticket, arguments: Mapping[str, Any], channel: Channel, events: AsyncIterator[Event]
+        self,
+        ticket: Ticket,
+        arguments: Mapping[str, Any],
+        channel: Channel,
+        events: AsyncIterator[Event],
+        keep: bool = False,
     ) -> None:
         self.ticket = ticket
         self.arguments = arguments
         self.channel = channel
+        self.keep = keep
         self._events = events
 
     @property
@@ -246,7 +267,12 @@ class Stream:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.ticket.cancel()  # which does nothing once it has ended
+        self.leave()
+
+    def leave(self) -> None:
+        """The client is gone."""
+        if not self.keep:
+            self.ticket.cancel()  # which does nothing once it has ended
 
     async def result(self) -> Result:
         """Raises NonFiniteError, DeadlineError, CancelledError and EngineError."""
@@ -276,7 +302,7 @@ CurrentService = Annotated[Service, Depends(current_service)]
 
 def check_model(name: Any, settings: Settings, param: str = "model") -> None:
     """Raise ApiError for a model that is not the server's; none is. `param` is the field that names it."""
-    if name not in (None, "", settings.model):
+    if name not in (None, "", *settings.names):
         message = str(InputError(param, name, f"not here; this server has {settings.model!r}"))
         raise ApiError(404, message, param=param, code="model_not_found")
 

@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
+
+from jaxl.errors import InputError
+
+MOST_NAME = 100
 
 
 @dataclass(frozen=True)
 class Settings:
     """
-    model: the public name; a path would tell strangers about the machine.
+    model: the public name; a path would tell strangers about the machine. aliases: other names that clients may use.
     sizes: (width, height) of the pictures that are drawn, those that are warmed; the first is the default.
     schedulers: the names that are offered. scheduler, steps, guidance_scale: the model's own, as pictures report them.
     api_keys: any of them opens the server; none is no check.
     max_images: of one request. max_pixels: of a picture that a client sends. max_body: bytes. max_prompt: characters.
     deadline: seconds after which nobody waits for a request any more. drain_timeout: seconds that a stop may take.
     origins: further web pages, as scheme://host[:port], that browsers may call from.
+    urls: answers may point to pictures, which are kept for a while.
     log_prompts: texts of users in the log. mark: pictures say that a machine made them.
     c2pa_certificate, c2pa_key: PEM files to sign pictures with.
     ui: with the web page, at /. usd_per_hour: what the devices cost together, if that is known.
     """
 
     model: str = "tiny"
+    aliases: tuple[str, ...] = ()
     sizes: tuple[tuple[int, int], ...] = ((256, 256),)
     schedulers: tuple[str, ...] = ()
     scheduler: str = "euler"
@@ -35,9 +42,30 @@ class Settings:
     deadline: float = 600.0
     drain_timeout: float = 60.0
     origins: tuple[str, ...] = ()
+    urls: bool = True
     log_prompts: bool = False
     mark: bool = True
     c2pa_certificate: Path | None = None
     c2pa_key: Path | None = None
     ui: bool = False
     usd_per_hour: float | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Whatever clients may call the model."""
+        return tuple(dict.fromkeys((self.model, *self.aliases)))
+
+
+def read_name(text: str, argument: str) -> str:
+    """What clients are to call a model. Raises InputError, naming `argument`, for what does not fit into a line."""
+    if not 0 < len(text.strip()) <= len(text) <= MOST_NAME or not text.isprintable():
+        raise InputError(argument, text, f"give a name of 1 to {MOST_NAME} characters, such as dall-e-3")
+    return text
+
+
+def public_name(model: str) -> str:
+    """What clients call a model that nobody has named: a hub's id, or the last part of a path as it was given."""
+    if model.startswith(("/", ".", "~")) or os.path.exists(model):
+        # without following links: what they point to is nobody's business
+        return os.path.basename(os.path.abspath(model)).removesuffix(".safetensors") or "model"
+    return model

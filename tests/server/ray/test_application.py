@@ -19,7 +19,16 @@ def test_the_ingress_does_without_jax() -> None:
 
 def test_words_are_read() -> None:
     """As the command line gives them."""
-    given = {"replicas": "2", "size": "64x32,32x32", "gpus": "1", "mark": "false", "least": "0", "most": "3"}
+    given = {
+        "alias": "dall-e-3,dall-e-2",
+        "name": "mine",
+        "replicas": "2",
+        "size": "64x32,32x32",
+        "gpus": "1",
+        "mark": "false",
+        "least": "0",
+        "most": "3",
+    }
     assert isinstance(app(given), Application)
     assert Arguments.model_validate(given).mark is False
 
@@ -29,6 +38,8 @@ def test_words_are_read() -> None:
     [
         ({"size": "large"}, "size"),
         ({"size": "0x8"}, "size"),
+        ({"name": ""}, "name"),
+        ({"alias": "dall-e-3,a\nb"}, "alias"),
         ({"replicas": 0}, "replicas"),
         ({"replicas": 3, "most": 2}, "replicas"),
         ({"replicas": 1, "least": 2}, "replicas"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -12,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from jaxl.errors import InputError
 from jaxl.server.ray.deployment import replicas, with_ingress
 from jaxl.server.ray.scale import Scale
-from jaxl.server.settings import Settings
+from jaxl.server.settings import Settings, public_name, read_name
 
 
 class Arguments(BaseModel):
@@ -25,6 +24,7 @@ class Arguments(BaseModel):
 
     model: str = "tiny"
     name: str | None = Field(None, description="What clients call the model.")
+    alias: str = Field("", description="Other names that clients may use, with commas between several.")
     size: str = Field("", description="WIDTHxHEIGHT; with commas between several, the first is the default.")
     slots: int | None = Field(None, ge=1)
     chunks: int = Field(3, ge=1)
@@ -42,6 +42,7 @@ class Arguments(BaseModel):
     deadline: float = Field(600.0, ge=1, allow_inf_nan=False)
     drain_timeout: float = Field(60.0, ge=0, allow_inf_nan=False)
     origin: str = Field("", description="Web pages that may call, with commas between several.")
+    urls: bool = True
     log_prompts: bool = False
     mark: bool = True
     replicas: int = Field(1, ge=0, description="To begin with, and always unless `least` and `most` differ.")
@@ -78,10 +79,11 @@ def app(arguments: dict[str, Any]) -> Any:
         ),
     }
     settings = Settings(
-        model=given.name or _public_name(given.model),
+        model=public_name(given.model) if given.name is None else read_name(given.name, "name"),
+        aliases=tuple(read_name(text, "alias") for text in given.alias.split(",") if text),
         sizes=sizes,
         origins=tuple(text for text in given.origin.split(",") if text),
-        **given.model_dump(include={"max_images", "deadline", "drain_timeout", "log_prompts", "mark"}),
+        **given.model_dump(include={"max_images", "deadline", "drain_timeout", "urls", "log_prompts", "mark"}),
     )
     scale = Scale(
         least=given.replicas if given.least is None else given.least,
@@ -106,8 +108,3 @@ def _size(text: str) -> tuple[int, int]:
     if found is None:
         raise InputError("size", text, "give WIDTHxHEIGHT in pixels, such as 1024x768")
     return int(found[1]), int(found[2])
-
-
-def _public_name(model: str) -> str:
-    """What clients call a model: a hub's id, or the last part of a path, which nobody else need know."""
-    return Path(model).name.removesuffix(".safetensors") if model.startswith(("/", ".", "~")) else model

@@ -1,0 +1,80 @@
+"""What is drawn for a request becomes the files of its answer."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Any
+
+from PIL import Image
+
+from jaxl.engine import Drawn
+from jaxl.server.edits import Source
+from jaxl.server.errors import api_error, error_object
+from jaxl.server.kept import File, KeptRequest, new_name
+from jaxl.server.pictures import MEDIA_TYPES, Format
+from jaxl.server.service import Service, Stream
+
+
+@dataclass(eq=False)
+class Work:
+    """The files of a request's pictures, each made once, whoever asks for it.
+
+    source: what is laid over pictures where its mask leaves it as it is. format, quality: as `Service.encode` takes.
+    names: of the files that are kept, by image.
+    """
+
+    service: Service
+    stream: Stream
+    source: Source | None = None
+    format: Format = "png"
+    quality: int | None = None
+    names: dict[int, str] = field(default_factory=dict)
+    _files: dict[int, asyncio.Task[File]] = field(default_factory=dict)
+
+    async def finished(self, image: int, drawn: Image.Image) -> tuple[Image.Image, dict[str, Any]]:
+        """An image as its client gets it, by its index in the request, and how it was made."""
+        picture = drawn if self.source is None else await asyncio.to_thread(self.source.overlaid, drawn)
+        ticket = self.stream.ticket
+        return picture, self.service.settings_of(self.stream.arguments, picture, ticket.seeds[image], ticket.scheduler)
+
+    async def file(self, image: int, drawn: Image.Image) -> File:
+        if image not in self._files:
+            self._files[image] = asyncio.create_task(self._encoded(image, drawn))
+        return await asyncio.shield(self._files[image])  # others may wait for it too
+
+    async def name(self, image: int, drawn: Image.Image) -> str:
+        """The name under which the file is kept from now on."""
+        file = await self.file(image, drawn)
+        if image not in self.names:
+            self.names[image] = new_name(self.format)
+            self.service.files.put(self.names[image], file, len(file.data))
+        return self.names[image]
+
+    def keep(self) -> None:
+        """Have the request answer after its end too, with its pictures."""
+        kept = KeptRequest(self.stream.ticket, self.names, self.stream.ticket.seeds)
+        self.service.requests.put(self.stream.id, kept)
+        self.service.background(self._keep(kept, self.stream.channel.follow()))
+
+    async def _keep(self, kept: KeptRequest, events: Any) -> None:
+        ticket, error = self.stream.ticket, None
+        try:
+            async for news in events:
+                if isinstance(news, Drawn):
+                    await self.name(news.image, news.picture)
+            for image, picture in enumerate(ticket.images):  # those that were drawn before anybody followed
+                if picture is not None:
+                    await self.name(image, picture)
+            await self.stream.result()
+        except Exception as raised:
+            error = error_object(api_error(raised))["error"]
+        kept.end(self.service.engine.status(ticket), error)
+
+    async def _encoded(self, image: int, drawn: Image.Image) -> File:
+        picture, settings = await self.finished(image, drawn)
+        composite = self.source is not None and self.source.stays
+        data = await self.service.encode(
+            picture, settings, format=self.format, quality=self.quality, composite=composite
+        )
+        return File(data, MEDIA_TYPES[self.format])
