@@ -149,9 +149,11 @@ def make_plausible(case: Case) -> None:
     case.body |= {name: value for name, value in known.items() if name in case.body}
     if case.operation.path == "/sdapi/v1/img2img":
         case.body["init_images"] = [PICTURE]
-    if case.operation.path == "/v1/images/edits":
-        case.body["image"] = [png()]
-        case.body.pop("mask", None)
+    if case.operation.path in ("/v1/images/edits", "/v1/images/variations"):
+        in_json = case.media_type == "application/json"
+        case.body["image"] = PICTURE if in_json else [png()]
+        for name in ("images", "mask"):
+            case.body.pop(name, None)
 
 
 class TestHostile:

@@ -29,8 +29,9 @@ HOST = re.compile(r"(\[(?P<address>[0-9A-Fa-f:.]+)\]|(?P<name>[A-Za-z0-9._-]+))(
 OPEN = ("/health/", "/metrics")
 # what needs no key: that, and pictures whose names are secrets themselves
 KEYLESS = (*OPEN, "/v1/images/files/")
-# routes whose bodies are forms with files; all others take JSON
-FORMS = ("/v1/images/edits",)
+JSON, FORM = "application/json", "multipart/form-data"
+# what the bodies of some routes are; those of all others are JSON
+BODIES = {"/v1/images/edits": (FORM, JSON), "/v1/images/variations": (FORM,)}
 PREFLIGHT_SECONDS = "600"
 
 
@@ -118,10 +119,9 @@ class Guard:
             raise _too_large(self.settings.max_body)
         empty = length in ("", "0") and "transfer-encoding" not in headers
         if scope["method"] == "POST" and not empty:
-            kind = headers.get("content-type", "").partition(";")[0].strip().lower()
-            wanted = "multipart/form-data" if scope["path"] in FORMS else "application/json"
-            if kind != wanted:
-                raise ApiError(415, f"Content-Type is {kind[:100]!r}; send {wanted}", param="Content-Type")
+            kind, known = media_type(headers), BODIES.get(scope["path"], (JSON,))
+            if kind not in known:
+                raise ApiError(415, f"Content-Type is {kind[:100]!r}; send {' or '.join(known)}", param="Content-Type")
 
     def _is_page(self, scope: Scope) -> bool:
         """Whether it is the web page, for which browsers ask people: any name, and a key as the password."""
@@ -142,6 +142,11 @@ def request_id(headers: Headers) -> str:
     """The client's own id of a request, if it is one to print anywhere, or a new one."""
     asked = headers.get("x-request-id", "")
     return asked if ID.fullmatch(asked) else secrets.token_hex(16)
+
+
+def media_type(headers: Headers) -> str:
+    """What a body is, without the parameters."""
+    return headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
 def mark(headers: MutableHeaders, id: str) -> None:

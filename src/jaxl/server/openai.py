@@ -10,23 +10,30 @@ import asyncio
 import base64
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from functools import partial
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Form, UploadFile
+from fastapi.routing import APIRoute
 from PIL import Image, ImageFilter, ImageOps
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.datastructures import Headers
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
+from starlette.routing import Match
+from starlette.types import Scope
 
 from jaxl.engine import Drawn, Preview, Progress, Status
 from jaxl.errors import InputError
 from jaxl.server.edits import Source, transparent
 from jaxl.server.errors import RESPONSES, ApiError, fields
 from jaxl.server.events import EventStream, event, file_url, with_status
+from jaxl.server.guard import FORM as FORM_TYPE
+from jaxl.server.guard import JSON, media_type
 from jaxl.server.kept import SECONDS
 from jaxl.server.limits import Count, Guidance, Name, Seed, Share
+from jaxl.server.openai_fields import Picture, Pictures
 from jaxl.server.pictures import MEDIA_TYPES, decode
 from jaxl.server.service import LEAST_DEADLINE, CurrentService, Service, check_model
 from jaxl.server.work import Work
@@ -51,6 +58,8 @@ USAGE = {
 SEAM = 4
 
 router = APIRouter(prefix="/v1", tags=["OpenAI"], dependencies=[Depends(fields(FIELDS))], responses=RESPONSES)
+
+FORM = Form(media_type=FORM_TYPE)
 
 # with `stream`, the other content
 DRAWN: dict[int | str, dict[str, Any]] = {200: {"content": {EventStream.media_type: {}}}}
@@ -114,13 +123,47 @@ class Generation(Asked):
     model_config = ConfigDict(strict=True)
 
 
-class Edit(Asked):
-    """The form of `/v1/images/edits`."""
+class Sent(Asked):
+    """What forms with a picture have."""
 
     image: list[UploadFile] = Field([], description="PNG, JPEG or WebP.")
     images: list[UploadFile] = Field([], alias="image[]", description="The same, as some clients call it.")
-    mask: UploadFile | None = Field(None, description="A picture of the same size, transparent where to paint anew.")
     strength: Share | None = Field(None, description="How much changes; 0.6, or 1 with a mask.")
+
+
+class Edit(Sent):
+    """The form of `/v1/images/edits`."""
+
+    mask: UploadFile | None = Field(None, description="A picture of the same size, transparent where to paint anew.")
+
+
+class EditInJson(Asked):
+    """The body of `/v1/images/edits`, where it is no form."""
+
+    model_config = ConfigDict(strict=True)
+
+    image: Pictures = []
+    images: Pictures = Field([], description="The same, as OpenAI calls it in JSON.")
+    mask: Picture | None = Field(None, description="A picture of the same size, transparent where to paint anew.")
+    strength: Share | None = Field(None, description="How much changes; 0.6, or 1 with a mask.")
+
+
+class Variation(Sent):
+    """The form of `/v1/images/variations`."""
+
+    prompt: str = ""
+
+
+class JsonRoute(APIRoute):
+    """A route for bodies in JSON, before one of the same path for others."""
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        match, found = super().matches(scope)
+        return (match, found) if media_type(Headers(scope=scope)) == JSON else (Match.NONE, {})
+
+
+# the schema has one description of a path: that of the form, with this
+IN_JSON = {"requestBody": {"content": {JSON: {"schema": {"$ref": f"#/components/schemas/{EditInJson.__name__}"}}}}}
 
 
 @router.post("/images/generations", response_model=None, responses=DRAWN)
@@ -130,25 +173,31 @@ async def generate(http: HttpRequest, asked: Generation, service: CurrentService
     return await _respond(http, service, asked, asked.arguments(), "image_generation")
 
 
-@router.post("/images/edits", response_model=None, responses=DRAWN)
-async def edit(
-    http: HttpRequest, asked: Annotated[Edit, Form(media_type="multipart/form-data")], service: CurrentService
-) -> Response | dict[str, Any]:
+async def edit_in_json(http: HttpRequest, asked: EditInJson, service: CurrentService) -> Response | dict[str, Any]:
+    """`edit` with pictures as data URLs."""
+    return await _edit(http, asked, asked.image + asked.images, asked.mask, service)
+
+
+router.add_api_route(
+    "/images/edits", edit_in_json, methods=["POST"], response_model=None, route_class_override=JsonRoute
+)
+
+
+@router.post("/images/edits", response_model=None, responses=DRAWN, openapi_extra=IN_JSON)
+async def edit(http: HttpRequest, asked: Annotated[Edit, FORM], service: CurrentService) -> Response | dict[str, Any]:
     """Draw anew where a mask, or else the picture itself, is transparent; without either, change all of a picture."""
+    return await _edit(http, asked, asked.image + asked.images, asked.mask, service)
+
+
+@router.post("/images/variations", response_model=None, responses=DRAWN)
+async def vary(
+    http: HttpRequest, asked: Annotated[Variation, FORM], service: CurrentService
+) -> Response | dict[str, Any]:
+    """Change all of a picture, without a prompt unless there is one."""
     check(asked, service)
-    files = asked.image + asked.images
-    if len(files) != 1:
-        raise InputError("image", f"{len(files)} pictures", "send one")
-    image = await _read(files[0], "image", service)
-    mask = transparent(image if asked.mask is None else await _read(asked.mask, "mask", service))
-    if asked.mask is not None and mask is None:
-        raise InputError("mask", asked.mask.filename, "nothing in it is transparent; make it so where to paint anew")
-    picture = image.convert("RGB") if asked.mask else image
-    start = {"image": picture, "mask": mask, "strength": asked.strength}
-    # what is not painted stays as it is, with a seam that is not seen
-    seam = None if mask is None else mask.filter(ImageFilter.GaussianBlur(SEAM))
-    source = Source(image.convert("RGB"), seam)
-    return await _respond(http, service, asked, {**asked.arguments(), **start}, "image_edit", source)
+    image = await _read_only(asked.image + asked.images, service)
+    start = {"image": image.convert("RGB"), "strength": asked.strength}
+    return await _respond(http, service, asked, {**asked.arguments(), **start}, "image_edit")
 
 
 @router.get("/images/files/{name}", response_class=Response, responses=PICTURE)
@@ -192,8 +241,33 @@ def check(asked: Asked, service: Service) -> None:
         raise InputError("output_compression", asked.output_compression, remedy)
 
 
-async def _read(file: UploadFile, param: str, service: Service) -> Image.Image:
-    data = await file.read()
+async def _edit(
+    http: HttpRequest,
+    asked: Edit | EditInJson,
+    pictures: Sequence[UploadFile | str],
+    masked: UploadFile | str | None,
+    service: Service,
+) -> Response | dict[str, Any]:
+    check(asked, service)
+    image = await _read_only(pictures, service)
+    mask = transparent(image if masked is None else await _read(masked, "mask", service))
+    if masked is not None and mask is None:
+        raise InputError("mask", "an opaque picture", "make it transparent where to paint anew")
+    start = {"image": image if masked is None else image.convert("RGB"), "mask": mask, "strength": asked.strength}
+    # what is not painted stays as it is, with a seam that is not seen
+    seam = None if mask is None else mask.filter(ImageFilter.GaussianBlur(SEAM))
+    source = Source(image.convert("RGB"), seam)
+    return await _respond(http, service, asked, {**asked.arguments(), **start}, "image_edit", source)
+
+
+async def _read_only(pictures: Sequence[UploadFile | str], service: Service) -> Image.Image:
+    if len(pictures) != 1:
+        raise InputError("image", f"{len(pictures)} pictures", "send one")
+    return await _read(pictures[0], "image", service)
+
+
+async def _read(picture: UploadFile | str, param: str, service: Service) -> Image.Image:
+    data = picture if isinstance(picture, str) else await picture.read()
 
     def upright() -> Image.Image:
         image = decode(data, param, service.settings.max_pixels)
