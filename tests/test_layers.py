@@ -20,7 +20,7 @@ LAYERS = (
     ("sharding", "hosts", "disk_cache"),
     ("programs", "arguments", "images"),
     ("prompts", "starts", "embeddings"),
-    ("plan",),
+    ("plan", "infotext"),
     ("pipeline", "png"),
     ("compat", "running"),
     ("server",),

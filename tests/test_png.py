@@ -19,10 +19,8 @@ import jaxl
 from jaxl.errors import InputError, OutputError
 from jaxl.png import (
     MAX_SETTINGS_CHARACTERS,
-    a1111_text,
     check_writable,
     png_bytes,
-    read_a1111_text,
     read_settings,
     write_new_png,
     write_png,
@@ -40,70 +38,6 @@ SETTINGS = {
     "height": 256,
     "scheduler": "euler",
 }
-
-
-def test_a1111_text() -> None:
-    text = a1111_text({**SETTINGS, "negative_prompt": "blurry,\nlow quality"})
-    assert text.split("\n") == [
-        "a red apple",
-        "Negative prompt: blurry,",
-        "low quality",
-        "Steps: 25, Sampler: Euler, Schedule type: Automatic, CFG scale: 5, Seed: 1, Size: 256x256, Model: tiny, "
-        "Version: jaxl 0.1.0",
-    ]
-
-
-@pytest.mark.parametrize(
-    ("setting", "written"),
-    [
-        ({"guidance_scale": 7.25}, "CFG scale: 7.25, "),
-        ({"scheduler": "dpm++2m_sde_karras"}, "Sampler: DPM++ 2M SDE, Schedule type: Karras, "),
-        ({"scheduler": "dpm++2m"}, "Sampler: DPM++ 2M, Schedule type: Checkpoint, "),
-        ({"scheduler": "new, better: one"}, 'Sampler: "new, better: one", '),
-        ({"model": "/home/me/a, b.safetensors"}, 'Model: "a, b", '),
-        ({"model": 'x: "y"'}, 'Model: "x: \\"y\\"", '),
-        ({"model": "owner/some-model-1.0"}, "Model: some-model-1.0, "),
-        ({"clip_skip": 1}, "Clip skip: 3, "),
-    ],
-)
-def test_a1111_values(setting: dict[str, Any], written: str) -> None:
-    assert written in a1111_text({**SETTINGS, **setting}).split("\n")[-1]
-
-
-@pytest.mark.parametrize(
-    ("text", "told"),
-    [
-        (
-            "an apple,\nred\nNegative prompt: blurry,\nlow\n"
-            'Steps: 4, Sampler: Euler a, Model: "a, \\"b\\": c", Seed: 1',
-            {
-                "Prompt": "an apple,\nred",
-                "Negative prompt": "blurry,\nlow",
-                "Steps": "4",
-                "Sampler": "Euler a",
-                "Model": 'a, "b": c',
-                "Seed": "1",
-            },
-        ),
-        ("an apple: red, ripe", {"Prompt": "an apple: red, ripe", "Negative prompt": ""}),
-        (
-            "Steps: 4, Seed: 1, Size: 8x8",
-            {"Prompt": "", "Negative prompt": "", "Steps": "4", "Seed": "1", "Size": "8x8"},
-        ),
-        (
-            'a\nSteps: 4, Seed: 1, Model: "cut',
-            {"Prompt": "a", "Negative prompt": "", "Steps": "4", "Seed": "1", "Model": '"cut'},
-        ),
-        ("", {}),
-    ],
-)
-def test_a1111_text_is_read(text: str, told: dict[str, str]) -> None:
-    assert read_a1111_text(text) == told
-
-
-@pytest.mark.parametrize("text", [" " * 10**6, "a: " * 10**5, "a, " * 10**5, ': "' * 1000, '\\"' * 10**6])
-def test_hostile_a1111_texts(text: str) -> None:
-    assert set(read_a1111_text(text)) <= {"Prompt", "Negative prompt"}
 
 
 @pytest.mark.parametrize(

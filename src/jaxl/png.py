@@ -12,7 +12,6 @@ import io
 import json
 import math
 import os
-import re
 import secrets
 import stat
 from collections.abc import Iterable, Iterator, Mapping
@@ -23,14 +22,13 @@ from typing import Any
 from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
-from jaxl.diffusion.names import a1111_name
 from jaxl.errors import InputError, OutputError
+from jaxl.infotext import a1111_text
+from jaxl.infotext import read_a1111_text as read_a1111_text
 
 Settings = Mapping[str, Any]
 
 MAX_SETTINGS_CHARACTERS = 1_000_000
-MAX_A1111_LINE = 4000
-A1111_PAIR = re.compile(r'([^:,"]+): ("(?:[^"\\]|\\.)*"|[^,]*)(?:, ?|$)')
 MAX_FILE_BYTES = 256 * 2**20
 
 
@@ -90,53 +88,6 @@ def png_bytes(image: Image.Image, settings: Settings | None, xmp: str | None = N
     return stream.getvalue()
 
 
-def a1111_text(settings: Settings) -> str:
-    """The `parameters` text: prompt, negative prompt and a line of settings, as A1111 1.9 and later write them.
-
-    `settings` has at least prompt, steps, scheduler, guidance_scale, seed, width and height. A1111 has no second
-    prompt, so those are in the JSON alone. A scheduler that A1111 lacks keeps its own name.
-    """
-    sampler, schedule = a1111_name(settings["scheduler"])
-    pairs = {
-        "Steps": settings["steps"],
-        "Sampler": sampler,
-        "Schedule type": schedule,
-        "CFG scale": f"{settings['guidance_scale']:.10g}",
-        "Seed": settings["seed"],
-        "Size": f"{settings['width']}x{settings['height']}",
-    }
-    if settings.get("model"):
-        # a path would tell strangers about the machine, and A1111 has names alone
-        pairs["Model"] = Path(settings["model"]).name.removesuffix(".safetensors")
-    for label, name in (("Denoising strength", "strength"), ("CFG Rescale phi", "guidance_rescale"), ("Eta", "eta")):
-        if settings.get(name) is not None:
-            pairs[label] = f"{settings[name]:g}"
-    if settings.get("clip_skip"):
-        # counted from the last layer there, from SDXL's usual second-to-last one here
-        pairs["Clip skip"] = settings["clip_skip"] + 2
-    if settings.get("version"):
-        pairs["Version"] = f"jaxl {settings['version']}"
-    negative = settings.get("negative_prompt")
-    lines = [
-        settings["prompt"],
-        *([f"Negative prompt: {negative}"] if negative else []),
-        ", ".join(f"{name}: {_quoted(str(value))}" for name, value in pairs.items()),
-    ]
-    # PNG allows no NUL in a text, and UTF-8 no half of a surrogate pair
-    return "\n".join(lines).replace("\0", "").encode("utf-8", "replace").decode()
-
-
-def read_a1111_text(text: str) -> dict[str, str]:
-    """What a `parameters` text says, under the names in it, and "Prompt" and "Negative prompt"."""
-    lines = text.strip().splitlines()
-    pairs = _a1111_pairs(lines[-1]) if lines else {}
-    if pairs:
-        lines.pop()
-    start = next((i for i, line in enumerate(lines) if line.startswith("Negative prompt:")), len(lines))
-    negative = "\n".join(lines[start:]).removeprefix("Negative prompt:").strip()
-    return {"Prompt": "\n".join(lines[:start]).strip(), "Negative prompt": negative, **pairs} if lines or pairs else {}
-
-
 def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The settings that jaxl wrote into a PNG file, as they were given to `write_png`.
 
@@ -177,32 +128,6 @@ def read_settings_text(text: str, argument: str, shown: str | None = None) -> di
     if not isinstance(settings, dict):
         raise InputError(argument, shown, "damaged settings (not a JSON object); give a PNG that jaxl wrote")
     return settings
-
-
-def _quoted(value: str) -> str:
-    return json.dumps(value, ensure_ascii=False) if any(mark in value for mark in ",:\n") else value
-
-
-def _a1111_pairs(line: str) -> dict[str, str]:
-    """The pairs of a line of settings; none if it is another line: there are at least three."""
-    found, place = {}, 0
-    while place < len(line) <= MAX_A1111_LINE:
-        match = A1111_PAIR.match(line, place)
-        if match is None:
-            return {}
-        name, value = match.groups()
-        found[name.strip()] = _unquoted(value)
-        place = match.end()
-    return found if len(found) >= 3 else {}
-
-
-def _unquoted(value: str) -> str:
-    if value.startswith('"'):
-        try:
-            return str(json.loads(value))
-        except ValueError:
-            return value
-    return value
 
 
 def _check_replaceable(path: Path) -> None:

@@ -7,10 +7,14 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from jaxl.png import a1111_text
+from jaxl.infotext import a1111_text
+from jaxl.server.a1111_fields import scheduler_of
+from jaxl.server.restore import NUMBERS, a1111_settings
 
 PATH = "/v1/images/settings"
 MADE = {"prompt": "a castle", "seed": 2**64 - 1, "steps": 9, "scheduler": "ddim", "width": 64, "height": 32}
@@ -39,31 +43,91 @@ def test_what_the_server_drew(client: TestClient) -> None:
 
 
 def test_every_digit_of_a_seed(client: TestClient) -> None:
-    assert client.post(PATH, json={"image": png(jaxl=json.dumps(MADE))}).json() == {**MADE, "seed": str(2**64 - 1)}
+    found = client.post(PATH, json={"image": png(jaxl=json.dumps(MADE))}).json()
+    assert found == {**MADE, "seed": str(2**64 - 1), "unread": []}
 
 
 def test_files_of_a1111(client: TestClient) -> None:
-    text = a1111_text({**MADE, "negative_prompt": "rain", "guidance_scale": 4.5, "scheduler": "dpm++2m_karras"})
+    told = {"negative_prompt": "rain", "guidance_scale": 4.5, "scheduler": "dpm++2m_karras", "clip_skip": 1}
+    told |= {"strength": 0.5, "guidance_rescale": 0.7, "eta": 0.25}
+    text = a1111_text({**MADE, **told, "model": "a/tiny.safetensors", "version": "1"})
     found = client.post(PATH, json={"image": png(parameters=text)}).json()
-    assert found == {
-        **MADE,
-        "negative_prompt": "rain",
-        "guidance_scale": 4.5,
-        "scheduler": "dpm++2m_karras",
-        "seed": str(2**64 - 1),
-    }
+    assert found == {**MADE, **told, "seed": str(2**64 - 1), "unread": []}
 
 
-def test_what_cannot_be_read_is_left_out(client: TestClient) -> None:
-    text = "a castle\nSteps: many, Sampler: Own sampler, CFG scale: inf, Seed: 1.5, Size: large"
+def test_the_comment_of_a_jpeg(client: TestClient) -> None:
+    exif, stream = Image.Exif(), io.BytesIO()
+    exif.get_ifd(0x8769)[0x9286] = b"UNICODE\0" + "a castle\nSteps: 9, Seed: 5, CFG scale: 4".encode("utf-16-be")
+    Image.new("RGB", (8, 8)).save(stream, "JPEG", exif=exif)
+    found = client.post(PATH, json={"image": base64.b64encode(stream.getvalue()).decode()}).json()
+    assert (found["prompt"], found["steps"], found["seed"]) == ("a castle", 9, "5")
+
+
+def test_what_cannot_be_read_is_told(client: TestClient) -> None:
+    line = f"Steps: many, Sampler: Own sampler, CFG scale: inf, Seed: 1.5, Size: large, Eta: {'9' * 400}, Model: other"
+    text = f"a castle\n{line}, Clip skip: two, Denoising strength: 0.3, Hires upscale: 2, Hires upscaler: Latent, "
+    text += f"RNG: CPU, Version: v1.10.1, Model hash: 0123456789, Refiner: None, {'ab' * 20}: {'c' * 1000}"
     found = client.post(PATH, json={"image": png(parameters=text)}).json()
-    assert found == {"prompt": "a castle", "negative_prompt": ""}
+    assert (found["prompt"], found["negative_prompt"], len(found)) == ("a castle", "", 3)
+    assert found["unread"] == [
+        "Steps: many",
+        "Sampler: Own sampler",
+        "CFG scale: inf",
+        "Seed: 1.5",
+        "Size: large",
+        f"Eta: {'9' * 195}",
+        "Model: other",
+        "Clip skip: two",
+        "Denoising strength: 0.3",  # of the second pass
+        "Hires upscale: 2",
+        "Hires upscaler: Latent",
+        "RNG: CPU",
+        f"{'ab' * 20}: {'c' * 158}",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("told", "scheduler", "unread"),
+    [
+        ({"Sampler": "dpmpp_2m", "Scheduler": "karras"}, "dpm++2m_karras", []),
+        ({"Sampler": "dpmpp_2m", "Scheduler": "sgm_uniform"}, "dpm++2m_sgm_uniform", []),
+        ({"Sampler": "dpmpp_3m_sde_gpu", "Scheduler": "exponential"}, "dpm++3m_sde_exponential", []),
+        ({"Sampler": "DPM++ 2M", "Schedule type": "Automatic"}, "dpm++2m_karras", []),
+        ({"Sampler": "DPM++ 2M Karras"}, "dpm++2m_karras", []),
+        ({"Sampler": "Euler a", "Schedule type": "Turbo"}, "euler_a", ["Schedule type: Turbo"]),
+        ({"Sampler": "Euler a", "Schedule type": ""}, "euler_a", []),
+        ({"Sampler": "Restart", "Schedule type": "Karras"}, None, ["Sampler: Restart", "Schedule type: Karras"]),
+        ({"Schedule type": "Karras"}, "euler_karras", []),
+        ({}, None, []),
+    ],
+)
+def test_samplers(told: dict[str, str], scheduler: str | None, unread: list[str]) -> None:
+    found = a1111_settings(told, "euler")
+    assert (found.get("scheduler"), found["unread"]) == (scheduler, unread)
+
+
+@pytest.mark.parametrize("sampler", ["DPM++ 2M", "dpmpp_2m"])
+def test_a_sampler_alone_has_no_other_schedule(sampler: str) -> None:
+    """As in A1111 before 1.9, when Karras' was named; `Automatic` is something else."""
+    assert a1111_settings({"Sampler": sampler}, "euler")["scheduler"] == scheduler_of(sampler, "Uniform", "euler")
+
+
+@pytest.mark.parametrize(("told", "skip"), [("1", None), ("2", None), ("3", 1), ("-5", None), ("12", 10)])
+def test_clip_skip(told: str, skip: int | None) -> None:
+    found = a1111_settings({"Clip skip": told}, "euler")
+    assert (found.get("clip_skip"), found["unread"]) == (skip, [])
+
+
+@given(st.dictionaries(st.sampled_from([*NUMBERS, "Size", "Sampler", "Scheduler", "Clip skip"]), st.text()))
+def test_any_settings(told: dict[str, str]) -> None:
+    json.dumps(a1111_settings(told, "euler"), allow_nan=False)
 
 
 @pytest.mark.parametrize(
     ("image", "word"),
     [
         (png(), "no settings"),
+        (png(parameters='{"sui_image_params": {"prompt": "a"}}'), "no settings"),
         (png(jaxl="{"), "damaged settings"),
         (png(jaxl="[]"), "damaged settings"),
         (png(jaxl='{"steps": 1e999}'), "1e999 is no JSON number"),

@@ -24,7 +24,7 @@ from starlette.requests import Request as HttpRequest
 from jaxl.diffusion.names import AUTOMATIC, CHECKPOINT, a1111_name
 from jaxl.diffusion.tables import SCHEDULERS
 from jaxl.engine import Preview
-from jaxl.png import a1111_text, read_a1111_text
+from jaxl.infotext import a1111_text, read_a1111_text, text_of
 from jaxl.server.a1111_fields import (
     CLIP_SKIP,
     FIELDS,
@@ -65,7 +65,7 @@ class PngInfo(BaseModel):
 
 
 class Read(BaseModel):
-    """The text in a PNG file, the other texts in it, and what the settings in it say."""
+    """The text in a picture's file, the other texts in it, and what the settings in it say."""
 
     info: str
     items: dict[str, str]
@@ -262,10 +262,7 @@ async def refresh_checkpoints() -> None:
 @router.post("/png-info", dependencies=[Depends(fields({}))])
 async def png_info(asked: PngInfo, service: CurrentService) -> Read:
     """The settings in a picture."""
-    image = await asyncio.to_thread(decode, asked.image, "image", service.settings.max_pixels)
-    texts = {str(name): text for name, text in image.info.items() if isinstance(text, str)}
-    text = texts.pop("parameters", "")
-    return Read(info=text, items=texts, parameters=read_a1111_text(text))
+    return await asyncio.to_thread(_read, asked.image, service.settings.max_pixels)
 
 
 async def _draw(
@@ -304,6 +301,13 @@ async def _draw(
         parameters=asked.model_dump(exclude=unsaid),
         info=json.dumps(_info(made, result.seeds, asked)),
     )
+
+
+def _read(data: str, max_pixels: int) -> Read:
+    image = decode(data, "image", max_pixels)
+    texts = {str(name): text for name, text in image.info.items() if isinstance(text, str) and name != "parameters"}
+    text = text_of(image)
+    return Read(info=text, items=texts, parameters=read_a1111_text(text))
 
 
 def _all_jobs(http: HttpRequest) -> list[Job]:

@@ -5,66 +5,117 @@ from __future__ import annotations
 import asyncio
 import math
 import re
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Annotated, Any
 
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
+from jaxl.diffusion.names import AUTOMATIC, find_name
+from jaxl.diffusion.tables import SOLVERS
 from jaxl.errors import InputError
-from jaxl.png import read_a1111_text, read_settings_text
-from jaxl.server.a1111_fields import scheduler_of
+from jaxl.infotext import read_a1111_text, text_of
+from jaxl.png import read_settings_text
+from jaxl.server.a1111_fields import USUAL_CLIP_SKIP, scheduler_of
 from jaxl.server.errors import RESPONSES, ApiError
 from jaxl.server.pictures import decode
 from jaxl.server.service import CurrentService
+from jaxl.server.settings import Settings
 
 router = APIRouter(prefix="/v1/images", tags=["jaxl"], responses=RESPONSES)
 
+SCHEDULES = {name: solver.schedules for name, solver in SOLVERS.items()}
 A1111_SIZE = re.compile(r"([0-9]{1,6})x([0-9]{1,6})")
+NUMBERS: Mapping[str, tuple[str, type[int] | type[float]]] = {
+    "Steps": ("steps", int),
+    "CFG scale": ("guidance_scale", float),
+    "CFG Rescale phi": ("guidance_rescale", float),
+    "Seed": ("seed", int),
+    "Eta": ("eta", float),
+    "Denoising strength": ("strength", float),
+}
+# what is said there of a picture and changes nothing in it, and values that ask for nothing
+NOTES = {"Version", "Model hash", "VAE hash", "Created Date", "User", "Init image hash", "metadata_scheme"}
+NOTHING = ("", "None", "[]", "{}", "False", "false", "null", "Automatic")
+# of what is not read, so many are told, each so long
+MOST_UNREAD, LONGEST_UNREAD = 100, 200
 
 
 class Picture(BaseModel):
-    image: Annotated[str, Field(description="A PNG, in base64.")]
+    image: Annotated[str, Field(description="A PNG, JPEG or WebP picture, in base64.")]
 
 
 @router.post("/settings")
 async def settings(asked: Picture, service: CurrentService) -> dict[str, Any]:
     """What made a picture, by the names of `Pipeline.generate`: what jaxl wrote into its file, or A1111 and its kin.
 
-    The seed is a text, because it has up to 64 bits, and JSON's readers often 53.
+    The seed is a text, because it has up to 64 bits, and JSON's readers often 53. `unread` is what else the file asks
+    for, as "name: value".
     """
-    image = await asyncio.to_thread(decode, asked.image, "image", service.settings.max_pixels)
-    own, parameters = (image.info.get(name) for name in ("jaxl", "parameters"))
+    return await asyncio.to_thread(_settings, asked.image, service.settings)
+
+
+def _settings(data: str, server: Settings) -> dict[str, Any]:
+    image = decode(data, "image", server.max_pixels)
+    own = image.info.get("jaxl")
     if isinstance(own, str):
-        found = read_settings_text(own, "image")
-    elif isinstance(parameters, str):
-        found = a1111_settings(read_a1111_text(parameters), service.settings.scheduler)
+        found = {**read_settings_text(own, "image"), "unread": []}
+    elif known := read_a1111_text(text_of(image)):
+        found = a1111_settings(known, server.scheduler, server.model)
     else:
-        raise InputError("image", "a picture", "no settings in it; give a PNG as jaxl or A1111 wrote it")
+        raise InputError("image", "a picture", "no settings that can be read; give one as jaxl or A1111 wrote it")
     return {**found, "seed": str(found["seed"])} if "seed" in found else found
 
 
-def a1111_settings(known: dict[str, str], default: str) -> dict[str, Any]:
-    """What jaxl calls the settings that a `parameters` text has; what cannot be read is left out.
+def a1111_settings(known: Mapping[str, str], default: str, model: str = "") -> dict[str, Any]:
+    """What jaxl calls the settings that a text of A1111 has. What cannot be read is in a list, `unread`.
 
-    `default` is the scheduler that a type of schedule alone is for.
+    `default` is the scheduler that a type of schedule alone is for, `model` the name of the one that draws.
     """
-    found: dict[str, Any] = {"prompt": known.get("Prompt", ""), "negative_prompt": known.get("Negative prompt", "")}
-    readers = {
-        "Steps": ("steps", int),
-        "CFG scale": ("guidance_scale", float),
-        "Seed": ("seed", int),
-        "Denoising strength": ("strength", float),
+    left = dict(known)
+    found: dict[str, Any] = {
+        "prompt": left.pop("Prompt", ""),
+        "negative_prompt": left.pop("Negative prompt", ""),
+        **_scheduler(left, default),
     }
-    for label, (name, read) in readers.items():
-        with suppress(KeyError, ValueError):
-            number = read(known[label])
+    for label, (name, read) in NUMBERS.items():
+        # the strength is that of a second pass where there is one
+        if label == "Denoising strength" and any(other.startswith("Hires ") for other in left):
+            continue
+        with suppress(KeyError, ValueError, OverflowError):
+            number = read(left[label])
             if math.isfinite(number):
                 found[name] = number
-    if match := A1111_SIZE.fullmatch(known.get("Size", "")):
+                del left[label]
+    if match := A1111_SIZE.fullmatch(left.get("Size", "")):
         found["width"], found["height"] = map(int, match.groups())
-    try:
-        scheduler = scheduler_of(known.get("Sampler"), known.get("Schedule type"), default)
-    except (InputError, ApiError):
-        scheduler = None  # another program's own
-    return found if scheduler is None else {**found, "scheduler": scheduler}
+        del left["Size"]
+    with suppress(KeyError, ValueError, OverflowError):
+        skip = max(int(left["Clip skip"]) - USUAL_CLIP_SKIP, 0)
+        found |= {"clip_skip": skip} if skip else {}
+        del left["Clip skip"]
+    if left.get("Model", "").removesuffix(".safetensors") == model:
+        left.pop("Model", None)
+    unread = [f"{name}: {value}" for name, value in left.items() if name not in NOTES and value not in NOTHING]
+    return {**found, "unread": [each[:LONGEST_UNREAD] for each in unread[:MOST_UNREAD]]}
+
+
+def _scheduler(left: dict[str, str], default: str) -> dict[str, str]:
+    """The scheduler, if it can be read; what it was read from is taken out of `left`."""
+    sampler, label = left.get("Sampler"), "Schedule type" if "Schedule type" in left else "Scheduler"
+    schedule = left.get(label) or None
+    name, read = None, ("Sampler", label)
+    if schedule is not None:
+        with suppress(InputError, ApiError):
+            name = scheduler_of(sampler, schedule, default)
+    if name is None and sampler:
+        with suppress(InputError):
+            name, read = find_name(sampler, SCHEDULES), ("Sampler",)
+            if name in AUTOMATIC:  # before A1111 1.9 a name without a schedule had none of these
+                name = scheduler_of(name, "Uniform", default)
+    if name is None:
+        return {}
+    for each in read:
+        left.pop(each, None)
+    return {"scheduler": name}

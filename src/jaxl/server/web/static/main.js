@@ -101,8 +101,8 @@ function fill(names, offered, settings, values) {
     return values[i];
   });
   if (settings.whole) {
-    const known = [...names, ...SILENT, "whole", "size"];
-    lost.push(...Object.entries(settings).filter(([name, value]) => !known.includes(name) && value !== null).map(([name]) => name));
+    const known = [...names, ...SILENT, "whole", "size", "unread"];
+    lost.push(...Object.entries(settings).filter(([name, value]) => !known.includes(name) && value !== null).map(([name]) => name), ...(settings.unread ?? []));
     const from = settings.strength === undefined ? "" : "; it was drawn from another picture, which is not in it";
     tell("say", `Settings restored${from}${lost.length ? `; not offered here: ${lost.join(", ")}` : ""}`);
   }

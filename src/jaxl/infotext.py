@@ -1,0 +1,215 @@
+"""Settings in the text that AUTOMATIC1111's web UI writes into pictures, and most programs write and read after it.
+
+It is the prompt, the negative prompt and a line of settings (https://github.com/AUTOMATIC1111/stable-diffusion-webui,
+`modules/infotext_utils.py`). Each program has fields of its own; what does not fit is passed over, and the rest read.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from PIL import ExifTags, Image
+
+from jaxl.diffusion.names import a1111_name
+
+MAX_CHARACTERS = 1_000_000
+# a line with fewer is a part of the prompt
+LEAST_PAIRS = 3
+# what is between commas: so many are read
+MOST_PARTS = 10_000
+# values that begin as JSON does and are none, after which none is looked for, so that no text takes long
+MOST_BROKEN = 10
+
+SEPARATORS = re.compile(r"[\s,]*")
+NAME = re.compile(r"([^\s:,\"\[\]{}][^:,\"\[\]{}]{0,99}):(?:\s+|$)")
+VALUE = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"(?=\s*(?:,|$))|[^,]*')
+END = re.compile(r"\s*(?:,|$)")
+FIRST = re.compile(r"\s*Steps: *[0-9]")
+# what extensions for wildcards write under the settings
+TEMPLATE = re.compile(r"\s*(?:Negative )?Template:")
+
+# Fooocus' own names (https://github.com/lllyasviel/Fooocus, `modules/meta_parser.py`) for those of A1111
+FOOOCUS = {
+    "prompt": "Prompt",
+    "negative_prompt": "Negative prompt",
+    "steps": "Steps",
+    "sampler": "Sampler",
+    "scheduler": "Scheduler",
+    "guidance_scale": "CFG scale",
+    "seed": "Seed",
+    "resolution": "Size",
+    "base_model": "Model",
+    "clip_skip": "Clip skip",
+    "version": "Version",
+}
+
+# how EXIF's UserComment begins (CIPA DC-008, 4.6.6): with UTF-16, or with what is UTF-8 or less
+WIDE, PLAIN = b"UNICODE\0", (b"ASCII\0\0\0", b"\0" * 8)
+
+
+def a1111_text(settings: Mapping[str, Any]) -> str:
+    """The text for a picture: prompt, negative prompt and a line of settings, as A1111 1.9 and later write them.
+
+    `settings` has at least prompt, steps, scheduler, guidance_scale, seed, width and height. A1111 has no second
+    prompt, so that is left out. A scheduler that A1111 lacks keeps its own name.
+    """
+    sampler, schedule = a1111_name(settings["scheduler"])
+    pairs = {
+        "Steps": settings["steps"],
+        "Sampler": sampler,
+        "Schedule type": schedule,
+        "CFG scale": f"{settings['guidance_scale']:.10g}",
+        "Seed": settings["seed"],
+        "Size": f"{settings['width']}x{settings['height']}",
+    }
+    if settings.get("model"):
+        # a path would tell strangers about the machine, and A1111 has names alone
+        pairs["Model"] = Path(settings["model"]).name.removesuffix(".safetensors")
+    for label, name in (("Denoising strength", "strength"), ("CFG Rescale phi", "guidance_rescale"), ("Eta", "eta")):
+        if settings.get(name) is not None:
+            pairs[label] = f"{settings[name]:g}"
+    if settings.get("clip_skip"):
+        # counted from the last layer there, from SDXL's usual second-to-last one here
+        pairs["Clip skip"] = settings["clip_skip"] + 2
+    if settings.get("version"):
+        pairs["Version"] = f"jaxl {settings['version']}"
+    negative = settings.get("negative_prompt")
+    lines = [
+        settings["prompt"],
+        *([f"Negative prompt: {negative}"] if negative else []),
+        ", ".join(f"{name}: {_quoted(str(value))}" for name, value in pairs.items()),
+    ]
+    return _whole("\n".join(lines)).replace("\0", "")  # which PNG does not allow in a text
+
+
+def read_a1111_text(text: str) -> dict[str, str]:
+    """What such a text says, under the names in it, and "Prompt" and "Negative prompt"; never raises.
+
+    The settings are the last lines from "Steps: " on, or the last line, if that has three pairs. JSON in them is one
+    value. Fooocus' JSON is read too, under A1111's names. Empty for other JSON objects, and for more than a million
+    characters.
+    """
+    text = text.strip()
+    if not text or len(text) > MAX_CHARACTERS:
+        return {}
+    told = _json_object(text)
+    if told is not None:
+        return _fooocus(told)
+    lines, pairs = _split(re.split(r"\r?\n", text))
+    start = next((i for i, line in enumerate(lines) if line.startswith("Negative prompt:")), len(lines))
+    negative = "\n".join(lines[start:]).removeprefix("Negative prompt:").strip()
+    return {"Prompt": "\n".join(lines[:start]).strip(), "Negative prompt": negative, **pairs}
+
+
+def text_of(image: Image.Image) -> str:
+    """The text in a picture, empty if there is none: of a PNG its `parameters`, or else EXIF's UserComment."""
+    text = image.info.get("parameters")
+    if isinstance(text, str):
+        return text
+    try:
+        comment = image.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment)
+    except Exception:  # of damaged metadata, all kinds
+        return ""
+    if not isinstance(comment, bytes):
+        return comment if isinstance(comment, str) else ""
+    head, rest = comment[:8], comment[8:]
+    if head == WIDE:
+        # the order of the bytes is not said: those above Latin letters are zeros
+        order = "utf-16-le" if rest[1::2].count(0) > rest[::2].count(0) else "utf-16-be"
+        return rest.decode(order, "replace")
+    return (rest if head in PLAIN else comment).decode("utf-8", "replace")
+
+
+def _split(lines: list[str]) -> tuple[list[str], dict[str, str]]:
+    """The lines of the prompts, and the pairs of the line of settings that may be behind them."""
+    begins = next((i for i in reversed(range(len(lines))) if FIRST.match(lines[i])), len(lines) - 1)
+    for start in dict.fromkeys((begins, len(lines) - 1)):
+        pairs = _pairs(_joined(lines[start:]))
+        if len(pairs) >= LEAST_PAIRS:
+            return lines[:start], pairs
+    return lines, {}
+
+
+def _joined(lines: Sequence[str]) -> str:
+    """A line of settings and those in which it goes on: to a template, or to an empty line."""
+    parts = [lines[0]]
+    for before, line in pairwise(lines):
+        if not line.strip() or TEMPLATE.match(line):
+            break
+        ends, begins = ":" in before.rpartition(",")[2], ":" in line.partition(",")[0]
+        parts += [", " if ends and begins else " ", line]
+    return "".join(parts)
+
+
+def _pairs(line: str) -> dict[str, str]:
+    found: dict[str, str] = {}
+    decoder, broken, place = json.JSONDecoder(), 0, 0
+    for _ in range(MOST_PARTS):
+        place = _end(SEPARATORS, line, place)
+        if place == len(line):
+            break
+        name = NAME.match(line, place)
+        if name is None:
+            place = _end(VALUE, line, place)
+            continue
+        place = end = name.end()
+        if line[place : place + 1] in ("[", "{") and broken < MOST_BROKEN:
+            try:
+                end = decoder.raw_decode(line, place)[1]
+            except (ValueError, RecursionError):
+                broken += 1
+        if end == place or not END.match(line, end):
+            end = _end(VALUE, line, place)
+        found[name[1].strip()] = _unquoted(line[place:end].strip())
+        place = end
+    return found
+
+
+def _end(pattern: re.Pattern[str], line: str, place: int) -> int:
+    match = pattern.match(line, place)
+    return place if match is None else match.end()
+
+
+def _json_object(text: str) -> dict[str, Any] | None:
+    if not text.startswith("{"):
+        return None
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _fooocus(told: Mapping[str, Any]) -> dict[str, str]:
+    """Nothing, if another program has made the object."""
+    if told.get("metadata_scheme") != "fooocus" and not str(told.get("version")).startswith("Fooocus"):
+        return {}
+    found = {"Prompt": "", "Negative prompt": ""}
+    for name, value in told.items():
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        found[_whole(FOOOCUS.get(name, name))] = _whole(text)
+    if "Size" in found:
+        found["Size"] = "x".join(re.findall(r"[0-9]+", found["Size"]))
+    return found
+
+
+def _quoted(value: str) -> str:
+    return json.dumps(value, ensure_ascii=False) if any(mark in value for mark in ",:\n") else value
+
+
+def _unquoted(value: str) -> str:
+    if len(value) > 1 and value[0] == value[-1] == '"':
+        with suppress(ValueError):
+            return _whole(json.loads(value))
+    return value
+
+
+def _whole(text: str) -> str:
+    """Without halves of surrogate pairs, which JSON may have and UTF-8 may not."""
+    return text.encode("utf-8", "replace").decode()
