@@ -64,6 +64,9 @@ def test_stats(client: TestClient) -> None:
     assert (known["model"], known["images"], known["waiting"], known["latency"]["requests"]) == ("tiny", 2, 0, 1)
     assert known["latency"]["p50"] == known["latency"]["p95"] > 0
     assert (known["usd_per_hour"], known["usd_per_image"]) == (None, None)
+    history = known["history"]
+    assert history["images_per_second"][-1] * history["every"] == 2
+    assert history["latency"][-1] == known["latency"]["p50"]
 
 
 def test_cost_of_an_image(service: Service) -> None:

@@ -173,6 +173,38 @@ def test_edit_without_mask_takes_the_picture_own_transparency(
     assert asked[1]["mask"].getextrema() == (255, 255)
 
 
+def test_mask_alone_with_a_soft_seam(client: TestClient, asked: list[Mapping[str, Any]]) -> None:
+    mask = Image.new("RGBA", (32, 32), "black")
+    mask.paste((0, 0, 0, 0), (8, 8, 16, 16))
+    files = {"image": png(Image.new("RGB", (32, 32))), "mask": png(mask)}
+    hard = Image.new("L", (32, 32))
+    hard.paste(255, (8, 8, 16, 16))
+    for form in ({}, {"padding_mask_crop": 4}, {"padding_mask_crop": 0, "mask_blur": 0}):
+        assert client.post(EDITS, data={"prompt": "a", **form}, files=files).status_code == 200
+    plain, soft, sharp = asked
+    assert "padding_mask_crop" not in plain
+    assert (soft["padding_mask_crop"], sharp["padding_mask_crop"]) == (4, 0)
+    assert plain["mask"].tobytes() == sharp["mask"].tobytes() == hard.tobytes()
+    # all that is painted is drawn anew, and goes over into the rest
+    assert soft["mask"].crop((8, 8, 16, 16)).getextrema() == (255, 255)
+    assert 0 < soft["mask"].getpixel((6, 12)) < 255
+    for form in ({"padding_mask_crop": -1}, {"mask_blur": 257}):
+        answer = client.post(EDITS, data={"prompt": "a", **form}, files=files)
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, next(iter(form)))
+
+
+@pytest.mark.parametrize("blur", [0, 8])
+def test_width_of_the_seam(client: TestClient, blur: int) -> None:
+    """What is not painted stays, up to the seam."""
+    white = Image.new("RGB", (32, 32), "white")
+    mask = Image.new("RGBA", (32, 32), "black")
+    mask.paste((0, 0, 0, 0), (0, 0, 16, 32))
+    form = {"prompt": "a", "mask_blur": blur}
+    answer = client.post(EDITS, data=form, files={"image": png(white), "mask": png(mask)})
+    drawn = picture(answer.json()["data"][0]["b64_json"])
+    assert (drawn.crop((16, 0, 32, 32)).getextrema() == ((255, 255),) * 3) == (blur == 0)
+
+
 def test_client_streams_edits(theirs: openai.OpenAI) -> None:
     data = png(Image.new("RGB", (32, 32)))
     events = list(theirs.images.edit(image=[data], prompt="a", stream=True, partial_images=1))

@@ -42,8 +42,12 @@ def metrics(service: CurrentService) -> Response:
 
 @router.get("/v1/stats")
 def stats(service: CurrentService) -> dict[str, Any]:
-    """What the server does, for people to look at: rates are of the last minute, latencies of recent requests."""
-    engine, recent = service.engine.stats(), service.metrics.latencies
+    """What the server does, for people to look at: rates are of the last minute, latencies of recent requests.
+
+    `history` has the last ten minutes: lists of a value for each step of `every` seconds, the oldest first.
+    """
+    engine, past = service.engine.stats(), service.metrics.history
+    recent = past.latencies()
     usd, rate = service.settings.usd_per_hour, engine.images_per_second
     p50, p95 = (float(each) for each in np.quantile(recent, (0.5, 0.95))) if recent else (None, None)
     return {
@@ -56,6 +60,7 @@ def stats(service: CurrentService) -> dict[str, Any]:
         "running": engine.running,
         "places": engine.places,
         "latency": {"p50": p50, "p95": p95, "requests": len(recent)},
+        "history": past.steps(service.engine.tickets()),
         "usd_per_hour": usd,
         "usd_per_image": None if usd is None or not rate else usd / 3600 / rate,
     }

@@ -6,8 +6,6 @@ autoscalers made for it work. `docs/serving.md` lists all.
 
 from __future__ import annotations
 
-import time
-from collections import deque
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -16,14 +14,14 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
+from jaxl.server.history import History
+
 if TYPE_CHECKING:
     from jaxl.engine import AnyEngine, Ticket
 
 Outcome = Literal["done", "cancelled", "deadline", "failed"]
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
-# the requests that `latencies` tells of
-RECENT = 1000
 SECONDS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 3.0, 5.0, 8.0, 12.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0)
 
 
@@ -31,7 +29,7 @@ class Metrics:
     """The metrics of one server."""
 
     def __init__(self, engine: AnyEngine):
-        self.latencies: deque[float] = deque(maxlen=RECENT)  # seconds until all images were done, the last ones
+        self.history = History()
         self._registry = CollectorRegistry()
         self._registry.register(_Engine(engine))
         ProcessCollector(registry=self._registry)
@@ -64,10 +62,9 @@ class Metrics:
         self._finished.labels(outcome).inc()
         if ticket.started is not None:
             self._queue.observe(ticket.started - ticket.submitted)
-        if outcome == "done":
-            latency = time.monotonic() - ticket.submitted
-            self._latency.observe(latency)
-            self.latencies.append(latency)
+        past = self.history.add(ticket, done=outcome == "done")
+        if past.done:
+            self._latency.observe(past.ended - past.submitted)
 
     def observe_http(self, route: str, status: int) -> None:
         """Count an HTTP request. `route` is the path of the route, of which there are few, not that of the request."""

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Form, UploadFile
 from fastapi.routing import APIRoute
-from PIL import Image, ImageFilter, ImageOps
+from PIL import Image, ImageChops, ImageFilter, ImageOps
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.datastructures import Headers
 from starlette.requests import Request as HttpRequest
@@ -56,6 +56,8 @@ USAGE = {
 
 # pixels over which what a mask leaves goes over into what is drawn
 SEAM = 4
+# pixels around a mask; more than pictures have
+MAX_PADDING = 16384
 
 router = APIRouter(prefix="/v1", tags=["OpenAI"], dependencies=[Depends(fields(FIELDS))], responses=RESPONSES)
 
@@ -131,13 +133,24 @@ class Sent(Asked):
     strength: Share | None = Field(None, description="How much changes; 0.6, or 1 with a mask.")
 
 
-class Edit(Sent):
+class Masked(BaseModel):
+    """What goes with a mask."""
+
+    mask_blur: float | None = Field(
+        None, ge=0, le=256, description="Pixels over which what a mask leaves goes over into what is drawn; 4."
+    )
+    padding_mask_crop: int | None = Field(
+        None, ge=0, le=MAX_PADDING, description="Draw only what a mask paints, larger, with this many pixels around it."
+    )
+
+
+class Edit(Sent, Masked):
     """The form of `/v1/images/edits`."""
 
     mask: UploadFile | None = Field(None, description="A picture of the same size, transparent where to paint anew.")
 
 
-class EditInJson(Asked):
+class EditInJson(Asked, Masked):
     """The body of `/v1/images/edits`, where it is no form."""
 
     model_config = ConfigDict(strict=True)
@@ -253,9 +266,14 @@ async def _edit(
     mask = transparent(image if masked is None else await _read(masked, "mask", service))
     if masked is not None and mask is None:
         raise InputError("mask", "an opaque picture", "make it transparent where to paint anew")
-    start = {"image": image if masked is None else image.convert("RGB"), "mask": mask, "strength": asked.strength}
     # what is not painted stays as it is, with a seam that is not seen
-    seam = None if mask is None else mask.filter(ImageFilter.GaussianBlur(SEAM))
+    blur = SEAM if asked.mask_blur is None else asked.mask_blur
+    seam = None if mask is None else mask.filter(ImageFilter.GaussianBlur(blur))
+    crop = asked.padding_mask_crop
+    # the pipeline itself puts back what it cut out, so it needs the seam then
+    soft = mask if crop is None or mask is None or seam is None else ImageChops.lighter(mask, seam)
+    picture = image if masked is None else image.convert("RGB")
+    start = {"image": picture, "mask": soft, "strength": asked.strength, "padding_mask_crop": crop}
     source = Source(image.convert("RGB"), seam)
     return await _respond(http, service, asked, {**asked.arguments(), **start}, "image_edit", source)
 
@@ -337,7 +355,8 @@ async def _events(asked: Asked, work: Work, kind: str) -> AsyncIterator[bytes]:
             case Drawn(image=image, picture=drawn):
                 name = f"{kind}.completed"
                 data = await _base64(work, image, drawn)
-                more = {"image_index": image, **shape, "b64_json": data, "usage": USAGE}
+                size = f"{drawn.width}x{drawn.height}"
+                more = {"image_index": image, **shape, "size": size, "b64_json": data, "usage": USAGE}
                 more["seed"] = stream.ticket.seeds[image]
             case _:
                 continue
