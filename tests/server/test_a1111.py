@@ -18,6 +18,9 @@ from fastapi.testclient import TestClient
 from PIL import Image, ImageDraw
 
 from jaxl.engine import Engine
+from jaxl.server.a1111 import LACKING
+from jaxl.server.a1111_fields import MAY_BE_UNASKED
+from jaxl.server.a1111_options import NEUTRAL
 from jaxl.server.service import Service
 from jaxl.server.settings import Settings
 
@@ -381,11 +384,22 @@ class TestRefused:
             ("CLIP_stop_at_last_layers", "2", 422),
             ("CLIP_stop_at_last_layers", True, 422),
             ("samples_format", "jpg", 422),
+            ("emphasis", "No norm", 422),
+            ("randn_source", "NV", 422),
+            ("sd_noise_schedule", "Zero Terminal SNR", 422),
+            ("sd_vae_decode_method", "TAESD", 422),
+            ("use_old_karras_scheduler_sigmas", True, 422),
+            ("sdxl_crop_top", 64, 422),
+            ("rho", 3.0, 422),
         ],
     )
     def test_options(self, client: TestClient, name: str, value: Any, status: int) -> None:
         assert refused(client, "txt2img", status, override_settings={name: value}).startswith(name)
         assert refused(client, "options", status, **{name: value}).startswith(name)
+
+    def test_options_that_are_fields(self, client: TestClient) -> None:
+        line = refused(client, "txt2img", 422, override_settings={"eta_ancestral": 0.5})
+        assert line == "eta_ancestral=0.5: send the field eta; leave it out, or give 1"
 
     def test_options_that_would_have_to_be_kept(self, client: TestClient) -> None:
         assert "override_settings" in refused(client, "options", 422, CLIP_stop_at_last_layers=3)
@@ -405,6 +419,31 @@ class TestRefused:
             {"override_settings": {"sd_vae": None, "forge_additional_modules": []}},
             {"override_settings": {"what": "\ud800", "ever": float("inf")}},
             {"refiner_checkpoint": "None", "subseed_strength": 0, "seed_resize_from_h": -1, "script_name": ""},
+            {"alwayson_scripts": {"A": {"args": [None, "None", ""]}, "B": {"args": [{}]}, "C": {"args": [[]]}}},
+            # what the options are without a choice, numbers also as texts
+            {"override_settings": {name: values[0] for name, values in NEUTRAL.items()}},
+            {"override_settings": {name: str(values[-1]) for name, values in NEUTRAL.items()}},
+            # and what clients write into fields that they know and do not use
+            *(
+                dict.fromkeys(MAY_BE_UNASKED, nothing)
+                for nothing in (
+                    None,
+                    "",
+                    "None",
+                    "none",
+                    "Automatic",
+                    0,
+                    -1,
+                    False,
+                    "0",
+                    "false",
+                    [],
+                    {},
+                    [""],
+                    ["None"],
+                )
+            ),
+            {"sampler_name": "Use same sampler", "scheduler": "Use same scheduler", "styles": ["None", ""]},
             {"initial_noise_multiplier": 1, "unknown": {"to": ["all"]}},
         ],
     )
@@ -427,7 +466,29 @@ class TestRefused:
         )
 
 
+class TestRoutes:
+    @pytest.mark.parametrize("path", [*(f"/sdapi/v1/{name}" for name in LACKING), "/controlnet/model_list"])
+    def test_what_jaxl_lacks_is_told_by_name(self, client: TestClient, path: str) -> None:
+        for response in (client.get(path), client.post(path, json={"image": "..."})):
+            assert response.status_code == 404
+            assert path.removeprefix("/sdapi/v1/").split("/")[0] in response.json()["detail"]
+            assert "jaxl lacks it" in response.json()["detail"]
+
+    def test_what_there_is_to_refresh(self, client: TestClient) -> None:
+        for name in ("checkpoints", "embeddings", "loras", "vae"):
+            assert client.post(f"/sdapi/v1/refresh-{name}").json() is None
+        assert client.get("/sdapi/v1/extensions").json() == []
+
+
 class TestImg2Img:
+    def test_ai_render(self, client: TestClient, asked: list[Mapping[str, Any]]) -> None:
+        """What Blender's add-on sends for a render, with its own names beside those of the API."""
+        own = {"image_similarity": 0.4, "sampler": "LMS", "sampler_index": "LMS", "denoising_strength": 0.6}
+        body = {"prompt": "an apple", "negative_prompt": "", "seed": 5, "cfg_scale": 7, "steps": 4, **own}
+        body |= {"width": 32, "height": 32, "init_images": [f"data:image/png;base64,{encoded(GREY)}"]}
+        assert len(post(client, "img2img", **body)["images"]) == 1
+        assert (asked[0]["scheduler"], asked[0]["strength"]) == ("lms", 0.6)
+
     def test_the_size_is_that_of_the_pictures_shape(self, client: TestClient, asked: list[Mapping[str, Any]]) -> None:
         answer = post(client, "img2img", prompt="an apple", init_images=[encoded(Image.new("RGB", (60, 30)))])
         assert (asked[0]["width"], asked[0]["height"]) == (64, 32)

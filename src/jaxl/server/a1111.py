@@ -25,27 +25,25 @@ from jaxl.diffusion.names import AUTOMATIC, CHECKPOINT, a1111_name
 from jaxl.diffusion.tables import SCHEDULERS
 from jaxl.engine import Preview
 from jaxl.infotext import a1111_text, read_a1111_text, text_of
-from jaxl.server.a1111_fields import (
-    CLIP_SKIP,
-    FIELDS,
-    USUAL_CLIP_SKIP,
-    Asked,
-    Img2Img,
-    Txt2Img,
-    arguments_of,
-    edit_of,
-    offered,
-    overrides,
-    refusal,
-    solver_of,
-)
+from jaxl.server.a1111_fields import FIELDS, Asked, Img2Img, Txt2Img, arguments_of, edit_of, offered, solver_of
+from jaxl.server.a1111_options import CLIP_SKIP, USUAL_CLIP_SKIP, overrides, refusal
 from jaxl.server.edits import Source
-from jaxl.server.errors import A1111_RESPONSES, fields
+from jaxl.server.errors import A1111_RESPONSES, ApiError, fields
 from jaxl.server.pictures import decode
 from jaxl.server.service import CurrentService, Service, Stream
 
 # how often each image is shown to those who ask for progress
 PREVIEWS = 5
+
+# routes that jaxl lacks, and why
+LACKING: Mapping[str, str] = {
+    **dict.fromkeys(("extra-single-image", "extra-batch-images"), "pictures are not upscaled"),
+    "interrogate": "pictures are not described",
+    **dict.fromkeys(
+        ("create/embedding", "create/hypernetwork", "train/embedding", "train/hypernetwork"), "nothing is trained"
+    ),
+    **dict.fromkeys(("server-kill", "server-restart", "server-stop"), "whoever has started the server ends it"),
+}
 
 router = APIRouter(
     prefix="/sdapi/v1", tags=["A1111"], dependencies=[Depends(fields(FIELDS))], responses=A1111_RESPONSES
@@ -228,6 +226,7 @@ async def upscalers() -> list[dict[str, Any]]:
 @router.get("/face-restorers")
 @router.get("/realesrgan-models")
 @router.get("/prompt-styles")
+@router.get("/extensions")
 async def nothing() -> list[dict[str, Any]]:
     """Kinds of things that this server has none of."""
     return []
@@ -255,14 +254,29 @@ async def memory() -> dict[str, dict[str, str]]:
 
 
 @router.post("/refresh-checkpoints")
-async def refresh_checkpoints() -> None:
-    """There is one model, and it is loaded."""
+@router.post("/refresh-embeddings")
+@router.post("/refresh-loras")
+@router.post("/refresh-vae")
+async def refresh() -> None:
+    """There is one model, and none of the others."""
 
 
 @router.post("/png-info", dependencies=[Depends(fields({}))])
 async def png_info(asked: PngInfo, service: CurrentService) -> Read:
     """The settings in a picture."""
     return await asyncio.to_thread(_read, asked.image, service.settings.max_pixels)
+
+
+async def lacking(http: HttpRequest) -> None:
+    """Say by name what jaxl lacks."""
+    name = http.scope["route"].path.removeprefix(f"{router.prefix}/")
+    raise ApiError(404, f"{name}: jaxl lacks it; {LACKING.get(name, 'there is no ControlNet')}")
+
+
+controlnet = APIRouter()
+controlnet.add_api_route("/controlnet/{path:path}", lacking, methods=["GET", "POST"], include_in_schema=False)
+for _name in LACKING:
+    router.add_api_route(f"/{_name}", lacking, methods=["GET", "POST"], include_in_schema=False)
 
 
 async def _draw(

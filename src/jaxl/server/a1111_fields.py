@@ -9,17 +9,17 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 from PIL import ImageFilter, ImageOps
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from jaxl.diffusion.names import AUTOMATIC, CHECKPOINT, a1111_name, find_name
 from jaxl.diffusion.tables import SCHEDULERS, SOLVERS
 from jaxl.errors import InputError
 from jaxl.images import read_image, read_mask
+from jaxl.server.a1111_options import MAX_CLIP_SKIP, clip_skip, overrides, refusal
 from jaxl.server.edits import Source, filled, transparent
-from jaxl.server.errors import ApiError
 from jaxl.server.limits import Count, Guidance, Name, Share, Side
 from jaxl.server.pictures import decode
-from jaxl.server.service import Service, check_model
+from jaxl.server.service import Service
 from jaxl.server.settings import Settings
 
 # the arguments of `Pipeline.generate` that have other names here
@@ -31,13 +31,8 @@ FIELDS = {
     "strength": "denoising_strength",
     "padding_mask_crop": "inpaint_full_res_padding",
 }
-CLIP_SKIP = "CLIP_stop_at_last_layers"
 
-# of SDXL's text encoders the second-to-last layer is read; 1 asks for the last one of Stable Diffusion 1, which the web
-# UI overrules for SDXL as well
-USUAL_CLIP_SKIP, MAX_CLIP_SKIP = 2, 12
-
-# what jaxl lacks: fields that must be empty, false, zero or less, with what to do instead
+# what jaxl lacks: fields that may ask for nothing, with what to do instead
 LACKING: Mapping[str, str] = {
     "enable_hr": "there is no second pass; ask for the size you want, or send the picture to img2img",
     "refiner_checkpoint": "this server has one model; leave it out",
@@ -52,20 +47,9 @@ LACKING: Mapping[str, str] = {
     "infotext": "it is not read here; give its settings as fields",
     "latent_mask": "give the mask as mask",
 }
-# options of the web UI that change pictures, and the values that change nothing here
-NEUTRAL_OPTIONS: Mapping[str, Sequence[Any]] = {
-    "sd_vae": ("Automatic", "None"),
-    "sd_hypernetwork": ("None",),
-    "forge_additional_modules": ([],),
-    "samples_format": ("png",),
-    "eta_noise_seed_delta": (0,),
-    "s_min_uncond": (0,),
-    "token_merging_ratio": (0,),
-    "tiling": (False,),
-    "face_restoration": (False,),
-    "img2img_color_correction": (False,),
-    "initial_noise_multiplier": (1,),
-}
+# what clients send in these and other fields where nobody has chosen anything
+MAY_BE_UNASKED = (*LACKING, "sampler_name", "sampler_index", "scheduler", "alwayson_scripts", "override_settings")
+NO_CHOICE = ("", "none", "null", "false", "0", "-1", "automatic", "use same sampler", "use same scheduler")
 
 Positive = Annotated[float, Field(ge=0, le=1e6)]
 Flag = bool | None
@@ -112,6 +96,14 @@ class Asked(BaseModel):
     infotext: str | None = None
     initial_noise_multiplier: float | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _asked_alone(cls, given: Any) -> Any:
+        """Leave out what asks for nothing, of whatever kind it is."""
+        if not isinstance(given, dict):
+            return given
+        return {name: value for name, value in given.items() if name not in MAY_BE_UNASKED or _is_asked(value)}
+
 
 class Txt2Img(Asked):
     pass
@@ -136,7 +128,7 @@ class Img2Img(Asked):
 def arguments_of(asked: Asked, settings: Settings) -> dict[str, Any]:
     """Those of `Pipeline.generate`. Raises ApiError for what jaxl lacks."""
     for name, remedy in LACKING.items():
-        if _is_asked(value := getattr(asked, name, None)):
+        if (value := getattr(asked, name, None)) is not None:
             raise refusal(name, value, remedy)
     for name, script in (asked.alwayson_scripts or {}).items():
         if _is_on(script):
@@ -149,7 +141,7 @@ def arguments_of(asked: Asked, settings: Settings) -> dict[str, Any]:
         raise refusal(name, value, f"{batch * times} images in all; ask for at most {settings.max_images}")
     scheduler = scheduler_of(asked.sampler_name or asked.sampler_index, asked.scheduler, settings.scheduler)
     churns = bool(asked.s_churn)
-    skip = {} if asked.clip_skip is None else _clip_skip("clip_skip", asked.clip_skip)
+    skip = {} if asked.clip_skip is None else clip_skip("clip_skip", asked.clip_skip)
     return {
         "prompt": asked.prompt or "",
         "negative_prompt": asked.negative_prompt or None,  # an empty one is zeros in SDXL there too
@@ -190,18 +182,6 @@ def edit_of(asked: Img2Img, service: Service) -> tuple[dict[str, Any], Source]:
     return {**arguments, "image": start, "mask": source.mask}, source
 
 
-def overrides(options: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
-    """The arguments of `Pipeline.generate` that options of the web UI stand for. Raises ApiError."""
-    for name, value in options.items():
-        neutral = NEUTRAL_OPTIONS.get(name)
-        if neutral is not None and value not in (None, "", *neutral):
-            raise refusal(name, value, f"it cannot be chosen here; leave it out, or give {neutral[0]!r}")
-    model = options.get("sd_model_checkpoint")
-    if model not in [f"{name}.safetensors" for name in settings.names]:
-        check_model(model, settings, "sd_model_checkpoint")
-    return {} if options.get(CLIP_SKIP) is None else _clip_skip(CLIP_SKIP, options[CLIP_SKIP])
-
-
 def scheduler_of(sampler: str | None, schedule: str | None, default: str) -> str | None:
     """The full name of a scheduler for a sampler and a type of schedule of the web UI; None if neither is chosen.
 
@@ -234,27 +214,21 @@ def offered(settings: Settings) -> Sequence[str]:
     return settings.schedulers or tuple(SCHEDULERS)
 
 
-def refusal(name: str, value: Any, remedy: str) -> ApiError:
-    return ApiError(422, str(InputError(name, value, remedy)), param=name)
-
-
 def _is_asked(value: Any) -> bool:
-    """Whether a field that jaxl lacks has a value that would do something."""
-    return bool(value) and value != "None" and not (isinstance(value, int | float) and value < 0)
+    """Whether a value asks for something, of whatever kind it is."""
+    if isinstance(value, list):
+        return any(each is not None and str(each).lower() not in NO_CHOICE for each in value)
+    if isinstance(value, str):
+        return value.strip().lower() not in NO_CHOICE
+    return bool(value) and not (isinstance(value, int | float) and value < 0)
 
 
 def _is_on(script: Any) -> bool:
     """Whether a script is to do something: clients send those that they know, turned off."""
     args = script.get("args") if isinstance(script, dict) else script
     units = args if isinstance(args, list) else [args]
-    off = all(not unit or (isinstance(unit, dict) and unit.get("enabled") is False) for unit in units)
+    off = all(not _is_asked(unit) or (isinstance(unit, dict) and unit.get("enabled") is False) for unit in units)
     return not off and units[0] is not False
-
-
-def _clip_skip(name: str, value: Any) -> dict[str, int]:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_CLIP_SKIP:
-        raise refusal(name, value, f"give a whole number from 1 to {MAX_CLIP_SKIP}")
-    return {"clip_skip": value - USUAL_CLIP_SKIP} if value > USUAL_CLIP_SKIP else {}
 
 
 def _source(asked: Img2Img, max_pixels: int) -> Source:

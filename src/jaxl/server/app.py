@@ -26,6 +26,7 @@ def create_app(service: Service, page: ASGIApp | None = None) -> FastAPI:
     app.add_middleware(Guard, service=service)
     for module in (openai, restore, events, a1111, huggingface, health):
         app.include_router(module.router)
+    app.include_router(a1111.controlnet)
     if page is not None:
         app.mount("/", page)
     return app

@@ -138,7 +138,7 @@ def error_object(error: ApiError) -> dict[str, Any]:
 def answer(error: ApiError, path: str) -> JSONResponse:
     """The response to a request for `path`."""
     body = error_object(error)
-    if path.startswith("/sdapi/"):  # as `modules/api/api.py` of AUTOMATIC1111's web UI has it
+    if path.startswith(("/sdapi/", "/controlnet/")):  # as `modules/api/api.py` of AUTOMATIC1111's web UI has it
         body = {"error": error.type, "detail": error.detail, "body": "", "errors": error.detail}
     return JSONResponse(body, error.status_code, error.headers)
 

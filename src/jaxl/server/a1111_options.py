@@ -1,0 +1,126 @@
+"""The options of AUTOMATIC1111's web UI, as requests override them, and what of them can be had here.
+
+The web UI passes over the names that it does not know; so do these routes. What would change a picture is obeyed or
+refused by name. Names and defaults are those of version 1.10 (`modules/shared_options.py`), and some of Forge's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jaxl.errors import InputError
+from jaxl.server.errors import ApiError
+from jaxl.server.service import check_model
+from jaxl.server.settings import Settings
+
+MODEL, CLIP_SKIP = "sd_model_checkpoint", "CLIP_stop_at_last_layers"
+
+# of SDXL's text encoders the second-to-last layer is read; 1 asks for the last one of Stable Diffusion 1, which the web
+# UI overrules for SDXL as well
+USUAL_CLIP_SKIP, MAX_CLIP_SKIP = 2, 12
+
+# options that change pictures, and the values that change nothing here
+NEUTRAL: Mapping[str, Sequence[Any]] = {
+    "emphasis": ("Original",),
+    "randn_source": ("GPU",),
+    "sd_vae": ("Automatic", "None"),
+    "sd_vae_encode_method": ("Full",),
+    "sd_vae_decode_method": ("Full",),
+    "sd_unet": ("Automatic", "None"),
+    "sd_hypernetwork": ("None",),
+    "sd_noise_schedule": ("Default",),
+    "fp8_storage": ("Disable",),
+    "forge_additional_modules": ([],),
+    "forge_try_reproduce": ("None",),
+    "samples_format": ("png",),
+    "upscaler_for_img2img": ("None",),
+    "img2img_background_color": ("#ffffff",),
+    "comma_padding_backtrack": (20,),
+    "ddim_discretize": ("uniform",),
+    "uni_pc_variant": ("bh1",),
+    "uni_pc_skip_type": ("time_uniform",),
+    "uni_pc_order": (3,),
+    "uni_pc_lower_order_final": (True,),
+    "beta_dist_alpha": (0.6,),
+    "beta_dist_beta": (0.6,),
+    "enable_batch_seeds": (True,),
+    "overlay_inpaint": (True,),
+    "initial_noise_multiplier": (1,),
+    "inpainting_mask_weight": (1,),
+    "eta_ancestral": (1,),
+    "s_noise": (1,),
+    **dict.fromkeys(
+        (
+            "eta_ddim",
+            "eta_noise_seed_delta",
+            "img2img_extra_noise",
+            "rho",
+            "s_churn",
+            "s_min_uncond",
+            "s_tmax",
+            "s_tmin",
+            "sdxl_crop_left",
+            "sdxl_crop_top",
+            "sigma_max",
+            "sigma_min",
+            "skip_early_cond",
+            "token_merging_ratio",
+            "token_merging_ratio_img2img",
+        ),
+        (0,),
+    ),
+    **dict.fromkeys(
+        (
+            "always_discard_next_to_last_sigma",
+            "enable_quantization",
+            "face_restoration",
+            "img2img_color_correction",
+            "img2img_fix_steps",
+            "no_dpmpp_sde_batch_determinism",
+            "pad_cond_uncond",
+            "pad_cond_uncond_v0",
+            "s_min_uncond_all",
+            "sdxl_clip_l_skip",
+            "sgm_noise_multiplier",
+            "tiling",
+            "use_downcasted_alpha_bar",
+            "use_old_emphasis_implementation",
+            "use_old_karras_scheduler_sigmas",
+            "use_old_scheduling",
+        ),
+        (False,),
+    ),
+}
+# those that each request has as a field
+AS_FIELDS = {
+    "eta_ancestral": "eta",
+    "eta_ddim": "eta",
+    **{name: name for name in ("s_churn", "s_tmin", "s_tmax", "s_noise")},
+}
+
+
+def overrides(options: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
+    """The arguments of `Pipeline.generate` that options stand for. Raises ApiError for what jaxl lacks."""
+    for name, value in options.items():
+        neutral = NEUTRAL.get(name)
+        # clients keep numbers as texts, too
+        if neutral is None or value in (None, "", *neutral) or str(value).lower() in [str(n).lower() for n in neutral]:
+            continue
+        remedy = f"send the field {AS_FIELDS[name]}" if name in AS_FIELDS else "it cannot be chosen here"
+        raise refusal(name, value, f"{remedy}; leave it out, or give {neutral[0]!r}")
+    model = options.get(MODEL)
+    if model not in [f"{name}.safetensors" for name in settings.names]:
+        check_model(model, settings, MODEL)
+    return {} if options.get(CLIP_SKIP) is None else clip_skip(CLIP_SKIP, options[CLIP_SKIP])
+
+
+def clip_skip(name: str, value: Any) -> dict[str, int]:
+    """The argument of `Pipeline.generate` for a number of layers as the web UI counts them. Raises ApiError."""
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_CLIP_SKIP:
+        raise refusal(name, value, f"give a whole number from 1 to {MAX_CLIP_SKIP}")
+    return {"clip_skip": value - USUAL_CLIP_SKIP} if value > USUAL_CLIP_SKIP else {}
+
+
+def refusal(name: str, value: Any, remedy: str) -> ApiError:
+    return ApiError(422, str(InputError(name, value, remedy)), param=name)
