@@ -68,6 +68,8 @@ def a1111_text(settings: Mapping[str, Any]) -> str:
         "Seed": settings["seed"],
         "Size": f"{settings['width']}x{settings['height']}",
     }
+    if settings.get("resized_to"):
+        pairs["Resized to"] = settings["resized_to"]
     if settings.get("model"):
         # a path would tell strangers about the machine, and A1111 has names alone
         pairs["Model"] = Path(settings["model"]).name.removesuffix(".safetensors")

@@ -459,7 +459,7 @@ class TestRefused:
 
     def test_names_are_those_of_the_api(self, client: TestClient) -> None:
         assert refused(client, "txt2img", 400, sampler_name="Restart").startswith("sampler_name='Restart'")
-        assert refused(client, "txt2img", 400, width=512, height=512).startswith("width=512")
+        assert refused(client, "txt2img", 400, width=4096, height=4096).startswith("height=4096")
         start = encoded(GREY)
         assert refused(client, "img2img", 400, init_images=[start], denoising_strength=0).startswith(
             "denoising_strength="

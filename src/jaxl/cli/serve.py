@@ -73,6 +73,12 @@ def serve(
         list[str] | None,
         typer.Option(metavar="WxH", help="Of images; repeatable, the first is the default; the model's own if none."),
     ] = None,
+    size_policy: Annotated[
+        Literal["auto", "nearest", "strict"],
+        typer.Option(
+            help="Other sizes: nearest scales to them, strict refuses; auto is nearest for A1111's API and for aliases."
+        ),
+    ] = "auto",
     slots: Annotated[
         int | None, typer.Option(show_default=False, help="Images in the making at once: 4, or one for each device.")
     ] = None,
@@ -185,6 +191,7 @@ def serve(
         model=public_name(model) if name is None else read_name(name, "name"),
         aliases=tuple(read_name(text, "alias") for text in alias or ()),
         sizes=tuple(_read_size(text) for text in size or ()),
+        size_policy=size_policy,
         api_keys=_read_keys(api_key or ()),
         max_images=max_images,
         deadline=deadline,

@@ -31,6 +31,7 @@ from jaxl.server.edits import Source
 from jaxl.server.errors import A1111_RESPONSES, ApiError, fields
 from jaxl.server.pictures import decode
 from jaxl.server.service import CurrentService, Service, Stream
+from jaxl.server.work import Work
 
 # how often each image is shown to those who ask for progress
 PREVIEWS = 5
@@ -284,7 +285,8 @@ async def _draw(
 ) -> Drawn:
     """Draw, telling `progress` on the way; `source` is laid over what a mask leaves as it is."""
     jobs = _all_jobs(http)
-    async with service.attended(http, arguments, previews=PREVIEWS) as stream:
+    async with service.attended(http, arguments, previews=PREVIEWS, policy=service.policy("nearest")) as stream:
+        work = Work(service, stream, source)
         job = Job(owner_of(http), stream)
         jobs.append(job)
         try:
@@ -294,19 +296,8 @@ async def _draw(
             result = await stream.result()
         finally:
             jobs.remove(job)
-    pictures = result.images
-    if source is not None:
-        pictures = [await asyncio.to_thread(source.overlaid, picture) for picture in pictures]
-    made = [
-        service.settings_of(stream.arguments, picture, seed, result.scheduler)
-        for picture, seed in zip(pictures, result.seeds, strict=True)
-    ]
-    files = []
-    if asked.send_images:
-        files = [
-            await service.encode(picture, own, composite=source is not None and source.stays)
-            for picture, own in zip(pictures, made, strict=True)
-        ]
+    made = [work.settings(*drawn) for drawn in enumerate(result.images)]
+    files = [(await work.file(*drawn)).data for drawn in enumerate(result.images)] if asked.send_images else []
     unsaid = {"override_settings", "alwayson_scripts"}  # which may hold what JSON cannot
     if isinstance(asked, Img2Img) and not asked.include_init_images:
         unsaid |= {"init_images", "mask"}
@@ -360,7 +351,10 @@ def _info(made: Sequence[Mapping[str, Any]], seeds: Sequence[int], asked: Asked)
         "seed_resize_from_w": -1,
         "seed_resize_from_h": -1,
         "denoising_strength": first.get("strength"),
-        "extra_generation_params": {"Schedule type": a1111_name(first["scheduler"])[1]},
+        "extra_generation_params": {
+            "Schedule type": a1111_name(first["scheduler"])[1],
+            **({"Resized to": first["resized_to"]} if "resized_to" in first else {}),
+        },
         "index_of_first_image": 0,
         "infotexts": [a1111_text(own) for own in made],
         "styles": [],

@@ -174,8 +174,7 @@ def edit_of(asked: Img2Img, service: Service) -> tuple[dict[str, Any], Source]:
     if source.mask is not None and asked.inpaint_full_res:
         arguments["padding_mask_crop"] = asked.inpaint_full_res_padding or 0
     else:
-        size = service.checked(arguments)
-        source = _resized(source, asked.resize_mode or 0, size["width"], size["height"])
+        source = _resized(source, asked.resize_mode or 0, *service.wanted(arguments))
     start = source.picture
     if source.mask is not None and not asked.inpainting_fill:
         start = filled(source.picture, source.mask)

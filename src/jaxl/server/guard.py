@@ -60,9 +60,11 @@ class Guard:
                 status = message["status"]
                 marked = MutableHeaders(scope=message)
                 mark(marked, id)
+                if drawn := scope["state"].get("drawn"):
+                    marked["X-Jaxl-Drawn"] = drawn
                 if origin in self.settings.origins:
                     marked["Access-Control-Allow-Origin"] = origin
-                    marked["Access-Control-Expose-Headers"] = "X-Request-Id, Retry-After"
+                    marked["Access-Control-Expose-Headers"] = "X-Request-Id, X-Jaxl-Drawn, Retry-After"
                     marked.add_vary_header("Origin")
             await send(message)
 

@@ -21,6 +21,7 @@ from jaxl.server.errors import RESPONSES, ApiError, fields
 from jaxl.server.limits import Count, Guidance, Name, Seed, Share, Side
 from jaxl.server.pictures import MEDIA_TYPES, Format, decode
 from jaxl.server.service import CurrentService, Service, check_model
+from jaxl.server.work import Work
 
 # the arguments of `Pipeline.generate` that have other names here
 FIELDS = {
@@ -70,6 +71,17 @@ PICTURE: dict[int | str, dict[str, Any]] = {200: {"content": {media: {} for medi
 @router.post("/", response_class=Response, responses=PICTURE)
 async def draw(http: HttpRequest, asked: Asked, service: CurrentService) -> Response:
     """Draw a picture of a prompt, or from another picture."""
+    return await _draw(http, asked, service)
+
+
+@router.post("/models/{name:path}", response_class=Response, responses=PICTURE)
+async def draw_with(http: HttpRequest, name: str, asked: Asked, service: CurrentService) -> Response:
+    """Draw with the model of this name, which is the server's."""
+    check_model(name, service.settings)
+    return await _draw(http, asked, service, name)
+
+
+async def _draw(http: HttpRequest, asked: Asked, service: Service, model: str | None = None) -> Response:
     format = accepted(http.headers.get("accept", "*/*"))
     wanted = asked.parameters or Parameters.model_validate({})
     size = wanted.target_size or wanted
@@ -88,17 +100,10 @@ async def draw(http: HttpRequest, asked: Asked, service: CurrentService) -> Resp
         arguments |= {"prompt": wanted.prompt or "", "image": image, "strength": wanted.strength}
     elif wanted.strength is not None:
         raise InputError("strength", wanted.strength, "needs a picture in inputs")
-    result = await service.draw(http, arguments)
-    settings = service.settings_of(arguments, result.images[0], result.seeds[0], result.scheduler)
-    data = await service.encode(result.images[0], settings, format=format)
-    return Response(data, media_type=MEDIA_TYPES[format])
-
-
-@router.post("/models/{name:path}", response_class=Response, responses=PICTURE)
-async def draw_with(http: HttpRequest, name: str, asked: Asked, service: CurrentService) -> Response:
-    """Draw with the model of this name, which is the server's."""
-    check_model(name, service.settings)
-    return await draw(http, asked, service)
+    async with service.attended(http, arguments, policy=service.policy("strict", model)) as stream:
+        result = await stream.result()
+    file = await Work(service, stream, format=format).file(0, result.images[0])
+    return Response(file.data, media_type=file.media_type)
 
 
 def accepted(header: str) -> Format:

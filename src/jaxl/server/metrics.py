@@ -53,6 +53,12 @@ class Metrics:
             buckets=SECONDS,
             registry=self._registry,
         )
+        self._images = Counter(
+            "jaxl:images_by_size",
+            "Images of requests that were done, by the size drawn.",
+            ["size"],
+            registry=self._registry,
+        )
         self._answers = Counter(
             "jaxl:http_requests", "HTTP requests, by route and status.", ["route", "status"], registry=self._registry
         )
@@ -65,6 +71,8 @@ class Metrics:
         past = self.history.add(ticket, done=outcome == "done")
         if past.done:
             self._latency.observe(past.ended - past.submitted)
+            width, height = (ticket.request.arguments.get(name) for name in ("width", "height"))
+            self._images.labels(f"{width}x{height}").inc(len(ticket.images))
 
     def observe_http(self, route: str, status: int) -> None:
         """Count an HTTP request. `route` is the path of the route, of which there are few, not that of the request."""

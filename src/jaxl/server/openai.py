@@ -36,6 +36,7 @@ from jaxl.server.limits import Count, Guidance, Name, Seed, Share
 from jaxl.server.openai_fields import Picture, Pictures
 from jaxl.server.pictures import MEDIA_TYPES, decode
 from jaxl.server.service import LEAST_DEADLINE, CurrentService, Service, check_model
+from jaxl.server.sizes import Policy, as_text
 from jaxl.server.work import Work
 
 # the arguments of `Pipeline.generate` that have other names here
@@ -98,6 +99,7 @@ class Asked(BaseModel):
     progress: bool | None = Field(None, description="With `stream`, events of the place in the queue and of each step.")
     priority: int | None = Field(None, ge=-10, le=10, description="Each step is worth ten seconds of waiting.")
     deadline: float | None = Field(None, ge=LEAST_DEADLINE, allow_inf_nan=False, description="Seconds to be done in.")
+    size_policy: Policy | None = Field(None, description="Whether a size that is not drawn is scaled to, or refused.")
     keep: bool | None = Field(None, description="Draw on when the client is gone; /v1/requests/{id} has the pictures.")
 
     def arguments(self) -> dict[str, Any]:
@@ -312,10 +314,11 @@ async def _respond(
         "priority": asked.priority or 0,
         "deadline": asked.deadline,
         "keep": bool(asked.keep),
+        "policy": service.policy("strict", asked.model, asked.size_policy),
     }
     make = partial(Work, service, source=source, format=asked.output_format or "png", quality=asked.output_compression)
     if asked.stream:
-        stream = await service.submit(arguments, **how, id=http.state.request_id)
+        stream = await service.begin(http, arguments, **how)
         work = make(stream)
         if asked.keep:
             work.keep()
@@ -332,7 +335,7 @@ async def _respond(
         else:
             file = {"b64_json": await _base64(work, image, drawn)}
         data.append({**file, "seed": result.seeds[image]})
-    return {"id": http.state.request_id, "created": int(time.time()), "data": data, **_shape(work)}
+    return {"id": http.state.request_id, "created": int(time.time()), "data": data, **_shape(work, result.images[0])}
 
 
 async def _events(asked: Asked, work: Work, kind: str) -> AsyncIterator[bytes]:
@@ -355,8 +358,7 @@ async def _events(asked: Asked, work: Work, kind: str) -> AsyncIterator[bytes]:
             case Drawn(image=image, picture=drawn):
                 name = f"{kind}.completed"
                 data = await _base64(work, image, drawn)
-                size = f"{drawn.width}x{drawn.height}"
-                more = {"image_index": image, **shape, "size": size, "b64_json": data, "usage": USAGE}
+                more = {"image_index": image, **shape, **_shape(work, drawn), "b64_json": data, "usage": USAGE}
                 more["seed"] = stream.ticket.seeds[image]
             case _:
                 continue
@@ -372,9 +374,11 @@ def _wants_urls(asked: Asked, service: Service) -> bool:
     return asked.response_format == "url"
 
 
-def _shape(work: Work) -> dict[str, Any]:
-    size = "{width}x{height}".format(**work.stream.arguments)
-    return {"background": "opaque", "output_format": work.format, "size": size}
+def _shape(work: Work, drawn: Image.Image | None = None) -> dict[str, Any]:
+    """What an answer says of its pictures, or will say of them before one was drawn."""
+    size = as_text(work.stream.wanted if drawn is None else work.size(drawn))
+    shape = {"background": "opaque", "output_format": work.format, "size": size}
+    return {**shape, "drawn_size": as_text(work.stream.drawn)} if work.resized else shape
 
 
 async def _base64(work: Work, image: int, drawn: Image.Image) -> str:

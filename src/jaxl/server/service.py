@@ -20,12 +20,14 @@ from jaxl import __version__
 from jaxl.engine import AnyEngine, Event, Request, Result, Ticket
 from jaxl.engine.request import new_id
 from jaxl.errors import CancelledError, DeadlineError, InputError
+from jaxl.images import read_image
 from jaxl.server import logs
 from jaxl.server.errors import ApiError
 from jaxl.server.kept import MOST_BYTES, MOST_REQUESTS, File, KeptRequest, Shelf
 from jaxl.server.metrics import Metrics, Outcome
 from jaxl.server.pictures import Format, Signer, encode
 from jaxl.server.settings import Settings
+from jaxl.server.sizes import Policy, Size, as_text, drawn_for, framed, nearest
 
 # seconds; what nobody could keep is a mistake
 LEAST_DEADLINE = 1.0
@@ -61,14 +63,20 @@ class Service:
         deadline: float | None = None,
         id: str | None = None,
         keep: bool = False,
+        policy: Policy = "strict",
     ) -> Stream:
         """Put a request with arguments of `Pipeline.generate` in the queue; those that are None are not given.
 
-        keep: it is drawn although its client is gone.
+        keep: it is drawn although its client is gone. policy: what becomes of a size that is not drawn here.
 
         Raises InputError, QueueFullError and DrainingError, and ApiError for an id that is in use.
         """
-        given = self.checked(arguments)
+        given = self.checked(arguments, policy)
+        drawn = given["width"], given["height"]
+        # what a crop around a mask is drawn in is not the size of the picture
+        wanted = drawn if "padding_mask_crop" in given else self.wanted(arguments)
+        if wanted != drawn:
+            given |= await asyncio.to_thread(_framed, given, wanted, drawn)
         most = self.settings.deadline
         if deadline is not None and not LEAST_DEADLINE <= deadline <= most:
             raise InputError("deadline", deadline, f"give seconds, from {LEAST_DEADLINE:g} to {most:g}")
@@ -78,17 +86,28 @@ class Service:
                 409, f"a request with the id {request.id} is being drawn; give another", param="X-Request-Id"
             )
         logs.note(**logs.facts_of(given, prompts=self.settings.log_prompts))
+        if wanted != drawn:
+            logs.note(resized_to=as_text(wanted))
         channel = Channel()
         events = channel.follow()
         ticket = await asyncio.to_thread(self.engine.submit, request, channel.tell)
         self.requests.take(ticket.id)
-        stream = self.live[ticket.id] = Stream(ticket, given, channel, events, keep)
+        stream = self.live[ticket.id] = Stream(ticket, given, channel, events, wanted, keep)
         ticket.future.add_done_callback(lambda _: channel.call(self._end, stream))
+        return stream
+
+    async def begin(self, http: HttpRequest, arguments: Mapping[str, Any], **how: Any) -> Stream:
+        """Submit a request under the id of the HTTP request, whose answer will say the size that is drawn.
+
+        `how` is what `submit` takes. Raises what it does.
+        """
+        stream = await self.submit(arguments, id=http.state.request_id, **how)
+        http.state.drawn = as_text(stream.drawn)
         return stream
 
     @asynccontextmanager
     async def attended(self, http: HttpRequest, arguments: Mapping[str, Any], **how: Any) -> AsyncIterator[Stream]:
-        """Submit a request under the id of the HTTP request, and cancel it when the client is gone, unless it is kept.
+        """Submit a request like `begin`, and cancel it when the client is gone, unless it is kept.
 
         `how` is what `submit` takes. Raises what it does.
         """
@@ -97,7 +116,7 @@ class Service:
             await gone(http.receive)
             stream.leave()
 
-        async with await self.submit(arguments, id=http.state.request_id, **how) as stream:
+        async with await self.begin(http, arguments, **how) as stream:
             watch = asyncio.create_task(cancel_when_gone())
             try:
                 yield stream
@@ -109,7 +128,7 @@ class Service:
         async with self.attended(http, arguments, **how) as stream:
             return await stream.result()
 
-    def checked(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    def checked(self, arguments: Mapping[str, Any], policy: Policy = "strict") -> dict[str, Any]:
         """The arguments that are given, within the server's limits, with a seed and one of its sizes."""
         given = {name: value for name, value in arguments.items() if value is not None}
         most = self.settings.max_prompt
@@ -120,8 +139,27 @@ class Service:
             raise InputError("num_images", given["num_images"], f"give at most {self.settings.max_images}")
         if "seed" not in given:
             given["seed"] = secrets.randbelow(2**32)  # 32 bits, because many other programs read no more
-        given["width"], given["height"] = self._size(given)
+        given["width"], given["height"] = drawn_for(self.wanted(given), self.settings.sizes, policy)
         return given
+
+    def wanted(self, arguments: Mapping[str, Any]) -> Size:
+        """The size that is asked for, or the server's first; with a picture to start from, the one of its shape."""
+        sizes = self.settings.sizes
+        width, height, image = (arguments.get(name) for name in ("width", "height", "image"))
+        if width is None and height is None:
+            return nearest(image.size, sizes) if isinstance(image, Image.Image) else sizes[0]
+        return sizes[0][0] if width is None else width, sizes[0][1] if height is None else height
+
+    def policy(self, own: Policy, model: str | None = None, asked: Policy | None = None) -> Policy:
+        """What becomes of a size that is not drawn here, for a request that names a model.
+
+        What it asks itself comes first, then what the operator says; `own` is that of its API.
+        """
+        if asked is not None:
+            return asked
+        if self.settings.size_policy != "auto":
+            return self.settings.size_policy
+        return "nearest" if model in self.settings.aliases else own
 
     def settings_of(
         self, arguments: Mapping[str, Any], picture: Image.Image, seed: int, scheduler: str
@@ -167,23 +205,6 @@ class Service:
         task = asyncio.create_task(work)
         self._tasks.add(task)  # the loop itself does not hold on to it
         task.add_done_callback(self._tasks.discard)
-
-    def _size(self, given: Mapping[str, Any]) -> tuple[int, int]:
-        """The size that is asked for, or the first; with a picture to start from, the one of its shape."""
-        sizes = self.settings.sizes
-        width, height = given.get("width"), given.get("height")
-        image = given.get("image")
-        if width is None and height is None:
-            if isinstance(image, Image.Image):
-                aspect = image.width / image.height
-                return min(sizes, key=lambda size: max(size[0] / size[1] / aspect, aspect / (size[0] / size[1])))
-            return sizes[0]
-        size = sizes[0][0] if width is None else width, sizes[0][1] if height is None else height
-        if size not in sizes:
-            name = "height" if size[0] in {width for width, _ in sizes} else "width"
-            shown = ", ".join(f"{width}x{height}" for width, height in sizes)
-            raise InputError(name, size[name == "height"], f"this server draws {shown}; ask for one of these")
-        return size
 
     def _end(self, stream: Stream) -> None:
         """Called in the event loop when a request has its end, whatever that is."""
@@ -237,7 +258,8 @@ class Stream:
     """A request on its way: `async for` gives its events.
 
     Leaving `async with` before its end cancels it, unless it is to be kept.
-    `arguments` are those that it is drawn with; the seed is among them, that of the first image.
+    `arguments` are those that it is drawn with; the seed is among them, that of the first image. `wanted` is the size
+    of the pictures that its client gets.
     """
 
     def __init__(
@@ -246,17 +268,23 @@ class Stream:
         arguments: Mapping[str, Any],
         channel: Channel,
         events: AsyncIterator[Event],
+        wanted: Size,
         keep: bool = False,
     ) -> None:
         self.ticket = ticket
         self.arguments = arguments
         self.channel = channel
+        self.wanted = wanted
         self.keep = keep
         self._events = events
 
     @property
     def id(self) -> str:
         return self.ticket.id
+
+    @property
+    def drawn(self) -> Size:
+        return self.arguments["width"], self.arguments["height"]
 
     def __aiter__(self) -> AsyncIterator[Event]:
         return self._events
@@ -311,6 +339,16 @@ async def gone(receive: Receive) -> None:
     """Wait until the client is."""
     while (await receive())["type"] != "http.disconnect":
         pass
+
+
+def _framed(given: Mapping[str, Any], wanted: Size, drawn: Size) -> dict[str, Image.Image]:
+    """The picture and mask that a request starts from, if it does, for another size than it asks for."""
+    found = {}
+    if isinstance(given.get("image"), Image.Image):
+        found["image"] = framed(read_image(given["image"], "image"), wanted, drawn)
+    if isinstance(given.get("mask"), Image.Image):
+        found["mask"] = framed(given["mask"].convert("L"), wanted, drawn)
+    return found
 
 
 def _check_text(name: str, text: str, most: int) -> None:

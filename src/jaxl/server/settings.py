@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from jaxl.errors import InputError
 
 MOST_NAME = 100
+# "auto" is the API's own: "nearest" for A1111's and for whoever names an alias, else "strict"
+SizePolicy = Literal["auto", "nearest", "strict"]
 
 
 @dataclass(frozen=True)
@@ -16,6 +19,7 @@ class Settings:
     """
     model: the public name; a path would tell strangers about the machine. aliases: other names that clients may use.
     sizes: (width, height) of the pictures that are drawn, those that are warmed; the first is the default.
+    size_policy: what becomes of other sizes; see `jaxl.server.sizes`.
     schedulers: the names that are offered. scheduler, steps, guidance_scale: the model's own, as pictures report them.
     api_keys: any of them opens the server; none is no check.
     max_images: of one request. max_pixels: of a picture that a client sends. max_body: bytes. max_prompt: characters.
@@ -30,6 +34,7 @@ class Settings:
     model: str = "tiny"
     aliases: tuple[str, ...] = ()
     sizes: tuple[tuple[int, int], ...] = ((256, 256),)
+    size_policy: SizePolicy = "auto"
     schedulers: tuple[str, ...] = ()
     scheduler: str = "euler"
     steps: int = 25

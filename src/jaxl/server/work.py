@@ -14,6 +14,7 @@ from jaxl.server.errors import api_error, error_object
 from jaxl.server.kept import File, KeptRequest, new_name
 from jaxl.server.pictures import MEDIA_TYPES, Format
 from jaxl.server.service import Service, Stream
+from jaxl.server.sizes import Size, as_text, fitted
 
 
 @dataclass(eq=False)
@@ -32,11 +33,20 @@ class Work:
     names: dict[int, str] = field(default_factory=dict)
     _files: dict[int, asyncio.Task[File]] = field(default_factory=dict)
 
-    async def finished(self, image: int, drawn: Image.Image) -> tuple[Image.Image, dict[str, Any]]:
-        """An image as its client gets it, by its index in the request, and how it was made."""
-        picture = drawn if self.source is None else await asyncio.to_thread(self.source.overlaid, drawn)
+    @property
+    def resized(self) -> bool:
+        """Whether the client gets another size than is drawn."""
+        return self.stream.wanted != self.stream.drawn
+
+    def size(self, drawn: Image.Image) -> Size:
+        """That of the picture which the client gets."""
+        return self.stream.wanted if self.resized else drawn.size
+
+    def settings(self, image: int, drawn: Image.Image) -> dict[str, Any]:
+        """How an image was made, by its index in the request."""
         ticket = self.stream.ticket
-        return picture, self.service.settings_of(self.stream.arguments, picture, ticket.seeds[image], ticket.scheduler)
+        settings = self.service.settings_of(self.stream.arguments, drawn, ticket.seeds[image], ticket.scheduler)
+        return {**settings, "resized_to": as_text(self.stream.wanted)} if self.resized else settings
 
     async def file(self, image: int, drawn: Image.Image) -> File:
         if image not in self._files:
@@ -72,9 +82,12 @@ class Work:
         kept.end(self.service.engine.status(ticket), error)
 
     async def _encoded(self, image: int, drawn: Image.Image) -> File:
-        picture, settings = await self.finished(image, drawn)
         composite = self.source is not None and self.source.stays
-        data = await self.service.encode(
-            picture, settings, format=self.format, quality=self.quality, composite=composite
-        )
-        return File(data, MEDIA_TYPES[self.format])
+        how: dict[str, Any] = {"format": self.format, "quality": self.quality, "composite": composite}
+        picture = await asyncio.to_thread(self._finished, drawn)
+        return File(await self.service.encode(picture, self.settings(image, drawn), **how), MEDIA_TYPES[self.format])
+
+    def _finished(self, drawn: Image.Image) -> Image.Image:
+        """An image as its client gets it."""
+        picture = fitted(drawn, self.stream.wanted) if self.resized else drawn
+        return picture if self.source is None else self.source.overlaid(picture)

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from jaxl.errors import InputError
 from jaxl.server.ray.deployment import replicas, with_ingress
 from jaxl.server.ray.scale import Scale
-from jaxl.server.settings import Settings, public_name, read_name
+from jaxl.server.settings import Settings, SizePolicy, public_name, read_name
 
 
 class Arguments(BaseModel):
@@ -26,6 +26,7 @@ class Arguments(BaseModel):
     name: str | None = Field(None, description="What clients call the model.")
     alias: str = Field("", description="Other names that clients may use, with commas between several.")
     size: str = Field("", description="WIDTHxHEIGHT; with commas between several, the first is the default.")
+    size_policy: SizePolicy = "auto"
     slots: int | None = Field(None, ge=1)
     chunks: int = Field(3, ge=1)
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
@@ -83,7 +84,9 @@ def app(arguments: dict[str, Any]) -> Any:
         aliases=tuple(read_name(text, "alias") for text in given.alias.split(",") if text),
         sizes=sizes,
         origins=tuple(text for text in given.origin.split(",") if text),
-        **given.model_dump(include={"max_images", "deadline", "drain_timeout", "urls", "log_prompts", "mark"}),
+        **given.model_dump(
+            include={"max_images", "deadline", "drain_timeout", "size_policy", "urls", "log_prompts", "mark"}
+        ),
     )
     scale = Scale(
         least=given.replicas if given.least is None else given.least,
