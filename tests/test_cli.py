@@ -160,6 +160,8 @@ BAD_ARGUMENTS = [
     (["generate", "x", "--output", "a.jpg"], "--output 'a.jpg': only PNG is written; give 'a.png', or a folder"),
     (["generate", "x", "--output", "file"], "--output 'file': Not a directory; choose another place"),
     (["generate", "x", "--output", "file/a.png"], "--output 'file/a.png': Not a directory; choose another place"),
+    (["generate", "smile :)"], "text, or give --prompt-syntax lenient"),
+    (["generate", "x", "--prompt-syntax", "comfy"], "'a1111', 'lenient', 'literal', 'plain'"),
     (["inspect"], "Missing argument 'MODEL'"),
     (["inspect", "missing/"], "missing/: no such file or folder"),
 ]

@@ -5,11 +5,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 import jaxl
+from jaxl.errors import PromptWarning
 
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
 MASK = np.zeros((64, 64), np.uint8)
@@ -148,12 +150,27 @@ def test_a_text_that_changes_is_two_runs(small: Any) -> None:
     assert np.abs(got - pipe.generate(params, "a cat", **settings).latents).max() > 1e-3
 
 
-def test_plain_prompts_are_taken_literally(small: Any) -> None:
-    pipe, params = small
-    settings: dict[str, Any] = {**SMALL, "steps": 1, "output": "latents"}
-    literal = pipe.generate(params, "a (red) cat :)", prompt_syntax="plain", **settings).latents
-    escaped = pipe.generate(params, r"a \(red\) cat :\)", **settings).latents
-    np.testing.assert_array_equal(literal, escaped)
+@pytest.mark.parametrize("syntax", ["plain", "literal", "lenient"])
+def test_text_that_is_no_syntax(small: Any, syntax: Any) -> None:
+    pipe, _ = small
+    prompt = "a red cat :)" if syntax == "lenient" else "a (red) cat :)"
+    escaped = prompt.replace("(", r"\(").replace(")", r"\)")
+    told = [pipe.plan(text, prompt_syntax=how).texts for text, how in ((prompt, syntax), (escaped, "a1111"))]
+    jax.tree.map(np.testing.assert_array_equal, *told)
+
+
+def test_literal_prompts_have_any_length(small: Any) -> None:
+    pipe, _ = small
+    assert pipe.plan("apple " * 160, prompt_syntax="literal").bucket.chunks == 3
+    with pytest.raises(jaxl.InputError, match=r"prompt=.*at most 16"):
+        pipe.plan("apple " * 2000, prompt_syntax="literal")
+
+
+def test_a_prompt_that_is_not_composed_is_told(small: Any) -> None:
+    pipe, _ = small
+    with pytest.warns(PromptWarning, match="negative_prompt is not composed: AND is read as a word") as caught:
+        pipe.plan("a cat", negative_prompt="dogs AND cows", prompt_syntax="lenient")
+    assert caught[0].filename == __file__
 
 
 def test_batches_in_rounds(small: Any) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxl.diffusion.tables import Sampling
 from jaxl.errors import InputError
+from jaxl.text.prompt import Syntax
 
 T = TypeVar("T")
 
@@ -92,11 +93,13 @@ class Start(TypedDict, total=False):
 class Options(Sampling, Guidance, Caching, Start, MicroConditioning, total=False):
     """Every further setting of a picture.
 
-    prompt_syntax: "a1111", the syntax of AUTOMATIC1111's web UI (see `jaxl.text.prompt`; prompts of more than 75 tokens
-        are encoded in chunks), or "plain", which takes prompts literally and cuts them at 75 tokens, as diffusers does.
+    prompt_syntax: "a1111", the syntax of AUTOMATIC1111's web UI (see `jaxl.text.prompt`), which refuses what is broken;
+        "lenient", the same as the web UI reads it, where that is text; "literal", which takes all as text; or "plain",
+        which does so too and cuts it at 75 tokens, as diffusers does. With the others, longer prompts are encoded in
+        chunks.
     """
 
-    prompt_syntax: Literal["a1111", "plain"]
+    prompt_syntax: Syntax
 
 
 def check_names(options: Options) -> None:

@@ -15,7 +15,8 @@
 Every message is one line. Where a remedy names an argument, it stands between backticks, alone or with a value: give
 `image`, or `prompt_syntax='plain'`. So `respelled` can tell users of the command and of an API what they call it.
 
-`TruncationWarning` is the one warning: words of a prompt did not fit.
+`PromptWarning` is the one kind of warning: a prompt is not read as it may have been meant.
+`TruncationWarning` is one: words of it did not fit.
 """
 
 from __future__ import annotations
@@ -87,7 +88,11 @@ class EngineError(RequestError):
     """The devices failed while they worked on a request."""
 
 
-class TruncationWarning(UserWarning):
+class PromptWarning(UserWarning):
+    """A prompt is not read as whoever wrote it may have meant it."""
+
+
+class TruncationWarning(PromptWarning):
     """A prompt was longer than the text encoder reads; the message names the words that were lost."""
 
 

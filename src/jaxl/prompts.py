@@ -11,10 +11,10 @@ from functools import cache
 
 import numpy as np
 
-from jaxl.errors import InputError, TruncationWarning
+from jaxl.errors import InputError, PromptWarning, TruncationWarning
 from jaxl.model import Model
 from jaxl.text.chunks import Chunks, chunk, pad
-from jaxl.text.prompt import parse, schedule
+from jaxl.text.prompt import SYNTAXES, Syntax, is_composed, parse, schedule
 from jaxl.text.tokenizer import Tokenizer
 
 Chunk = dict[str, tuple[np.ndarray, np.ndarray]]  # by text encoder: ids int32 and weights float32, [1, T] each
@@ -51,26 +51,29 @@ def read_prompts(
     *,
     batch: int,
     steps: int,
-    syntax: str,
+    syntax: Syntax,
     guided: bool,
 ) -> Texts:
     """The texts of `batch` images over a schedule of `steps`.
 
     `given` maps the arguments `prompt`, `prompt_2`, `negative_prompt` and `negative_prompt_2`, where they are, to one
-    text for each image. Raises InputError for a text that breaks the syntax; warns of words that the plain one loses.
+    text for each image. Raises InputError for a text that breaks the syntax; warns of words that the plain one loses,
+    and of an `AND` that the lenient one takes as a word.
     """
-    if syntax not in ("a1111", "plain"):
-        raise InputError("prompt_syntax", syntax, "give 'a1111' or 'plain'")
+    if syntax not in SYNTAXES:
+        raise InputError("prompt_syntax", syntax, f"give one of {', '.join(map(repr, SYNTAXES))}")
 
     @cache
     def versions(argument: str, text: str) -> tuple[tuple[int, str], ...]:
-        return schedule(text, steps, argument) if syntax == "a1111" else ((0, text),)
+        if syntax == "lenient" and is_composed(text):
+            _warn(f"{argument} is not composed: AND is read as a word", PromptWarning)
+        return schedule(text, steps, argument, syntax)
 
     @cache
     def encode(encoder: str, argument: str, text: str) -> Chunks:
         if syntax == "plain":
             return _cut(tokenizers[encoder], argument, text)
-        chunks = chunk(tokenizers[encoder], parse(text, argument), argument)
+        chunks = chunk(tokenizers[encoder], parse(text, argument, syntax), argument)
         if len(chunks.ids) > MAX_CHUNKS:
             raise InputError(argument, text, f"{len(chunks.ids)} chunks of 75 tokens; at most {MAX_CHUNKS}; shorten it")
         return chunks
@@ -109,13 +112,13 @@ def _cut(tokenizer: Tokenizer, argument: str, text: str) -> Chunks:
     encoded = tokenizer.encode([text], argument)
     if encoded.lost[0]:
         message = f"{argument} is cut at {tokenizer.max_length} tokens; lost: {encoded.lost[0]!r}"
-        warnings.warn(message, TruncationWarning, stacklevel=_callers_level())
+        _warn(message, TruncationWarning)
     return Chunks(encoded.ids, np.ones(encoded.ids.shape, np.float32))
 
 
-def _callers_level() -> int:
-    """The stack level, seen from the function that asks, of the first frame outside jaxl."""
-    frame, level = sys._getframe(1), 1
+def _warn(message: str, category: type[PromptWarning]) -> None:
+    """Warn whoever called jaxl: the first frame outside of it."""
+    frame, level = sys._getframe(), 1
     while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("jaxl."):
         frame, level = frame.f_back, level + 1
-    return level
+    warnings.warn(message, category, stacklevel=level)

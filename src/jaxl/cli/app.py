@@ -29,7 +29,7 @@ from jaxl.cli.machine import find_devices, memory_bytes
 from jaxl.cli.options import JsonOption, LocalOption, RevisionOption, VariantOption
 from jaxl.cli.serve import serve
 from jaxl.cli.terminal import fail, in_background, note, one_line, print_line
-from jaxl.errors import CheckpointError, InputError, JaxlError, TruncationWarning, respelled
+from jaxl.errors import CheckpointError, InputError, JaxlError, PromptWarning, respelled
 
 INTERRUPTED = 130
 
@@ -213,7 +213,7 @@ def _plain_warnings() -> Iterator[None]:
     logging.getLogger().addHandler(handler)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("default", TruncationWarning)
+            warnings.simplefilter("default", PromptWarning)
             warnings.showwarning = lambda message, *_: note(f"warning: {one_line(str(message))}")
             yield
     finally:

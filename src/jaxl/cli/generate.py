@@ -126,7 +126,11 @@ def generate(
         str | None, typer.Option(metavar="S,S,...", help="Instead of --steps; the last is the end.")
     ] = None,
     prompt_syntax: Annotated[
-        Literal["a1111", "plain"], typer.Option(help="a1111 knows (word:1.3), [a:b:0.5] and BREAK; plain nothing.")
+        Literal["a1111", "lenient", "literal", "plain"],
+        typer.Option(
+            help="a1111 knows (word:1.3), [a:b:0.5] and BREAK, lenient forgives mistakes in it, literal knows nothing, "
+            "and plain also cuts at 75 tokens."
+        ),
     ] = "a1111",
     prompt_2: Annotated[str | None, typer.Option(metavar="TEXT", help="PROMPT of the second text encoder.")] = None,
     negative_2: Annotated[str | None, typer.Option(metavar="TEXT", help="--negative of the second one.")] = None,

@@ -27,7 +27,7 @@ import typer
 from jaxl.bench.prices import Price, price_of, read_prices
 from jaxl.cli.options import LocalOption, RevisionOption, VariantOption, read_count, read_counts, read_size
 from jaxl.cli.terminal import note, print_line, progress_bars, to_terminal
-from jaxl.errors import InputError, JaxlError, TruncationWarning
+from jaxl.errors import InputError, JaxlError, PromptWarning
 from jaxl.extras import install_command
 
 # jax, and what imports it, is imported while the server listens; the server's own packages are an extra
@@ -210,7 +210,7 @@ def serve(
     if settings.c2pa_certificate is not None and settings.c2pa_key is not None:
         Signer(settings.c2pa_certificate, settings.c2pa_key)  # so that a mistake is told before anything is loaded
     if not log_prompts:
-        warnings.simplefilter("ignore", TruncationWarning)  # it quotes the prompt
+        warnings.simplefilter("ignore", PromptWarning)  # which may quote the prompt
     options: dict[str, Any] = {
         "sizes": settings.sizes,
         "slots": slots,

@@ -5,12 +5,12 @@ The rules are those of modules/sd_hijack_clip.py of AUTOMATIC1111's web UI.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
-from jaxl.text.prompt import Span
+from jaxl.text.spans import Sections
 from jaxl.text.tokenizer import Tokenizer
 from jaxl.text.vocabulary import END_OF_WORD
 
@@ -31,7 +31,7 @@ class Chunks:
     weights: np.ndarray
 
 
-def chunk(tokenizer: Tokenizer, sections: Sequence[Sequence[Span]], argument: str = "prompt") -> Chunks:
+def chunk(tokenizer: Tokenizer, sections: Sections, argument: str = "prompt") -> Chunks:
     """The chunks of a parsed text, at least one. A section begins a chunk, and what does not fit goes on in the next.
 
     A chunk that is full ends behind its last comma, if that is one of its last COMMA_REACH tokens. Each span is

@@ -13,7 +13,7 @@ from typing import Any
 from jaxl.engine import Engine, Event, Request, Status
 from jaxl.engine.engine import Stats
 from jaxl.engine.request import new_id
-from jaxl.errors import EngineError, JaxlError, TruncationWarning
+from jaxl.errors import EngineError, JaxlError, PromptWarning
 from jaxl.server.health import STALLED_SECONDS
 from jaxl.server.service import Channel
 
@@ -69,7 +69,7 @@ class Replica:
         self, load: Callable[[], Any], engine_options: Mapping[str, Any], stalled_seconds: float = STALLED_SECONDS
     ):
         """`load` gives the backend; it is called here, where the devices are."""
-        warnings.simplefilter("ignore", TruncationWarning)  # it quotes the prompt
+        warnings.simplefilter("ignore", PromptWarning)  # which may quote the prompt
         self.id = new_id()
         self.stalled_seconds = stalled_seconds
         self.backend = load()

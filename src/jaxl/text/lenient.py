@@ -1,0 +1,161 @@
+"""A1111's syntax as the web UI reads it: what does not parse is text, and nothing is refused.
+
+The rules are those of modules/prompt_parser.py of the web UI 1.10, with these differences: BREAK works inside brackets,
+what it fails on (`(a:1.2.3)`, a switch at step 1e999) is text or the last step, and a weight stays a finite number.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from jaxl.text.spans import MAX_DEPTH, Piece, Sections, Span, alternating, append, joined, switching
+
+_FACTORS = {"(": 1.1, "[": 1 / 1.1}
+_CLOSING = {"": "", "(": ")", "[": "]"}
+_MAX_WEIGHT = 3.4e38  # float32 has none that is larger
+
+# what the grammar of schedules has a meaning for
+_READABLE = re.compile(r"(?:[^\\]|\\.)*")
+_TOKEN = re.compile(r"(?:[^\\()\[\]:|]|\\.)+|.", re.DOTALL)
+_NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[+-]?[0-9]+)?", re.IGNORECASE)
+
+# weights have a grammar of their own
+_WEIGHED = re.compile(r"\\[\\()\[\]]?|[()\[\]]|:\s*([+-]?[.\d]+)\s*\)|[^\\()\[\]:]+|:")
+_BREAK = re.compile(r"\bBREAK\b")
+
+
+@dataclass
+class _Bracket:
+    """A bracket that is open, or the whole prompt (""), in parts between the colons and bars, the `marks`, of its own.
+
+    `sound`: each bracket in it is closed, and is one that has a meaning.
+    """
+
+    opening: str
+    parts: list[list[Piece]] = field(default_factory=lambda: [[]])
+    marks: list[str] = field(default_factory=list)
+    sound: bool = True
+
+    def pieces(self) -> Iterator[Piece]:
+        """What it amounts to where it is text."""
+        yield self.opening
+        for part, mark in zip(self.parts, [*self.marks, ""], strict=True):
+            yield from part
+            yield mark
+
+    def closed(self, steps: int) -> list[str] | None:
+        """What it amounts to at each step, or at all of them; None where it has no meaning."""
+        parts = [joined(part) for part in self.parts]
+        when = "".join([piece if isinstance(piece, str) else "[" for piece in self.parts[-1]]).strip()
+        match self.opening, "".join(self.marks):
+            case _ if not self.sound:
+                return None
+            case ("(", "" | ":") | ("[", ""):
+                return joined([*self.pieces(), _CLOSING[self.opening]])
+            case "[", ":" | "::" if _NUMBER.fullmatch(when):
+                before, after, _ = [[""], *parts][-3:]
+                return switching(before, after, when, steps)
+            case "[", marks if ":" not in marks:
+                return alternating(parts, steps)
+        return None
+
+
+def texts(prompt: str, steps: int) -> list[str]:
+    """The text at each step, or the one text of all steps.
+
+    A bracket has a meaning where all brackets in it have one. A bar that is not between alternatives, a backslash at
+    the end of a line and brackets too deep inside each other leave the whole prompt as it is.
+    """
+    if not _READABLE.fullmatch(prompt):
+        return [prompt]
+    open_ = [_Bracket("")]
+    for token in _TOKEN.findall(prompt):
+        last = open_[-1]
+        if token in ("(", "["):
+            open_.append(_Bracket(token))
+            if len(open_) > MAX_DEPTH + 1:
+                return [prompt]
+        elif token in (")", "]"):
+            if token == _CLOSING[last.opening]:
+                ended = [open_.pop()]
+                found = last.closed(steps)
+            else:  # then none of those that are open can be closed any more
+                ended, open_, found = open_[1:], open_[:1], None
+            if found is not None:
+                open_[-1].parts[-1].append(found)
+            elif not _as_text(ended, open_[-1]):
+                return [prompt]
+            else:
+                open_[-1].parts[-1].append(token)
+        elif token == "|" and last.opening != "[":
+            return [prompt]
+        elif token in (":", "|") and last.opening:
+            last.marks.append(token)
+            last.parts.append([])
+        else:
+            last.parts[-1].append(token)
+    return joined(open_[0].parts[0]) if _as_text(open_[1:], open_[0]) else [prompt]
+
+
+def _as_text(brackets: list[_Bracket], around: _Bracket) -> bool:
+    """Put brackets that have no meaning, each inside the one before, into the one around them; False for a bar."""
+    for bracket in brackets:
+        around.parts[-1] += bracket.pieces()
+        around.sound = False
+    return not any("|" in bracket.marks for bracket in brackets)
+
+
+def sections(text: str) -> Sections:
+    """The spans of each section. A bracket that is never closed holds to the end."""
+    events: list[tuple[str, str]] = []  # text, or a bracket that opens or closes
+    opened: dict[str, list[int]] = {"(": [], "[": []}
+    factors: dict[int, float] = {}
+    for match in _WEIGHED.finditer(text):
+        token = match[0]
+        kind = {")": "(", "]": "["}.get(token[-1], "")
+        if token in ("(", "["):
+            opened[token].append(len(events))
+            factors[len(events)] = _FACTORS[token]
+            events.append(("open", token))
+        elif kind and opened[kind] and not token.startswith("\\"):
+            start = opened[kind].pop()
+            if match[1] and not _is_number(match[1]):
+                events.append(("text", token[:-1]))
+            elif match[1]:
+                factors[start] = float(match[1])
+            events.append(("close", kind))
+        elif token.startswith("\\"):
+            events.append(("escaped", token[1:]))
+        else:
+            events.append(("text", token))
+
+    found: list[list[Span]] = [[]]
+    weights = {"(": [1.0], "[": [1.0]}  # of those that are open, all around them included
+    for i, (event, value) in enumerate(events):
+        if event == "open":
+            weights[value].append(_bounded(weights[value][-1] * factors[i]))
+        elif event == "close":
+            weights[value].pop()
+        else:
+            weight = _bounded(weights["("][-1] * weights["["][-1])
+            parts = _BREAK.split(value) if event == "text" else [value]
+            for n, part in enumerate(parts):
+                if n > 0:
+                    found.append([])
+                    part = part.lstrip()
+                append(found[-1], part.rstrip() if n + 1 < len(parts) else part, weight)
+    return found
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _bounded(weight: float) -> float:
+    return min(max(weight, -_MAX_WEIGHT), _MAX_WEIGHT)

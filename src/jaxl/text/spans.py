@@ -1,0 +1,51 @@
+"""What prompts are made of: text with a weight, and text that changes from step to step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+MAX_DEPTH = 32  # brackets inside each other
+
+
+@dataclass(frozen=True)
+class Span:
+    """A piece of text without any syntax, and its weight."""
+
+    text: str
+    weight: float
+
+
+Sections = Sequence[Sequence[Span]]
+Piece = str | list[str]  # one text for all steps, or one text for each
+
+
+def append(section: list[Span], text: str, weight: float) -> None:
+    """Add text to the last span of a section, or, if that has another weight, as a new one."""
+    if section and section[-1].weight == weight:
+        section[-1] = Span(section[-1].text + text, weight)
+    elif text:
+        section.append(Span(text, weight))
+
+
+def joined(pieces: Sequence[Piece]) -> list[str]:
+    """Pieces put together."""
+    lists = [[piece] if isinstance(piece, str) else piece for piece in pieces]
+    count = max(map(len, lists), default=1)
+    return ["".join([_at(step, texts) for texts in lists]) for step in range(count)]
+
+
+def alternating(parts: Sequence[list[str]], steps: int) -> list[str]:
+    """The parts in turn, one each step."""
+    return [_at(step, parts[step % len(parts)]) for step in range(steps)]
+
+
+def switching(before: list[str], after: list[str], when: str, steps: int) -> list[str]:
+    """First `before`, then `after`; `when` is the number of the first steps, or, with a point, their share of all."""
+    first = float(when) * steps if "." in when else float(when)
+    first = int(min(max(first, 0), steps))
+    return [_at(step, before if step < first else after) for step in range(steps)]
+
+
+def _at(step: int, texts: list[str]) -> str:
+    return texts[step] if len(texts) > 1 else texts[0]
