@@ -147,6 +147,8 @@ def make_plausible(case: Case) -> None:
         case.body.pop(name, None)
     known: dict[str, Any] = {"width": 32, "height": 32, "size": "32x32", "image": PICTURE, "image[]": []}
     case.body |= {name: value for name, value in known.items() if name in case.body}
+    for name in {"messages", "input"} & set(case.body):
+        case.body = {name: [{"role": "user", "content": "an apple"}], "stream": case.body.get("stream", False)}
     if case.operation.path == "/sdapi/v1/img2img":
         case.body["init_images"] = [PICTURE]
     if case.operation.path in ("/v1/images/edits", "/v1/images/variations"):

@@ -10,7 +10,7 @@ from starlette.responses import HTMLResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from jaxl import __version__
-from jaxl.server import a1111, errors, events, health, huggingface, openai, restore
+from jaxl.server import a1111, chat, errors, events, health, huggingface, openai, responses, restore
 from jaxl.server.errors import ApiError, answer
 from jaxl.server.guard import Guard, mark, request_id
 from jaxl.server.service import Service
@@ -24,7 +24,7 @@ def create_app(service: Service, page: ASGIApp | None = None) -> FastAPI:
     app.state.service = service
     errors.install(app)
     app.add_middleware(Guard, service=service)
-    for module in (openai, restore, events, a1111, huggingface, health):
+    for module in (openai, chat, responses, restore, events, a1111, huggingface, health):
         app.include_router(module.router)
     app.include_router(a1111.controlnet)
     if page is not None:

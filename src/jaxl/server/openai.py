@@ -11,7 +11,6 @@ import base64
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
-from functools import partial
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Form, UploadFile
@@ -24,7 +23,7 @@ from starlette.responses import Response
 from starlette.routing import Match
 from starlette.types import Scope
 
-from jaxl.engine import Drawn, Preview, Progress, Status
+from jaxl.engine import Drawn, Preview, Progress, Result, Status
 from jaxl.errors import InputError
 from jaxl.server.edits import Source, transparent
 from jaxl.server.errors import RESPONSES, ApiError, fields
@@ -35,7 +34,7 @@ from jaxl.server.kept import SECONDS
 from jaxl.server.limits import Count, Guidance, Name, Seed, Share
 from jaxl.server.openai_fields import Picture, Pictures
 from jaxl.server.pictures import MEDIA_TYPES, decode
-from jaxl.server.service import LEAST_DEADLINE, CurrentService, Service, check_model
+from jaxl.server.service import LEAST_DEADLINE, CurrentService, Service, Stream, check_model
 from jaxl.server.sizes import Policy, as_text
 from jaxl.server.work import Work
 
@@ -264,6 +263,17 @@ async def _edit(
     service: Service,
 ) -> Response | dict[str, Any]:
     check(asked, service)
+    arguments, source = await edit_of(asked, pictures, masked, service)
+    return await _respond(http, service, asked, arguments, "image_edit", source)
+
+
+async def edit_of(
+    asked: Edit | EditInJson,
+    pictures: Sequence[UploadFile | str],
+    masked: UploadFile | str | None,
+    service: Service,
+) -> tuple[dict[str, Any], Source]:
+    """The arguments of `Pipeline.generate`, and what is laid over what a mask leaves as it is. Raises InputError."""
     image = await _read_only(pictures, service)
     mask = transparent(image if masked is None else await _read(masked, "mask", service))
     if masked is not None and mask is None:
@@ -276,8 +286,7 @@ async def _edit(
     soft = mask if crop is None or mask is None or seam is None else ImageChops.lighter(mask, seam)
     picture = image if masked is None else image.convert("RGB")
     start = {"image": picture, "mask": soft, "strength": asked.strength, "padding_mask_crop": crop}
-    source = Source(image.convert("RGB"), seam)
-    return await _respond(http, service, asked, {**asked.arguments(), **start}, "image_edit", source)
+    return {**asked.arguments(), **start}, Source(image.convert("RGB"), seam)
 
 
 async def _read_only(pictures: Sequence[UploadFile | str], service: Service) -> Image.Image:
@@ -299,6 +308,40 @@ async def _read(picture: UploadFile | str, param: str, service: Service) -> Imag
     return await asyncio.to_thread(upright)
 
 
+async def begin(
+    http: HttpRequest, service: Service, asked: Asked, arguments: dict[str, Any], source: Source | None = None
+) -> Work:
+    """Submit a request; whoever asked for it follows its stream. `source` is laid over what a mask leaves as it is."""
+    return _work(service, await service.begin(http, arguments, **_how(asked, service)), asked, source)
+
+
+async def draw(
+    http: HttpRequest, service: Service, asked: Asked, arguments: dict[str, Any], source: Source | None = None
+) -> tuple[Work, Result]:
+    """Submit a request like `begin`, and wait for its end, or until the client is gone."""
+    async with service.attended(http, arguments, **_how(asked, service)) as stream:
+        work = _work(service, stream, asked, source)
+        return work, await stream.result()
+
+
+def _how(asked: Asked, service: Service) -> dict[str, Any]:
+    previews = asked.previews if asked.previews is not None else asked.partial_images if asked.stream else None
+    return {
+        "previews": previews or 0,
+        "priority": asked.priority or 0,
+        "deadline": asked.deadline,
+        "keep": bool(asked.keep),
+        "policy": service.policy("strict", asked.model, asked.size_policy),
+    }
+
+
+def _work(service: Service, stream: Stream, asked: Asked, source: Source | None) -> Work:
+    work = Work(service, stream, source, asked.output_format or "png", asked.output_compression)
+    if asked.keep:
+        work.keep()
+    return work
+
+
 async def _respond(
     http: HttpRequest,
     service: Service,
@@ -307,33 +350,17 @@ async def _respond(
     kind: Literal["image_generation", "image_edit"],
     source: Source | None = None,
 ) -> Response | dict[str, Any]:
-    """Draw, and answer at the end, or with events on the way; `source` is laid over what a mask leaves as it is."""
-    previews = asked.previews if asked.previews is not None else asked.partial_images if asked.stream else None
-    how: dict[str, Any] = {
-        "previews": previews or 0,
-        "priority": asked.priority or 0,
-        "deadline": asked.deadline,
-        "keep": bool(asked.keep),
-        "policy": service.policy("strict", asked.model, asked.size_policy),
-    }
-    make = partial(Work, service, source=source, format=asked.output_format or "png", quality=asked.output_compression)
+    """Draw, and answer at the end, or with events on the way."""
     if asked.stream:
-        stream = await service.begin(http, arguments, **how)
-        work = make(stream)
-        if asked.keep:
-            work.keep()
-        return EventStream(_events(asked, work, kind), owner=stream)
-    async with service.attended(http, arguments, **how) as stream:
-        work = make(stream)
-        if asked.keep:
-            work.keep()
-        result = await stream.result()
+        work = await begin(http, service, asked, arguments, source)
+        return EventStream(_events(asked, work, kind), owner=work.stream)
+    work, result = await draw(http, service, asked, arguments, source)
     data = []
     for image, drawn in enumerate(result.images):
         if _wants_urls(asked, service):
             file = {"url": file_url(http, await work.name(image, drawn))}
         else:
-            file = {"b64_json": await _base64(work, image, drawn)}
+            file = {"b64_json": await base64_of(work, image, drawn)}
         data.append({**file, "seed": result.seeds[image]})
     return {"id": http.state.request_id, "created": int(time.time()), "data": data, **_shape(work, result.images[0])}
 
@@ -357,7 +384,7 @@ async def _events(asked: Asked, work: Work, kind: str) -> AsyncIterator[bytes]:
                 shown[image] += 1
             case Drawn(image=image, picture=drawn):
                 name = f"{kind}.completed"
-                data = await _base64(work, image, drawn)
+                data = await base64_of(work, image, drawn)
                 more = {"image_index": image, **shape, **_shape(work, drawn), "b64_json": data, "usage": USAGE}
                 more["seed"] = stream.ticket.seeds[image]
             case _:
@@ -381,7 +408,8 @@ def _shape(work: Work, drawn: Image.Image | None = None) -> dict[str, Any]:
     return {**shape, "drawn_size": as_text(work.stream.drawn)} if work.resized else shape
 
 
-async def _base64(work: Work, image: int, drawn: Image.Image) -> str:
+async def base64_of(work: Work, image: int, drawn: Image.Image) -> str:
+    """The file of an image, by its index in the request."""
     return base64.b64encode((await work.file(image, drawn)).data).decode()
 
 
