@@ -274,7 +274,7 @@ class TestAliases:
         ({"num_inference_steps": 0}, "num_inference_steps"),
         ({"guidance_scale": "much"}, "guidance_scale"),
         ({"guidance_scale": 10**400}, "guidance_scale"),
-        ({"seed": -1}, "seed"),
+        ({"seed": -2}, "seed"),
         ({"seed": 2**64}, "seed"),
         ({"seed": 2**64 - 1, "n": 2}, "seed"),
         ({"deadline": 0.9}, "deadline"),
@@ -301,9 +301,38 @@ def test_bodies_that_are_no_request(client: TestClient, body: bytes) -> None:
     assert answer.json()["error"]["message"]
 
 
-def test_unknown_fields_and_null_are_let_pass(client: TestClient) -> None:
-    asked = {"prompt": "a", "style": "vivid", "n": None, "size": None, "seed": None, "priority": None, "user": "me"}
-    assert client.post(GENERATIONS, json=asked).status_code == 200
+@pytest.mark.parametrize(
+    "neutral",
+    [
+        {"n": None, "size": None, "seed": None, "priority": None, "user": "me"},
+        {"style": "vivid", "quality": "hd", "size": "auto", "input_fidelity": "high", "partial_images": 0},
+        {"style": "natural", "quality": "standard", "moderation": "low", "background": "opaque", "stream": False},
+        dict.fromkeys(("model", "size", "style", "quality", "response_format", "user", "scheduler", "n", "seed"), ""),
+        {"output_format": "", "background": "", "output_compression": 100},
+    ],
+)
+def test_what_asks_for_nothing_is_let_pass(
+    client: TestClient, asked: list[Mapping[str, Any]], neutral: dict[str, Any]
+) -> None:
+    answer = client.post(GENERATIONS, json={"prompt": "a", **neutral})
+    assert answer.status_code == 200, answer.text
+    image = png(Image.new("RGB", (32, 32)))
+    form = {name: str(value).lower() for name, value in neutral.items() if value is not None}
+    answer = client.post(EDITS, data={"prompt": "a", **form}, files={"image": image})
+    assert answer.status_code == 200, answer.text
+    assert set(asked[0]) == {"prompt", "num_images", "seed", "width", "height"}
+
+
+def test_seed_of_minus_one_is_random_everywhere(client: TestClient, asked: list[Mapping[str, Any]]) -> None:
+    for path, body in (
+        (GENERATIONS, {"prompt": "a", "seed": -1}),
+        ("/", {"inputs": "a", "parameters": {"seed": -1}}),
+        ("/sdapi/v1/txt2img", {"prompt": "a", "seed": -1}),
+    ):
+        for _ in range(2):
+            assert client.post(path, json=body).status_code == 200
+    assert len({each["seed"] for each in asked}) == 6
+    assert min(each["seed"] for each in asked) >= 0
 
 
 @pytest.mark.parametrize(
@@ -320,6 +349,7 @@ def test_unknown_fields_and_null_are_let_pass(client: TestClient) -> None:
         ([("image", png(Image.new("RGB", (4, 4)))), ("mask", b"")], {"prompt": "a"}, "mask"),
         ([("image", png(Image.new("1", (5000, 5000))))], {"prompt": "a"}, "image"),
         ([("image", png(Image.new("RGB", (4, 4))))], {}, "prompt"),
+        ([("image", png(Image.new("RGB", (4, 4))))], {"prompt": ""}, "prompt"),
         ([("image", png(Image.new("RGB", (4, 4))))], {"prompt": "a", "strength": "2"}, "strength"),
         ([("image", png(Image.new("RGB", (4, 4))))], {"prompt": "a", "n": "x"}, "n"),
     ],

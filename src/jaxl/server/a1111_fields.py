@@ -17,7 +17,7 @@ from jaxl.errors import InputError
 from jaxl.images import read_image, read_mask
 from jaxl.server.a1111_options import MAX_CLIP_SKIP, clip_skip, overrides, refusal
 from jaxl.server.edits import Source, filled, transparent
-from jaxl.server.limits import Count, Guidance, Name, Share, Side
+from jaxl.server.limits import Count, Guidance, Name, Seed, Share, Side
 from jaxl.server.pictures import decode
 from jaxl.server.service import Service
 from jaxl.server.settings import Settings
@@ -62,7 +62,7 @@ class Asked(BaseModel):
 
     prompt: str | None = None
     negative_prompt: str | None = None
-    seed: int | None = Field(-1, ge=-1, lt=2**64, description="Counts up from image to image; -1 is random.")
+    seed: Seed | None = Field(-1, description="Counts up from image to image; -1 is random.")
     batch_size: Count | None = 1
     n_iter: Count | None = Field(1, description="Times `batch_size` gives the images.")
     steps: Count | None = None
@@ -145,7 +145,7 @@ def arguments_of(asked: Asked, settings: Settings) -> dict[str, Any]:
     return {
         "prompt": asked.prompt or "",
         "negative_prompt": asked.negative_prompt or None,  # an empty one is zeros in SDXL there too
-        "seed": None if asked.seed == -1 else asked.seed,
+        "seed": asked.seed,
         "num_images": batch * times,
         "steps": asked.steps,
         "guidance_scale": asked.cfg_scale,

@@ -7,7 +7,8 @@ from typing import Annotated
 from pydantic import Field
 
 Count = Annotated[int, Field(ge=1, le=1000)]
-Seed = Annotated[int, Field(ge=0, lt=2**64)]
+# -1 is random, as in A1111's web UI
+Seed = Annotated[int, Field(ge=-1, lt=2**64)]
 Side = Annotated[int, Field(ge=8, le=16384, multiple_of=8)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Guidance = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Depends, Form, UploadFile
 from fastapi.routing import APIRoute
 from PIL import Image, ImageChops, ImageFilter, ImageOps
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from starlette.datastructures import Headers
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
@@ -25,6 +25,7 @@ from starlette.types import Scope
 
 from jaxl.engine import Drawn, Preview, Progress, Result, Status
 from jaxl.errors import InputError
+from jaxl.server import logs
 from jaxl.server.edits import Source, transparent
 from jaxl.server.errors import RESPONSES, ApiError, fields
 from jaxl.server.events import EventStream, event, file_url, with_status
@@ -69,7 +70,7 @@ PICTURE: dict[int | str, dict[str, Any]] = {200: {"content": {media: {} for medi
 
 
 class Asked(BaseModel):
-    """What both routes take; null is not given. From `negative_prompt` on, the fields are jaxl's own."""
+    """What all routes take; null is not given. From `negative_prompt` on, the fields are jaxl's own."""
 
     prompt: str
     model: str | None = None
@@ -88,7 +89,7 @@ class Asked(BaseModel):
     num_inference_steps: Count | None = None
     guidance_scale: Guidance | None = None
     guidance_rescale: Share | None = None
-    seed: Seed | None = Field(None, description="Of the first image; random by default.")
+    seed: Seed | None = Field(None, description="Of the first image; random by default, or -1.")
     scheduler: Name | None = None
     eta: Share | None = None
     clip_skip: int | None = Field(None, ge=0, le=100)
@@ -100,6 +101,14 @@ class Asked(BaseModel):
     deadline: float | None = Field(None, ge=LEAST_DEADLINE, allow_inf_nan=False, description="Seconds to be done in.")
     size_policy: Policy | None = Field(None, description="Whether a size that is not drawn is scaled to, or refused.")
     keep: bool | None = Field(None, description="Draw on when the client is gone; /v1/requests/{id} has the pictures.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _given(cls, fields: Any) -> Any:
+        """The fields without those that a client's form leaves empty."""
+        if not isinstance(fields, dict):
+            return fields
+        return {name: value for name, value in fields.items() if value != "" or name in logs.TEXTS}
 
     def arguments(self) -> dict[str, Any]:
         """Those of `Pipeline.generate`."""
@@ -129,6 +138,7 @@ class Generation(Asked):
 class Sent(Asked):
     """What forms with a picture have."""
 
+    prompt: str = ""  # FastAPI takes an empty field for a missing one
     image: list[UploadFile] = Field([], description="PNG, JPEG or WebP.")
     images: list[UploadFile] = Field([], alias="image[]", description="The same, as some clients call it.")
     strength: Share | None = Field(None, description="How much changes; 0.6, or 1 with a mask.")
@@ -165,8 +175,6 @@ class EditInJson(Asked, Masked):
 class Variation(Sent):
     """The form of `/v1/images/variations`."""
 
-    prompt: str = ""
-
 
 class JsonRoute(APIRoute):
     """A route for bodies in JSON, before one of the same path for others."""
@@ -200,6 +208,10 @@ router.add_api_route(
 @router.post("/images/edits", response_model=None, responses=DRAWN, openapi_extra=IN_JSON)
 async def edit(http: HttpRequest, asked: Annotated[Edit, FORM], service: CurrentService) -> Response | dict[str, Any]:
     """Draw anew where a mask, or else the picture itself, is transparent; without either, change all of a picture."""
+    if not asked.prompt:
+        raise InputError(
+            "prompt", "", "empty or missing; say what to draw, or ask /v1/images/variations for others like it"
+        )
     return await _edit(http, asked, asked.image + asked.images, asked.mask, service)
 
 

@@ -137,7 +137,7 @@ class Service:
         given.setdefault("num_images", 1)
         if given["num_images"] > self.settings.max_images:
             raise InputError("num_images", given["num_images"], f"give at most {self.settings.max_images}")
-        if "seed" not in given:
+        if given.get("seed", -1) == -1:
             given["seed"] = secrets.randbelow(2**32)  # 32 bits, because many other programs read no more
         given["width"], given["height"] = drawn_for(self.wanted(given), self.settings.sizes, policy)
         return given
