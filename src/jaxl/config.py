@@ -15,6 +15,9 @@ from jaxl.errors import CheckpointError, InputError, nearest
 
 Json = Mapping[str, Any]
 
+# how a moving average of the weights was kept, which diffusers' EMAModel writes into the config beside them
+AVERAGE = ("decay", "min_decay", "optimization_step", "update_after_step", "use_ema_warmup", "inv_gamma", "power")
+
 
 def read_fields(
     raw: Json, *, what: str, used: Json, fixed: Mapping[str, tuple[Any, ...]], inert: Iterable[str]
@@ -22,7 +25,8 @@ def read_fields(
     """The `used` fields of `raw`, with the given defaults for absent ones.
 
     `fixed` maps a field to the values jaxl implements. Fields in `inert`, and those that start with `_`, are skipped.
-    Any other field is refused unless it is null or false, that is, switched off. `what` names the file in errors.
+    Any other field is refused unless it is null or false, that is, switched off. So is a value that is no whole number,
+    or no list of such, where the default is one. `what` names the file in errors.
     """
     known = set(used) | set(fixed) | set(inert)
     for name, value in raw.items():
@@ -36,7 +40,15 @@ def read_fields(
         if value not in allowed:
             wanted = " or ".join(repr(a) for a in allowed)
             raise CheckpointError(f"{what}: {name}={value!r} is not supported, only {wanted}")
+    for name, default in used.items():
+        value = raw.get(name)
+        if type(default) is int and value is not None and not _whole(value):
+            raise CheckpointError(f"{what}: {name}={value!r} is not a whole number")
     return {name: raw.get(name, default) for name, default in used.items()}
+
+
+def _whole(value: Any) -> bool:
+    return all(map(_whole, value)) if isinstance(value, (list, tuple)) else type(value) is int
 
 
 def _each(value: Any, n: int) -> list[Any]:
@@ -144,7 +156,7 @@ class UNetConfig:
                 "cross_attention_norm": (None,),
             },
             # softmax is always float32 here, so upcast_attention asks for nothing more
-            inert=("dropout", "upcast_attention", "addition_embed_type_num_heads"),
+            inert=("dropout", "upcast_attention", "addition_embed_type_num_heads", *AVERAGE),
         )
         channels = tuple(f["block_out_channels"])
         n = len(channels)
@@ -157,6 +169,13 @@ class UNetConfig:
                 raise CheckpointError(
                     f"{what}: {field}={types!r} is not supported, only {n} of {plain} and {attentive}"
                 )
+        # diffusers names the number of heads `attention_head_dim` in every published U-Net config
+        heads = _each(f["num_attention_heads"] or f["attention_head_dim"], n)
+        for field in ("layers_per_block", "transformer_layers_per_block", "attention_head_dim"):
+            if len(_each(f[field], n)) != n:
+                raise CheckpointError(f"{what}: {field} has {len(f[field])} values for {n} blocks")
+        _divide(what, channels, heads, "heads")
+        _divide(what, channels, [f["norm_num_groups"]] * n, "groups")
         layers = _each(f["layers_per_block"], n)
         depths = _each(f["transformer_layers_per_block"], n)
         up_depths = f["reverse_transformer_layers_per_block"]
@@ -188,8 +207,7 @@ class UNetConfig:
             in_channels=f["in_channels"],
             out_channels=f["out_channels"],
             channels=channels,
-            # diffusers names the number of heads `attention_head_dim` in every published U-Net config
-            heads=tuple(_each(f["num_attention_heads"] or f["attention_head_dim"], n)),
+            heads=tuple(heads),
             down=tuple(
                 tuple(_each(depths[i], layers[i])) if "CrossAttn" in kind else (0,) * layers[i]
                 for i, kind in enumerate(down_types)
@@ -210,6 +228,13 @@ class UNetConfig:
             sample_size=sample_size or 128,
             time_cond_proj_dim=f["time_cond_proj_dim"],
         )
+
+
+def _divide(what: str, channels: Iterable[int], parts: Iterable[int], name: str) -> None:
+    """Raise CheckpointError where channels are not a whole number of parts."""
+    for width, number in zip(channels, parts, strict=True):
+        if width % number:
+            raise CheckpointError(f"{what}: {width} channels are not {number} {name}")
 
 
 def check_pag_layers(cfg: UNetConfig, layers: Iterable[str]) -> None:
@@ -276,6 +301,7 @@ class VAEConfig:
             },
             inert=("sample_size",),
         )
+        _divide(what, f["block_out_channels"], [f["norm_num_groups"]] * n, "groups")
         mean, std = (
             None if f[name] is None else tuple(map(float, f[name])) for name in ("latents_mean", "latents_std")
         )
@@ -427,6 +453,8 @@ class TextConfig:
             raise CheckpointError(
                 f"{what}: hidden_act={f['hidden_act']!r} is not supported, only 'quick_gelu' or 'gelu'"
             )
+        if f["hidden_size"] % f["num_attention_heads"]:
+            raise CheckpointError(f"{what}: hidden_size={f['hidden_size']} is not {f['num_attention_heads']} heads")
         return cls(
             vocab_size=f["vocab_size"],
             max_length=f["max_position_embeddings"],

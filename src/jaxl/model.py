@@ -41,6 +41,8 @@ class Model:
     @classmethod
     def from_configs(cls, configs: Mapping[str, Json], kernels: Kernels = XLA) -> Model:
         """Read a checkpoint's JSON files, by component; raises CheckpointError naming file and field."""
+        if "vae" not in configs:
+            raise CheckpointError("the checkpoint has no VAE; give one as vae= (--vae)")
         first, index = configs.get("text_encoder"), configs.get("model_index", {})
         preview = configs.get("preview")
         model = cls(
@@ -63,11 +65,13 @@ class Model:
             raise CheckpointError(
                 "text_encoder_2/config.json: no text projection; SDXL needs CLIPTextModelWithProjection"
             )
-        if model.time_ids not in (5, 6):
+        rest = model.unet.projection_input_dim - model.text_encoder_2.projection_dim
+        if rest not in (5 * model.unet.addition_time_embed_dim, 6 * model.unet.addition_time_embed_dim):
             raise CheckpointError(
                 f"unet/config.json: projection_class_embeddings_input_dim={model.unet.projection_input_dim} leaves "
-                f"room for {model.time_ids} size ids; SDXL has 6, its refiner 5"
+                f"room for {rest / model.unet.addition_time_embed_dim:g} size ids; SDXL has 6, its refiner 5"
             )
+        _check_channels(model.unet, model.vae)
         return model
 
     @property
@@ -88,7 +92,7 @@ class Model:
     @property
     def inpaints(self) -> bool:
         """Whether the network was trained to see the mask and the masked picture."""
-        return self.unet.in_channels == self.vae.latent_channels + 5
+        return self.unet.in_channels == inpainting_channels(self.vae)
 
     @property
     def default_size(self) -> int:
@@ -122,6 +126,30 @@ class Model:
             **{name: clip_shapes(cfg, dtype) for name, cfg in self.text_encoders.items()},
             **({"preview": _vae_shapes(self.preview, vae_dtype or dtype)} if self.preview else {}),
         }
+
+
+def inpainting_channels(vae: VAEConfig | TinyVAEConfig) -> int:
+    """What a network that sees the masked picture takes: latents twice, and the mask."""
+    return 2 * vae.latent_channels + 1
+
+
+def _check_channels(unet: UNetConfig, vae: VAEConfig | TinyVAEConfig) -> None:
+    """Raise CheckpointError where pictures, latents and the U-Net do not fit each other."""
+    latents, inpainting = vae.latent_channels, inpainting_channels(vae)
+    if (vae.in_channels, vae.out_channels) != (3, 3):
+        raise CheckpointError(
+            f"vae/config.json: in_channels={vae.in_channels} and out_channels={vae.out_channels}, but pictures have 3"
+        )
+    if unet.in_channels not in (latents, inpainting):
+        edits = "; 8 are those of InstructPix2Pix and CosXL Edit, which jaxl does not run"
+        raise CheckpointError(
+            f"unet/config.json: in_channels={unet.in_channels}; only {latents}, or {inpainting} for inpainting, "
+            f"are known{edits if unet.in_channels == 8 else ''}"
+        )
+    if unet.out_channels != latents:
+        raise CheckpointError(
+            f"unet/config.json: out_channels={unet.out_channels}, but the VAE's latents have {latents} channels"
+        )
 
 
 def _vae_shapes(cfg: VAEConfig | TinyVAEConfig, dtype: DTypeLike) -> Shapes:

@@ -13,7 +13,8 @@ from safetensors.numpy import save_file
 from jaxl.errors import CheckpointError
 from jaxl.weights.checkpoint import Checkpoint, load_params
 from jaxl.weights.layout import flatten, unflatten
-from jaxl.weights.store import read_header
+from jaxl.weights.store import read_header, write_safetensors
+from jaxl.weights.tensors import read_tensors
 
 SHAPES = {  # as the checkpoint has them
     "conv_in.weight": (5, 4, 3, 3),
@@ -105,8 +106,31 @@ def test_files_are_named_once(tmp_path: Path) -> None:
     assert model.files() == [tmp_path / "unet.safetensors", tmp_path / "vae.safetensors"]
 
 
-def test_old_position_ids_are_ignored(tmp_path: Path) -> None:
-    load(checkpoint(tmp_path, text_encoder=arrays() | {IDS: np.arange(77).reshape(1, 77)}))
+@pytest.mark.parametrize("key", [IDS, "text_model.logit_scale", "logit_scale", "text_projection.weight"])
+def test_leftovers_of_text_encoders(tmp_path: Path, key: str) -> None:
+    """They are passed over there, and nowhere else."""
+    left = arrays() | {key: np.arange(77).reshape(1, 77)}
+    load(checkpoint(tmp_path, text_encoder=left, text_encoder_2=left))
+    assert refusal(tmp_path, left) == f"a model: unet has unknown tensors: {key}"
+
+
+@pytest.mark.parametrize("stored", [ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2])
+def test_eight_bits(tmp_path: Path, stored: Any) -> None:
+    """Plain, or times a scale that stands beside them, in a folder's component."""
+    file, scale = tmp_path / "unet.safetensors", np.float32(0.3)
+    wanted = arrays(stored)
+    entries = {key: (array.dtype, array.shape) for key, array in wanted.items()}
+    more = {"conv_in.scale_weight": scale, "time.linear.scale_weight": scale, "scaled_fp8": np.zeros(0, stored)}
+    entries |= {key: (np.dtype(array.dtype), array.shape) for key, array in more.items()}
+    write_safetensors(file, entries, lambda key: {**wanted, **more}[key])
+    params = flatten(load(Checkpoint("a model", {}, {"unet": read_tensors(file)}, {}))["unet"])
+    assert params.keys() == SHAPES.keys()
+    for key, array in params.items():
+        axes = {4: (2, 3, 1, 0), 2: (1, 0)}.get(array.ndim, (0,)) if "embedding" not in key else (0, 1)
+        exact = wanted[key].transpose(axes).astype(np.float32) * (
+            scale if key in {"conv_in.weight", "time.linear.weight"} else 1
+        )
+        np.testing.assert_array_equal(array, exact)
 
 
 def test_missing_tensors(tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ def test_a_whole_checkpoint_in_one_file(tmp_path: Path) -> None:
 
 def test_another_vae_in_a_checkpoint(tmp_path: Path) -> None:
     tiny = open_checkpoint("tiny")
-    levels = {"block_out_channels": [8] * 4} | {
+    levels = {"block_out_channels": [8] * 4, "norm_num_groups": 8} | {
         f"{way}_block_types": [f"{way.title()}{side}Block2D"] * 4
         for way, side in (("down", "Encoder"), ("up", "Decoder"))
     }

@@ -1,6 +1,8 @@
 """Single files in the original SDXL layout: every family, every tensor, every refusal."""
 
+import dataclasses
 import json
+import re
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -17,12 +19,15 @@ from safetensors.torch import save_file
 
 from jaxl.config import TextConfig, UNetConfig, VAEConfig
 from jaxl.errors import CheckpointError
+from jaxl.model import Model as ModelConfigs
 from jaxl.nn.clip import clip_shapes
 from jaxl.nn.unet import unet_shapes
 from jaxl.nn.vae import vae_shapes
+from jaxl.weights.folder import VAE
 from jaxl.weights.original_layout import openclip_layout
 from jaxl.weights.original_unet import unet_layout
 from jaxl.weights.single_file import read_single_file
+from jaxl.weights.source import with_vae
 
 SDXL_UNET: dict[str, Any] = UNET | {
     "block_out_channels": [320, 640, 1280],
@@ -217,6 +222,75 @@ def test_leftovers_change_nothing(tmp_path: Path, written: Callable[[str], Model
         assert {name: tensor.key for name, tensor in littered.tensors[component].items()} == sources
 
 
+def test_without_a_vae(tmp_path: Path, written: Callable[[str], Model]) -> None:
+    """It opens, for a VAE to be put in; without one there is no model."""
+    model = written("base")
+    whole = read_single_file(model.file)
+    rest = {key: value for key, value in model.tensors.items() if not key.startswith("first_stage_model.")}
+    without = read_single_file(write(tmp_path, rest))
+    assert {**whole.configs, "vae": None} == {**without.configs, "vae": None}
+    assert without.tensors.keys() == whole.tensors.keys() - {"vae"}
+    with pytest.raises(CheckpointError, match=r"^the checkpoint has no VAE; give one as vae= \(--vae\)$"):
+        ModelConfigs.from_configs(without.configs)
+    vae = VAE(str(model.file), whole.configs["vae"] | {"block_out_channels": [32, 32, 64, 64]}, whole.tensors["vae"])
+    for side, way in (("Encoder", "down"), ("Decoder", "up")):
+        vae.config[f"{way}_block_types"].append(f"{way.title()}{side}Block2D")
+    assert with_vae(without, vae).tensors["vae"] == whole.tensors["vae"]
+    other = dataclasses.replace(vae, config={**vae.config, "scaling_factor": 0.18215})
+    with pytest.raises(CheckpointError, match=r"scaling_factor=0.18215, not 0.13025"):
+        with_vae(without, other)
+
+
+def test_names_that_programs_put_around(tmp_path: Path, written: Callable[[str], Model]) -> None:
+    """torch.compile's mark in every key, and a first encoder as transformers 5 saves it."""
+    model = written("base")
+    renamed = {
+        re.sub(r"^(model\.diffusion_model\.|first_stage_model\.)", r"\1_orig_mod.", key).replace(
+            "embedders.0.transformer.text_model.", "embedders.0.transformer."
+        ): value
+        for key, value in model.tensors.items()
+    }
+    assert sum("_orig_mod." in key for key in renamed) > 500
+    plain, marked = read_single_file(model.file), read_single_file(write(tmp_path, renamed))
+    assert marked.configs == plain.configs
+    for component, tensors in plain.tensors.items():
+        assert marked.tensors[component].keys() == tensors.keys()
+        for key, tensor in tensors.items():
+            assert marked.tensors[component][key].read().tobytes() == tensor.read().tobytes()
+    key = "model.diffusion_model.out.0.bias"
+    twice = refusal(tmp_path, model.tensors | {f"model._orig_mod.{key.removeprefix('model.')}": torch.zeros(64)})
+    assert "are the same tensor, model.diffusion_model.out.0.bias" in twice
+
+
+@pytest.mark.parametrize("name", ["scale_weight", "weight_scale"])
+def test_eight_bits_with_scales(tmp_path: Path, written: Callable[[str], Model], name: str) -> None:
+    """As ComfyUI and others save them: linear layers and convolutions in float8, and what they are multiplied by."""
+    model = written("base")
+    tensors, wanted = dict(model.tensors), {}
+    for key, value in model.tensors.items():
+        if key.startswith("model.diffusion_model.") and key.endswith(".weight") and value.ndim > 1:
+            path = key.removesuffix(".weight")
+            rows = value.ndim == 2 and name == "weight_scale"
+            scale = value.float().abs().amax(1, keepdim=True) / 448 if rows else value.float().abs().max() / 448
+            tensors[key] = (value.float() / scale).to(torch.float8_e4m3fn)
+            tensors |= {f"{path}.{name}": scale, f"{path}.scale_input": torch.ones(())}
+            wanted[key] = tensors[key].float() * scale
+    tensors["model.diffusion_model.scaled_fp8"] = torch.zeros(0).to(torch.float8_e4m3fn)
+    checkpoint = read_single_file(write(tmp_path, tensors))
+    assert checkpoint.configs == read_single_file(model.file).configs
+    assert len(wanted) > 100
+    for tensor in checkpoint.tensors["unet"].values():
+        if tensor.key in wanted:
+            np.testing.assert_array_equal(tensor.read(), wanted[tensor.key].numpy())
+            np.testing.assert_allclose(tensor.read(), model.tensors[tensor.key].float(), atol=0.5)
+        else:
+            assert tensor.scale is None
+    lost = {key: value for key, value in tensors.items() if not key.endswith("time_embed.0.weight")}
+    assert f"model.diffusion_model.time_embed.0.{name} is to scale" in refusal(tmp_path, lost)
+    wide = {f"model.diffusion_model.time_embed.0.{name}": torch.ones(7)}
+    assert f"model.diffusion_model.time_embed.0.{name} does not fit its weight" in refusal(tmp_path, tensors | wide)
+
+
 def test_text_projection_as_a_linear_layer(tmp_path: Path, base: State) -> None:
     tensors = dict(base)
     matrix = tensors.pop("conditioner.embedders.1.model.text_projection")
@@ -280,14 +354,33 @@ def refusal(folder: Path, tensors: State) -> str:
         (("input_blocks.0.0.weight", "label_emb.0.0.weight"), "a U-Net alone"),
         (("text_model.final_layer_norm.bias",), "a text encoder alone"),
         (("transformer.resblocks.0.ln_1.bias",), "a text encoder alone"),
-        (("head.modulation", "blocks.0.modulation"), "it has no model.diffusion_model.label_emb.*"),
-        ((), "is empty"),
+        (
+            ("text_model.encoder.x", "vae.encoder.down_blocks.0.x"),
+            "a file of a VAE and a text encoder, but",
+        ),
+        (("transformer.single_transformer_blocks.0.attn.to_q.weight",), "a transformer in diffusers names"),
+        (("image_proj.latents",), "an IP-Adapter"),
+        (("adapter.body.0.in_conv.weight",), "a T2I-Adapter"),
+        (("params_ema.body.0.rdb1.conv1.weight",), "an upscaler"),
+        (("head.modulation", "blocks.0.modulation"), "a file of blocks.0.modulation, head.modulation"),
+        ((), "empty"),
     ],
 )
 def test_other_kinds_of_files(tmp_path: Path, keys: tuple[str, ...], kind: str) -> None:
     message = refusal(tmp_path, tensors_of(*keys))
-    assert message.startswith("not an SDXL checkpoint")
+    assert message.startswith("not an SDXL checkpoint but ")
     assert kind in message
+    assert ("unet=" in message) == ("label_emb.0.0.weight" in keys)
+
+
+@pytest.mark.parametrize(
+    ("width", "family"),
+    [(768, "Stable Diffusion 1"), (1024, "Stable Diffusion 2"), (2048, "SDXL"), (1280, "the SDXL")],
+)
+@pytest.mark.parametrize("block", ["model.diffusion_model.input_blocks.4.1", "down_blocks.1.attentions.0"])
+def test_whose_unet_it_is(tmp_path: Path, block: str, width: int, family: str) -> None:
+    tensors = {f"{block}.transformer_blocks.0.attn2.to_k.weight": torch.zeros(2, width)}
+    assert f" of {family}" in refusal(tmp_path, tensors)
 
 
 @pytest.mark.parametrize("mark", ["edm_mean", "edm_std", "edm_vpred.sigma_max"])
@@ -298,7 +391,6 @@ def test_edm_models(tmp_path: Path, base: State, mark: str) -> None:
 @pytest.mark.parametrize(
     ("prefix", "named"),
     [
-        ("first_stage_model.", "no vae (first_stage_model.*)"),
         ("conditioner.embedders.0.", "no text_encoder (conditioner.embedders.0.transformer.*)"),
         ("conditioner.", "no text_encoder_2 (conditioner.embedders.1.model.*)"),
     ],

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from jaxl.errors import CheckpointError
 from jaxl.weights.store import DTYPES, read_header, read_json, read_metadata, write_safetensors
 
 F32 = np.dtype(np.float32)
+NUMPY = (torch.float16, torch.float32, torch.float64, torch.int64, torch.bool)  # dtypes of PyTorch that it has itself
 
 
 def raw(file: Path, header: Any, data: bytes = b"") -> Path:
@@ -46,6 +47,8 @@ def test_tensors_that_torch_wrote(tmp_path: Path) -> None:
         "float64": torch.randn(1, 2, dtype=torch.float64),
         "int64": torch.arange(6).reshape(2, 3),
         "bool": torch.tensor([True, False]),
+        "float8_e4m3fn": torch.randn(3, 5).to(torch.float8_e4m3fn),
+        "float8_e5m2": torch.randn(3, 5).to(torch.float8_e5m2),
         "empty": torch.zeros(0, 4),
         "scalar": torch.tensor(2.5),
     }
@@ -58,7 +61,7 @@ def test_tensors_that_torch_wrote(tmp_path: Path) -> None:
         assert array.shape == found[key].shape == tuple(tensor.shape)
         assert found[key].size == tensor.numel()
         assert found[key].nbytes == tensor.nbytes
-        wanted = tensor.float().numpy().astype(array.dtype) if key == "bfloat16" else tensor.numpy()
+        wanted = tensor.float().numpy().astype(array.dtype) if tensor.dtype not in NUMPY else tensor.numpy()
         assert array.dtype == wanted.dtype
         np.testing.assert_array_equal(array, wanted)
         assert not array.flags.writeable or not array.size
@@ -82,6 +85,26 @@ def test_views_of_a_tensor(tmp_path: Path) -> None:
         _ = x.reshape((2, 3, 4)).T
 
 
+def test_scaled_tensors(tmp_path: Path) -> None:
+    """Eight bits and a scale, of the whole or of each row: the product is in float32, in every view."""
+    file = tmp_path / "model.safetensors"
+    stored = torch.randn(6, 4).to(torch.float8_e4m3fn)
+    scales = {"one": torch.tensor(300.0), "rows": torch.rand(6), "column": torch.rand(6, 1)}
+    save_file({"x": stored, **scales}, file)
+    found = read_header(file)
+    for name, scale in scales.items():
+        x = found["x"].scaled(found[name])
+        wanted = stored.float().numpy() * scale.numpy().reshape(-1, 1)
+        assert (x.dtype, x.read().dtype) == (found["x"].dtype, np.float32)
+        np.testing.assert_array_equal(x.read(), wanted)
+        np.testing.assert_array_equal(x.T.read(), wanted.T)
+        np.testing.assert_array_equal(x.rows(2, 5).read(), wanted[2:5])
+        np.testing.assert_array_equal(x.reshape((6, 2, 2)).rows(1, 2).read(), wanted.reshape(6, 2, 2)[1:2])
+    for wrong in (lambda: found["x"].scaled(found["x"]), lambda: x.scaled(found["one"]), lambda: x.reshape((4, 6))):
+        with pytest.raises(ValueError, match=r"^x: "):
+            wrong()
+
+
 def test_a_written_file_is_what_safetensors_reads(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     arrays = {name: rng.integers(0, 2, (3, 5)).astype(dtype) for name, dtype in DTYPES.items()}
@@ -98,11 +121,13 @@ def test_a_written_file_is_what_safetensors_reads(tmp_path: Path) -> None:
     assert read_metadata(file) == {"format": "pt"}
     with safetensors.safe_open(file, "numpy") as opened:
         assert opened.metadata() == {"format": "pt"}
-    loaded = safetensors.numpy.load_file(file)
+    loaded = load_file(file)
     assert loaded.keys() == arrays.keys()
     for key, tensor in read_header(file).items():
-        assert loaded[key].dtype == tensor.dtype == arrays[key].dtype
-        np.testing.assert_array_equal(loaded[key], arrays[key])
+        assert tensor.dtype == arrays[key].dtype
+        assert str(loaded[key].dtype) == f"torch.{tensor.dtype.name}"
+        assert loaded[key].shape == arrays[key].shape
+        assert loaded[key].reshape(-1).view(torch.uint8).numpy().tobytes() == arrays[key].tobytes()
         np.testing.assert_array_equal(tensor.read(), arrays[key])
     assert min(tensor.offset for tensor in read_header(file).values()) % 8 == 0
 
@@ -115,11 +140,16 @@ def test_writing_what_was_not_announced(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "truncated, 0 bytes"),
+        (b"", "empty; fetch it again"),
         (b"\x10\0\0", "truncated, 3 bytes"),
         (struct.pack("<Q", 100) + b'{"a"', "truncated within the header, 12 bytes"),
-        (b"\x80\x02}q\x00X\x05\x00hello", "not a safetensors file (a header of"),  # a pickle
-        (b"<!DOCTYPE html>", "not a safetensors file (a header of"),
+        (b"\x80\x02}q\x00X\x05\x00hello", "not safetensors but a pickle, which can run code"),
+        (b"<!DOCTYPE html>", "an HTML page, not weights: the download ended at a login or an error"),
+        (b"\r\n\r\n  <html lang=en>", "an HTML page"),
+        (b"\xef\xbb\xbf<?xml version='1.0'?>", "an HTML page"),
+        (b'{"error": "Invalid username or password."}', "a text in JSON, not weights"),
+        (b"GGUF\x03\0\0\0\0\0\0\0", "not safetensors but GGUF"),
+        (b"garbage " * 9, "not a safetensors file (a header of"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "a Git LFS pointer, not the file"),
     ],
 )
@@ -150,7 +180,7 @@ def test_other_files(tmp_path: Path, content: bytes, message: str) -> None:
         ({"a": entry(0, 8, shape=[7])}, "corrupt safetensors header at a"),
         ({"a": entry(0, 8, shape="8")}, "corrupt safetensors header at a"),
         ({"a": entry(0, 8, dtype=["U8"])}, "corrupt safetensors header at a"),
-        ({"a": entry(0, 8, dtype="F8_E4M3")}, "a has dtype 'F8_E4M3', which jaxl does not read; known: BF16, "),
+        ({"a": entry(0, 8, dtype="F8_E8M0")}, "a has dtype 'F8_E8M0', which jaxl does not read; known: BF16, "),
         ({"a\nb": entry(0, 8)}, r"corrupt safetensors header at 'a\nb'"),
         ({"a": entry(0, 8), "b": entry(4, 8)}, "corrupt safetensors header, b overlaps or leaves a gap"),
         ({"a": entry(0, 4), "b": entry(5, 8)}, "corrupt safetensors header, b overlaps or leaves a gap"),
@@ -166,7 +196,7 @@ def test_damaged_headers(tmp_path: Path, header: Any, message: str) -> None:
 def test_a_torch_file_under_another_name(tmp_path: Path) -> None:
     file = tmp_path / "model.safetensors"
     torch.save({"x": torch.zeros(2)}, file)
-    assert refusal(file).startswith("not a safetensors file (a header of")
+    assert refusal(file).startswith("not safetensors but a file of torch.save or a ZIP archive")
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +16,9 @@ from jaxl.errors import CheckpointError
 from jaxl.weights.layout import flatten, from_torch, rearranged, to_torch, unflatten
 from jaxl.weights.store import Tensor
 
-# a buffer that older versions of transformers saved: 0, 1, 2, ...
-IGNORED = "text_model.embeddings.position_ids"
+# What saved text encoders hold beside what SDXL reads: a buffer of older versions of transformers (0, 1, 2, ...), a
+# number of CLIP's training, and the projection where the pooled prompt is the other encoder's.
+IGNORED = re.compile(r"(text_model\.)?(embeddings\.position_ids|logit_scale)|text_projection\.weight")
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,8 @@ class Checkpoint:
     `source` is what the user named. `configs` holds the raw JSON of each component present (`unet`, `vae`,
     `text_encoder`, `text_encoder_2`), of the `scheduler`, and of `model_index`. `tensors` maps a component and its
     diffusers key to a tensor in a file. `tokenizers` maps `tokenizer` and `tokenizer_2`, where present, to a folder, or
-    to None for the CLIP vocabulary that jaxl ships. The SDXL refiner has no `text_encoder` and no `tokenizer`.
+    to None for the CLIP vocabulary that jaxl ships. The SDXL refiner has no `text_encoder` and no `tokenizer`; a single
+    file may have no `vae`.
     """
 
     source: str
@@ -80,7 +83,8 @@ def _check(source: str, component: str, wanted: Mapping[str, Any], tensors: Mapp
     missing = [key for key in wanted if key not in tensors]
     if missing:
         raise CheckpointError(f"{source}: {component} lacks {_names(missing)}")
-    unknown = [key for key in tensors if key not in wanted and key != IGNORED]
+    ignored = IGNORED.fullmatch if component.startswith("text_encoder") else lambda key: False
+    unknown = [key for key in tensors if key not in wanted and not ignored(key)]
     if unknown:
         raise CheckpointError(f"{source}: {component} has unknown tensors: {_names(unknown)}")
     for key, leaf in wanted.items():

@@ -9,7 +9,8 @@ from typing import Any
 
 from jaxl.errors import CheckpointError
 from jaxl.weights.checkpoint import Checkpoint
-from jaxl.weights.store import Tensor, read_header, read_json
+from jaxl.weights.store import Tensor, read_json
+from jaxl.weights.tensors import put, read_tensors, with_outer_name
 
 # the networks of an SDXL pipeline, and the classes that jaxl implements
 CLASSES: Mapping[str, tuple[str, ...]] = {
@@ -146,10 +147,10 @@ def _tensors(folder: Path, component: str, variant: str | None, source: str) -> 
         name = weight_file(component, variant)
         if not (folder / name).exists():
             raise CheckpointError(f"{source}: no {component}/{name}; {_remedy(folder, component, variant)}")
-        return _renamed(component, read_header(folder / name))
+        return _renamed(component, read_tensors(folder / name))
     tensors: dict[str, Tensor] = {}
     for name in names:
-        for key, tensor in read_header(folder / name).items():
+        for key, tensor in read_tensors(folder / name).items():
             if key in tensors:
                 raise CheckpointError(f"{source}: {component}: {key} is both in {tensors[key].file.name} and in {name}")
             tensors[key] = tensor
@@ -178,15 +179,9 @@ def _renamed(component: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     if component == "vae":
         renamed: dict[str, Tensor] = {}
         for key, tensor in tensors.items():
-            name = _current_attention(key)
-            if name in renamed:
-                raise CheckpointError(f"{tensor.file}: {renamed[name].key} and {key} are the same tensor, {name}")
-            renamed[name] = tensor
+            put(renamed, _current_attention(key), tensor)
         return renamed
-    if component.startswith("text_encoder") and not any(key.startswith("text_model.") for key in tensors):
-        # transformers 5 saves the encoder without its outer name
-        return {key if key.startswith("text_projection.") else f"text_model.{key}": t for key, t in tensors.items()}
-    return tensors
+    return with_outer_name(tensors) if component.startswith("text_encoder") else tensors
 
 
 def _current_attention(key: str) -> str:

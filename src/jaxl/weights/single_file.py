@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from jaxl.errors import CheckpointError
+from jaxl.weights import kinds
 from jaxl.weights.checkpoint import Checkpoint
 from jaxl.weights.folder import VAE
 from jaxl.weights.original_layout import Layout, Shapes, clip_layout, openclip_layout, vae_layout
 from jaxl.weights.original_unet import unet_layout
-from jaxl.weights.store import Tensor, read_header
+from jaxl.weights.store import Tensor
+from jaxl.weights.tensors import put, read_tensors, with_outer_name
 
 PREFIXES = {
     "unet": "model.diffusion_model.",
@@ -53,35 +55,16 @@ IGNORED = re.compile(
 )
 EDM_MARKS = ("edm_mean", "edm_std", "edm_vpred.sigma_max", "edm_vpred.sigma_min")
 
-VAE_KEYS = r"(first_stage_model\.)?(en|de)coder\.(down|up|mid)\."
-
-# what else a .safetensors file may be; the first pattern that some key begins with decides
-OTHERS = {
-    r"(.*[._])?(lora_|lora\.|hada_w|lokr_w|dora_scale)": "a LoRA, which goes on top of a checkpoint",
-    r"(emb_params|clip_[lg])$": "a textual inversion embedding, which goes on top of a checkpoint",
-    r"control_model\.|controlnet_|input_hint_block\.|zero_convs\.": "a ControlNet",
-    r"(.*\.)?double_blocks\.": "a Flux checkpoint",
-    r"(.*\.)?joint_blocks\.": "a Stable Diffusion 3 checkpoint",
-    r"cond_stage_model\.transformer\.": "a Stable Diffusion 1 checkpoint",
-    r"cond_stage_model\.model\.": "a Stable Diffusion 2 checkpoint",
-    r"model\.diffusion_model\.input_blocks\.": "a Stable Diffusion 1 or 2 checkpoint, without label_emb",
-    r"model_ema\.": "a checkpoint with only the moving average of its U-Net; get one with the weights themselves",
-    r"(down_blocks|up_blocks|mid_block)\.": "a U-Net in diffusers names; give the folder that it is a part of",
-    r"(en|de)coder\.(down_blocks|up_blocks)\.": "a VAE in diffusers names; give the folder that it is a part of",
-    VAE_KEYS: "a VAE alone",
-    r"(diffusion_model\.)?(input_blocks|output_blocks|middle_block)\.": "a U-Net alone",
-    r"conditioner\.|text_encoders\.|text_model\.|transformer\.resblocks\.": "a text encoder alone",
-}
-
 
 def read_single_file(file: Path) -> Checkpoint:
     """Open a single-file SDXL checkpoint; its tensors stay unread.
 
     A tensor `v_pred` marks a model that predicts velocities, `ztsnr` beside it one trained to zero terminal
-    signal-to-noise ratio (ComfyUI's convention). Raises CheckpointError, in one line, if the file is something else
-    than SDXL (it says what), lacks a network, has an unknown key or a tensor twice, or if no config fits its shapes.
+    signal-to-noise ratio (ComfyUI's convention). The VAE may be missing, as files that leave it to the user lack it.
+    Raises CheckpointError, in one line, if the file is something else than SDXL (it says what), lacks another network,
+    has an unknown key or a tensor twice, or if no config fits its shapes.
     """
-    tensors = read_header(file)
+    tensors = read_tensors(file)
     _refuse_others(file, tensors)
     refiner = any(key.startswith(REFINER_PREFIXES["text_encoder_2"]) for key in tensors)
     parts = _split(file, tensors, REFINER_PREFIXES if refiner else PREFIXES)
@@ -97,7 +80,8 @@ def read_single_file(file: Path) -> Checkpoint:
     if not refiner:
         lay_out("text_encoder", clip_layout)
     lay_out("text_encoder_2", openclip_layout)
-    lay_out("vae", vae_layout)
+    if "vae" in parts:
+        lay_out("vae", vae_layout)
     pooled_dim = layouts["text_encoder_2"].config["projection_dim"]
     lay_out("unet", lambda shapes: unet_layout(shapes, pooled_dim, time_ids=5 if refiner else 6))
 
@@ -119,14 +103,14 @@ def read_vae_file(file: Path) -> VAE:
     Nothing in such a file tells SDXL's VAE from that of Stable Diffusion 1: it is taken for SDXL's. Raises
     CheckpointError, in one line, if the file holds no VAE, one in diffusers' names, an unknown key or a tensor twice.
     """
-    tensors, prefix = read_header(file), PREFIXES["vae"]
-    kind = _kind(tensors) or _held(tensors)
+    tensors, prefix = read_tensors(file), PREFIXES["vae"]
+    found = kinds.kind(tensors)
     if any(key.startswith(PREFIXES["unet"]) for key in tensors):
         _refuse_others(file, tensors)
-        kind = "an SDXL checkpoint without one"
+        found = "an SDXL checkpoint without one"
         tensors = {key: tensor for key, tensor in tensors.items() if key.startswith(prefix)}
-    if not any(re.match(VAE_KEYS, key) for key in tensors):
-        raise CheckpointError(f"{file}: not a VAE in the original layout but {kind}")
+    if not any(re.match(kinds.VAE, key) for key in tensors):
+        raise CheckpointError(f"{file}: not a VAE in the original layout but {found}")
     if not any(key.startswith(prefix) for key in tensors):
         tensors = {prefix + key: tensor for key, tensor in tensors.items()}
     part = _split(file, tensors, {"vae": prefix})["vae"]
@@ -137,28 +121,13 @@ def read_vae_file(file: Path) -> VAE:
     return VAE(str(file), layout.config, _placed(file, layout, part))
 
 
-def _refuse_others(file: Path, keys: Iterable[str]) -> None:
+def _refuse_others(file: Path, tensors: Mapping[str, Tensor]) -> None:
     """Say what the file is if it is not SDXL."""
-    keys = list(keys)
-    if not any(key.startswith(SDXL_MARK) for key in keys):
-        kind = _kind(keys)
-        if kind:
-            raise CheckpointError(f"{file}: not an SDXL checkpoint but {kind}")
-        raise CheckpointError(f"{file}: not an SDXL checkpoint; it has no {SDXL_MARK}* and is {_held(keys)}")
+    if not any(key.startswith(SDXL_MARK) for key in tensors):
+        raise CheckpointError(f"{file}: not an SDXL checkpoint but {kinds.kind(tensors)}")
     for key in EDM_MARKS:
-        if key in keys:
+        if key in tensors:
             raise CheckpointError(f"{file}: {key} marks an EDM model (Playground v2.5, CosXL), which jaxl does not run")
-
-
-def _kind(keys: Iterable[str]) -> str | None:
-    """What a file is that holds these keys, if its kind is a known one."""
-    keys = list(keys)
-    return next((kind for pattern, kind in OTHERS.items() if any(re.match(pattern, key) for key in keys)), None)
-
-
-def _held(keys: Iterable[str]) -> str:
-    first = ", ".join(list(keys)[:3])
-    return f"a file of {first}" if first else "empty"
 
 
 def _split(file: Path, tensors: Mapping[str, Tensor], prefixes: Mapping[str, str]) -> dict[str, dict[str, Tensor]]:
@@ -168,13 +137,17 @@ def _split(file: Path, tensors: Mapping[str, Tensor], prefixes: Mapping[str, str
         component: {key.removeprefix(prefix): tensor for key, tensor in kept.items() if key.startswith(prefix)}
         for component, prefix in prefixes.items()
     }
-    missing = [f"{component} ({prefixes[component]}*)" for component, part in parts.items() if not part]
-    if missing:
-        raise CheckpointError(f"{file}: the file has no {' and no '.join(missing)}; it must hold all of SDXL")
+    lacking = [component for component, part in parts.items() if not part]
+    if any(component != "vae" for component in lacking):
+        missing = " and no ".join(f"{component} ({prefixes[component]}*)" for component in lacking)
+        way = "give it as unet= (--unet), with a whole SDXL as the model"
+        raise CheckpointError(f"{file}: the file has no {missing}; {way}")
     for key in kept:
         if not key.startswith(tuple(prefixes.values())):
-            raise CheckpointError(f"{file}: {key} is not a tensor of SDXL")
-    return parts
+            raise CheckpointError(f"{file}: {kept[key].key} is not a tensor of SDXL")
+    if "text_encoder" in parts:
+        parts["text_encoder"] = with_outer_name(parts["text_encoder"])
+    return {component: part for component, part in parts.items() if part}
 
 
 def _placed(file: Path, layout: Layout, part: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -185,9 +158,7 @@ def _placed(file: Path, layout: Layout, part: Mapping[str, Tensor]) -> dict[str,
             raise CheckpointError(f"{file}: {tensor.key} is not a tensor of SDXL")
         names = layout.names[key]
         for name, view in zip(names, _views(key, tensor, len(names)), strict=True):
-            if name in placed:
-                raise CheckpointError(f"{file}: {placed[name].key} and {tensor.key} are the same tensor, {name}")
-            placed[name] = view
+            put(placed, name, view)
     return placed
 
 

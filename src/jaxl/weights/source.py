@@ -10,6 +10,7 @@ from typing import Any
 
 from jaxl.config import TinyVAEConfig, read_vae_config
 from jaxl.errors import CheckpointError
+from jaxl.presets import SDXL_BASE
 from jaxl.weights.checkpoint import Checkpoint
 from jaxl.weights.folder import VAE, read_folder, read_vae
 from jaxl.weights.single_file import read_single_file, read_vae_file
@@ -59,9 +60,11 @@ def open_vae(
 def with_vae(checkpoint: Checkpoint, vae: VAE, component: str = "vae") -> Checkpoint:
     """The checkpoint with another VAE, or with a small one as its component `preview`.
 
-    Raises CheckpointError if the configs show that its latents are not the checkpoint's, or if a preview is not small.
+    One without a VAE is taken to have had SDXL's own. Raises CheckpointError if the configs show that its latents are
+    not the checkpoint's, or if a preview is not small.
     """
-    own, other = read_vae_config(checkpoint.configs["vae"]), read_vae_config(vae.config, f"{vae.source}: config.json")
+    own = read_vae_config(checkpoint.configs.get("vae", SDXL_BASE["vae"]))
+    other = read_vae_config(vae.config, f"{vae.source}: config.json")
     small = isinstance(other, TinyVAEConfig)
     if component == "preview" and not small:
         raise CheckpointError(f"{vae.source}: an AutoencoderKL is too slow for previews; give an AutoencoderTiny")

@@ -26,6 +26,8 @@ DTYPES: Mapping[str, np.dtype] = {
     "F16": np.dtype(np.float16),
     "F32": np.dtype(np.float32),
     "F64": np.dtype(np.float64),
+    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
     "BOOL": np.dtype(np.bool_),
     "U8": np.dtype(np.uint8),
     "I8": np.dtype(np.int8),
@@ -38,13 +40,25 @@ DTYPES: Mapping[str, np.dtype] = {
 }
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 
+# what files of that name may be instead, by how they begin, in lower case
+_PICKLE = "which can run code and which jaxl does not open; convert it to safetensors"
+OTHERS = {
+    b"version https://git-lfs": "a Git LFS pointer, not the file it stands for; run: git lfs pull",
+    b"<": "an HTML page, not weights: the download ended at a login or an error; fetch the file itself",
+    b'{"': "a text in JSON, not weights: the download ended in an error; fetch the file itself",
+    b"pk\x03\x04": f"not safetensors but a file of torch.save or a ZIP archive, {_PICKLE}",
+    b"\x80": f"not safetensors but a pickle, {_PICKLE}",
+    b"gguf": "not safetensors but GGUF, which jaxl does not read",
+}
+
 
 @dataclass(frozen=True)
 class Tensor:
     """A tensor in a safetensors file, not read yet.
 
     `key` is its name in the file, `shape` its shape as torch sees it, `offset` the absolute position of its first byte.
-    `transposed` (2-D only) means that the bytes hold the transpose of `shape`.
+    `transposed` (2-D only) means that the bytes hold the transpose of `shape`. `scale`, one number or one for each row
+    in the file, is what the stored numbers are to be multiplied by.
     """
 
     key: str
@@ -53,6 +67,7 @@ class Tensor:
     shape: tuple[int, ...]
     offset: int
     transposed: bool = False
+    scale: Tensor | None = None
 
     @property
     def size(self) -> int:
@@ -74,18 +89,34 @@ class Tensor:
         if self.transposed or not self.shape or not 0 <= start <= stop <= self.shape[0]:
             raise ValueError(f"{self.key}: no rows {start} to {stop} in {self.shape}")
         row_bytes = math.prod(self.shape[1:]) * self.dtype.itemsize
-        return dataclasses.replace(self, shape=(stop - start, *self.shape[1:]), offset=self.offset + start * row_bytes)
+        scale = self.scale.rows(start, stop) if self.scale is not None and self.scale.size > 1 else self.scale
+        return dataclasses.replace(
+            self, shape=(stop - start, *self.shape[1:]), offset=self.offset + start * row_bytes, scale=scale
+        )
 
     def reshape(self, shape: tuple[int, ...]) -> Tensor:
         """The same bytes in another shape of the same size, without reading."""
-        if self.transposed or math.prod(shape) != self.size:
+        by_row = self.scale is not None and self.scale.size > 1 and shape[:1] != self.shape[:1]
+        if self.transposed or by_row or math.prod(shape) != self.size:
             raise ValueError(f"{self.key}: cannot view {self.shape} as {shape}")
         return dataclasses.replace(self, shape=shape)
 
+    def scaled(self, scale: Tensor) -> Tensor:
+        """The tensor times one number, or one for each row, without reading. Raises ValueError for another shape."""
+        if self.transposed or self.scale is not None or scale.size not in (1, *self.shape[:1]):
+            raise ValueError(f"{self.key}: {scale.shape} does not scale {self.shape}")
+        return dataclasses.replace(self, scale=scale.reshape((scale.size,)))
+
     def read(self) -> np.ndarray:
-        """The tensor, mapped read-only from the file: its pages are given back when the array is dropped."""
+        """The tensor, mapped read-only from the file: its pages are given back when the array is dropped.
+
+        With a scale it is a new array in float32.
+        """
         stored = self.shape[::-1] if self.transposed else self.shape
         array = self._map().reshape(stored) if self.size else np.empty(stored, self.dtype)
+        if self.scale is not None:
+            rows = self.scale.read().astype(np.float32).reshape(-1, *(1,) * (array.ndim - 1))
+            array = array.astype(np.float32) * (rows if array.ndim else rows[0])
         return array.T if self.transposed else array
 
     def _map(self) -> np.ndarray:
@@ -186,13 +217,15 @@ def _header(file: Path) -> tuple[dict[str, Any], int, int]:
 
 def _read_header(file: Path, stream: BinaryIO, total: int) -> tuple[dict[str, Any], int, int]:
     prefix = stream.read(8)
+    if not prefix:
+        raise CheckpointError(f"{file}: empty; fetch it again")
     if len(prefix) < 8:
         raise CheckpointError(f"{file}: truncated, {total} bytes are no safetensors file; fetch it again")
-    if prefix == b"version ":
-        raise CheckpointError(f"{file}: a Git LFS pointer, not the file it stands for; run: git lfs pull")
     (length,) = struct.unpack("<Q", prefix)
     if length > MAX_HEADER_BYTES:
-        raise CheckpointError(f"{file}: not a safetensors file (a header of {length} bytes); convert it to safetensors")
+        begin = (prefix + stream.read(64)).removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+        known = next((told for first, told in OTHERS.items() if begin.startswith(first)), None)
+        raise CheckpointError(f"{file}: {known or f'not a safetensors file (a header of {length} bytes); convert it'}")
     raw = stream.read(length)
     if len(raw) < length:
         raise CheckpointError(f"{file}: truncated within the header, {total} bytes are there; fetch it again")
