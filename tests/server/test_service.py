@@ -146,6 +146,9 @@ def test_settings_of(service: Service) -> None:
         "width": 64,
         "height": 32,
     }
+    # around a mask less than the picture is drawn, in the size that was asked for
+    cropped = service.settings_of({**arguments, "width": 32, "height": 32}, Image.new("RGB", (64, 32)), 9, "ddim")
+    assert (cropped["width"], cropped["height"]) == (32, 32)
 
 
 def test_signing_needs_files_that_are_there(engine: Engine, tmp_path: Any) -> None:

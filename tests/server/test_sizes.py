@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw
 
 from jaxl.errors import InputError
 from jaxl.infotext import read_a1111_text
+from jaxl.server import logs
 from jaxl.server.settings import Settings
 from jaxl.server.sizes import Policy, Size, drawn_for, fitted, framed
 
@@ -172,6 +173,14 @@ class TestOpenai:
         kept = image.convert("RGB").resize((128, 96), Image.Resampling.LANCZOS)
         np.testing.assert_allclose(np.asarray(drawn)[:, 64:], np.asarray(kept)[:, 64:], atol=1)
         assert asked[0]["image"].size == asked[0]["mask"].size == (32, 32)
+
+
+def test_log_and_metrics_have_the_size_drawn(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    facts: dict[str, Any] = {}
+    monkeypatch.setattr(logs, "note", lambda **more: facts.update(more))
+    client.post(GENERATIONS, json={"prompt": "a", "n": 2, "size": "512x256", "size_policy": "nearest"})
+    assert (facts["size"], facts["resized_to"]) == ("64x32", "512x256")
+    assert 'jaxl:images_by_size_total{size="64x32"} 2.0' in client.get("/metrics").text
 
 
 class TestA1111:

@@ -171,8 +171,8 @@ class Service:
         own = {name: getattr(self.settings, name) for name in ("model", "steps", "guidance_scale")}
         given = {name: value for name, value in arguments.items() if not isinstance(value, Image.Image | None)}
         given.pop("num_images", None)
-        found = {"seed": seed, "width": picture.width, "height": picture.height, "scheduler": scheduler}
-        return {"version": __version__, **own, **given, **found}
+        size = {"width": picture.width, "height": picture.height}
+        return {"version": __version__, **own, **size, **given, "seed": seed, "scheduler": scheduler}
 
     async def encode(
         self,
