@@ -8,7 +8,7 @@ import signal
 import struct
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -307,6 +307,15 @@ def test_no_space_left() -> None:
     assert Path("a.png").read_text() == "old"
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """What is started hears of SIGINT, as it does not in a shell that ignores it: `make test &`, nohup."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("stage", ["Loading", "Compiling", "Drawing"])
 def test_interrupted(stage: str) -> None:
     """Ctrl-C on a terminal, while progress shows the stage, with nothing compiled before."""

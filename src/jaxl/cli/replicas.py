@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import secrets
 import sys
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -134,17 +135,25 @@ def listen_on_loopback() -> None:
 
 
 def start_ray(cpus: int) -> None:
-    """Ray for this process alone: on loopback addresses, and without its dashboard. Nobody may have imported it yet."""
+    """Ray for this process alone: on loopback addresses, and without its dashboard. Nobody may have imported it yet.
+
+    Raises JaxlError if it does not start.
+    """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_worker_niceness", "0")  # or replicas come after whatever else the machine does
     # what keeps it on the loopback device where it does not support clusters; everywhere, whatever the name says
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    # what its processes know each other by, which Ray would keep in the home folder: there may be none to write to
+    os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN"] = "token", secrets.token_hex(32)
 
     import ray
 
-    ray.init(
-        address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING
-    )
+    try:
+        ray.init(
+            address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING
+        )
+    except Exception as error:  # of all kinds, Exception itself among them
+        raise JaxlError(f"Ray does not start: {error}") from error
 
 
 def share(found: Mapping[str, float], count: int) -> Scale:

@@ -1,6 +1,7 @@
 """`jaxl serve --replicas` as a process: it drains, leaves nothing behind, and listens on this machine alone."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -18,7 +19,8 @@ from jaxl.errors import InputError
 
 Until = Callable[[Callable[[], bool]], None]
 
-A_WHILE = 60.0
+# no measure of anything: only who fails waits so long
+A_WHILE = 600.0
 
 # what `jaxl serve` does, with a model that needs no jax
 PROGRAM = """
@@ -55,12 +57,13 @@ except CheckpointError as error:
 
 class Server:
     def __init__(self, broken: Path):
-        """The model cannot be loaded while there is a file `broken`."""
+        """The model cannot be loaded while there is a file `broken`. There is no home folder to write to."""
         self.process = subprocess.Popen(
             [sys.executable, "-W", "ignore", "-c", PROGRAM, broken],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            env={**os.environ, "HOME": os.devnull},
         )
         assert self.process.stdout is not None
         self.client = httpx.Client(base_url=self.process.stdout.readline().strip(), timeout=A_WHILE)
@@ -127,7 +130,7 @@ def test_from_loading_to_drained(server: Server, broken: Path, until: Until) -> 
         thread.join(A_WHILE)
     assert statuses == [200] * 4
     assert server.process.wait(A_WHILE) == 0
-    _, alive = psutil.wait_procs(family, timeout=20)
+    _, alive = psutil.wait_procs(family, timeout=A_WHILE)
     assert not alive
 
 
