@@ -1,20 +1,24 @@
 """What every request passes first: ids, keys, origins, hosts, content types, and bodies that are too large."""
 
 import base64
+import gzip
 import http.client
 import json
 import logging
+import socket
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit
 
+import httpx
 import openai
 import pytest
 from fastapi.testclient import TestClient
 
 from jaxl.engine import Engine
 from jaxl.errors import OutputError
+from jaxl.server import guard
 from jaxl.server.app import create_app
 from jaxl.server.service import Service
 from jaxl.server.settings import Settings
@@ -22,11 +26,12 @@ from jaxl.server.settings import Settings
 GENERATIONS = "/v1/images/generations"
 ASKED = {"prompt": "a"}
 PAGE = "https://pages.example"
+APP = "tauri://localhost"
 
 
 @pytest.fixture
 def settings(settings: Settings, api_keys: tuple[str, ...]) -> Settings:
-    return replace(settings, origins=(PAGE,), max_body=2000, api_keys=api_keys)
+    return replace(settings, origins=(PAGE, APP), max_body=2000, api_keys=api_keys)
 
 
 @pytest.fixture
@@ -101,6 +106,8 @@ def test_origins(client: TestClient) -> None:
         (None, 200),
         ("http://testserver", 200),
         (PAGE, 200),
+        (APP, 200),
+        ("app://localhost", 403),
         ("https://evil.example", 403),
         ("https://pages.example.evil.example", 403),
         ("null", 403),
@@ -109,17 +116,18 @@ def test_origins(client: TestClient) -> None:
         headers = {} if origin is None else {"Origin": origin}
         answer = client.post(GENERATIONS, json=ASKED, headers=headers)
         assert answer.status_code == status, origin
-        allowed = PAGE if origin == PAGE else None
+        allowed = origin if origin in (PAGE, APP) else None
         assert answer.headers.get("Access-Control-Allow-Origin") == allowed
 
 
 @KEYS
 def test_preflight(client: TestClient) -> None:
     asked = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization, content-type"}
-    answer = client.options(GENERATIONS, headers={"Origin": PAGE, **asked})
-    assert answer.status_code == 204
-    assert answer.headers["Access-Control-Allow-Origin"] == PAGE
-    assert answer.headers["Access-Control-Allow-Headers"] == "authorization, content-type"
+    for origin in (PAGE, APP):
+        answer = client.options(GENERATIONS, headers={"Origin": origin, **asked})
+        assert answer.status_code == 204
+        assert answer.headers["Access-Control-Allow-Origin"] == origin
+        assert answer.headers["Access-Control-Allow-Headers"] == "authorization, content-type"
     assert client.options(GENERATIONS, headers={"Origin": "https://evil.example", **asked}).status_code == 403
 
 
@@ -128,6 +136,7 @@ def test_preflight(client: TestClient) -> None:
     [
         ("127.0.0.1:8000", 200),
         ("localhost:8000", 200),
+        ("LOCALHOST:8000", 200),
         ("[::1]:8000", 200),
         ("192.168.0.7", 200),
         ("pages.example", 200),
@@ -149,6 +158,15 @@ def test_names_that_strangers_point_here(url: str, host: str, status: int) -> No
     connection.close()
 
 
+def test_without_a_host(url: str) -> None:
+    """As HTTP/1.0 allows, and no browser does."""
+    address = urlsplit(url)
+    for more, status in ((b"", b"200"), (b"Origin: https://evil.example\r\n", b"403")):
+        with socket.create_connection((address.hostname, address.port or 0)) as connection:
+            connection.sendall(b"GET /v1/models HTTP/1.0\r\n" + more + b"\r\n")
+            assert connection.makefile("rb").readline().split()[1] == status
+
+
 @pytest.mark.parametrize(
     ("path", "kind", "status"),
     [
@@ -159,6 +177,8 @@ def test_names_that_strangers_point_here(url: str, host: str, status: int) -> No
         (GENERATIONS, "application/x-www-form-urlencoded", 415),
         (GENERATIONS, None, 415),
         ("/v1/images/edits", "application/json", 400),
+        ("/v1/images/drawings", "text/plain", 404),
+        ("/v1/models", "text/plain", 405),
     ],
 )
 def test_content_types(client: TestClient, path: str, kind: str | None, status: int) -> None:
@@ -167,6 +187,108 @@ def test_content_types(client: TestClient, path: str, kind: str | None, status: 
     assert answer.status_code == status
     if status == 415:
         assert error(answer)["param"] == "Content-Type"
+
+
+@pytest.mark.parametrize(
+    ("body", "coding", "status", "message"),
+    [
+        (gzip.compress(b'{"prompt": "a"}'), "gzip", 415, "Content-Encoding is 'gzip'; send the body as it is"),
+        (b'{"prompt": "a"}', "identity", 200, ""),
+        (b"", "gzip", 400, "the body: "),
+        ('{"prompt": "ä"}'.encode("latin-1"), "identity", 400, "the body is not UTF-8 (byte 0xe4 at 12)"),
+        ('{"prompt": "ä"}'.encode("utf-8-sig"), "identity", 200, ""),
+        ('{"prompt": "ä"}'.encode("utf-16"), "identity", 200, ""),
+        (b'{"prompt": a}', "identity", 400, "the body is not JSON: Expecting value at character 11"),
+        (b"[" * 1500, "identity", 400, "the body is n"),
+    ],
+)
+def test_bodies_that_are_not_read(client: TestClient, body: bytes, coding: str, status: int, message: str) -> None:
+    headers = {"Content-Type": "application/json", "Content-Encoding": coding}
+    answer = client.post(GENERATIONS, content=body, headers=headers)
+    assert answer.status_code == status
+    if status != 200:
+        assert error(answer)["message"].startswith(message)
+
+
+def test_body_that_does_not_come(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "BODY_SECONDS", 0.05)
+    address = urlsplit(url)
+    connection = http.client.HTTPConnection(address.hostname or "", address.port)
+    connection.putrequest("POST", GENERATIONS)
+    connection.putheader("Content-Type", "application/json")
+    connection.putheader("Content-Length", "15")
+    connection.endheaders(b'{"prompt"')
+    answer = connection.getresponse()
+    assert (answer.status, answer.getheader("Connection")) == (408, "close")
+    assert json.loads(answer.read())["error"]["message"] == "the rest of the body did not come within 0.05 s"
+    connection.close()
+
+
+def test_unknown_routes_and_methods(client: TestClient) -> None:
+    for method, path, status, message in (
+        ("GET", "/v2/models", 404, "there is no such route; /openapi.json lists those there are"),
+        ("GET", GENERATIONS, 405, "this method is not known here; send POST"),
+        ("DELETE", "/v1/models", 405, "this method is not known here; send GET"),
+    ):
+        answer = client.request(method, path)
+        assert (answer.status_code, error(answer)["message"]) == (status, message)
+
+
+def test_slashes(client: TestClient) -> None:
+    """One at the end, or two in front, as clients make of an address with a slash, lose neither route nor body."""
+    for path in (f"{GENERATIONS}/", f"/{GENERATIONS}"):
+        assert client.post(f"http://testserver{path}", json=ASKED, follow_redirects=False).status_code == 200
+    for path in ("/v1/models/", "//v1/models"):
+        assert client.get(f"http://testserver{path}", follow_redirects=False).json()["object"] == "list"
+
+
+@pytest.mark.parametrize("prefix", ["", "/jaxl"])
+def test_below_a_root(engine: Engine, settings: Settings, prefix: str) -> None:
+    """Behind a proxy, which strips the root from paths or does not; keys and bodies are checked all the same."""
+    settings = replace(settings, root_path="/jaxl", api_keys=("one",))
+    client = TestClient(create_app(Service(engine, settings)), headers={"Authorization": "Bearer one"})
+    assert client.get(f"{prefix}/v1/models/").json()["object"] == "list"
+    assert client.post(f"{prefix}{GENERATIONS}", json=ASKED).status_code == 200
+    assert client.post(f"{prefix}{GENERATIONS}", content="a").status_code == 415
+    assert client.get(f"{prefix}/openapi.json").json()["servers"] == [{"url": "/jaxl"}]
+    del client.headers["Authorization"]
+    assert client.get(f"{prefix}/health/ready").status_code == 200
+    assert client.get(f"{prefix}/v1/models").status_code == 401
+
+
+ROUTES_OF_GET = ("/", "/health/live", "/health/ready", "/metrics", "/v1/models", "/v1/models/tiny", "/v1/stats")
+
+
+@pytest.mark.parametrize("path", [*ROUTES_OF_GET, "/openapi.json", "/sdapi/v1/options", "/v1/requests/none", "/none"])
+def test_head(url: str, path: str) -> None:
+    """Of every route of GET, what GET says without the body."""
+    with httpx.Client(base_url=url, headers={"X-Request-Id": "mine"}) as client:
+        got, head = client.get(path), client.head(path)
+    assert head.status_code == got.status_code
+    assert head.content == b""
+    changing = {"date", "content-length"}
+    assert {each for each in head.headers.items() if each[0] not in changing} == {
+        each for each in got.headers.items() if each[0] not in changing
+    }
+
+
+@pytest.mark.parametrize("row_seconds", [0.02])
+def test_head_of_a_stream(url: str, service: Service, until: Callable[[Callable[[], bool]], None]) -> None:
+    """It does not wait for the end, and cancels nothing."""
+    body = {"prompt": "a", "num_inference_steps": 1000, "stream": True}
+    with (
+        httpx.Client(base_url=url, headers={"X-Request-Id": "mine"}) as client,
+        client.stream("POST", GENERATIONS, json=body),
+    ):
+        until(lambda: "mine" in service.live)
+        assert httpx.head(f"{url}/v1/requests/mine/events").headers["Content-Type"].startswith("text/event-stream")
+        assert "mine" in service.live
+
+
+def test_address_alone(client: TestClient) -> None:
+    answer = client.get("/")
+    assert answer.status_code == 200
+    assert answer.json()["OpenAI"] == GENERATIONS
 
 
 def test_large_bodies_are_not_read(url: str, engine: Engine) -> None:

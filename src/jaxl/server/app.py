@@ -3,48 +3,68 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from fastapi import FastAPI
 from starlette.datastructures import Headers
 from starlette.responses import HTMLResponse
+from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from jaxl import __version__
 from jaxl.server import a1111, chat, errors, events, health, huggingface, openai, responses, restore
 from jaxl.server.errors import ApiError, answer
 from jaxl.server.guard import Guard, mark, request_id
-from jaxl.server.service import Service
+from jaxl.server.paths import routed
+from jaxl.server.service import CurrentService, Service
 
 LOADING = Path(__file__).with_name("web") / "static" / "loading.html"
 
 
 def create_app(service: Service, page: ASGIApp | None = None) -> FastAPI:
     """An app for an engine that has been started; `page` answers what no route does."""
-    app = FastAPI(title="jaxl", version=__version__, docs_url=None, redoc_url=None)
+    app = FastAPI(title="jaxl", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.state.service = service
     errors.install(app)
     app.add_middleware(Guard, service=service)
     for module in (openai, chat, responses, restore, events, a1111, huggingface, health):
         app.include_router(module.router)
     app.include_router(a1111.controlnet)
-    if page is not None:
-        app.mount("/", page)
+    if page is None:
+        app.add_api_route("/", index, include_in_schema=False)
+    else:
+        app.router.routes.append(Route("/", page, methods=["GET"]))
+        app.router.default = page
     return app
+
+
+async def index(service: CurrentService) -> dict[str, Any]:
+    """What is here, for people who open the address in a browser."""
+    return {
+        "server": f"jaxl {__version__}",
+        "model": service.settings.model,
+        "OpenAI": "/v1/images/generations",
+        "AUTOMATIC1111": "/sdapi/v1/txt2img",
+        "Hugging Face": "POST to this address",
+        "all routes": "/openapi.json",
+        "web page": "start the server with --ui",
+    }
 
 
 class Front:
     """The app, as soon as it is set; before that, answers that say that the model is being loaded."""
 
-    def __init__(self, page: bool = False) -> None:
-        """`page`: there will be one at /, and one that waits for it is shown until then."""
+    def __init__(self, page: bool = False, root_path: str = "") -> None:
+        """`page`: there will be one at /, and one that waits for it is shown until then. `root_path`: of Settings."""
         self.app: ASGIApp | None = None
         self.page = page
+        self.root_path = root_path
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self.app is not None:
             await self.app(scope, receive, send)
             return
-        match scope["path"]:
+        match routed(scope, self.root_path)["path"]:
             case "/health/live":
                 response = health.state("live")
             case "/health/ready":

@@ -122,6 +122,16 @@ def api_error(error: BaseException, names: Mapping[str, str] | None = None) -> A
             return ApiError(500, message, type="server_error", code="non_finite", headers=NO_RETRY)
         case EngineError():
             return ApiError(500, message, type="server_error", code="engine_error")
+        case HTTPException(status_code=404, detail="Not Found"):
+            return ApiError(404, "there is no such route; /openapi.json lists those there are")
+        case HTTPException(status_code=405, headers=headers):
+            allowed = (headers or {}).get("Allow", "another method")
+            return ApiError(405, f"this method is not known here; send {allowed}", headers=headers)
+        case HTTPException(__cause__=UnicodeDecodeError() as cause):
+            place = f"byte 0x{cause.object[cause.start]:02x} at {cause.start}"
+            return ApiError(400, f"the body is not UTF-8 ({place}); encode it as UTF-8")
+        case HTTPException(__cause__=RecursionError()):
+            return ApiError(400, "the body is nested too deeply")
         case HTTPException():
             return ApiError(error.status_code, error.detail, headers=error.headers)
         case _:

@@ -7,24 +7,26 @@ without keys a server on a loopback address must be called by a name that nobody
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import hashlib
-import ipaddress
 import re
 import secrets
 import time
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.responses import Response
+from starlette.responses import RedirectResponse, Response
+from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from jaxl.server import logs
 from jaxl.server.errors import ApiError, answer, api_error
+from jaxl.server.origins import is_address, is_own, names_itself, web_host
+from jaxl.server.paths import routed
 from jaxl.server.service import Service
 
 ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-HOST = re.compile(r"(\[(?P<address>[0-9A-Fa-f:.]+)\]|(?P<name>[A-Za-z0-9._-]+))(:[0-9]{1,5})?")
 # what probes and scrapers read, without a key, and too often for the log
 OPEN = ("/health/", "/metrics")
 # what needs no key: that, and pictures whose names are secrets themselves
@@ -33,6 +35,8 @@ JSON, FORM = "application/json", "multipart/form-data"
 # what the bodies of some routes are; those of all others are JSON
 BODIES = {"/v1/images/edits": (FORM, JSON), "/v1/images/variations": (FORM,)}
 PREFLIGHT_SECONDS = "600"
+# for which the next part of a body may keep the server waiting
+BODY_SECONDS = 60.0
 
 
 class Guard:
@@ -43,15 +47,16 @@ class Guard:
         self.service = service
         self.settings = service.settings
         self.keys = [_digest(key) for key in service.settings.api_keys]
-        self.hosts = {_host(origin) for origin in service.settings.origins}
+        self.hosts = {web_host(origin) for origin in service.settings.origins}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         headers = Headers(scope=scope)
+        origin = headers.get("origin", "").lower()
+        bare, scope = scope["path"], routed(scope, self.settings.root_path)
         id = scope.setdefault("state", {})["request_id"] = request_id(headers)
-        origin = headers.get("origin")
         began, status = time.perf_counter(), 0
 
         async def send_marked(message: Message) -> None:
@@ -68,18 +73,21 @@ class Guard:
                     marked.add_vary_header("Origin")
             await send(message)
 
+        receive, answered = _limited(receive, self.settings.max_body), send_marked
+        if scope["method"] == "HEAD":  # what every route of GET answers too
+            scope["method"], answered = "GET", _head_alone(send_marked)
         with logs.request(id):
             try:
                 response = self._preflight(headers, scope["method"])
                 if response is None:
                     self._check(scope, headers)
-                    await self.app(scope, _limited(receive, self.settings.max_body), send_marked)
-                else:
-                    await response(scope, receive, send_marked)
+                    if self._is_page(scope) and bare == scope["root_path"] != "":
+                        response = RedirectResponse(f"{bare}/")  # for what the page names is beside it
+                await (response or self.app)(scope, receive, answered)
             except Exception as error:  # the last resort: an answer without details
                 known = api_error(error)
                 if not status:
-                    await answer(known, scope["path"])(scope, receive, send_marked)
+                    await answer(known, scope["path"])(scope, receive, answered)
             finally:
                 route = getattr(scope.get("route"), "path", "other")
                 self.service.metrics.observe_http(route, status)
@@ -90,7 +98,7 @@ class Guard:
         """What a browser is told that asks whether a page may call; None for other requests."""
         if method != "OPTIONS" or "access-control-request-method" not in headers:
             return None
-        if headers.get("origin") not in self.settings.origins:
+        if headers.get("origin", "").lower() not in self.settings.origins:
             raise _origin_refused(headers.get("origin", ""))
         allowed = {
             "Access-Control-Allow-Methods": "GET, POST, DELETE",
@@ -101,11 +109,14 @@ class Guard:
 
     def _check(self, scope: Scope, headers: Headers) -> None:
         """Raise ApiError for a request that is not let in."""
-        host, origin = headers.get("host", ""), headers.get("origin")
-        # a stranger's name may point to a loopback address (DNS rebinding), and then be the page's own host too
-        if not self.keys and _is_loopback(scope) and not _names_itself(host) and host not in self.hosts:
-            raise ApiError(403, f"{host[:100]!r} is no name of this server; allow it with --origin http://{host[:100]}")
-        if origin is not None and origin not in self.settings.origins and _host(origin) != (host or None):
+        host, origin = headers.get("host"), headers.get("origin", "").lower()
+        # a stranger's name may point to a loopback address (DNS rebinding), and then be the page's own host too; every
+        # browser says by which name it calls, so who says none is no page
+        known = host is None or names_itself(host) or host.lower() in self.hosts
+        if not known and not self.keys and _is_loopback(scope):
+            shown = (host or "")[:100]
+            raise ApiError(403, f"{shown!r} is no name of this server; allow it with --origin http://{shown}")
+        if "origin" in headers and origin not in self.settings.origins and not is_own(origin, host or ""):
             raise _origin_refused(origin)
         if self.keys and not scope["path"].startswith(KEYLESS) and not self._knows(headers.get("authorization", "")):
             raise ApiError(
@@ -120,10 +131,14 @@ class Guard:
         if length.isdecimal() and int(length) > self.settings.max_body:
             raise _too_large(self.settings.max_body)
         empty = length in ("", "0") and "transfer-encoding" not in headers
-        if scope["method"] == "POST" and not empty:
+        if scope["method"] == "POST" and not empty and _has_route(scope):
             kind, known = media_type(headers), BODIES.get(scope["path"], (JSON,))
             if kind not in known:
                 raise ApiError(415, f"Content-Type is {kind[:100]!r}; send {' or '.join(known)}", param="Content-Type")
+            coding = headers.get("content-encoding", "identity")
+            if coding.lower() != "identity":
+                message = f"Content-Encoding is {coding[:100]!r}; send the body as it is"
+                raise ApiError(415, message, param="Content-Encoding", headers={"Accept-Encoding": "identity"})
 
     def _is_page(self, scope: Scope) -> bool:
         """Whether it is the web page, for which browsers ask people: any name, and a key as the password."""
@@ -158,13 +173,18 @@ def mark(headers: MutableHeaders, id: str) -> None:
 
 
 def _limited(receive: Receive, most: int) -> Receive:
-    """`receive`, which raises ApiError when a body gets larger than it may be, however it is sent."""
-    seen = 0
+    """`receive`, which raises ApiError when a body gets larger than it may be, however it is sent, or does not come."""
+    seen, more = 0, True
 
     async def receive_limited() -> Message:
-        nonlocal seen
-        message = await receive()
-        seen += len(message.get("body", b""))
+        nonlocal seen, more
+        try:
+            async with asyncio.timeout(BODY_SECONDS if more else None):
+                message = await receive()
+        except TimeoutError:
+            late = f"the rest of the body did not come within {BODY_SECONDS:g} s"
+            raise ApiError(408, late, headers={"Connection": "close"}) from None
+        seen, more = seen + len(message.get("body", b"")), message.get("more_body", False)
         if seen > most:
             raise _too_large(most)
         return message
@@ -172,27 +192,24 @@ def _limited(receive: Receive, most: int) -> Receive:
     return receive_limited
 
 
+def _head_alone(send: Send) -> Send:
+    """`send`, which ends an answer with its head; servers tell whoever goes on that the client is gone."""
+
+    async def send_head(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            await send(message)
+            await send({"type": "http.response.body"})
+
+    return send_head
+
+
+def _has_route(scope: Scope) -> bool:
+    """Whether what is asked for is there; what is not has an answer of its own."""
+    return any(route.matches(dict(scope))[0] is Match.FULL for route in scope["app"].routes)
+
+
 def _is_loopback(scope: Scope) -> bool:
-    return _is_address(str((scope.get("server") or ("",))[0]), loopback=True)
-
-
-def _names_itself(host: str) -> bool:
-    """Whether a Host header is an address, or a name for this machine: no name server answers for these."""
-    match = HOST.fullmatch(host)
-    name = (match["address"] or match["name"]) if match else ""
-    return name == "localhost" or name.endswith(".localhost") or _is_address(name)
-
-
-def _host(origin: str) -> str:
-    return origin.partition("://")[2]
-
-
-def _is_address(name: str, *, loopback: bool = False) -> bool:
-    try:
-        address = ipaddress.ip_address(name)
-    except ValueError:
-        return False
-    return address.is_loopback or not loopback
+    return is_address(str((scope.get("server") or ("",))[0]), loopback=True)
 
 
 def _password(encoded: str) -> str:

@@ -24,7 +24,8 @@ class Settings:
     api_keys: any of them opens the server; none is no check.
     max_images: of one request. max_pixels: of a picture that a client sends. max_body: bytes. max_prompt: characters.
     deadline: seconds after which nobody waits for a request any more. drain_timeout: seconds that a stop may take.
-    origins: further web pages, as scheme://host[:port], that browsers may call from.
+    origins: further web pages that may call, as `jaxl.server.origins` writes them.
+    root_path: under which a proxy has the server, such as /jaxl; "" is /.
     urls: answers may point to pictures, which are kept for a while.
     log_prompts: texts of users in the log. mark: pictures say that a machine made them.
     c2pa_certificate, c2pa_key: PEM files to sign pictures with.
@@ -48,6 +49,7 @@ class Settings:
     drain_timeout: float = 60.0
     origins: tuple[str, ...] = ()
     urls: bool = True
+    root_path: str = ""
     log_prompts: bool = False
     mark: bool = True
     c2pa_certificate: Path | None = None

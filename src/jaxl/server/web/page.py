@@ -15,10 +15,10 @@ from typing import Any
 
 from fastapi import FastAPI
 from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from jaxl.server.errors import ApiError, answer
 from jaxl.server.settings import Settings
 from jaxl.server.web.examples import examples
 
@@ -88,7 +88,7 @@ class Page:
         elif reading and (path == "/" or path.startswith(NEEDED)):
             await self.gradio(scope, receive, send_guarded)
         else:
-            await answer(ApiError(404, "Not Found"), path)(scope, receive, send)
+            raise HTTPException(404)
 
 
 def _gradio(settings: Settings) -> ASGIApp:
