@@ -17,6 +17,7 @@ from fastapi.testclient import TestClient
 from jaxl.engine import Engine
 from jaxl.engine.fake import FakeBackend
 from jaxl.server.app import create_app
+from jaxl.server.connections import Connection
 from jaxl.server.service import Service
 from jaxl.server.settings import Settings
 
@@ -78,9 +79,15 @@ def client(app: FastAPI) -> Iterator[TestClient]:
 
 
 @pytest.fixture
-def url(app: FastAPI) -> Iterator[str]:
+def limits() -> dict[str, Any]:
+    """Of connections, as uvicorn takes them; tests that want some override it."""
+    return {}
+
+
+@pytest.fixture
+def url(app: FastAPI, limits: dict[str, Any]) -> Iterator[str]:
     """The address of a real server with the app, without a slash at the end."""
-    with _serving(app) as url:
+    with _serving(app, limits) as url:
         yield url
 
 
@@ -91,10 +98,18 @@ def until() -> Callable[[Callable[[], bool]], None]:
 
 
 @contextmanager
-def _serving(app: Any) -> Iterator[str]:
+def _serving(app: Any, limits: dict[str, Any]) -> Iterator[str]:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
-        config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=1)
+        config = uvicorn.Config(
+            app,
+            http=Connection,
+            log_config=None,
+            access_log=False,
+            lifespan="off",
+            timeout_graceful_shutdown=1,
+            **limits,
+        )
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()

@@ -21,7 +21,7 @@ A_WHILE = 30.0
 
 # the command with a model that needs no jax; the test's folder says how it loads
 PROGRAM = """
-import sys, time, types
+import logging, sys, threading, time, types, warnings
 from pathlib import Path
 from jaxl.engine.fake import FakeBackend
 from jaxl.errors import CheckpointError
@@ -37,6 +37,14 @@ def open_backend(model, *, sizes, slots, **options):
     (folder / f"load-{loads}").touch()
     while (folder / "wait").exists():
         time.sleep(0.01)
+    if (folder / "loud").exists():
+        print("printed", file=sys.stderr)
+        print("\\ra bar: 10%\\ra bar: 100%", file=sys.stderr)
+        logging.getLogger("library").warning("logged")
+        warnings.warn("warned of")
+        thread = threading.Thread(target=lambda: 1 / 0, name="broken")
+        thread.start()
+        thread.join()
     if (folder / "broken").exists():
         raise CheckpointError("the model is broken")
     return Backend(0.01, (32, 32), slots or 4, sizes[1:])
@@ -70,11 +78,10 @@ class Server:
         self.process.send_signal(number)
 
     def end(self) -> tuple[int, list[str]]:
-        """The exit status, and the lines on standard error: of the log, their messages."""
+        """The exit status, and the messages of the log, with nothing else on standard error."""
         _, errors = self.process.communicate(timeout=A_WHILE)
-        return self.process.returncode, [
-            json.loads(line)["message"] if line.startswith("{") else line for line in errors.splitlines()
-        ]
+        self.log = [json.loads(line) for line in errors.splitlines()]
+        return self.process.returncode, [line["message"] for line in self.log]
 
 
 Start = Callable[..., Server]
@@ -196,7 +203,7 @@ def test_reload(start: Start, tmp_path: Path, until: Any) -> None:
 
 
 def test_keys_from_the_environment_and_open_addresses(start: Start, until: Any) -> None:
-    server = start("--api-key", "one", JAXL_API_KEYS="two,three")
+    server = start("--api-key", "one", JAXL_API_KEYS="two, three,\n")
     until(lambda: server.status() == "ready")
     assert server.draw().status_code == 401
     for key in ("one", "two", "three"):
@@ -208,13 +215,31 @@ def test_keys_from_the_environment_and_open_addresses(start: Start, until: Any) 
 
 def test_model_that_cannot_be_loaded(start: Start, tmp_path: Path) -> None:
     (tmp_path / "broken").touch()
-    code, lines = start("--host", "0.0.0.0").end()
-    assert code == 2
-    assert lines == [
-        "warning: whoever reaches 0.0.0.0 may draw; --api-key asks for a key",
-        "loading tiny",
-        "jaxl: error: the model is broken",
+    server = start("--host", "0.0.0.0", "--origin", "null")
+    assert server.end()[0] == 2
+    assert [(line["level"], line["message"]) for line in server.log] == [
+        ("warning", "whoever reaches 0.0.0.0 may draw; --api-key asks for a key"),
+        ("warning", "any web page can call as null; --origin null lets them all"),
+        ("info", "loading tiny"),
+        ("error", "the model is broken"),
     ]
+
+
+def test_nothing_but_the_log(start: Start, tmp_path: Path) -> None:
+    """Whatever others print, log, warn of or fail at."""
+    (tmp_path / "loud").touch()
+    (tmp_path / "broken").touch()
+    server = start()
+    server.end()
+    said = [(line["level"], line["message"]) for line in server.log]
+    assert said[1:-1] == [
+        ("info", "printed"),
+        ("info", "a bar: 100%"),
+        ("warning", "logged"),
+        ("warning", "warned of"),
+        ("error", "an error that ended the thread broken"),
+    ]
+    assert server.log[-2]["error"].endswith("ZeroDivisionError: division by zero")
 
 
 def test_signal_while_loading(start: Start, tmp_path: Path, until: Any) -> None:
@@ -244,6 +269,9 @@ def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["--size", "0x8"], "--size '0x8': give WIDTHxHEIGHT"),
         (["--slots", "0"], "--slots 0: "),
         (["--max-waiting", "0"], "--max-waiting 0: "),
+        (["--max-connections", "0"], "--max-connections 0: "),
+        (["--keep-alive", "0"], "--keep-alive 0: "),
+        (["--root-path", "jaxl"], "--root-path 'jaxl': give a path alone"),
         (["--deadline", "0"], "--deadline 0.0: "),
         (["--drain-timeout", "inf"], "--drain-timeout inf: "),
         (["--origin", "example.org"], "--origin 'example.org': give scheme and host"),
@@ -257,6 +285,15 @@ def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 )
 def test_bad_values(capsys: pytest.CaptureFixture[str], arguments: list[str], beginning: str) -> None:
     assert said(capsys, *arguments).startswith(beginning)
+
+
+@pytest.mark.parametrize("keys", ["", ",", " , "])
+def test_no_key_where_keys_belong(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, keys: str
+) -> None:
+    """A secret that is missing does not open the server."""
+    monkeypatch.setenv("JAXL_API_KEYS", keys)
+    assert said(capsys).startswith(f"JAXL_API_KEYS {keys!r}: there is no key in it")
 
 
 def test_port_in_use(capsys: pytest.CaptureFixture[str]) -> None:

@@ -52,6 +52,7 @@ FLAGS = {
     "token": "HF_TOKEN in the environment",
     "url": "URL",
     "results": "RESULTS",
+    "JAXL_API_KEYS": "JAXL_API_KEYS",
     "JAXL_CACHE_DIR": "JAXL_CACHE_DIR",
 }
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import re
 import signal
 import socket
 import sys
@@ -103,13 +102,25 @@ def serve(
     drain_timeout: Annotated[float, typer.Option(help="Seconds that running requests have when the server stops.")] = (
         60.0
     ),
+    max_connections: Annotated[
+        int, typer.Option(help="Connections at once; requests on more are turned away with 503.")
+    ] = 500,
+    keep_alive: Annotated[
+        int, typer.Option(help="Seconds that a connection stays open without a request; more than a proxy's own.")
+    ] = 75,
     static: Annotated[
         bool, typer.Option("--static", help="Begin no request before the running batch is done, for comparison.")
     ] = False,
     origin: Annotated[
         list[str] | None,
-        typer.Option(metavar="ORIGIN", help="A web page that may call, such as https://example.org; repeatable."),
+        typer.Option(
+            metavar="ORIGIN",
+            help="A web page that may call, such as https://example.org or tauri://localhost; repeatable.",
+        ),
     ] = None,
+    root_path: Annotated[
+        str, typer.Option(metavar="PATH", help="Under which a proxy has the server, such as /jaxl.")
+    ] = "",
     ui: Annotated[bool, typer.Option("--ui", help="With the web page, at /.")] = False,
     open_page: Annotated[bool, typer.Option("--open", help="Open the web page in this machine's browser.")] = False,
     prices: Annotated[
@@ -169,13 +180,18 @@ def serve(
 
     from jaxl.server import logs
     from jaxl.server.app import Front
+    from jaxl.server.connections import Connection
+    from jaxl.server.origins import read_origin
+    from jaxl.server.paths import read_root
     from jaxl.server.pictures import Signer
     from jaxl.server.service import LEAST_DEADLINE
-    from jaxl.server.settings import Settings, public_name, read_name
+    from jaxl.server.settings import Settings, public_name, read_keys, read_name
 
     for argument, number in (
         ("max_waiting", max_waiting),
         ("max_images", max_images),
+        ("max_connections", max_connections),
+        ("keep_alive", keep_alive),
         ("slots", slots),
         ("replicas", replicas),
     ):
@@ -192,11 +208,12 @@ def serve(
         aliases=tuple(read_name(text, "alias") for text in alias or ()),
         sizes=tuple(_read_size(text) for text in size or ()),
         size_policy=size_policy,
-        api_keys=_read_keys(api_key or ()),
+        api_keys=read_keys(api_key or ()),
         max_images=max_images,
         deadline=deadline,
         drain_timeout=drain_timeout,
-        origins=tuple(_read_origin(text) for text in origin or ()),
+        origins=tuple(read_origin(text) for text in origin or ()),
+        root_path=read_root(root_path),
         urls=not no_urls,
         log_prompts=log_prompts,
         mark=not no_mark,
@@ -234,10 +251,16 @@ def serve(
             return open_backend(model, **options, progress=progress)
 
     with closing(_listen(host, port)) as listener:
-        logs.configure()
-        front = Front(ui)
+        if to_terminal():
+            logs.configure()
+        else:
+            logs.take_over()
+        front = Front(ui, settings.root_path)
         config = uvicorn.Config(
             front,
+            http=Connection,
+            limit_concurrency=max_connections,
+            timeout_keep_alive=keep_alive,
             log_config=None,
             log_level="warning",
             access_log=False,
@@ -323,7 +346,9 @@ class Supervisor:
         if self.open_page and has_screen():
             threading.Thread(target=webbrowser.open, args=(url,), name="browser", daemon=True).start()
         if not self.settings.api_keys and not ip_address(address.partition("%")[0]).is_loopback:
-            say(f"warning: whoever reaches {address} may draw; --api-key asks for a key")
+            warn(f"whoever reaches {address} may draw; --api-key asks for a key")
+        if "null" in self.settings.origins:
+            warn("any web page can call as null; --origin null lets them all")
         self._begin_loading()
         try:
             self._watch()
@@ -448,6 +473,14 @@ def say(line: str) -> None:
         log.info(line)
 
 
+def warn(line: str) -> None:
+    """The same for what the operator should look into."""
+    if to_terminal():
+        note(f"warning: {line}")
+    else:
+        log.warning(line)
+
+
 def _listen(host: str, port: int) -> socket.socket:
     if not 0 <= port < 2**16:
         raise InputError("port", port, "give a number from 0 to 65535")
@@ -468,17 +501,3 @@ def _read_size(text: str) -> tuple[int, int]:
     if size is None or 0 in size:
         raise InputError("size", text, "give WIDTHxHEIGHT in pixels, such as 1024x768")
     return size
-
-
-def _read_keys(given: list[str] | tuple[str, ...]) -> tuple[str, ...]:
-    keys = [*given, *filter(None, os.environ.get("JAXL_API_KEYS", "").split(","))]
-    for key in keys:
-        if re.fullmatch(r"[!-~]+", key) is None:
-            raise InputError("api_key", "...", "one is empty or has characters that HTTP does not carry; use ASCII")
-    return tuple(keys)
-
-
-def _read_origin(text: str) -> str:
-    if re.fullmatch(r"https?://[A-Za-z0-9.\[\]:_-]+", text) is None:
-        raise InputError("origin", text, "give scheme and host alone, such as https://example.org")
-    return text

@@ -21,7 +21,7 @@ from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from jaxl.server import logs
-from jaxl.server.errors import ApiError, answer, api_error
+from jaxl.server.errors import RETRY_ELSEWHERE, ApiError, answer, api_error
 from jaxl.server.origins import is_address, is_own, names_itself, web_host
 from jaxl.server.paths import routed
 from jaxl.server.service import Service
@@ -118,6 +118,9 @@ class Guard:
             raise ApiError(403, f"{shown!r} is no name of this server; allow it with --origin http://{shown}")
         if "origin" in headers and origin not in self.settings.origins and not is_own(origin, host or ""):
             raise _origin_refused(origin)
+        if scope["state"].get("crowded") and not scope["path"].startswith(OPEN):
+            told = {"Retry-After": str(RETRY_ELSEWHERE), "Connection": "close"}
+            raise ApiError(503, "too many connections", type="server_error", code="overloaded", headers=told)
         if self.keys and not scope["path"].startswith(KEYLESS) and not self._knows(headers.get("authorization", "")):
             raise ApiError(
                 401,

@@ -6,9 +6,11 @@ line. What a user wrote is not among them, unless `facts_of` is asked for it.
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -16,6 +18,8 @@ from datetime import UTC, datetime
 from typing import Any, TextIO
 
 LOGGERS = ("jaxl", "uvicorn")
+# how lines begin that the command prints, and their levels
+PRINTED = {"jaxl: error: ": logging.ERROR, "jaxl: warning: ": logging.WARNING, "jaxl: ": logging.INFO}
 # the arguments of `Pipeline.generate` that users write
 TEXTS = ("prompt", "prompt_2", "negative_prompt", "negative_prompt_2")
 
@@ -52,6 +56,52 @@ def configure(stream: TextIO | None = None, level: int = logging.INFO) -> None:
         logger.handlers = [handler]
         logger.setLevel(level)
         logger.propagate = False
+
+
+def take_over() -> None:
+    """`configure`, and let nothing but these lines get to standard error for as long as the process lives.
+
+    What libraries log or print, and errors that nobody catches, are lines of the log too; what does not come from
+    Python is not caught.
+    """
+    stream = sys.stderr
+    configure(stream)
+    logging.getLogger().handlers = logging.getLogger(LOGGERS[0]).handlers
+    logging.raiseExceptions = False  # it would print what the log cannot write, for ever
+    sys.stderr = Printed(stream)
+
+    def uncaught(args: threading.ExceptHookArgs) -> None:
+        where = args.thread.name if args.thread else "unknown"
+        error = args.exc_value or args.exc_type()
+        log.error("an error that ended the thread %s", where, exc_info=error)
+
+    threading.excepthook = uncaught
+    sys.excepthook = lambda _, error, __: log.critical("an error that ended the server", exc_info=error)
+
+
+class Printed(io.TextIOBase):
+    """What takes the place of standard error, `stream`: each line is logged. Of progress bars, only the last state."""
+
+    def __init__(self, stream: TextIO):
+        self.stream = stream
+        self.rest = ""
+        self.lock = threading.RLock()
+
+    def fileno(self) -> int:
+        return self.stream.fileno()
+
+    def write(self, text: str) -> int:
+        with self.lock:
+            *lines, rest = (self.rest + text).split("\n")
+            self.rest = rest.rpartition("\r")[2]
+            for line in lines:
+                self._log(line.rstrip("\r").rpartition("\r")[2])
+        return len(text)
+
+    def _log(self, line: str) -> None:
+        begins = next((each for each in PRINTED if line.startswith(each)), "")
+        if line.strip():
+            logging.getLogger("jaxl.printed").log(PRINTED.get(begins, logging.INFO), line.removeprefix(begins))
 
 
 @contextmanager

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,6 +14,8 @@ from jaxl.errors import InputError
 MOST_NAME = 100
 # "auto" is the API's own: "nearest" for A1111's and for whoever names an alias, else "strict"
 SizePolicy = Literal["auto", "nearest", "strict"]
+# the variable with keys of clients, and commas between them
+KEYS = "JAXL_API_KEYS"
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,22 @@ class Settings:
     def names(self) -> tuple[str, ...]:
         """Whatever clients may call the model."""
         return tuple(dict.fromkeys((self.model, *self.aliases)))
+
+
+def read_keys(given: Sequence[str] = ()) -> tuple[str, ...]:
+    """The keys of clients: those given, and those in the environment. Raises InputError.
+
+    A variable that is there and has none is a mistake: whoever set it did not mean to open the server to all.
+    """
+    text = os.environ.get(KEYS)
+    found = [key.strip() for key in (text or "").split(",") if key.strip()]
+    if text is not None and not found:
+        raise InputError(KEYS, text, "there is no key in it; give one, or unset it for a server without keys")
+    keys = (*given, *found)
+    for key in keys:
+        if re.fullmatch(r"[!-~]+", key) is None:
+            raise InputError("api_key", "...", "one is empty or has characters that HTTP does not carry; use ASCII")
+    return keys
 
 
 def read_name(text: str, argument: str) -> str:

@@ -43,6 +43,8 @@ def test_words_are_read() -> None:
         ({"replicas": 0}, "replicas"),
         ({"replicas": 3, "most": 2}, "replicas"),
         ({"replicas": 1, "least": 2}, "replicas"),
+        ({"origin": "https://example.org,example.org"}, "origin"),
+        ({"root_path": "jaxl"}, "root_path"),
     ],
 )
 def test_mistakes(given: dict[str, Any], name: str) -> None:

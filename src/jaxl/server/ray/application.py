@@ -9,6 +9,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from jaxl.errors import InputError
+from jaxl.server.origins import read_origin
+from jaxl.server.paths import read_root
 from jaxl.server.ray.deployment import replicas, with_ingress
 from jaxl.server.ray.scale import Scale
 from jaxl.server.settings import Settings, SizePolicy, public_name, read_name
@@ -43,6 +45,7 @@ class Arguments(BaseModel):
     deadline: float = Field(600.0, ge=1, allow_inf_nan=False)
     drain_timeout: float = Field(60.0, ge=0, allow_inf_nan=False)
     origin: str = Field("", description="Web pages that may call, with commas between several.")
+    root_path: str = Field("", description="Where a proxy has the server, if it takes that or more off paths.")
     urls: bool = True
     log_prompts: bool = False
     mark: bool = True
@@ -83,7 +86,8 @@ def app(arguments: dict[str, Any]) -> Any:
         model=public_name(given.model) if given.name is None else read_name(given.name, "name"),
         aliases=tuple(read_name(text, "alias") for text in given.alias.split(",") if text),
         sizes=sizes,
-        origins=tuple(text for text in given.origin.split(",") if text),
+        origins=tuple(read_origin(text) for text in given.origin.split(",") if text),
+        root_path=read_root(given.root_path),
         **given.model_dump(
             include={"max_images", "deadline", "drain_timeout", "size_policy", "urls", "log_prompts", "mark"}
         ),

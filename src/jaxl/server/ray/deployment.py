@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +22,7 @@ from jaxl.server.ray.replica import Replica
 from jaxl.server.ray.router import BucketAffineRouter
 from jaxl.server.ray.scale import Scale
 from jaxl.server.service import Service
-from jaxl.server.settings import Settings
+from jaxl.server.settings import Settings, read_keys
 
 # Ray asks every replica how it is so often, and replaces one that is gone at the next time: seconds
 HEALTH_PERIOD = 1.0
@@ -112,12 +111,11 @@ class Ingress:
     """
 
     def __init__(self, replicas: DeploymentHandle[Any], settings: Settings, max_waiting: int):
+        self.settings = replace(settings, api_keys=read_keys())
         logs.configure()
-        keys = os.environ.get("JAXL_API_KEYS", "").split(",")
-        self.settings = replace(settings, api_keys=tuple(filter(None, keys)))
         self.fleet = Fleet(replicas, max_waiting)
         self.fleet.start()
-        self.front = Front()
+        self.front = Front(root_path=settings.root_path)
         self.app_of_server = Threads(without_request_id(self.front), threads(max_waiting))
         threading.Thread(target=self._open, name="wait for a replica", daemon=True).start()
 
