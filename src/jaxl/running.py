@@ -130,13 +130,15 @@ class PipelineBackend:
 
     @property
     def defaults(self) -> dict[str, Any]:
-        """What a server's settings take from the model: the names of `schedulers`, `sizes`, and what is drawn where a
-        request does not say, which is the first size, `scheduler`, `steps` and `guidance_scale`.
+        """What a server's settings take from the model: the names of `schedulers`, `sizes`, the `chunks` that a prompt
+        may have, and what is drawn where a request does not say, which is the first size, `scheduler`, `steps` and
+        `guidance_scale`.
         """
         preset, own = self.pipe.preset, self.pipe.model.scheduler
         return {
             "schedulers": tuple(sorted(SCHEDULERS)),
             "sizes": tuple(dict.fromkeys((lane.width, lane.height) for lane in self.lanes)),
+            "chunks": max(lane.chunks for lane in self.lanes),
             "scheduler": scheduler_name(own, preset.scheduler),
             "steps": preset.steps,
             "guidance_scale": preset.guidance_scale,
@@ -279,7 +281,7 @@ def _needs(bucket: Bucket, lanes: Sequence[Bucket]) -> list[tuple[str, Any, str,
         (
             "prompt",
             f"{bucket.chunks} chunks",
-            f"a prompt may have {75 * chunks} tokens here; shorten it",
+            f"it may have {75 * chunks} tokens here, and so may the negative one; shorten it",
             lambda lane: lane.chunks >= bucket.chunks,
         ),
         ("pag_scale", bucket.pag_layers, none_here, lambda lane: bucket.pag_layers in ((), lane.pag_layers)),

@@ -29,7 +29,6 @@ from jaxl.errors import InputError, JaxlError
 from jaxl.server.app import create_app
 from jaxl.server.service import Service
 from jaxl.server.settings import Settings
-from jaxl.text.prompt import Span, parse
 from jaxl.weights.store import write_safetensors
 
 SERVER = Load("server", target_qps=900, min_duration=0.6)
@@ -243,10 +242,8 @@ def test_logs_of_other_runs_are_not_replaced(tmp_path: Path) -> None:
 
 
 def test_captions_are_taken_literally() -> None:
-    """A server reads A1111's syntax, from which backslashes keep what is asked."""
-    for text in ("a (cat:1.5) AND [dog|cow:3] BREAK <lora:x:1> \\ 50%", "plain", "AND", "a\\"):
-        written = Picture().body(text)["prompt"]
-        assert parse(written) == ((Span(text, 1.0),),)
+    written = Picture().body("a (cat:1.5) AND \\")
+    assert (written["prompt"], written["prompt_syntax"]) == ("a (cat:1.5) AND \\", "plain")
     assert Picture(size=(64, 32)).body("a")["size"] == "64x32"
 
 

@@ -29,6 +29,7 @@ Until = Callable[[Callable[[], bool]], None]
 SLOW = pytest.mark.parametrize("row_seconds", [0.01])
 JSON = {"Content-Type": "application/json"}
 GREY = Image.new("RGB", (32, 32), (90, 120, 150))
+LENIENT = {"prompt_syntax": "lenient"}
 
 
 @pytest.fixture
@@ -288,14 +289,14 @@ class TestOthers:
 class TestArguments:
     def test_what_is_not_given_is_left_to_the_model(self, client: TestClient, asked: list[Mapping[str, Any]]) -> None:
         answer = post(client, "txt2img", prompt="an apple", seed=5)
-        assert asked == [{"prompt": "an apple", "num_images": 1, "seed": 5, "width": 32, "height": 32}]
+        assert asked == [{"prompt": "an apple", "num_images": 1, "seed": 5, "width": 32, "height": 32, **LENIENT}]
         info = json.loads(answer["info"])
         assert (info["steps"], info["cfg_scale"], info["sampler_name"]) == (25, 5.0, "Euler")
 
     def test_null_is_not_given(self, client: TestClient, asked: list[Mapping[str, Any]]) -> None:
         nothing = dict.fromkeys(("negative_prompt", "steps", "n_iter", "batch_size", "styles", "eta", "s_tmax"))
         post(client, "txt2img", prompt=None, seed=5, **nothing)
-        assert asked == [{"prompt": "", "num_images": 1, "seed": 5, "width": 32, "height": 32}]
+        assert asked == [{"prompt": "", "num_images": 1, "seed": 5, "width": 32, "height": 32, **LENIENT}]
 
     @pytest.mark.parametrize("seed", [-1, None])
     def test_random_seeds(self, client: TestClient, seed: int | None) -> None:

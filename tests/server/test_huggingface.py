@@ -53,6 +53,7 @@ class TestInferenceClient:
                 "seed": 9,
                 "scheduler": "ddim",
                 "num_images": 1,
+                "prompt_syntax": "literal",
             }
         ]
         again = client.text_to_image("an apple", **how, width=64, height=32, seed=9, scheduler="ddim")

@@ -52,7 +52,7 @@ def test_files_of_a1111(client: TestClient) -> None:
     told |= {"strength": 0.5, "guidance_rescale": 0.7, "eta": 0.25}
     text = a1111_text({**MADE, **told, "model": "a/tiny.safetensors", "version": "1"})
     found = client.post(PATH, json={"image": png(parameters=text)}).json()
-    assert found == {**MADE, **told, "seed": str(2**64 - 1), "unread": []}
+    assert found == {**MADE, **told, "prompt_syntax": "lenient", "seed": str(2**64 - 1), "unread": []}
 
 
 def test_the_comment_of_a_jpeg(client: TestClient) -> None:
@@ -68,7 +68,7 @@ def test_what_cannot_be_read_is_told(client: TestClient) -> None:
     text = f"a castle\n{line}, Clip skip: two, Denoising strength: 0.3, Hires upscale: 2, Hires upscaler: Latent, "
     text += f"RNG: CPU, Version: v1.10.1, Model hash: 0123456789, Refiner: None, {'ab' * 20}: {'c' * 1000}"
     found = client.post(PATH, json={"image": png(parameters=text)}).json()
-    assert (found["prompt"], found["negative_prompt"], len(found)) == ("a castle", "", 3)
+    assert (found["prompt"], found["negative_prompt"], len(found)) == ("a castle", "", 4)
     assert found["unread"] == [
         "Steps: many",
         "Sampler: Own sampler",

@@ -74,7 +74,8 @@ def test_several_follow(service: Service) -> None:
 
 def test_arguments(service: Service) -> None:
     drawn = service.checked({"prompt": "a", "negative_prompt": None, "steps": None})
-    assert drawn == {"prompt": "a", "num_images": 1, "seed": drawn["seed"], "width": 32, "height": 32}
+    made = {"num_images": 1, "prompt_syntax": "literal", "width": 32, "height": 32}
+    assert drawn == {"prompt": "a", "seed": drawn["seed"], **made}
     assert 0 <= drawn["seed"] < 2**32
     assert service.checked({"prompt": "a", "seed": 0})["seed"] == 0
 

@@ -6,7 +6,6 @@ import asyncio
 import base64
 import io
 import json
-import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
 NEGATIVE_PROMPT = "normal quality, low quality, worst quality, low res, blurry, nsfw, nude"
 IN_FLIGHT = 32  # requests that a server has at any time, where all are known from the beginning
 TIMEOUT = 3600.0
-SYNTAX = re.compile(r"[\\()\[\]:|<]|\bAND\b|\bBREAK\b")  # what `jaxl.text.prompt` would not take as text
 
 Scenario = Literal["offline", "server"]
 Drawn = Callable[[int, "Image.Image | Exception"], None]
@@ -66,9 +64,10 @@ class Picture:
         }
 
     def body(self, prompt: str) -> dict[str, Any]:
-        """A request to OpenAI's images API with jaxl's fields, where a backslash makes signs of the syntax text."""
+        """A request to OpenAI's images API with jaxl's fields. The prompt is taken literally."""
         body = {
-            "prompt": SYNTAX.sub(lambda found: f"\\{found[0]}", prompt),
+            "prompt": prompt,
+            "prompt_syntax": "plain",
             "negative_prompt": self.negative_prompt,
             "seed": self.seed,
             "num_inference_steps": self.steps,

@@ -21,6 +21,7 @@ from jaxl.server.limits import Count, Guidance, Name, Seed, Share, Side
 from jaxl.server.pictures import decode
 from jaxl.server.service import Service
 from jaxl.server.settings import Settings
+from jaxl.text.prompt import Syntax
 
 # the arguments of `Pipeline.generate` that have other names here
 FIELDS = {
@@ -81,6 +82,7 @@ class Asked(BaseModel):
     clip_skip: int | None = Field(
         None, ge=0, le=MAX_CLIP_SKIP, description="As SD.Next has it, like CLIP_stop_at_last_layers."
     )
+    prompt_syntax: Syntax | None = Field(None, description="lenient by default; jaxl's own.")
     alwayson_scripts: dict[str, Any] | None = None
     send_images: bool = True
     enable_hr: Flag = None
@@ -152,6 +154,7 @@ def arguments_of(asked: Asked, settings: Settings) -> dict[str, Any]:
         "width": asked.width,
         "height": asked.height,
         "scheduler": scheduler,
+        "prompt_syntax": asked.prompt_syntax or "lenient",  # as it is read there
         # there a sampler that adds no noise takes it, and goes without
         "eta": asked.eta if scheduler is None or SCHEDULERS[scheduler].eta is not None else None,
         "s_churn": asked.s_churn or None,

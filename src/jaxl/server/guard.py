@@ -67,9 +67,11 @@ class Guard:
                 mark(marked, id)
                 if drawn := scope["state"].get("drawn"):
                     marked["X-Jaxl-Drawn"] = drawn
+                if remarks := scope["state"].get("remarks"):
+                    marked["X-Jaxl-Warning"] = remarks
                 if origin in self.settings.origins:
                     marked["Access-Control-Allow-Origin"] = origin
-                    marked["Access-Control-Expose-Headers"] = "X-Request-Id, X-Jaxl-Drawn, Retry-After"
+                    marked["Access-Control-Expose-Headers"] = "X-Request-Id, X-Jaxl-Drawn, X-Jaxl-Warning, Retry-After"
                     marked.add_vary_header("Origin")
             await send(message)
 

@@ -22,6 +22,7 @@ from jaxl.server.limits import Count, Guidance, Name, Seed, Share, Side
 from jaxl.server.pictures import MEDIA_TYPES, Format, decode
 from jaxl.server.service import CurrentService, Service, check_model
 from jaxl.server.work import Work
+from jaxl.text.prompt import Syntax
 
 # the arguments of `Pipeline.generate` that have other names here
 FIELDS = {
@@ -29,7 +30,16 @@ FIELDS = {
     "image": "inputs",
     **{
         name: f"parameters.{name}"
-        for name in ("negative_prompt", "guidance_scale", "width", "height", "seed", "scheduler", "strength")
+        for name in (
+            "negative_prompt",
+            "guidance_scale",
+            "width",
+            "height",
+            "seed",
+            "scheduler",
+            "strength",
+            "prompt_syntax",
+        )
     },
     "steps": "parameters.num_inference_steps",
 }
@@ -57,6 +67,7 @@ class Parameters(BaseModel):
     strength: Share | None = None
     seed: Seed | None = None
     scheduler: Name | None = None
+    prompt_syntax: Syntax | None = Field(None, description="literal by default.")
     num_images_per_prompt: int | None = Field(None, ge=1, le=1, description="The answer is one picture.")
 
 
@@ -94,6 +105,7 @@ async def _draw(http: HttpRequest, asked: Asked, service: Service, model: str | 
         "height": size.height,
         "seed": wanted.seed,
         "scheduler": wanted.scheduler,
+        "prompt_syntax": wanted.prompt_syntax,
     }
     if wanted.prompt is not None or asked.inputs.startswith(PICTURES):
         image = await asyncio.to_thread(_picture, asked.inputs, service)

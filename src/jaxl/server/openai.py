@@ -38,6 +38,7 @@ from jaxl.server.pictures import MEDIA_TYPES, decode
 from jaxl.server.service import LEAST_DEADLINE, CurrentService, Service, Stream, check_model
 from jaxl.server.sizes import Policy, as_text
 from jaxl.server.work import Work
+from jaxl.text.prompt import Syntax
 
 # the arguments of `Pipeline.generate` that have other names here
 FIELDS = {"num_images": "n", "steps": "num_inference_steps", "width": "size", "height": "size"}
@@ -93,6 +94,7 @@ class Asked(BaseModel):
     scheduler: Name | None = None
     eta: Share | None = None
     clip_skip: int | None = Field(None, ge=0, le=100)
+    prompt_syntax: Syntax | None = Field(None, description="literal by default.")
     previews: int | None = Field(
         None, ge=0, le=100, description="Like partial_images, and for /v1/requests/{id}/events too."
     )
@@ -126,6 +128,7 @@ class Asked(BaseModel):
             "scheduler": self.scheduler,
             "eta": self.eta,
             "clip_skip": self.clip_skip,
+            "prompt_syntax": self.prompt_syntax,
         }
 
 

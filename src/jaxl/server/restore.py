@@ -78,6 +78,7 @@ def a1111_settings(known: Mapping[str, str], default: str, model: str = "") -> d
     found: dict[str, Any] = {
         "prompt": left.pop("Prompt", ""),
         "negative_prompt": left.pop("Negative prompt", ""),
+        "prompt_syntax": "lenient",  # as it was read there
         **_scheduler(left, default),
     }
     for label, (name, read) in NUMBERS.items():

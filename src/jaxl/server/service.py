@@ -26,6 +26,7 @@ from jaxl.server.errors import ApiError
 from jaxl.server.kept import MOST_BYTES, MOST_REQUESTS, File, KeptRequest, Shelf
 from jaxl.server.metrics import Metrics, Outcome
 from jaxl.server.pictures import Format, Signer, encode
+from jaxl.server.prompts import remarks
 from jaxl.server.settings import Settings
 from jaxl.server.sizes import Policy, Size, as_text, drawn_for, framed, nearest
 
@@ -97,12 +98,13 @@ class Service:
         return stream
 
     async def begin(self, http: HttpRequest, arguments: Mapping[str, Any], **how: Any) -> Stream:
-        """Submit a request under the id of the HTTP request, whose answer will say the size that is drawn.
+        """Submit a request under the id of the HTTP request, whose answer will say how it is drawn.
 
         `how` is what `submit` takes. Raises what it does.
         """
         stream = await self.submit(arguments, id=http.state.request_id, **how)
         http.state.drawn = as_text(stream.drawn)
+        http.state.remarks = await asyncio.to_thread(remarks, stream.arguments)
         return stream
 
     @asynccontextmanager
@@ -131,16 +133,26 @@ class Service:
     def checked(self, arguments: Mapping[str, Any], policy: Policy = "strict") -> dict[str, Any]:
         """The arguments that are given, within the server's limits, with a seed and one of its sizes."""
         given = {name: value for name, value in arguments.items() if value is not None}
-        most = self.settings.max_prompt
         for name in logs.TEXTS:
-            _check_text(name, given.get(name, ""), most)
+            self.check_text(name, given.get(name, ""))
         given.setdefault("num_images", 1)
+        given.setdefault("prompt_syntax", "literal")
         if given["num_images"] > self.settings.max_images:
             raise InputError("num_images", given["num_images"], f"give at most {self.settings.max_images}")
         if given.get("seed", -1) == -1:
             given["seed"] = secrets.randbelow(2**32)  # 32 bits, because many other programs read no more
         given["width"], given["height"] = drawn_for(self.wanted(given), self.settings.sizes, policy)
         return given
+
+    def check_text(self, name: str, text: str) -> None:
+        """Raise InputError for a text that is too long, or none."""
+        most = self.settings.max_prompt
+        if len(text) > most:
+            raise InputError(name, text, f"{len(text)} characters; give at most {most}")
+        try:
+            text.encode()
+        except UnicodeEncodeError:  # JSON can have half of a surrogate pair
+            raise InputError(name, text, "not Unicode; send each character whole") from None
 
     def wanted(self, arguments: Mapping[str, Any]) -> Size:
         """The size that is asked for, or the server's first; with a picture to start from, the one of its shape."""
@@ -349,12 +361,3 @@ def _framed(given: Mapping[str, Any], wanted: Size, drawn: Size) -> dict[str, Im
     if isinstance(given.get("mask"), Image.Image):
         found["mask"] = framed(given["mask"].convert("L"), wanted, drawn)
     return found
-
-
-def _check_text(name: str, text: str, most: int) -> None:
-    if len(text) > most:
-        raise InputError(name, text, f"{len(text)} characters; give at most {most}")
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # JSON can have half of a surrogate pair
-        raise InputError(name, text, "not Unicode; send each character whole") from None

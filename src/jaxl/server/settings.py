@@ -25,6 +25,7 @@ class Settings:
     sizes: (width, height) of the pictures that are drawn, those that are warmed; the first is the default.
     size_policy: what becomes of other sizes; see `jaxl.server.sizes`.
     schedulers: the names that are offered. scheduler, steps, guidance_scale: the model's own, as pictures report them.
+    chunks: parts of 75 tokens that a prompt may have.
     api_keys: any of them opens the server; none is no check.
     max_images: of one request. max_pixels: of a picture that a client sends. max_body: bytes. max_prompt: characters.
     deadline: seconds after which nobody waits for a request any more. drain_timeout: seconds that a stop may take.
@@ -44,6 +45,7 @@ class Settings:
     scheduler: str = "euler"
     steps: int = 25
     guidance_scale: float = 5.0
+    chunks: int = 3
     api_keys: tuple[str, ...] = ()
     max_images: int = 10
     max_pixels: int = 4096 * 4096

@@ -20,6 +20,7 @@ export async function* draw(asked, source, signal) {
   const fields = {
     prompt: asked.prompt,
     negative_prompt: asked.negative_prompt,
+    prompt_syntax: asked.prompt_syntax ?? "lenient",
     n: asked.num_images,
     size: asked.size,
     num_inference_steps: asked.steps,
