@@ -76,6 +76,10 @@ class DrainingError(RequestError):
     """The engine finishes what it has and takes nothing new."""
 
 
+class UnloadedError(RequestError):
+    """The engine has given its model up, and has to get another first."""
+
+
 class DeadlineError(RequestError):
     """The deadline of a request passed before its images were done."""
 

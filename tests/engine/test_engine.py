@@ -1,9 +1,11 @@
 """The engine on a backend without a model: order, cancellation, deadlines, failures, and every image its own."""
 
+import gc
 import hashlib
 import random
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import wait
 from contextlib import contextmanager
@@ -14,7 +16,15 @@ import pytest
 
 from jaxl.engine import Drawn, Engine, Event, Preview, Progress, Request, Started, Ticket
 from jaxl.engine.fake import FakeBackend, FakeBatch
-from jaxl.errors import CancelledError, DeadlineError, DrainingError, EngineError, InputError, QueueFullError
+from jaxl.errors import (
+    CancelledError,
+    DeadlineError,
+    DrainingError,
+    EngineError,
+    InputError,
+    QueueFullError,
+    UnloadedError,
+)
 
 A_WHILE = 20.0
 
@@ -274,6 +284,31 @@ def test_replaced_backend() -> None:
         assert old.future.result(A_WHILE).images[0].size == (32, 32)
         assert new.future.result(A_WHILE).images[0].size == (48, 48)
         until(lambda: engine.stats().places == 4)  # those of the old one are given back
+
+
+def test_a_backend_that_is_unloaded_is_free() -> None:
+    backend = FakeBackend()
+    there = weakref.ref(backend)
+    with Engine(backend) as engine:
+        drawn = engine.submit(Request(asked())).future.result(A_WHILE)
+        assert engine.unload()
+        del backend
+        until(lambda: gc.collect() >= 0 and there() is None)
+        with pytest.raises(UnloadedError):
+            engine.submit(Request(asked()))
+        assert engine.unload()
+        engine.replace(FakeBackend())
+        again = engine.submit(Request(asked())).future.result(A_WHILE)
+    assert again.images[0].tobytes() == drawn.images[0].tobytes()
+
+
+def test_a_backend_that_draws_is_not_unloaded() -> None:
+    with gated() as (engine, gate):
+        ticket = engine.submit(Request(asked()))
+        assert not engine.unload()
+        gate.free()
+        ticket.future.result(A_WHILE)
+        assert engine.unload()
 
 
 class Broken(FakeBackend):

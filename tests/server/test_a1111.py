@@ -479,6 +479,10 @@ class TestRoutes:
             assert path.removeprefix("/sdapi/v1/").split("/")[0] in response.json()["detail"]
             assert "jaxl lacks it" in response.json()["detail"]
 
+    def test_replicas_keep_the_model(self, client: TestClient) -> None:
+        assert refused(client, "unload-checkpoint", 422).startswith("unload-checkpoint: replicas")
+        assert post(client, "reload-checkpoint") == {}
+
     def test_what_there_is_to_refresh(self, client: TestClient) -> None:
         for name in ("checkpoints", "embeddings", "loras", "vae"):
             assert client.post(f"/sdapi/v1/refresh-{name}").json() is None

@@ -202,6 +202,47 @@ def test_reload(start: Start, tmp_path: Path, until: Any) -> None:
     assert "the model was not loaded anew, and the old one is kept: the model is broken" in lines
 
 
+def test_the_model_is_unloaded_and_loaded_again(start: Start, tmp_path: Path, until: Any) -> None:
+    server = start()
+    until(lambda: server.status() == "ready")
+
+    def ask(route: str) -> httpx.Response:
+        return server.client.post(f"/sdapi/v1/{route}-checkpoint")
+
+    drawing = in_thread(lambda: server.draw(num_inference_steps=100))
+    until(lambda: metric(server, "num_requests_running") == 1)
+    assert (ask("unload").status_code, ask("reload").json()) == (409, {})
+    assert drawing().status_code == 200
+    assert (ask("unload").json(), ask("unload").json(), server.status()) == ({}, {}, "ready")
+    (tmp_path / "wait").touch()
+    waiting = [in_thread(lambda: server.draw(num_inference_steps=2)) for _ in range(2)]
+    until(lambda: (tmp_path / "load-1").exists())
+    reload = in_thread(lambda: ask("reload"))
+    assert "being loaded" in ask("unload").json()["detail"]
+    (tmp_path / "wait").unlink()
+    assert [wait().status_code for wait in (*waiting, reload)] == [200, 200, 200]
+
+    assert ask("unload").json() == {}
+    (tmp_path / "broken").touch()
+    assert "could not be loaded" in server.draw().json()["error"]["message"]
+    (tmp_path / "broken").unlink()
+    assert ask("reload").json() == {}
+    assert (tmp_path / "load-3").exists()
+    assert server.draw(num_inference_steps=2).status_code == 200
+    assert not (tmp_path / "load-4").exists()
+
+    assert ask("unload").json() == {}
+    (tmp_path / "wait").touch()
+    late = in_thread(server.draw)
+    until(lambda: (tmp_path / "load-4").exists())
+    server.tell(signal.SIGTERM)
+    assert late().json()["error"]["code"] == "draining"
+    code, lines = server.end()
+    assert code == 0
+    assert lines.count("unloaded tiny; the next request loads it again") == 4
+    assert "the model was not loaded anew, and none is there: the model is broken" in lines
+
+
 def test_keys_from_the_environment_and_open_addresses(start: Start, until: Any) -> None:
     server = start("--api-key", "one", JAXL_API_KEYS="two, three,\n")
     until(lambda: server.status() == "ready")

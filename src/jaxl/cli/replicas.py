@@ -47,6 +47,8 @@ class ReplicaSupervisor(Supervisor):
     that one is missing if the new ones fail.
     """
 
+    can_unload = False
+
     def __init__(self, count: int, **supervisor: Any):
         super().__init__(**supervisor)
         self.count = count

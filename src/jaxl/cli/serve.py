@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import logging
 import os
 import signal
@@ -13,8 +14,9 @@ import time
 import warnings
 import webbrowser
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
-from dataclasses import dataclass, replace
+from concurrent.futures import Future, InvalidStateError
+from contextlib import closing, suppress
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from ipaddress import ip_address
 from pathlib import Path
@@ -26,7 +28,7 @@ import typer
 from jaxl.bench.prices import Price, price_of, read_prices
 from jaxl.cli.options import LocalOption, RevisionOption, VariantOption, read_count, read_counts, read_size
 from jaxl.cli.terminal import note, print_line, progress_bars, to_terminal
-from jaxl.errors import InputError, JaxlError, PromptWarning
+from jaxl.errors import DrainingError, EngineError, InputError, JaxlError, PromptWarning
 from jaxl.extras import install_command
 
 # jax, and what imports it, is imported while the server listens; the server's own packages are an extra
@@ -299,6 +301,21 @@ class Failed:
 
 
 @dataclass
+class Wanted:
+    """The model, on the devices or not; `done` says whether that could be."""
+
+    loaded: bool
+    done: Future[bool] = field(default_factory=Future)
+
+    def end(self, outcome: bool | JaxlError) -> None:
+        with suppress(InvalidStateError):  # whoever has waited is gone
+            if isinstance(outcome, bool):
+                self.done.set_result(outcome)
+            else:
+                self.done.set_exception(outcome)
+
+
+@dataclass
 class Ended:
     """Of the thread with the HTTP server, or of the wait for running requests."""
 
@@ -309,6 +326,8 @@ class Supervisor:
     The inbox has signals as numbers, and what the threads report. No thread but the main one gets signals, so these are
     obeyed at once, whatever is being compiled.
     """
+
+    can_unload = True
 
     def __init__(
         self,
@@ -332,7 +351,8 @@ class Supervisor:
         self.engine_options = engine_options
         self.engine: AnyEngine | None = None
         self.loading = False
-        self.inbox: SimpleQueue[int | Loaded | Failed | Ended] = SimpleQueue()
+        self.waiting: list[Wanted] = []
+        self.inbox: SimpleQueue[int | Loaded | Failed | Wanted | Ended] = SimpleQueue()
 
     def run(self) -> None:
         """Until a signal ends it. Raises what loading the model for the first time does."""
@@ -358,27 +378,67 @@ class Supervisor:
             self.server.should_exit = True
             serving.join(2 * GRACE)
 
+    def want_loaded(self, loaded: bool) -> Future[bool]:
+        """Have the model loaded, or unloaded; by any thread. What waits for it hears of it at the end."""
+        wanted = Wanted(loaded)
+        self.inbox.put(wanted)
+        return wanted.done
+
     def _watch(self) -> None:
         """Until the server is to stop."""
-        while True:
-            match self.inbox.get():
-                case signal.SIGHUP:
-                    if self.loading:
-                        say("the model is being loaded already")
-                    else:
-                        self._begin_loading()
-                case Loaded() as loaded:
-                    self.loading = False
-                    self._take(loaded)
-                case Failed(error):
-                    self.loading = False
-                    if self.engine is None:
-                        raise error
-                    say(f"the model was not loaded anew, and {self._kept()}: {error}")
-                case Ended():
-                    raise JaxlError("the HTTP server ended by itself")
-                case _:
-                    return
+        while self._obey(self.inbox.get()):
+            pass
+
+    def _obey(self, news: int | Loaded | Failed | Wanted | Ended) -> bool:
+        """Whether the server goes on. A backend in the news is not held any longer."""
+        match news:
+            case signal.SIGHUP:
+                if self.loading:
+                    say("the model is being loaded already")
+                else:
+                    self._begin_loading()
+            case Loaded():
+                self.loading = False
+                self._take(news)
+                self._tell(True)
+            case Failed(error):
+                self.loading = False
+                if self.engine is None:
+                    raise error
+                say(f"the model was not loaded anew, and {self._kept()}: {error}")
+                self._tell(EngineError("the model could not be loaded; the log says why"))
+            case Wanted(loaded=True):
+                self.waiting.append(news)
+                if self._is_loaded():
+                    self._tell(True)
+                elif not self.loading:
+                    self._begin_loading()
+            case Wanted():
+                news.end(self._unload())
+            case Ended():
+                raise JaxlError("the HTTP server ended by itself")
+            case _:
+                self._tell(DrainingError("the server is stopping; try again later"))
+                return False
+        return True
+
+    def _tell(self, outcome: bool | JaxlError) -> None:
+        """Those who wait for the model."""
+        for wanted in self.waiting:
+            wanted.end(outcome)
+        self.waiting = []
+
+    def _is_loaded(self) -> bool:
+        return getattr(self.engine, "backend", None) is not None
+
+    def _unload(self) -> bool:
+        from jaxl.engine import Engine
+
+        if self.loading or not isinstance(self.engine, Engine) or not self.engine.unload():
+            return False
+        gc.collect()
+        say(f"unloaded {self.settings.model}; the next request loads it again")
+        return True
 
     def _take(self, loaded: Loaded) -> None:
         """Draw with a backend from now on."""
@@ -405,7 +465,7 @@ class Supervisor:
             from jaxl.server.web.page import Page
 
             page = Page(self.settings)
-        return create_app(Service(engine, self.settings), page)
+        return create_app(Service(engine, self.settings, self.want_loaded if self.can_unload else None), page)
 
     def _open(self, engine: AnyEngine, app: Any, said: str) -> None:
         self.engine = engine
@@ -414,7 +474,7 @@ class Supervisor:
         say(f"{said}: {self.settings.model}, {sizes}")
 
     def _kept(self) -> str:
-        return "the old one is kept"
+        return "the old one is kept" if self._is_loaded() else "none is there"
 
     def _drain(self, engine: AnyEngine) -> None:
         """Let running requests end, until the time is over or a second signal comes."""
@@ -429,6 +489,8 @@ class Supervisor:
             match self.inbox.get():
                 case signal.SIGINT | signal.SIGTERM | Ended():
                     break
+                case Wanted() as wanted:
+                    wanted.end(DrainingError("the server is stopping; try again later"))
         for ticket in engine.tickets():
             ticket.cancel()
 

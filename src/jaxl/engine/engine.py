@@ -22,7 +22,15 @@ from jaxl.engine.backend import Backend
 from jaxl.engine.forecast import Average, Window
 from jaxl.engine.lane import Lane, Work
 from jaxl.engine.request import Drawn, Event, Preview, Progress, Request, Result, Started, Status, Ticket
-from jaxl.errors import CancelledError, DeadlineError, DrainingError, EngineError, JaxlError, QueueFullError
+from jaxl.errors import (
+    CancelledError,
+    DeadlineError,
+    DrainingError,
+    EngineError,
+    JaxlError,
+    QueueFullError,
+    UnloadedError,
+)
 
 # calls that failed one after another, after which the devices are taken to be broken
 MOST_FAILURES = 3
@@ -59,11 +67,12 @@ class Engine:
     """
 
     def __init__(self, backend: Backend, *, max_waiting: int = 64, joins: bool = True, quantum: float = 0.05):
-        self.backend = backend
+        self.backend: Backend | None = backend
         self.max_waiting = max_waiting
         self.joins = joins
         self.quantum = quantum
         self.draining = False
+        self._places = backend.sizes[-1]
         self._failures = 0
         self._closed = False
         self._waiting: list[Work] = []
@@ -109,12 +118,14 @@ class Engine:
     def submit(self, request: Request, listener: Callable[[Event], None] | None = None) -> Ticket:
         """Check a request and put it in the queue; `listener` hears of it in a thread of the engine's.
 
-        Raises InputError for the arguments, QueueFullError and DrainingError. The ticket's `future` gives the Result,
-        or raises NonFiniteError, DeadlineError, CancelledError or EngineError.
+        Raises InputError for the arguments, QueueFullError, DrainingError and UnloadedError. The ticket's `future`
+        gives the Result, or raises NonFiniteError, DeadlineError, CancelledError or EngineError.
         """
         if self.draining:
             raise DrainingError("the server is stopping; try again later")
         backend = self.backend
+        if backend is None:
+            raise UnloadedError("the model is unloaded; load it again")
         drawings = backend.read(request.arguments)
         rows = sum(stage.rows for drawing in drawings for stage in drawing.stages)
         seeds = [drawing.seed for drawing in drawings]
@@ -133,8 +144,18 @@ class Engine:
     def replace(self, backend: Backend) -> None:
         """Let new requests be drawn by another backend; those there are stay with theirs."""
         with self._wake:
-            self.backend = backend
+            self.backend, self._places = backend, backend.sizes[-1]
             self._wake.notify_all()  # so that what the old one has is given back
+
+    def unload(self) -> bool:
+        """Give the backend up, so that its memory is free, until `replace` gives another; False if images are drawn."""
+        with self._wake:
+            if self._tickets:
+                return False
+            self.backend = None
+            self._lanes.clear()
+            self._wake.notify_all()
+            return True
 
     def find(self, id: str) -> Ticket | None:
         """The ticket of a request that is not done."""
@@ -190,7 +211,7 @@ class Engine:
         remaining = [work.rows_left for _, work in lane.running()] if lane else []
         row_seconds = (lane.row_seconds.value if lane else None) or self._row_seconds.value or 0.0
         active = sum(lane.count > 0 for lane in self._lanes.values()) or 1
-        begun = forecast.starts(remaining, self.backend.sizes[-1], [work.rows_left for work in waiting])
+        begun = forecast.starts(remaining, self._places, [work.rows_left for work in waiting])
         return {work: rows * row_seconds * active for work, rows in zip(waiting, begun, strict=True)}
 
     def _room_in(self, images: int) -> float:
@@ -228,6 +249,7 @@ class Engine:
                 self._failures = 0
             except Exception as error:  # of the devices: whatever it is, those who wait must hear of it
                 self._fail(lane, joining, error)
+            del lane, joining  # they have a backend, which may be given up meanwhile
 
     def _drop_unwanted(self) -> None:
         now = time.monotonic()
@@ -273,7 +295,7 @@ class Engine:
 
     def _has_room(self) -> bool:
         """Whether images may begin: not while many that are done wait to be decoded."""
-        return self._finishing < 2 * self.backend.sizes[-1]
+        return self._finishing < 2 * self._places
 
     def _admit(self, lane: Lane) -> list[Work]:
         """Those who wait and get a place in the lane now, taken out of the queue."""

@@ -262,6 +262,24 @@ async def refresh() -> None:
     """There is one model, and none of the others."""
 
 
+@router.post("/unload-checkpoint")
+async def unload_checkpoint(service: CurrentService) -> dict[str, Any]:
+    """Free the memory of the devices. The next request loads the model again, and waits until it is there."""
+    if service.want_loaded is None:
+        raise ApiError(422, "unload-checkpoint: replicas keep the model loaded; stop the server to free the memory")
+    if not await asyncio.wrap_future(service.want_loaded(False)):
+        raise ApiError(409, "unload-checkpoint: images are being drawn, or the model is being loaded; try again later")
+    return {}
+
+
+@router.post("/reload-checkpoint")
+async def reload_checkpoint(service: CurrentService) -> dict[str, Any]:
+    """Load the model again, if it is unloaded."""
+    if service.want_loaded is not None:
+        await asyncio.wrap_future(service.want_loaded(True))
+    return {}
+
+
 @router.post("/png-info", dependencies=[Depends(fields({}))])
 async def png_info(asked: PngInfo, service: CurrentService) -> Read:
     """The settings in a picture."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from concurrent.futures import Future
 from contextlib import asynccontextmanager, suppress
 from types import TracebackType
 from typing import Annotated, Any
@@ -19,7 +20,7 @@ from starlette.types import Receive
 from jaxl import __version__
 from jaxl.engine import AnyEngine, Event, Request, Result, Ticket
 from jaxl.engine.request import new_id
-from jaxl.errors import CancelledError, DeadlineError, InputError
+from jaxl.errors import CancelledError, DeadlineError, InputError, UnloadedError
 from jaxl.images import read_image
 from jaxl.server import logs
 from jaxl.server.errors import ApiError
@@ -35,11 +36,18 @@ LEAST_DEADLINE = 1.0
 
 
 class Service:
-    """What the routes share: an engine that has been started, and the settings of the server."""
+    """What the routes share: an engine that has been started, and the settings of the server.
 
-    def __init__(self, engine: AnyEngine, settings: Settings):
+    want_loaded: has the model loaded, or unloaded; the future says whether that could be, at the end. None where the
+    model stays loaded.
+    """
+
+    def __init__(
+        self, engine: AnyEngine, settings: Settings, want_loaded: Callable[[bool], Future[bool]] | None = None
+    ):
         """Raises InputError if pictures cannot be signed as the settings ask."""
         self.created = int(time.time())
+        self.want_loaded = want_loaded
         self.engine = engine
         self.settings = settings
         self.metrics = Metrics(engine)
@@ -91,7 +99,7 @@ class Service:
             logs.note(resized_to=as_text(wanted))
         channel = Channel()
         events = channel.follow()
-        ticket = await asyncio.to_thread(self.engine.submit, request, channel.tell)
+        ticket = await self._ticket(request, channel)
         self.requests.take(ticket.id)
         stream = self.live[ticket.id] = Stream(ticket, given, channel, events, wanted, keep)
         ticket.future.add_done_callback(lambda _: channel.call(self._end, stream))
@@ -217,6 +225,16 @@ class Service:
         task = asyncio.create_task(work)
         self._tasks.add(task)  # the loop itself does not hold on to it
         task.add_done_callback(self._tasks.discard)
+
+    async def _ticket(self, request: Request, channel: Channel) -> Ticket:
+        """Submit a request, and load the model first if somebody has unloaded it."""
+        while True:
+            try:
+                return await asyncio.to_thread(self.engine.submit, request, channel.tell)
+            except UnloadedError:
+                if self.want_loaded is None:
+                    raise
+                await asyncio.wrap_future(self.want_loaded(True))
 
     def _end(self, stream: Stream) -> None:
         """Called in the event loop when a request has its end, whatever that is."""
