@@ -260,7 +260,12 @@ def test_draw_that_is_cancelled_frees_the_place(
         from starlette.requests import Request
 
         http = Request({"type": "http", "state": {"request_id": "x"}}, connection.receive)
-        task = asyncio.create_task(service.draw(http, {"prompt": "a", "steps": 1000}))
+
+        async def draw() -> None:
+            async with service.attended(http, {"prompt": "a", "steps": 1000}) as stream:
+                await stream.result()
+
+        task = asyncio.create_task(draw())
         while "x" not in service.live:
             await asyncio.sleep(0.001)
         task.cancel()

@@ -133,11 +133,6 @@ class Service:
             finally:
                 watch.cancel()
 
-    async def draw(self, http: HttpRequest, arguments: Mapping[str, Any], **how: Any) -> Result:
-        """Submit a request like `attended`, and wait for its end. Raises what `submit` and `Stream.result` do."""
-        async with self.attended(http, arguments, **how) as stream:
-            return await stream.result()
-
     def checked(self, arguments: Mapping[str, Any], policy: Policy = "strict") -> dict[str, Any]:
         """The arguments that are given, within the server's limits, with a seed and one of its sizes."""
         given = {name: value for name, value in arguments.items() if value is not None}

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from PIL import Image
 
-from jaxl.engine import Drawn
+from jaxl.engine import Drawn, Event
 from jaxl.server.edits import Source
 from jaxl.server.errors import api_error, error_object
 from jaxl.server.kept import File, KeptRequest, new_name
@@ -67,7 +68,7 @@ class Work:
         self.service.requests.put(self.stream.id, kept)
         self.service.background(self._keep(kept, self.stream.channel.follow()))
 
-    async def _keep(self, kept: KeptRequest, events: Any) -> None:
+    async def _keep(self, kept: KeptRequest, events: AsyncIterator[Event]) -> None:
         ticket, error = self.stream.ticket, None
         try:
             async for news in events:
