@@ -72,6 +72,22 @@ def test_url_is_that_of_the_proxy(client: TestClient) -> None:
     assert answer["data"][0]["url"].startswith("http://pictures.example:8443/v1/images/files/")
 
 
+class TestBelowARootPath:
+    @pytest.fixture
+    def settings(self, settings: Settings) -> Settings:
+        return replace(settings, root_path="/draw")
+
+    @pytest.mark.parametrize("sent", ["", "/draw"])
+    def test_url(self, client: TestClient, sent: str) -> None:
+        """Whether the proxy leaves the root in the path or not."""
+        asked = {"prompt": "a", "response_format": "url"}
+        url = client.post(f"{sent}{GENERATIONS}", json=asked).json()["data"][0]["url"]
+        assert url.startswith("http://testserver/draw/v1/images/files/")
+        head, picture = (client.request(method, url.replace("/draw", sent)) for method in ("HEAD", "GET"))
+        assert (head.status_code, picture.status_code, head.content) == (200, 200, b"")
+        assert len(picture.content) == int(head.headers["Content-Length"])
+
+
 def test_nobody_finds_a_picture_without_its_name(client: TestClient) -> None:
     for name in ("a.png", "..%2fsettings.py", "a" * 3000):
         answer = client.get(f"/v1/images/files/{name}", headers={"Authorization": ""})
