@@ -220,6 +220,9 @@ if "--model" in sys.argv:
     sys.exit(2)
 if "--broken" in sys.argv:
     sys.exit(1)
+if "--late" in sys.argv:
+    print('{{"level": "error", "message": "the model is broken"}}', file=sys.stderr)
+    sys.exit(1)
 listener = socket.create_server(("127.0.0.1", 0))
 print(f"http://127.0.0.1:{{listener.getsockname()[1]}}", flush=True)
 with Engine(FakeBackend(row_seconds=0.005), joins="--static" not in sys.argv) as engine:
@@ -272,6 +275,7 @@ def test_a_server_that_runs_already(tmp_path: Path) -> None:
     [
         ("--model", InputError, "^serve='--model': jaxl serve says: model='none': there is none$"),
         ("--broken", JaxlError, "^jaxl serve says: exit status 1$"),
+        ("--late", JaxlError, "^jaxl serve says: the model is broken$"),
     ],
 )
 @pytest.mark.usefixtures("command")

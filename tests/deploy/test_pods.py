@@ -109,7 +109,7 @@ def test_servers_draw_what_was_prepared(trees: dict[str, Manifests]) -> None:
             _, options = parsed(server_of(tree)["args"], model(tree))
             assert options["host"] == "0.0.0.0"
             assert options["local_files_only"]
-            found.append({key: value for key, value in options.items() if key != "drain_timeout"})
+            found.append({key: value for key, value in options.items() if key not in ("drain_timeout", "keep_alive")})
         assert found[0] == found[1]
 
 

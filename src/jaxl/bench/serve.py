@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import platform
 import subprocess
@@ -178,6 +179,8 @@ def _wait_until_ready(server: subprocess.Popen[str], address: str, options: Sequ
         if server.poll() is not None:
             said.seek(0)
             last = (said.read().strip().splitlines() or [f"exit status {server.returncode}"])[-1]
+            if last.startswith("{"):  # of its log, which it writes once it listens
+                last = json.loads(last)["message"]
             message = f"jaxl serve says: {last.removeprefix('jaxl: error: ')}"
             if server.returncode == 2:
                 raise InputError("serve", " ".join(options), message)
