@@ -281,7 +281,7 @@ def _needs(bucket: Bucket, lanes: Sequence[Bucket]) -> list[tuple[str, Any, str,
         (
             "prompt",
             f"{bucket.chunks} chunks",
-            f"it may have {75 * chunks} tokens here, and so may the negative one; shorten it",
+            f"a prompt may have {75 * chunks} tokens here, and so may a negative one; shorten it",
             lambda lane: lane.chunks >= bucket.chunks,
         ),
         ("pag_scale", bucket.pag_layers, none_here, lambda lane: bucket.pag_layers in ((), lane.pag_layers)),

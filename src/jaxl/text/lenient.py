@@ -126,10 +126,8 @@ def sections(text: str) -> Sections:
             elif match[1]:
                 factors[start] = float(match[1])
             events.append(("close", kind))
-        elif token.startswith("\\"):
-            events.append(("escaped", token[1:]))
         else:
-            events.append(("text", token))
+            events.append(("text", token.removeprefix("\\")))
 
     found: list[list[Span]] = [[]]
     weights = {"(": [1.0], "[": [1.0]}  # of those that are open, all around them included
@@ -140,7 +138,7 @@ def sections(text: str) -> Sections:
             weights[value].pop()
         else:
             weight = _bounded(weights["("][-1] * weights["["][-1])
-            parts = _BREAK.split(value) if event == "text" else [value]
+            parts = _BREAK.split(value)
             for n, part in enumerate(parts):
                 if n > 0:
                     found.append([])
