@@ -176,9 +176,10 @@ def test_every_step_of_every_trajectory_agrees_with_diffusers(scheduler: str, mo
             # diffusers would take weights of order 4 for the one slope it has
             theirs.sigmas, theirs.timesteps = theirs.sigmas[skip:], theirs.timesteps[skip:]
         timesteps, states = follow(theirs, case, BATCH.initial[number], BATCH.noises[:, number])
-        # diffusers cuts off what is behind the point, and finds 936.998 or 937.002 from float32 sigmas
-        cut = scheduler in DPM and any(case.raw.get(flag) for flag in SIGMA_FLAGS)
-        np.testing.assert_allclose(case.table.timesteps, timesteps, rtol=0, atol=1 if cut else 0.02, err_msg=str(case))
+        whole = scheduler in ("ddim", *DPM)
+        np.testing.assert_allclose(
+            case.table.timesteps, timesteps, rtol=0, atol=0 if whole else 0.02, err_msg=str(case)
+        )
         BATCH.assert_agrees(number, states)
 
 

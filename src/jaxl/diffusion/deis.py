@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from jaxl.diffusion.multistep import growing_orders, latent_scales, multistep_levels
+from jaxl.diffusion.multistep import growing_orders, latent_scales
 from jaxl.diffusion.preconditioning import precondition
 from jaxl.diffusion.randomness import Randomness
 from jaxl.diffusion.rows import Table, pack
 from jaxl.diffusion.schedule import SchedulerConfig
-from jaxl.diffusion.spacing import Levels
+from jaxl.diffusion.spacing import Levels, multistep_levels
 
 
 def deis_levels(config: SchedulerConfig, steps: int) -> Levels:

@@ -2,20 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 
-from jaxl.diffusion.schedule import NoiseSchedule, SchedulerConfig
-from jaxl.diffusion.spacing import Levels, dpm_levels, told
-
-
-def multistep_levels(config: SchedulerConfig, steps: int) -> Levels:
-    """`dpm_levels`, but the timesteps of Karras sigmas are rounded for every kind of betas."""
-    levels = dpm_levels(config, steps)
-    if config.sigma_schedule != "karras":
-        return levels
-    return replace(levels, times=told(config.noise, levels.sigmas[:-1]).round())
+from jaxl.diffusion.schedule import NoiseSchedule
 
 
 def growing_orders(moved: np.ndarray, most: int) -> np.ndarray:

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from jaxl.config import Json, read_fields
 from jaxl.errors import CheckpointError
@@ -51,11 +52,11 @@ class NoiseSchedule:
     rescale_betas_zero_snr: bool = False
     edm: EDM | None = None
 
-    def alphas_cumprod(self) -> np.ndarray:
-        """The signal's share of the variance at each training timestep, [T] float64, falling.
+    def alphas_cumprod(self, dtype: DTypeLike = np.float64) -> np.ndarray:
+        """The signal's share of the variance at each training timestep, [T] of `dtype`, falling.
 
         It is Ho et al. 2020 (arXiv:2006.11239), equation 4. With `rescale_betas_zero_snr` the last one is exactly 0
-        (Lin et al. 2023, arXiv:2305.08891, algorithm 1).
+        (Lin et al. 2023, arXiv:2305.08891, algorithm 1). In float32 it is rounded as diffusers' is.
         Raises CheckpointError unless every beta lies between 0 and 1, and for EDM noise, which has no timesteps.
         """
         total = self.num_train_timesteps
@@ -80,18 +81,18 @@ class NoiseSchedule:
             raise CheckpointError(f"there are {betas.size} betas for num_train_timesteps={total}")
         if not ((betas > 0) & (betas < 1)).all():
             raise CheckpointError(f"betas run from {betas.min()} to {betas.max()}, and must lie between 0 and 1")
-        cumprod = np.cumprod(1 - betas)
+        cumprod = np.cumprod(1 - betas.astype(dtype), dtype=np.float64).astype(dtype)
         if self.rescale_betas_zero_snr:
             root = np.sqrt(cumprod)
             cumprod = ((root - root[-1]) * (root[0] / (root[0] - root[-1]))) ** 2
         return cumprod
 
-    def sigmas(self) -> np.ndarray:
-        """Noise over signal at each training timestep, [T] float64, rising and finite.
+    def sigmas(self, dtype: DTypeLike = np.float64) -> np.ndarray:
+        """Noise over signal at each training timestep, [T] of `dtype`, rising and finite.
 
         At zero terminal SNR the last share of signal is taken as 2^-24, as diffusers does, which makes sigma 4096.
         """
-        cumprod = self.alphas_cumprod()
+        cumprod = self.alphas_cumprod(dtype)
         if self.rescale_betas_zero_snr:
             cumprod[-1] = 2.0**-24
         return np.sqrt((1 - cumprod) / cumprod)

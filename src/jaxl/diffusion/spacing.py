@@ -119,16 +119,12 @@ def dpm_levels(config: SchedulerConfig, steps: int) -> Levels:
     Timesteps are whole: with Karras sigmas they are rounded, or cut off for `squaredcos_cap_v2` and with the other
     sigma schedules, which span the whole trained range.
     """
-    trained = config.noise.sigmas()
-    if config.sigma_schedule is not None:
-        sigmas = _scheduled(config.sigma_schedule, trained[-1], trained[0], steps)
-        times = sigma_to_timestep(sigmas, trained)
-        rounds = config.sigma_schedule == "karras" and config.noise.beta_schedule != "squaredcos_cap_v2"
-        times = times.round() if rounds else np.floor(times)
-    else:
-        times = _spread(config, steps, points=steps + 1, whole=True)
-        sigmas = timestep_to_sigma(times, trained)
-    return Levels(times, np.append(sigmas, _final_sigma(config, trained)), steps)
+    return _dpm_levels(config, steps, rounds=config.noise.beta_schedule != "squaredcos_cap_v2")
+
+
+def multistep_levels(config: SchedulerConfig, steps: int) -> Levels:
+    """`dpm_levels`, but the timesteps of Karras sigmas are rounded for every kind of betas."""
+    return _dpm_levels(config, steps, rounds=True)
 
 
 def ddim_levels(config: SchedulerConfig, steps: int) -> Levels:
@@ -196,6 +192,21 @@ def _spread(config: SchedulerConfig, steps: int, *, points: int, whole: bool, de
     spacing = config.timestep_spacing or default
     total, offset = config.noise.num_train_timesteps, config.steps_offset
     return spread_timesteps(spacing, total, steps, offset=offset, points=points, whole=whole)
+
+
+def _dpm_levels(config: SchedulerConfig, steps: int, *, rounds: bool) -> Levels:
+    trained = config.noise.sigmas()
+    schedule = config.sigma_schedule
+    if schedule is None:
+        times = _spread(config, steps, points=steps + 1, whole=True)
+        sigmas = timestep_to_sigma(times, trained)
+    else:
+        sigmas = _scheduled(schedule, trained[-1], trained[0], steps)
+        # as diffusers has it: the highest of SDXL's is 998.9999 in float32, and cut off to 998
+        single = config.noise.sigmas(np.float32)
+        times = sigma_to_timestep(_scheduled(schedule, float(single[-1]), float(single[0]), steps), single)
+        times = times.round() if rounds and schedule == "karras" else np.floor(times)
+    return Levels(times, np.append(sigmas, _final_sigma(config, trained)), steps)
 
 
 def _uniform(config: SchedulerConfig, steps: int, *, points: int) -> Levels:

@@ -19,7 +19,6 @@ from jaxl.diffusion.dpm_sde import dpmpp_sde
 from jaxl.diffusion.euler import euler, euler_ancestral
 from jaxl.diffusion.heun import heun
 from jaxl.diffusion.lms import lms
-from jaxl.diffusion.multistep import multistep_levels
 from jaxl.diffusion.names import find_name
 from jaxl.diffusion.pndm import plms, pndm
 from jaxl.diffusion.randomness import Randomness
@@ -33,6 +32,7 @@ from jaxl.diffusion.spacing import (
     edm_levels,
     euler_levels,
     kdpm2_levels,
+    multistep_levels,
     sigma_levels,
     timestep_levels,
 )
