@@ -242,6 +242,8 @@ def test_inspect(capsys: pytest.CaptureFixture[str]) -> None:
     assert report["bytes"] == 2 * report["parameters"]
     assert report["dtypes"] == ["float16"]
     assert (report["size"], report["prediction_type"], report["scheduler"]) == ("256x256", "epsilon", "euler")
+    assert report["prediction_type_by"] == "its scheduler config"
+    assert report["preset"].startswith("sdxl, by the checkpoint's configs: 25 steps, guidance 5, ")
     assert sorted(Path(file).relative_to(TINY).parts[0] for file in report["files"]) == sorted(components)
 
     assert run(["inspect", "tiny"]) == 0

@@ -53,6 +53,7 @@ def huge() -> bytes:
         ({"image": PICTURE, "strength": -0.1}, "strength=-0.1"),
         ({"image": PICTURE, "strength": "half"}, "strength='half'"),
         ({"image": PICTURE, "strength": 0.01}, "strength=0.01: leaves none of the 25 steps"),
+        ({"image": PICTURE, "strength": 0.6, "steps": 1}, "strength=0.6: leaves none of the 1 steps"),
         ({"strength": 0.5}, "strength=0.5: needs a picture"),
         ({"mask": MASK}, "mask=.*needs a picture"),
         ({"image": PICTURE, "mask": MASK[:32]}, "mask=.*the mask is 64x32 pixels, the picture 64x64"),
@@ -227,6 +228,12 @@ def test_models_with_edm_noise_have_no_place_to_hand_over(small: Any) -> None:
             span({name: 0.5}, model, times)  # pyright: ignore[reportArgumentType]
 
 
+def test_a_picture_without_a_strength_is_drawn_upon_in_one_step(small: Any) -> None:
+    pipe, _ = small
+    plan = pipe.plan("a cat", image=PICTURE, steps=1)
+    assert (plan.steps, plan.count) == (1, 1)
+
+
 def test_presets(small: Any, tmp_path: Path) -> None:
     pipe, _ = small
     assert pipe.preset.name == "sdxl"
@@ -246,14 +253,3 @@ def test_presets(small: Any, tmp_path: Path) -> None:
     )
     with pytest.raises(jaxl.InputError, match="preset='lightening': did you mean 'lightning'"):
         planned("lightening")
-    from jaxl.presets import preset_by_name
-
-    for name, wanted in {
-        "ByteDance/sdxl_lightning_8step.safetensors": ("lightning", 8),
-        "stabilityai/sdxl-turbo": ("turbo", 1),
-        "/models/turbo/anime.safetensors": None,
-        "Hyper-SDXL-1step-Unet": ("hyper", 1),
-        "latent-consistency/lcm-sdxl": ("lcm", 4),
-    }.items():
-        found = preset_by_name(name)
-        assert (found and (found.name, found.steps)) == wanted, name

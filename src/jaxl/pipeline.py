@@ -7,6 +7,7 @@ result.images[0].save("apple.png")
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -42,6 +43,7 @@ from jaxl.text.tokenizer import Tokenizer
 from jaxl.weights.checkpoint import Checkpoint, load_params
 from jaxl.weights.folder import TOKENIZERS
 from jaxl.weights.layout import flatten, placed
+from jaxl.weights.prediction import with_prediction
 from jaxl.weights.quantise import (
     PROMPTS,
     check_prompts,
@@ -63,6 +65,8 @@ Progress = Callable[[Literal["load", "calibrate", "compile", "generate"], int, i
 Callback = Callable[[int, int, np.ndarray], bool | None]
 Decoded = tuple[jax.Array, jax.Array, jax.Array]  # floats, bytes, whether all is finite
 Output = Literal["pil", "numpy", "latents"]
+
+log = logging.getLogger(__name__)
 
 NO_FREEU = np.ones(4, np.float32)  # what leaves the skip connections as they are
 
@@ -102,6 +106,7 @@ def from_pretrained(
     vae_tile: int | None = None,
     preview: str | os.PathLike[str] | None = None,
     preset: str | None = None,
+    prediction_type: str | None = None,
     batch_sizes: Sequence[int] = (),
     precision: str | None = None,
     calibration: Sequence[str] = PROMPTS,
@@ -124,8 +129,10 @@ def from_pretrained(
         vae_tile: pixels; larger images are encoded and decoded in overlapping tiles of this size, which takes far less
             memory and is not quite the same (docs/performance.md).
         preview: an autoencoder of TAESD's kind for previews, in place of a linear map.
-        preset: "turbo", "lightning", "hyper", "lcm", "tcd", "playground" or "sdxl": what `generate` does where it is
-            not told the steps, the guidance or the scheduler. By default, what the checkpoint's name or configs say.
+        preset: a name in `jaxl.presets.PRESETS`, such as "turbo", "lightning" or "hyper": what `generate` does where it
+            is not told the steps, the guidance or the scheduler. By default, what the checkpoint's name or configs say.
+        prediction_type: "epsilon", "v_prediction" or "sample", where the checkpoint does not say, or wrongly, what its
+            network predicts. A single file says it in a tensor `v_pred`, in its metadata or in a .yaml beside it.
         batch_sizes: the numbers of images that programs are compiled for; other numbers are filled up, or drawn in
             several rounds. By default every number of images compiles programs of its own.
         precision: "fp8" or "int8": the linear layers of the U-Net's transformer blocks in eight bits, faster on chips
@@ -154,6 +161,7 @@ def from_pretrained(
         vae_tile=vae_tile,
         preview=preview,
         preset=preset,
+        prediction_type=prediction_type,
         batch_sizes=batch_sizes,
         precision=precision,
         calibration=calibration,
@@ -180,6 +188,7 @@ def open_pipeline(
     vae_tile: int | None = None,
     preview: str | os.PathLike[str] | None = None,
     preset: str | None = None,
+    prediction_type: str | None = None,
     batch_sizes: Sequence[int] = (),
     precision: str | None = None,
     calibration: Sequence[str] = PROMPTS,
@@ -189,6 +198,8 @@ def open_pipeline(
     enable_disk_cache()
     hub: dict[str, Any] = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
     checkpoint = open_checkpoint(model, revision=revision, variant=variant, **hub)
+    if prediction_type is not None:
+        checkpoint = with_prediction(checkpoint, prediction_type)
     for component, name in (("vae", vae), ("preview", preview)):
         if name is not None:
             checkpoint = with_vae(checkpoint, open_vae(name, **hub), component)
@@ -236,9 +247,9 @@ class Pipeline:
         self.model = Model.from_configs(checkpoint.configs, kernels)
         self.dtype = jnp.dtype(dtype)
         self.mesh = mesh
-        self.preset = (
-            presets.preset(preset) if preset else presets.preset_by_name(checkpoint.source) or self.model.preset
-        )
+        self.preset = presets.choose_preset(preset, checkpoint.source, self.model.preset)
+        predicted = self.model.scheduler.noise.prediction_type
+        log.info("preset %s; the network predicts %s, by %s", self.preset, predicted, checkpoint.predicts_by)
         sizes = [arguments.whole_number("batch_sizes", size, least=1) for size in batch_sizes]
         self.devices = Devices(mesh.size, sizes)
         shapes = self.model.shapes(dtype, vae_dtype or self.model.vae_dtype(dtype))

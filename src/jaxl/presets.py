@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from jaxl.errors import InputError, nearest
@@ -12,7 +12,10 @@ from jaxl.errors import InputError, nearest
 
 @dataclass(frozen=True)
 class Preset:
-    """Settings for what a caller leaves open. None leaves it to the checkpoint; `eta` goes with `scheduler`."""
+    """Settings for what a caller leaves open. None leaves it to the checkpoint; `eta` goes with `scheduler`.
+
+    `reason` says why it was taken.
+    """
 
     name: str
     steps: int = 25
@@ -20,6 +23,11 @@ class Preset:
     scheduler: str | None = None
     eta: float | None = None
     timestep_spacing: str | None = None
+    reason: str = field(default="by the checkpoint's configs", compare=False)
+
+    def __str__(self) -> str:
+        scheduler = self.scheduler or "the checkpoint's scheduler"
+        return f"{self.name}, {self.reason}: {self.steps} steps, guidance {self.guidance_scale:g}, {scheduler}"
 
 
 PRESETS: Mapping[str, Preset] = {
@@ -28,6 +36,8 @@ PRESETS: Mapping[str, Preset] = {
         Preset("sdxl"),
         # Sauer et al. 2023, arXiv:2311.17042: 1 to 4 steps without guidance
         Preset("turbo", 1, 1.0, "euler_a", timestep_spacing="trailing"),
+        # fine-tunes with its weights in them, as the cards of DreamShaper XL and TurboVision XL ask for
+        Preset("turbo_finetune", 6, 2.0, "dpm++sde_karras"),
         # Lin et al. 2024, arXiv:2402.13929: 2, 4 or 8 steps, as the weights were distilled for
         Preset("lightning", 4, 1.0, "euler", timestep_spacing="trailing"),
         # Ren et al. 2024, arXiv:2404.13686: TCD's sampler for any number of steps
@@ -36,6 +46,8 @@ PRESETS: Mapping[str, Preset] = {
         Preset("lcm", 4, 1.0, "lcm"),
         # Zheng et al. 2024, arXiv:2402.19159
         Preset("tcd", 4, 1.0, "tcd"),
+        # Yin et al. 2024, arXiv:2405.14867
+        Preset("dmd2", 4, 1.0, "lcm"),
         # Li et al. 2024, arXiv:2402.17245
         Preset("playground", 25, 3.0),
     )
@@ -64,14 +76,51 @@ def speed(name: str) -> Mapping[str, Any]:
     return SPEEDS[name]
 
 
+# Stability's own files and folder; a fine-tune has more in its name
+SDXL_TURBO = re.compile(r"sd_?xl[-_]turbo([-_.](v?1[._]0|fp16|fp32|bf16|onnx|tensorrt))*")
+# in the order in which they are looked for, in words with `_` between; "hyper" alone may be HyperRealism
+DISTILLED: Mapping[str, re.Pattern[str]] = {
+    "hyper": re.compile(
+        r"(^|_)hyper(_?sd|_?sdxl)?(_(sd|sdxl|[0-9]+|v|steps?|cfg|bakedvae|baked|vae|fp|lora|unet)(_|$)|$)"
+    ),
+    "lightning": re.compile("lightning"),
+    "dmd2": re.compile("dmd_?2"),
+    "lcm": re.compile(r"(^|_)lcm|lcm(_|$)"),
+    "tcd": re.compile(r"(^|_)tcd(_|$)"),
+    "turbo_finetune": re.compile("turbo"),
+}
+
+
+def is_sdxl_turbo(name: str) -> bool:
+    """Whether a file or a repository is named as SDXL-Turbo itself, which was trained for 512 pixels."""
+    return SDXL_TURBO.fullmatch(_stem(name).lower()) is not None
+
+
 def preset_by_name(source: str) -> Preset | None:
-    """The preset that a model's own name tells of, with the steps it mentions: "sdxl_lightning_8step.safetensors"."""
-    words = re.split(r"[^a-z0-9]+", source.replace("\\", "/").rstrip("/").rpartition("/")[2].lower())
-    for name in ("turbo", "lightning", "hyper", "lcm", "tcd"):
-        if name in words:
-            steps = re.search(r"(?<![0-9])([0-9]{1,2})[-_ ]?steps?(?![a-z])", source.lower())
-            return replace(PRESETS[name], steps=int(steps[1])) if steps and int(steps[1]) else PRESETS[name]
-    return None
+    """The preset that a model's own name tells of, with the steps it mentions: "sdxl_lightning_8step.safetensors".
+
+    Of a path or a hub's id the last part counts. Words may be set apart by capitals, as in "xlLightningBakedvae".
+    """
+    stem = _stem(source)
+    words = "_".join(re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+", stem)).lower()
+    told = "turbo" if is_sdxl_turbo(source) else next((name for name, p in DISTILLED.items() if p.search(words)), None)
+    if told is None:
+        return None
+    found = PRESETS[told]
+    steps = re.search(r"(?<![0-9])(?<!v_)([0-9]{1,2})_steps?(_|$)", words)
+    count = int(steps[1]) if steps and int(steps[1]) else found.steps
+    return replace(found, steps=count, reason=f"by the name {stem!r}")
+
+
+def choose_preset(asked: str | None, source: str, own: Preset) -> Preset:
+    """The preset that was asked for, that a model's name tells of, or the `own` one of its configs, in this order."""
+    if asked is not None:
+        return replace(preset(asked), reason="as asked for")
+    return preset_by_name(source) or own
+
+
+def _stem(source: str) -> str:
+    return source.replace("\\", "/").rstrip("/").rpartition("/")[2].removesuffix(".safetensors")
 
 
 SDXL_BASE: dict[str, dict[str, Any]] = {

@@ -137,7 +137,8 @@ def span(start: Start, model: Model, times: np.ndarray) -> tuple[int, int]:
         strength = arguments.share("strength", start.get("strength", default_strength(start, model)))
         if "denoising_start" in start:
             raise InputError("strength", strength, "leave it out: denoising_start says where to begin")
-        skip = steps - int(steps * strength)
+        # a share that nobody gave runs at least one step, so that models of one step have a default
+        skip = steps - max(int(steps * strength), "strength" not in start)
     if skip >= stop:
         name = "denoising_end" if "denoising_end" in start else "strength"
         value = start.get(name, 0.0)

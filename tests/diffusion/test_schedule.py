@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from jaxl.diffusion.schedule import EDM, NoiseSchedule, SchedulerConfig
+from jaxl.diffusion.tables import scheduler_name
 from jaxl.errors import CheckpointError
 
 SDXL = NoiseSchedule(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
@@ -54,16 +55,17 @@ def test_zero_terminal_snr_ends_at_no_signal_and_keeps_the_first_level() -> None
         ({"beta_start": 0.0}, "between 0 and 1"),
         ({"trained_betas": [0.1, 0.2]}, "2 betas for num_train_timesteps=1000"),
         ({"num_train_timesteps": 0}, "num_train_timesteps=0"),
-        ({"num_train_timesteps": "many"}, "integer"),
+        ({"num_train_timesteps": "many"}, "whole number"),
         ({"beta_start": "low"}, "low"),
-        ({"steps_offset": 0.5}, "integer"),
+        ({"steps_offset": 0.5}, "whole number"),
         ({"beta_schedule": "sigmoid"}, "beta_schedule='sigmoid'"),
         ({"prediction_type": "flow_prediction"}, "prediction_type='flow_prediction'"),
         ({"timestep_spacing": "ays"}, "timestep_spacing='ays'"),
         ({"final_sigmas_type": "tiny"}, "final_sigmas_type='tiny'"),
         ({"interpolation_type": "log_linear"}, "interpolation_type='log_linear'"),
         ({"thresholding": True}, "thresholding=True"),
-        ({"use_lu_lambdas": True}, "use_lu_lambdas=True"),
+        ({"_class_name": "SASolverScheduler", "beta_start": 0.001, "use_flow_sigmas": True}, "use_flow_sigmas=True"),
+        ({"_class_name": "SASolverScheduler", "beta_start": 0.001, "beta_schedule": "sigmoid"}, "'sigmoid'"),
         ({"use_beta_sigmas": True, "use_karras_sigmas": True}, "cannot be karras and beta at once"),
         ({"sigma_max": 700.0}, "sigma_max=700.0"),
         ({"brightness": 2}, "brightness=2"),
@@ -83,6 +85,24 @@ def test_what_would_change_the_result_is_refused_by_name(fields: dict[str, Any],
     with pytest.raises(CheckpointError, match=message) as caught:
         SchedulerConfig.from_json({**EULER, **fields}, what="some/file.json")
     assert str(caught.value).startswith("some/file.json: ")
+
+
+@pytest.mark.parametrize(
+    ("fields", "own"),
+    [
+        ({"_class_name": "DPMSolverSinglestepScheduler"}, "DPMSolverSinglestepScheduler"),
+        ({"_class_name": "SASolverScheduler", "tau_func": None, "predictor_order": 2}, "SASolverScheduler"),
+        ({"_class_name": "IPNDMScheduler"}, "IPNDMScheduler"),
+        ({**DPM, "use_lu_lambdas": True}, "DPMSolverMultistepScheduler with use_lu_lambdas"),
+    ],
+)
+def test_the_noise_is_read_of_classes_that_jaxl_lacks(fields: dict[str, Any], own: str) -> None:
+    betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    config = SchedulerConfig.from_json({**fields, **betas, "timestep_spacing": "trailing"})
+    assert config.noise == NoiseSchedule(**betas)
+    assert scheduler_name(config, "euler") == "euler"
+    with pytest.raises(CheckpointError, match=f"'{own}' is not supported; choose one with scheduler="):
+        scheduler_name(config)
 
 
 def test_fields_that_are_switched_off_or_empty_are_taken() -> None:

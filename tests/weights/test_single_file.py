@@ -18,6 +18,7 @@ from original_sdxl import FAMILIES, UNET, Model, State, original_openclip, origi
 from safetensors.torch import save_file
 
 from jaxl.config import TextConfig, UNetConfig, VAEConfig
+from jaxl.diffusion.schedule import EDM, SchedulerConfig
 from jaxl.errors import CheckpointError
 from jaxl.model import Model as ModelConfigs
 from jaxl.nn.clip import clip_shapes
@@ -383,9 +384,28 @@ def test_whose_unet_it_is(tmp_path: Path, block: str, width: int, family: str) -
     assert f" of {family}" in refusal(tmp_path, tensors)
 
 
-@pytest.mark.parametrize("mark", ["edm_mean", "edm_std", "edm_vpred.sigma_max"])
-def test_edm_models(tmp_path: Path, base: State, mark: str) -> None:
-    assert f"{mark} marks an EDM model" in refusal(tmp_path, base | {mark: torch.zeros(1)})
+def test_playground(tmp_path: Path, base: State) -> None:
+    mean, std = [-1.5, 2.0, -1.25, 2.5], [8.5, 6.0, 6.5, 5.25]
+    marks = {"edm_mean": torch.tensor(mean).view(1, 4, 1, 1), "edm_std": torch.tensor(std).view(1, 4, 1, 1)}
+    configs = read_single_file(write(tmp_path, base | marks)).configs
+    vae = VAEConfig.from_json(configs["vae"])
+    assert (vae.latents_mean, vae.latents_std, vae.scaling_factor) == (tuple(mean), tuple(std), 0.5)
+    scheduler = SchedulerConfig.from_json(configs["scheduler"])
+    assert (scheduler.scheduler, scheduler.noise.edm) == ("edm_dpm++2m", EDM(0.002, 80.0, 0.5, 7.0))
+    assert configs["model_index"]["scheduler"] == ["diffusers", "EDMDPMSolverMultistepScheduler"]
+
+
+def test_cosxl(tmp_path: Path, base: State) -> None:
+    marks = {"edm_vpred.sigma_max": torch.tensor(100.0), "edm_vpred.sigma_min": torch.tensor(0.25)}
+    scheduler = SchedulerConfig.from_json(read_single_file(write(tmp_path, base | marks)).configs["scheduler"])
+    assert (scheduler.scheduler, scheduler.sigma_schedule) == ("edm_euler", "exponential")
+    assert (scheduler.noise.prediction_type, scheduler.noise.edm) == ("v_prediction", EDM(0.25, 100.0, 1.0, 7.0))
+
+
+def test_sdxl_turbo_is_of_512_pixels(tmp_path: Path, base: State) -> None:
+    for name, side in (("sd_xl_turbo_1.0_fp16.safetensors", 64), ("DreamShaperXL_Turbo_v2_1.safetensors", 128)):
+        save_file(base, tmp_path / name)
+        assert read_single_file(tmp_path / name).configs["unet"]["sample_size"] == side
 
 
 @pytest.mark.parametrize(

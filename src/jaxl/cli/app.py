@@ -139,8 +139,9 @@ def inspect(
     if as_json:
         print_line(json.dumps(report))
         return
-    for name in ("model", "family", "prediction_type", "scheduler", "size"):
-        print_line(f"{name.replace('_', ' '):<16}{report[name]}")
+    for name in ("model", "family", "prediction_type", "scheduler", "preset", "size"):
+        more = f" (by {report['prediction_type_by']})" if name == "prediction_type" else ""
+        print_line(f"{name.replace('_', ' '):<16}{report[name]}{more}")
     print_line("")
     rows = [["component", "parameters", "bytes", "dtype"]]
     for part in (*report["components"], {**report, "name": "all"}):
@@ -184,6 +185,7 @@ def _inspect(**source: Any) -> dict[str, Any]:
 
     from jaxl.diffusion.tables import SCHEDULERS, scheduler_name
     from jaxl.model import Model
+    from jaxl.presets import choose_preset
     from jaxl.weights.contents import components, family
     from jaxl.weights.source import open_checkpoint
 
@@ -195,6 +197,8 @@ def _inspect(**source: Any) -> dict[str, Any]:
         "model": checkpoint.source,
         "family": family(model.unet),
         "prediction_type": model.scheduler.noise.prediction_type,
+        "prediction_type_by": checkpoint.predicts_by,
+        "preset": str(choose_preset(None, checkpoint.source, model.preset)),
         "scheduler": scheduler_name(model.scheduler) if own in SCHEDULERS else own,
         "size": f"{model.default_size}x{model.default_size}",
         "parameters": sum(part.parameters for part in parts),

@@ -24,6 +24,8 @@ from jaxl.cli.options import (
     HostsOption,
     JsonOption,
     LocalOption,
+    PredictionOption,
+    PresetOption,
     RevisionOption,
     TimeoutOption,
     VariantOption,
@@ -97,12 +99,8 @@ def generate(
     preview_vae: Annotated[
         str | None, typer.Option(metavar="MODEL", help="A tiny autoencoder (TAESD) for previews in full size.")
     ] = None,
-    preset: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME", help="turbo, lightning, hyper, lcm, tcd, playground or sdxl; by default, the model's."
-        ),
-    ] = None,
+    preset: PresetOption = None,
+    prediction_type: PredictionOption = None,
     guidance_rescale: Annotated[
         float | None, typer.Option(help="0 to 1: against washed out or glaring colours.")
     ] = None,
@@ -231,8 +229,16 @@ def generate(
                 asked["seed"] = seeds_per_image(_seed_of_host_0(seeds[0]), count)
             open_model = Opener(dtype, shard_params, count, local_files_only, progress, kernels)
             pipe = open_model(
-                source, vae=vae, vae_tile=vae_tile, preview=preview_vae, preset=preset, precision=precision
+                source,
+                vae=vae,
+                vae_tile=vae_tile,
+                preview=preview_vae,
+                preset=preset,
+                prediction_type=prediction_type,
+                precision=precision,
             )
+            if preset is None and pipe.preset.name != "sdxl" and not quiet:
+                note(f"preset {pipe.preset}")
             if pipe.precision is not None and not quiet and not pipe.scales_file.exists():
                 note(f"measuring on {len(pipe.calibration)} prompts, once for this model, for --precision {precision}")
             asked.update(_size(size, pipe))

@@ -17,6 +17,21 @@ from jaxl.errors import InputError, JaxlError
 VariantOption = Annotated[str | None, typer.Option(metavar="NAME", help="Of the weight files, such as fp16.")]
 RevisionOption = Annotated[str | None, typer.Option(metavar="NAME", help="Branch, tag or commit on the hub.")]
 LocalOption = Annotated[bool, typer.Option("--local-files-only", help="Use what was downloaded before, no network.")]
+PresetOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="turbo, turbo_finetune, lightning, hyper, lcm, tcd, dmd2, playground or sdxl; by default, the model's.",
+    ),
+]
+PredictionOption = Annotated[
+    str | None,
+    typer.Option(
+        "--prediction-type",
+        metavar="TYPE",
+        help="epsilon, v_prediction or sample, where the checkpoint does not say what it predicts.",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
 
 DistributedOption = Annotated[

@@ -26,7 +26,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from jaxl.bench.prices import Price, price_of, read_prices
-from jaxl.cli.options import LocalOption, RevisionOption, VariantOption, read_count, read_counts, read_size
+from jaxl.cli.options import (
+    LocalOption,
+    PredictionOption,
+    PresetOption,
+    RevisionOption,
+    VariantOption,
+    read_count,
+    read_counts,
+    read_size,
+)
 from jaxl.cli.terminal import note, print_line, progress_bars, to_terminal
 from jaxl.errors import DrainingError, EngineError, InputError, JaxlError, PromptWarning
 from jaxl.extras import install_command
@@ -146,12 +155,8 @@ def serve(
     preview_vae: Annotated[
         str | None, typer.Option(metavar="MODEL", help="A tiny autoencoder (TAESD) for previews in full size.")
     ] = None,
-    preset: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME", help="turbo, lightning, hyper, lcm, tcd, playground or sdxl; by default, the model's."
-        ),
-    ] = None,
+    preset: PresetOption = None,
+    prediction_type: PredictionOption = None,
     precision: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="fp8 or int8 for most of the model: faster on chips with units for them."),
@@ -240,6 +245,7 @@ def serve(
         "vae_tile": vae_tile,
         "preview": preview_vae,
         "preset": preset,
+        "prediction_type": prediction_type,
         "precision": precision,
         "variant": variant,
         "revision": revision,

@@ -129,14 +129,21 @@ class SchedulerConfig:
     def from_json(cls, raw: Json, what: str = "scheduler/scheduler_config.json") -> SchedulerConfig:
         """Read a diffusers scheduler config.
 
-        Raises CheckpointError for a class with another kind of noise schedule, and for a field that would change the
-        result and is not known.
+        Of a class that jaxl lacks, and of one with an option that it lacks, the noise is read alone, for another
+        scheduler. Raises CheckpointError for a class with another kind of noise schedule, and for a field that would
+        change the result and is not known.
         """
         name = raw.get("_class_name")
-        if not isinstance(name, str) or name not in CLASSES:
+        lacking = [option for option in _LACKING if raw.get(option)]
+        betas = "beta_start" in raw or "trained_betas" in raw
+        if not isinstance(name, str) or (name not in CLASSES and not betas):
             supported = ", ".join(known for known, each in CLASSES.items() if each.names)
             raise CheckpointError(f"{what}: scheduler class {name!r} is not supported, only {supported}")
-        kind = CLASSES[name]
+        kind = CLASSES.get(name, SchedulerClass())
+        if name not in CLASSES or lacking:
+            known = {*_SHARED, *_FIXED, *_SIGMA_FLAGS, *(f.name for f in fields(NoiseSchedule)), *_OTHER_NOISE}
+            raw = {key: value for key, value in raw.items() if key in known}
+            kind, name = SchedulerClass(defaults=kind.defaults), " with ".join((name, *lacking))
         stated = {**kind.defaults, **{key: value for key, value in raw.items() if value is not None}}
         choices = {f.name: f.default for f in fields(cls) if f.name in (*_SHARED, *kind.options)}
         noise = asdict(NoiseSchedule()) | (asdict(EDM()) if kind.edm else {})
@@ -286,6 +293,11 @@ _FIXED: Mapping[str, tuple[Any, ...]] = {
     "timestep_type": ("discrete",),
     "lambda_min_clipped": (-math.inf,),
 }
+
+# options of sampling that jaxl lacks, so that the checkpoint's own scheduler cannot be run
+_LACKING = ("use_lu_lambdas",)
+# what makes another noise of the betas, and is refused
+_OTHER_NOISE = ("use_flow_sigmas",)
 
 # settings of algorithms that jaxl lacks, or of options that are refused when they are on
 _INERT = (

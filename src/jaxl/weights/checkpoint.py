@@ -29,13 +29,14 @@ class Checkpoint:
     `text_encoder`, `text_encoder_2`), of the `scheduler`, and of `model_index`. `tensors` maps a component and its
     diffusers key to a tensor in a file. `tokenizers` maps `tokenizer` and `tokenizer_2`, where present, to a folder, or
     to None for the CLIP vocabulary that jaxl ships. The SDXL refiner has no `text_encoder` and no `tokenizer`; a single
-    file may have no `vae`.
+    file may have no `vae`. `predicts_by` is where the prediction type was found.
     """
 
     source: str
     configs: Mapping[str, Mapping[str, Any]]
     tensors: Mapping[str, Mapping[str, Tensor]]
     tokenizers: Mapping[str, Path | None]
+    predicts_by: str = "its scheduler config"
 
     def files(self) -> list[Path]:
         """The weight files, each once."""

@@ -8,17 +8,21 @@ reshaped or transposed as views of the file.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from jaxl.errors import CheckpointError
+from jaxl.presets import is_sdxl_turbo
 from jaxl.weights import kinds
 from jaxl.weights.checkpoint import Checkpoint
 from jaxl.weights.folder import VAE
 from jaxl.weights.original_layout import Layout, Shapes, clip_layout, openclip_layout, vae_layout
 from jaxl.weights.original_unet import unet_layout
-from jaxl.weights.store import Tensor
+from jaxl.weights.prediction import find_prediction
+from jaxl.weights.store import Tensor, read_metadata
 from jaxl.weights.tensors import put, read_tensors, with_outer_name
 
 PREFIXES = {
@@ -48,19 +52,39 @@ IGNORED = re.compile(
             # the noise schedule, as training kept it
             r"betas|alphas_cumprod(_prev)?|(sqrt|sqrt_recip|sqrt_recipm1|sqrt_one_minus|log_one_minus)_alphas_cumprod",
             r"posterior_(variance|log_variance_clipped|mean_coef1|mean_coef2)|logvar|lvlb_weights",
-            # ComfyUI's marks of velocity prediction, which are read for the scheduler
-            r"v_pred|ztsnr",
+            # marks of velocity prediction and of EDM noise, which are read for the scheduler
+            r"v_pred|ztsnr|edm_mean|edm_std|edm_vpred\.sigma_(max|min)",
         )
     )
 )
-EDM_MARKS = ("edm_mean", "edm_std", "edm_vpred.sigma_max", "edm_vpred.sigma_min")
+
+# as the folders of these models have them
+PLAYGROUND_SCHEDULER: Mapping[str, Any] = {
+    "_class_name": "EDMDPMSolverMultistepScheduler",
+    "final_sigmas_type": "zero",
+    "prediction_type": "epsilon",
+    "rho": 7.0,
+    "sigma_data": 0.5,
+    "sigma_max": 80.0,
+    "sigma_min": 0.002,
+    "solver_order": 2,
+}
+COSXL_SCHEDULER: Mapping[str, Any] = {
+    "_class_name": "EDMEulerScheduler",
+    "prediction_type": "v_prediction",
+    "sigma_data": 1.0,
+    "sigma_max": 120.0,
+    "sigma_min": 0.002,
+    "sigma_schedule": "exponential",
+}
 
 
 def read_single_file(file: Path) -> Checkpoint:
     """Open a single-file SDXL checkpoint; its tensors stay unread.
 
-    A tensor `v_pred` marks a model that predicts velocities, `ztsnr` beside it one trained to zero terminal
-    signal-to-noise ratio (ComfyUI's convention). The VAE may be missing, as files that leave it to the user lack it.
+    What it predicts is said as `weights.prediction` has it; a tensor `ztsnr` beside `v_pred` marks a model that was
+    trained to zero terminal signal-to-noise ratio (ComfyUI's convention), `edm_*` the noise of Playground v2.5 and
+    CosXL. The VAE may be missing, as files that leave it to the user lack it.
     Raises CheckpointError, in one line, if the file is something else than SDXL (it says what), lacks another network,
     has an unknown key or a tensor twice, or if no config fits its shapes.
     """
@@ -85,15 +109,24 @@ def read_single_file(file: Path) -> Checkpoint:
     pooled_dim = layouts["text_encoder_2"].config["projection_dim"]
     lay_out("unet", lambda shapes: unet_layout(shapes, pooled_dim, time_ids=5 if refiner else 6))
 
+    configs = {component: layout.config for component, layout in layouts.items()}
+    prediction, predicts_by = find_prediction(file, tensors, read_metadata(file))
+    scheduler = _scheduler_config(tensors, prediction)
+    if "edm_mean" in tensors and "vae" in configs:
+        mean, std = (_numbers(tensors[key]) for key in ("edm_mean", "edm_std"))
+        configs["vae"] = {**configs["vae"], "latents_mean": mean, "latents_std": std, "scaling_factor": 0.5}
+    if is_sdxl_turbo(file.name):
+        configs["unet"] = {**configs["unet"], "sample_size": 64}
     return Checkpoint(
         source=str(file),
         configs={
-            **{component: layout.config for component, layout in layouts.items()},
-            "scheduler": _scheduler_config(tensors),
-            "model_index": _model_index(file, layouts["unet"].config, refiner),
+            **configs,
+            "scheduler": scheduler,
+            "model_index": _model_index(file, layouts["unet"].config, refiner, scheduler["_class_name"]),
         },
         tensors={component: _placed(file, layout, parts[component]) for component, layout in layouts.items()},
         tokenizers={"tokenizer_2": None} if refiner else {"tokenizer": None, "tokenizer_2": None},
+        predicts_by="its EDM marks" if scheduler["_class_name"].startswith("EDM") else predicts_by,
     )
 
 
@@ -125,9 +158,6 @@ def _refuse_others(file: Path, tensors: Mapping[str, Tensor]) -> None:
     """Say what the file is if it is not SDXL."""
     if not any(key.startswith(SDXL_MARK) for key in tensors):
         raise CheckpointError(f"{file}: not an SDXL checkpoint but {kinds.kind(tensors)}")
-    for key in EDM_MARKS:
-        if key in tensors:
-            raise CheckpointError(f"{file}: {key} marks an EDM model (Playground v2.5, CosXL), which jaxl does not run")
 
 
 def _split(file: Path, tensors: Mapping[str, Tensor], prefixes: Mapping[str, str]) -> dict[str, dict[str, Tensor]]:
@@ -178,9 +208,21 @@ def _views(key: str, tensor: Tensor, parts: int) -> list[Tensor]:
     return [tensor]
 
 
-def _scheduler_config(keys: Iterable[str]) -> dict[str, Any]:
+def _numbers(tensor: Tensor) -> list[float]:
+    return tensor.read().astype(np.float64).ravel().tolist()
+
+
+def _scheduler_config(tensors: Mapping[str, Tensor], prediction: str) -> dict[str, Any]:
     """SDXL's scheduler, as it was published, and what the file's marks change in it."""
-    keys = set(keys)
+    if "edm_mean" in tensors:
+        return {**PLAYGROUND_SCHEDULER}
+    if "edm_vpred.sigma_max" in tensors:
+        lowest = tensors.get("edm_vpred.sigma_min")
+        return {
+            **COSXL_SCHEDULER,
+            "sigma_max": _numbers(tensors["edm_vpred.sigma_max"])[0],
+            **({} if lowest is None else {"sigma_min": _numbers(lowest)[0]}),
+        }
     return {
         "_class_name": "EulerDiscreteScheduler",
         "beta_end": 0.012,
@@ -189,8 +231,8 @@ def _scheduler_config(keys: Iterable[str]) -> dict[str, Any]:
         "clip_sample": False,
         "interpolation_type": "linear",
         "num_train_timesteps": 1000,
-        "prediction_type": "v_prediction" if "v_pred" in keys else "epsilon",
-        "rescale_betas_zero_snr": {"v_pred", "ztsnr"} <= keys,
+        "prediction_type": prediction,
+        "rescale_betas_zero_snr": {"v_pred", "ztsnr"} <= set(tensors),
         "sample_max_value": 1.0,
         "set_alpha_to_one": False,
         "skip_prk_steps": True,
@@ -201,7 +243,7 @@ def _scheduler_config(keys: Iterable[str]) -> dict[str, Any]:
     }
 
 
-def _model_index(file: Path, unet: Mapping[str, Any], refiner: bool) -> dict[str, Any]:
+def _model_index(file: Path, unet: Mapping[str, Any], refiner: bool, scheduler: str) -> dict[str, Any]:
     """The `model_index.json` of the model's family."""
     families = {4: "StableDiffusionXLPipeline", 9: "StableDiffusionXLInpaintPipeline"}
     channels = unet["in_channels"]
@@ -212,7 +254,7 @@ def _model_index(file: Path, unet: Mapping[str, Any], refiner: bool) -> dict[str
         "_class_name": "StableDiffusionXLImg2ImgPipeline" if refiner else families[channels],
         "force_zeros_for_empty_prompt": not refiner,
         **({"requires_aesthetics_score": True} if refiner else {}),
-        "scheduler": ["diffusers", "EulerDiscreteScheduler"],
+        "scheduler": ["diffusers", scheduler],
         "text_encoder": first_encoder,
         "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
         "tokenizer": [None, None] if refiner else ["transformers", "CLIPTokenizer"],

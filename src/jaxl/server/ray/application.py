@@ -36,6 +36,7 @@ class Arguments(BaseModel):
     vae_tile: int | None = None
     preview_vae: str | None = None
     preset: str | None = None
+    prediction_type: str | None = None
     precision: str | None = None
     variant: str | None = None
     revision: str | None = None
@@ -75,6 +76,7 @@ def app(arguments: dict[str, Any]) -> Any:
                 "vae",
                 "vae_tile",
                 "preset",
+                "prediction_type",
                 "precision",
                 "variant",
                 "revision",

@@ -1,0 +1,74 @@
+"""What a network predicts, as a single file says: in a tensor, its metadata, a .yaml beside it, or its name.
+
+Nothing in the weights themselves tells it, and a wrong guess is a picture of noise.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+from jaxl.errors import InputError, nearest
+from jaxl.weights.checkpoint import Checkpoint
+
+# diffusers' names, and what others call them
+PREDICTIONS: Mapping[str, tuple[str, ...]] = {
+    "epsilon": ("eps", "noise"),
+    "v_prediction": ("v", "v-prediction", "vpred", "v_pred", "velocity"),
+    "sample": ("x0", "x_0"),
+}
+# Stability's model spec, as sd-scripts and ComfyUI write it
+METADATA = ("modelspec.predict_key", "modelspec.prediction_type")
+# a line of the original training configs, which A1111 and Forge read; no more of a .yaml is
+PARAMETERIZATION = re.compile(r"""^\s*parameterization:\s*["']?(\w+)["']?\s*(?:#.*)?$""", re.MULTILINE)
+MAX_YAML_BYTES = 65536
+# ByteDance's sdxl_lightning_1step_x0
+X0_NAME = re.compile(r"(^|[-_. ])x0([-_. ]|$)")
+
+
+def find_prediction(file: Path, keys: Collection[str], metadata: Mapping[str, str]) -> tuple[str, str]:
+    """The prediction type of a single file, by diffusers' name, and where that was found.
+
+    A tensor `v_pred` is ComfyUI's mark of velocities. What is not known to be a prediction type is passed over.
+    """
+    if "v_pred" in keys:
+        return "v_prediction", "its tensor v_pred"
+    yaml = file.with_suffix(".yaml")
+    said = [(f"its metadata, {name}", metadata.get(name)) for name in METADATA]
+    said += [(yaml.name, match[1]) for match in PARAMETERIZATION.finditer(_beginning(yaml))]
+    for where, value in said:
+        known = _known(value)
+        if known is not None:
+            return known, where
+    if X0_NAME.search(file.stem.lower()):
+        return "sample", "its name"
+    return "epsilon", "nothing that says otherwise"
+
+
+def with_prediction(checkpoint: Checkpoint, value: str) -> Checkpoint:
+    """The checkpoint as one that predicts what the caller says; raises InputError for what is no prediction type."""
+    known = _known(value)
+    if known is None:
+        raise InputError("prediction_type", value, nearest(str(value), PREDICTIONS))
+    scheduler = {**checkpoint.configs["scheduler"], "prediction_type": known}
+    return dataclasses.replace(
+        checkpoint, configs={**checkpoint.configs, "scheduler": scheduler}, predicts_by="the caller"
+    )
+
+
+def _known(value: object) -> str | None:
+    plain = value.strip().lower() if isinstance(value, str) else None
+    return next((name for name, others in PREDICTIONS.items() if plain in (name, *others)), None)
+
+
+def _beginning(file: Path) -> str:
+    """The first bytes of a text file, or nothing where there is none that can be read."""
+    try:
+        if not file.is_file():
+            return ""
+        with file.open("rb") as stream:
+            return stream.read(MAX_YAML_BYTES).decode("utf-8", "replace")
+    except OSError:
+        return ""
