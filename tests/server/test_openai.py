@@ -52,7 +52,7 @@ def png(image: Image.Image) -> bytes:
 
 def alone(engine: Engine, **arguments: Any) -> list[Image.Image]:
     """What the engine draws without a server."""
-    return engine.submit(Request(arguments)).future.result(10).images
+    return engine.submit(Request({"prompt_syntax": "literal", **arguments})).future.result(10).images
 
 
 def pixels(image: Image.Image) -> bytes:
@@ -320,7 +320,7 @@ def test_what_asks_for_nothing_is_let_pass(
     form = {name: str(value).lower() for name, value in neutral.items() if value is not None}
     answer = client.post(EDITS, data={"prompt": "a", **form}, files={"image": image})
     assert answer.status_code == 200, answer.text
-    assert set(asked[0]) == {"prompt", "num_images", "seed", "width", "height"}
+    assert set(asked[0]) == {"prompt", "prompt_syntax", "num_images", "seed", "width", "height"}
 
 
 def test_seed_of_minus_one_is_random_everywhere(client: TestClient, asked: list[Mapping[str, Any]]) -> None:
