@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -80,6 +81,44 @@ class TestInferenceClient:
             InferenceClient(model=url, token="guess").text_to_image("an apple")
 
 
+def base64_of(picture: Image.Image) -> str:
+    return base64.b64encode(file_of(picture)).decode()
+
+
+def half(size: tuple[int, int] = (60, 30)) -> Image.Image:
+    """A mask whose right half is white."""
+    mask = Image.new("L", size)
+    mask.paste(255, (size[0] // 2, 0, *size))
+    return mask
+
+
+@pytest.mark.parametrize(
+    "places",
+    [
+        {"inputs": "picture", "parameters": {"prompt": "an apple", "mask_image": "mask"}},
+        {"inputs": "an apple", "parameters": {"image": "picture", "mask_image": "mask"}},
+        {"inputs": "an apple", "image": "picture", "mask_image": "mask"},
+    ],
+)
+def test_a_mask(client: TestClient, asked: list[Mapping[str, Any]], places: dict[str, Any]) -> None:
+    text = json.dumps(places).replace('"picture"', f'"{base64_of(GREY)}"').replace('"mask"', f'"{base64_of(half())}"')
+    answer = client.post("/", content=text, headers={"Content-Type": "application/json"})
+    assert answer.status_code == 200, answer.text
+    drawn, given = Image.open(io.BytesIO(answer.content)).convert("RGB"), asked[0]
+    assert (given["prompt"], given["image"].tobytes()) == ("an apple", GREY.tobytes())
+    assert given["mask"].tobytes() == half().tobytes()
+    assert drawn.size == (64, 32)
+    assert drawn.crop((0, 0, 12, 32)).getcolors() == [(12 * 32, (90, 120, 150))]
+    assert drawn.crop((52, 0, 64, 32)).getcolors() != [(12 * 32, (90, 120, 150))]
+
+
+def test_a_picture_beside_the_prompt(client: TestClient, asked: list[Mapping[str, Any]]) -> None:
+    parameters = {"image": base64_of(GREY), "strength": 0.5, "mask_image": ""}
+    assert client.post("/", json={"inputs": "an apple", "parameters": parameters}).status_code == 200
+    assert (asked[0]["prompt"], asked[0]["strength"], asked[0]["image"].size) == ("an apple", 0.5, (60, 30))
+    assert "mask" not in asked[0]
+
+
 @pytest.mark.parametrize(
     ("header", "format"),
     [
@@ -130,6 +169,11 @@ def test_the_file_says_how_it_was_made(client: TestClient, tmp_path: Any) -> Non
         ({"inputs": "an apple", "parameters": {"seed": -2}}, "parameters.seed"),
         ({"inputs": "an apple", "parameters": {"strength": 0.5}}, "parameters.strength"),
         ({"inputs": "an apple", "parameters": {"negative_prompt": "x" * 10_001}}, "parameters.negative_prompt"),
+        ({"inputs": "an apple", "parameters": {"image": "no base64!"}}, "parameters.image"),
+        ({"inputs": "an apple", "mask_image": base64_of(half())}, "mask_image"),
+        ({"inputs": base64_of(GREY), "parameters": {"mask_image": base64_of(half((8, 8)))}}, "parameters.mask_image"),
+        ({"inputs": base64_of(GREY), "parameters": {"mask_image": base64_of(GREY)}}, "parameters.mask_image"),
+        ({"inputs": base64_of(GREY), "image": base64_of(GREY)}, "image"),
     ],
 )
 def test_refused(client: TestClient, body: dict[str, Any], param: str) -> None:

@@ -8,6 +8,9 @@ from PIL import Image, ImageFilter, ImageOps, ImageStat
 
 from jaxl.images import fit, overlay
 
+# pixels over which what a mask leaves goes over into what is drawn
+SEAM = 4
+
 
 @dataclass(frozen=True, eq=False)
 class Source:
@@ -20,6 +23,10 @@ class Source:
     def stays(self) -> bool:
         """Whether some of the picture does."""
         return self.mask is not None
+
+    def seamless(self) -> Source:
+        """With a mask whose edge is blurred, for `overlaid`."""
+        return self if self.mask is None else Source(self.picture, self.mask.filter(ImageFilter.GaussianBlur(SEAM)))
 
     def cropped(self, width: int, height: int) -> Source:
         """Cut to the aspect of a size, and scaled to it."""

@@ -7,16 +7,17 @@ the file of one picture.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import APIRouter, Depends
-from PIL import Image
 from pydantic import BaseModel, Field
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from jaxl.errors import InputError
-from jaxl.images import read_image
+from jaxl.images import read_image, read_mask
+from jaxl.server.edits import Source
 from jaxl.server.errors import RESPONSES, ApiError, fields
 from jaxl.server.limits import Count, Guidance, Name, Seed, Share, Side
 from jaxl.server.pictures import MEDIA_TYPES, Format, decode
@@ -54,7 +55,14 @@ class TargetSize(BaseModel):
     height: Side
 
 
-class Parameters(BaseModel):
+class Pictures(BaseModel):
+    """Where `inputs` is the prompt, as inpainting has them."""
+
+    image: str | None = Field(None, description="A PNG, JPEG or WebP picture in base64 to start from.")
+    mask_image: str | None = Field(None, description="A picture of the same size, white where to paint anew.")
+
+
+class Parameters(Pictures):
     """Null is not given, and fields of other models are passed over."""
 
     prompt: str | None = Field(None, description="Then `inputs` is the picture to start from.")
@@ -71,7 +79,7 @@ class Parameters(BaseModel):
     num_images_per_prompt: int | None = Field(None, ge=1, le=1, description="The answer is one picture.")
 
 
-class Asked(BaseModel):
+class Asked(Pictures):
     inputs: str = Field(description="The prompt, or a PNG, JPEG or WebP picture in base64 to start from.")
     parameters: Parameters | None = None
 
@@ -107,14 +115,15 @@ async def _draw(http: HttpRequest, asked: Asked, service: Service, model: str | 
         "scheduler": wanted.scheduler,
         "prompt_syntax": wanted.prompt_syntax,
     }
-    if wanted.prompt is not None or asked.inputs.startswith(PICTURES):
-        image = await asyncio.to_thread(_picture, asked.inputs, service)
-        arguments |= {"prompt": wanted.prompt or "", "image": image, "strength": wanted.strength}
+    source = await asyncio.to_thread(_source, http, asked, wanted, service.settings.max_pixels)
+    if source is not None:
+        prompt = (wanted.prompt or "") if _is_picture(asked, wanted) else asked.inputs
+        arguments |= {"prompt": prompt, "image": source.picture, "mask": source.mask, "strength": wanted.strength}
     elif wanted.strength is not None:
         raise InputError("strength", wanted.strength, "needs a picture in inputs")
     async with service.attended(http, arguments, policy=service.policy("strict", model)) as stream:
         result = await stream.result()
-    file = await Work(service, stream, format=format).file(0, result.images[0])
+    file = await Work(service, stream, source and source.seamless(), format).file(0, result.images[0])
     return Response(file.data, media_type=file.media_type)
 
 
@@ -136,5 +145,39 @@ def accepted(header: str) -> Format:
     return best
 
 
-def _picture(data: str, service: Service) -> Image.Image:
-    return read_image(decode(data, "inputs", service.settings.max_pixels), "inputs")
+def _is_picture(asked: Asked, wanted: Parameters) -> bool:
+    """Whether `inputs` is the picture to start from."""
+    return wanted.prompt is not None or asked.inputs.startswith(PICTURES)
+
+
+def _source(http: HttpRequest, asked: Asked, wanted: Parameters, max_pixels: int) -> Source | None:
+    """The picture to start from, if there is one, and its mask; errors name the fields that they were sent in."""
+    picture = _only(
+        {
+            "inputs": asked.inputs if _is_picture(asked, wanted) else None,
+            "image": asked.image or None,
+            "parameters.image": wanted.image or None,
+        }
+    )
+    mask = _only({"mask_image": asked.mask_image or None, "parameters.mask_image": wanted.mask_image or None})
+    names = {"image": "inputs" if picture is None else picture[0], "mask": "mask_image" if mask is None else mask[0]}
+    http.state.fields = {**FIELDS, **names}
+    if picture is None:
+        if mask is not None:
+            raise InputError("mask", "a mask", "needs a picture, in inputs or in parameters.image")
+        return None
+    image = read_image(decode(picture[1], "image", max_pixels), "image")
+    if mask is None:
+        return Source(image)
+    return Source(image, read_mask(decode(mask[1], "mask", max_pixels), "mask", image.size))
+
+
+def _only(given: Mapping[str, str | None]) -> tuple[str, str] | None:
+    """The field that is given, and its value. Raises ApiError for more than one."""
+    found = [(name, data) for name, data in given.items() if data is not None]
+    if len(found) > 1:
+        name = found[1][0]
+        raise ApiError(
+            400, str(InputError(name, "another picture", f"there is one in {found[0][0]}; send one")), param=name
+        )
+    return found[0] if found else None

@@ -26,7 +26,7 @@ from starlette.types import Scope
 from jaxl.engine import Drawn, Preview, Progress, Result, Status
 from jaxl.errors import InputError
 from jaxl.server import logs
-from jaxl.server.edits import Source, transparent
+from jaxl.server.edits import SEAM, Source, transparent
 from jaxl.server.errors import RESPONSES, ApiError, fields
 from jaxl.server.events import EventStream, event, file_url, with_status
 from jaxl.server.guard import FORM as FORM_TYPE
@@ -56,8 +56,6 @@ USAGE = {
     "total_tokens": 0,
 }
 
-# pixels over which what a mask leaves goes over into what is drawn
-SEAM = 4
 # pixels around a mask; more than pictures have
 MAX_PADDING = 16384
 
