@@ -150,11 +150,13 @@ def test_broken_numbers_are_an_error_not_an_image(small: Any) -> None:
         **params,
         "unet": {**params["unet"], "conv_out": jax.tree.map(lambda a: a * jnp.nan, params["unet"]["conv_out"])},
     }
-    with pytest.raises(jaxl.NonFiniteError, match="seed 8"):
+    with pytest.raises(jaxl.NonFiniteError, match=r"seed 8.*; unet: conv_out\.[a-z]+ of the checkpoint is so itself"):
         pipe.generate(broken, PROMPT, seed=8, steps=1)
     broken = {**params, "vae": jax.tree.map(lambda a: a * jnp.nan, params["vae"])}
-    with pytest.raises(jaxl.NonFiniteError, match="seed 8"):
+    with pytest.raises(jaxl.NonFiniteError, match=r"seed 8.*; vae: [a-z0-9_.]+ of the checkpoint is so itself"):
         pipe.generate(broken, PROMPT, seed=8, steps=1)
+    with pytest.raises(jaxl.NonFiniteError, match=r"seed 8 .*; lower `guidance_scale`$"):
+        pipe.generate(params, PROMPT, seed=8, steps=1, guidance_scale=3e38)
 
 
 @pytest.mark.parametrize(

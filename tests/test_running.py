@@ -5,6 +5,8 @@ import time
 from concurrent.futures import wait
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -12,7 +14,7 @@ from PIL import Image
 import jaxl
 from jaxl.bench.measure import compilations
 from jaxl.engine import Engine, Request, Ticket
-from jaxl.errors import InputError
+from jaxl.errors import InputError, NonFiniteError
 from jaxl.programs import Bucket
 from jaxl.running import PipelineBackend
 
@@ -114,6 +116,19 @@ def test_batches_of_several_sizes(backend: PipelineBackend) -> None:
 def test_what_no_lane_has_is_refused(backend: PipelineBackend, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         backend.read({"prompt": "a", "width": 64, "height": 64, **arguments})
+
+
+def test_a_broken_parameter_is_named(backend: PipelineBackend) -> None:
+    whole = backend.params
+    backend.take_params({**whole, "vae": jax.tree.map(lambda a: a * jnp.nan, whole["vae"])})
+    try:
+        with (
+            Engine(backend) as engine,
+            pytest.raises(NonFiniteError, match=r"; vae: [a-z0-9_.]+ of the checkpoint is so"),
+        ):
+            images(engine.submit(Request({"prompt": "a", "steps": 1, "width": 64, "height": 64})))
+    finally:
+        backend.take_params(whole)
 
 
 def test_previews_are_of_the_image(backend: PipelineBackend) -> None:

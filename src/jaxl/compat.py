@@ -28,7 +28,7 @@ from jaxl.diffusion import loop
 from jaxl.diffusion.rows import COLUMNS, Table
 from jaxl.diffusion.tables import build_table
 from jaxl.disk_cache import enable_disk_cache
-from jaxl.errors import InputError, NonFiniteError
+from jaxl.errors import InputError
 from jaxl.nn.unet import unet_context
 from jaxl.pipeline import Pipeline
 from jaxl.programs import Bucket, Conditioning, Text, advance, decode, encode_text
@@ -148,8 +148,7 @@ class FlaxStableDiffusionXLPipeline:
             return_latents=output_type == "latent",
         )
         if not np.asarray(finite).all():
-            remedy = "load with `dtype=float32`, or lower `guidance_scale`"
-            raise NonFiniteError(f"an image became NaN or infinite; {remedy}")
+            raise self.pipeline.not_finite({name: params[name] for name in self.pipeline.programs.shapes}, "an image")
         made = self.numpy_to_pil(np.asarray(out)) if output_type == "pil" else out
         return FlaxStableDiffusionXLPipelineOutput(made) if return_dict else (made,)
 

@@ -40,7 +40,7 @@ from jaxl.programs import Beginning, Bucket, Conditioning, Programs, Text
 from jaxl.prompts import Chunk
 from jaxl.sharding import gathered, make_mesh, on_host, own_images, place_parameters
 from jaxl.text.tokenizer import Tokenizer
-from jaxl.weights.checkpoint import Checkpoint, load_params
+from jaxl.weights.checkpoint import Checkpoint, first_broken, load_params
 from jaxl.weights.folder import TOKENIZERS
 from jaxl.weights.layout import flatten, placed
 from jaxl.weights.prediction import with_prediction
@@ -295,6 +295,8 @@ class Pipeline:
             # several hosts draw together, so all measure if one has to
             if not gathered(largest is not None, self.mesh).all() or largest is None:
                 largest = self.exact.calibrate(params, self.calibration, progress)
+                if not np.isfinite(list(largest.values())).all():
+                    raise self.exact.not_finite(params, "what was drawn to measure the ranges")
                 write_scales(self.scales_file, largest)
             wanted = flatten(unet)  # no transformed weights of convolutions that are quantised
             leaves = {key: leaf for key, leaf in flatten(params.pop("unet")).items() if key in wanted}
@@ -529,7 +531,7 @@ class Pipeline:
                 slots = self.programs.get("start", part.bucket)(self.beginning(part, given))
                 slots, rows, stopped = self._advance(params, part, slots, told, watch if watched else None)
                 final = on_host(slots.latents, self._own(part))
-            self._check_finite(part, np.asarray(np.isfinite(final).all((1, 2, 3))))
+            self._check_finite(params, part, np.asarray(np.isfinite(final).all((1, 2, 3))))
             with _stopwatch(timings, "decode"):
                 images.extend([] if output == "latents" else self._decode(params, part, slots.latents, output))
             latents.append(final)
@@ -673,14 +675,14 @@ class Pipeline:
     def _decode(self, params: Params, plan: Plan, latents: jax.Array, output: Output) -> list[Any]:
         decoded = self.programs.get("decode", plan.bucket)(params["vae"], latents)
         if output == "numpy":
-            self._check_finite(plan, on_host(decoded[2], self._own(plan)))
+            self._check_finite(params, plan, on_host(decoded[2], self._own(plan)))
             return [on_host(decoded[0], self._own(plan))]
-        return self.to_images(plan, decoded)
+        return self.to_images(params, plan, decoded)
 
-    def to_images(self, plan: Plan, decoded: Decoded) -> list[Image.Image]:
+    def to_images(self, params: Params, plan: Plan, decoded: Decoded) -> list[Image.Image]:
         """The pictures of a plan from what `decode` made, when that is done. Raises NonFiniteError."""
         own = self._own(plan)
-        self._check_finite(plan, on_host(decoded[2], own))
+        self._check_finite(params, plan, on_host(decoded[2], own))
         images = [Image.fromarray(image) for image in on_host(decoded[1], own)]
         return [plan.pastes[i](image) for i, image in zip(own, images, strict=True)] if plan.pastes else images
 
@@ -688,7 +690,7 @@ class Pipeline:
         """Which images of a plan of one round are this process's."""
         return [i for i in own_images(self.mesh, plan.bucket.batch) if i < plan.batch]
 
-    def _check_finite(self, plan: Plan, finite: np.ndarray) -> None:
+    def _check_finite(self, params: Params, plan: Plan, finite: np.ndarray) -> None:
         """Raise NonFiniteError if an image is not finite; `finite` are the flags of this process's own.
 
         All processes raise it, so that none goes on alone.
@@ -697,12 +699,18 @@ class Pipeline:
         all_finite[self._own(plan)] = finite
         bad = np.flatnonzero(~gathered(all_finite, self.mesh).all(0))
         if bad.size:
+            raise self.not_finite(params, f"the image of seed {plan.seeds[bad[0]]} ({bad.size} of {plan.batch})")
+
+    def not_finite(self, params: Params, what: str) -> NonFiniteError:
+        """The error where `what` became NaN or infinite: it names the parameter that is so itself, if one is."""
+        broken = first_broken(params)
+        if broken is not None:
+            remedy = f"{broken} of the checkpoint is so itself: get the checkpoint again, or another one"
+        else:
             remedy = "lower `guidance_scale`"
             if self.dtype != np.float32:
                 remedy = f"use `dtype=float32`, or {remedy}"
-            raise NonFiniteError(
-                f"the image of seed {plan.seeds[bad[0]]} became NaN or infinite ({bad.size} of {plan.batch}); {remedy}"
-            )
+        return NonFiniteError(f"{what} became NaN or infinite; {remedy}")
 
 
 class Given(NamedTuple):

@@ -160,8 +160,8 @@ class PipelineBackend:
         return RunningBatch(self, self._bucket(lane, size))
 
     def finish(self, drawing: PlannedImage, state: Slots) -> Callable[[], Image.Image]:
-        decoded = self._decode(drawing.plan.bucket, state.latents)
-        return lambda: self.pipe.to_images(drawing.plan, decoded)[0]
+        decoded, params = self._decode(drawing.plan.bucket, state.latents), self.params
+        return lambda: self.pipe.to_images(params, drawing.plan, decoded)[0]
 
     def _decode(self, bucket: Bucket, latents: jax.Array) -> Decoded:
         return self._decoder.get("decode", bucket)(self._decoding, self._beside(latents))

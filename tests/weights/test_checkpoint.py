@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from jaxl.errors import CheckpointError
-from jaxl.weights.checkpoint import Checkpoint, load_params
+from jaxl.weights.checkpoint import Checkpoint, first_broken, load_params
 from jaxl.weights.layout import flatten, unflatten
 from jaxl.weights.store import read_header, write_safetensors
 from jaxl.weights.tensors import read_tensors
@@ -77,6 +77,23 @@ def test_every_tensor_arrives(tmp_path: Path, stored: Any, dtype: Any) -> None:
             axes = {4: (2, 3, 1, 0), 2: (1, 0)}.get(array.ndim, (0,)) if "embedding" not in key else (0, 1)
             np.testing.assert_array_equal(array, wanted[key].transpose(axes).astype(np.dtype(dtype)))
     assert progress == [(i, 8) for i in range(1, 9)]
+
+
+@pytest.mark.parametrize(("stored", "dtype"), [(np.float64, jnp.float32), (np.float64, jnp.bfloat16)])
+def test_numbers_beyond_the_range(tmp_path: Path, stored: Any, dtype: Any) -> None:
+    tensors = arrays(stored)
+    tensors["conv_in.bias"][1] = 1e300
+    message = f"a model: unet: conv_in.bias has numbers beyond the range of {jnp.dtype(dtype)}"
+    with pytest.raises(CheckpointError, match=f"^{message}$"):
+        load(checkpoint(tmp_path, unet=tensors), dtype)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32, jnp.float8_e5m2])
+def test_the_first_that_is_not_finite(bad: float, dtype: Any) -> None:
+    params = {"vae": {"conv": {"bias": jnp.ones(3, dtype)}}, "unet": {"scale": jnp.ones((), jnp.int8)}}
+    assert first_broken(params) is None
+    assert first_broken({**params, "text": {"a": {"weight": jnp.full((2, 2), bad, dtype)}}}) == "text: a.weight"
 
 
 def test_a_file_is_read_from_front_to_back(tmp_path: Path) -> None:

@@ -69,7 +69,14 @@ def load_params(
         # in the file's order, so that a disk reads straight through
         for key in sorted(leaves, key=lambda key: (tensors[key].file, tensors[key].offset)):
             tensor = tensors[key]
-            array = rearranged(tensor.read(), from_torch(key, tensor.shape), np.dtype(leaves[key].dtype))
+            dtype = np.dtype(leaves[key].dtype)
+            try:
+                with np.errstate(over="raise"):
+                    array = rearranged(tensor.read(), from_torch(key, tensor.shape), dtype)
+            except FloatingPointError as error:
+                raise CheckpointError(
+                    f"{checkpoint.source}: {component}: {tensor.key} has numbers beyond the range of {dtype}"
+                ) from error
             if last is not None:
                 last.block_until_ready()  # at most two tensors wait on the host for their transfer
             last = placed[key] = place(component, key, array)
@@ -78,6 +85,22 @@ def load_params(
                 progress(done, total)
         params[component] = unflatten(placed)
     return jax.block_until_ready(params)
+
+
+def first_broken(params: Mapping[str, Any]) -> str | None:
+    """The first parameter that holds NaN or infinity, as component and key; None if all are finite."""
+    leaves = {f"{component}: {key}": leaf for component, tree in params.items() for key, leaf in flatten(tree).items()}
+    # of several hosts each has all of them
+    own = (
+        leaf if leaf.is_fully_addressable else leaf.addressable_data(0) for leaf in map(jnp.asarray, leaves.values())
+    )
+    finite = jax.device_get([_all_finite(leaf) for leaf in own])
+    return next((name for name, whole in zip(leaves, finite, strict=True) if not whole), None)
+
+
+@jax.jit
+def _all_finite(array: jax.Array) -> jax.Array:
+    return jnp.isfinite(array).all()
 
 
 def _check(source: str, component: str, wanted: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
