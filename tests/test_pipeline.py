@@ -14,6 +14,8 @@ import pytest
 
 import jaxl
 from jaxl.diffusion.tables import SOLVERS
+from jaxl.pipeline import open_pipeline
+from jaxl.weights.source import EMBEDDED
 
 PROMPT = "a rocket on a purple background, noto style"
 
@@ -142,6 +144,13 @@ def test_lost_words_are_reported(small: Any) -> None:
     with pytest.warns(jaxl.TruncationWarning, match="prompt is cut at 77 tokens; lost: .*lastword") as caught:
         pipe.generate(params, "apple " * 100 + "lastword", steps=1, output="latents", prompt_syntax="plain")
     assert caught[0].filename == __file__
+
+
+def test_a_unet_brings_its_preset(tmp_path: Path) -> None:
+    (tmp_path / "sdxl_lightning_2step_unet").symlink_to(EMBEDDED["tiny"] / "unet")
+    pipe = open_pipeline("tiny", unet=tmp_path / "sdxl_lightning_2step_unet")
+    assert (pipe.preset.name, pipe.preset.steps) == ("lightning", 2)
+    assert open_pipeline("tiny", unet="tiny").preset.name == "sdxl"
 
 
 def test_broken_numbers_are_an_error_not_an_image(small: Any) -> None:

@@ -42,7 +42,7 @@ class Model:
     def from_configs(cls, configs: Mapping[str, Json], kernels: Kernels = XLA) -> Model:
         """Read a checkpoint's JSON files, by component; raises CheckpointError naming file and field."""
         if "vae" not in configs:
-            raise CheckpointError("the checkpoint has no VAE; give one as vae= (--vae)")
+            raise CheckpointError("the checkpoint has no VAE; give one as `vae`")
         first, index = configs.get("text_encoder"), configs.get("model_index", {})
         preview = configs.get("preview")
         model = cls(

@@ -56,7 +56,7 @@ from jaxl.weights.quantise import (
     write_scales,
 )
 from jaxl.weights.save import save_checkpoint
-from jaxl.weights.source import open_checkpoint, open_vae, with_vae
+from jaxl.weights.source import open_checkpoint, open_unet, open_vae, with_unet, with_vae
 from jaxl.weights.winograd import with_winograd, with_winograd_shapes, without_winograd
 
 Params = dict[str, Any]
@@ -101,6 +101,7 @@ def from_pretrained(
     token: str | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     local_files_only: bool = False,
+    unet: str | os.PathLike[str] | None = None,
     vae: str | os.PathLike[str] | None = None,
     vae_dtype: DTypeLike | None = None,
     vae_tile: int | None = None,
@@ -123,6 +124,8 @@ def from_pretrained(
         shard_params: split the parameters over the devices, of one host, instead of keeping all of them on each.
         revision, token, cache_dir, local_files_only: passed on to the hub. variant: of the weight files, such as
         "fp16".
+        unet: a U-Net in place of the checkpoint's, such as one of SDXL-Lightning: a hub id, a folder, or a
+            `.safetensors` file in diffusers' names or in the original ones.
         vae: an autoencoder in place of the checkpoint's: a hub id, a folder or a file, of SDXL's kind, as the "fp16
             fix" is, or of TAESD's, which is small and fast.
         vae_dtype: of the autoencoder; by default float32 if its config has `force_upcast`, else `dtype`.
@@ -156,6 +159,7 @@ def from_pretrained(
         token=token,
         cache_dir=cache_dir,
         local_files_only=local_files_only,
+        unet=unet,
         vae=vae,
         vae_dtype=vae_dtype,
         vae_tile=vae_tile,
@@ -183,6 +187,7 @@ def open_pipeline(
     token: str | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     local_files_only: bool = False,
+    unet: str | os.PathLike[str] | None = None,
     vae: str | os.PathLike[str] | None = None,
     vae_dtype: DTypeLike | None = None,
     vae_tile: int | None = None,
@@ -198,11 +203,13 @@ def open_pipeline(
     enable_disk_cache()
     hub: dict[str, Any] = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
     checkpoint = open_checkpoint(model, revision=revision, variant=variant, **hub)
+    if unet is not None:
+        checkpoint = with_unet(checkpoint, open_unet(unet, checkpoint, variant=variant, **hub))
     if prediction_type is not None:
         checkpoint = with_prediction(checkpoint, prediction_type)
     for component, name in (("vae", vae), ("preview", preview)):
         if name is not None:
-            checkpoint = with_vae(checkpoint, open_vae(name, **hub), component)
+            checkpoint = with_vae(checkpoint, open_vae(name, variant=variant, **hub), component)
     return Pipeline(
         checkpoint,
         dtype=dtype,
@@ -247,7 +254,9 @@ class Pipeline:
         self.model = Model.from_configs(checkpoint.configs, kernels)
         self.dtype = jnp.dtype(dtype)
         self.mesh = mesh
-        self.preset = presets.choose_preset(preset, checkpoint.source, self.model.preset)
+        own = presets.preset_by_name(checkpoint.source) or self.model.preset
+        # a U-Net on its own knows best how it wants to be sampled
+        self.preset = presets.choose_preset(preset, checkpoint.source_of("unet"), own)
         predicted = self.model.scheduler.noise.prediction_type
         log.info("preset %s; the network predicts %s, by %s", self.preset, predicted, checkpoint.predicts_by)
         sizes = [arguments.whole_number("batch_sizes", size, least=1) for size in batch_sizes]

@@ -1,5 +1,6 @@
-"""A VAE named on its own: every form it comes in, and one clear line for what is none."""
+"""A VAE or a U-Net named on its own: every form it comes in, and one clear line for what is none."""
 
+import dataclasses
 import importlib.util
 import json
 import sys
@@ -11,13 +12,24 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from original_sdxl import FAMILIES, VAE, modules, original_vae, random_state, write_model
+from original_sdxl import (
+    FAMILIES,
+    UNET,
+    VAE,
+    Model,
+    State,
+    modules,
+    original_unet,
+    original_vae,
+    random_state,
+    write_model,
+)
 from safetensors.numpy import save
 from safetensors.torch import save_file
 
-from jaxl.config import TinyVAEConfig, VAEConfig, read_vae_config
+from jaxl.config import TinyVAEConfig, UNetConfig, VAEConfig, read_vae_config
 from jaxl.errors import CheckpointError
-from jaxl.weights.source import open_checkpoint, open_vae, with_vae
+from jaxl.weights.source import open_checkpoint, open_unet, open_vae, with_unet, with_vae
 
 TENSORS = {"decoder.conv_in.weight": np.arange(6, dtype=np.float16)}
 KL = {"_class_name": "AutoencoderKL", "scaling_factor": 0.13025, "force_upcast": False}
@@ -52,7 +64,8 @@ def test_folders(tmp_path: Path, config: dict[str, Any]) -> None:
         assert vae.tensors.keys() == TENSORS.keys()
     other = write_folder(tmp_path / "variant", config, "diffusion_pytorch_model.fp16.safetensors")
     assert open_vae(other, variant="fp16").tensors.keys() == TENSORS.keys()
-    assert refusal(other) == f"no vae/{WEIGHTS}; pass variant='fp16'"
+    assert open_vae(own, variant="fp16").tensors.keys() == TENSORS.keys()  # there is no other
+    assert refusal(other) == f"no vae/{WEIGHTS}; pass `variant='fp16'`"
 
 
 def test_the_embedded_one() -> None:
@@ -114,6 +127,112 @@ def test_another_vae_in_a_checkpoint(tmp_path: Path) -> None:
         vae = open_vae(write_folder(tmp_path / "other", config))
         with pytest.raises(CheckpointError, match=f"other: its latents are not those of tiny: {field}"):
             with_vae(tiny, vae)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    return write_model(tmp_path_factory.mktemp("base") / "model.safetensors", "base")
+
+
+def another_unet(family: str = "base") -> State:
+    return random_state(modules(FAMILIES[family])["unet"], seed=7)
+
+
+def assert_same(tensors: Any, state: State) -> None:
+    assert tensors.keys() == state.keys()
+    for key, value in state.items():
+        np.testing.assert_array_equal(tensors[key].read(), value.numpy(), err_msg=key)
+
+
+@pytest.mark.parametrize("prefix", ["", "model.diffusion_model.", "diffusion_model.", "unet."])
+@pytest.mark.parametrize("names", ["original", "diffusers"])
+def test_a_unet_in_a_file(tmp_path: Path, base: Model, names: str, prefix: str) -> None:
+    """As SDXL-Lightning's are published, and as ComfyUI saves them."""
+    state, file = another_unet(), tmp_path / "sdxl_lightning_4step_unet.safetensors"
+    named = original_unet(state, UNET) if names == "original" else state
+    save_file({prefix + key: value for key, value in named.items()}, file)
+    checkpoint = open_checkpoint(base.file)
+    replaced = with_unet(checkpoint, open_unet(file, checkpoint))
+    assert_same(replaced.tensors["unet"], state)
+    assert replaced.configs == checkpoint.configs
+    assert (replaced.source_of("unet"), replaced.source_of("vae")) == (str(file), str(base.file))
+    marked = names == "original" and prefix == "model.diffusion_model."
+    message = "no text_encoder" if marked else "not an SDXL checkpoint but a U-Net"
+    with pytest.raises(CheckpointError, match=f"{message}.*; give it as `unet`, with a whole SDXL as `model`"):
+        open_checkpoint(file)
+
+
+@pytest.mark.parametrize("names", ["original", "diffusers"])
+@pytest.mark.parametrize("family", ["ssd-1b", "koala", "vega", "inpainting"])
+def test_a_unet_of_another_structure(tmp_path: Path, base: Model, names: str, family: str) -> None:
+    raw, state, file = FAMILIES[family], another_unet(family), tmp_path / "unet.safetensors"
+    save_file(original_unet(state, raw) if names == "original" else state, file)
+    unet = open_unet(file, open_checkpoint(base.file))
+    assert UNetConfig.from_json(unet.config) == UNetConfig.from_json(raw)
+    assert_same(unet.tensors, state)
+
+
+def test_a_unet_that_was_distilled_with_guidance(tmp_path: Path, base: Model) -> None:
+    file = tmp_path / "unet.safetensors"
+    save_file(another_unet() | {"time_embedding.cond_proj.weight": torch.zeros(64, 32)}, file)
+    assert open_unet(file, open_checkpoint(base.file)).config["time_cond_proj_dim"] == 32
+
+
+@pytest.mark.parametrize(
+    ("name", "mark", "prediction"),
+    [("unet", "v_pred", "v_prediction"), ("sdxl_lightning_1step_unet_x0", "ztsnr", "sample"), ("unet", "logvar", None)],
+)
+def test_what_a_unet_predicts(tmp_path: Path, base: Model, name: str, mark: str, prediction: str | None) -> None:
+    """What its file says; where it says nothing, what the checkpoint does."""
+    file, own = tmp_path / f"{name}.safetensors", open_checkpoint(base.file)
+    save_file(another_unet() | {mark: torch.zeros(0)}, file)
+    scheduler = {**own.configs["scheduler"], "prediction_type": "other"}
+    checkpoint = dataclasses.replace(own, configs={**own.configs, "scheduler": scheduler})
+    replaced = with_unet(checkpoint, open_unet(file, checkpoint))
+    assert replaced.configs["scheduler"]["prediction_type"] == (prediction or "other")
+    assert (replaced.predicts_by == checkpoint.predicts_by) == (prediction is None)
+
+
+def test_the_unet_of_a_whole_model(tmp_path: Path, base: Model) -> None:
+    other = write_model(tmp_path / "other.safetensors", "base")
+    assert_same(open_unet(other.file, open_checkpoint(base.file)).tensors, other.states["unet"])
+    tiny = open_checkpoint("tiny")
+    unet = open_unet("tiny", tiny)
+    assert (unet.source, unet.config, unet.tensors) == ("tiny", tiny.configs["unet"], tiny.tensors["unet"])
+
+
+def test_what_no_shape_tells_is_the_checkpoints(tmp_path: Path, base: Model) -> None:
+    checkpoint = open_checkpoint(base.file)
+    small = {**checkpoint.configs, "unet": {**checkpoint.configs["unet"], "sample_size": 64}}
+    checkpoint = dataclasses.replace(checkpoint, configs=small)
+    assert open_unet(base.file, checkpoint).config["sample_size"] == 64
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (("lora_unet_x.lora_up.weight",), "not a U-Net of SDXL but a LoRA"),
+        (("controlnet_cond_embedding.x", "down_blocks.0.x", "add_embedding.x"), "not a U-Net of SDXL but a ControlNet"),
+        (("down_blocks.0.resnets.0.conv1.weight",), "not a U-Net of SDXL but a U-Net in diffusers names alone; SDXL's"),
+        (("encoder.down.0.block.0.conv1.weight",), "not a U-Net of SDXL but a VAE alone; give it as `vae`"),
+        (("label_emb.0.0.weight", "input_blocks.0.0.weight"), "unet: "),
+        (("label_emb.0.0.weight", "input_blocks.0.0.weight", "edm_mean"), "its latents are those of Playground v2.5"),
+        (("add_embedding.linear_1.weight", "down_blocks.0.x"), "unet: down_blocks.0.resnets.0.conv1.weight is missing"),
+        ((), "not a U-Net of SDXL but empty"),
+    ],
+)
+def test_files_without_a_unet(tmp_path: Path, base: Model, keys: tuple[str, ...], message: str) -> None:
+    file = tmp_path / "unet.safetensors"
+    save_file({key: torch.zeros(2, 2) for key in keys}, file)
+    with pytest.raises(CheckpointError) as caught:
+        open_unet(file, open_checkpoint(base.file))
+    assert str(caught.value).startswith(f"{file}: {message}")
+
+
+def test_folders_without_a_unet(tmp_path: Path) -> None:
+    vae = write_folder(tmp_path / "vae", KL)
+    with pytest.raises(CheckpointError, match="AutoencoderKL is not a U-Net that jaxl runs, only UNet"):
+        open_unet(vae, open_checkpoint("tiny"))
 
 
 def test_refused_folders(tmp_path: Path) -> None:
@@ -207,6 +326,7 @@ def hub(hub_tests: Any) -> Iterator[Any]:
     decoys = {"sdxl_vae.safetensors": b"", "diffusion_pytorch_model.bin": b"", "images/a.png": b""}
     repo = {
         "test/fix": attributes | decoys | {"config.json": json.dumps(KL).encode(), WEIGHTS: weights},
+        "test/unet": attributes | {"config.json": b'{"_class_name": "UNet2DConditionModel"}', WEIGHTS: weights},
         "test/taesdxl": attributes | {"config.json": json.dumps(SMALL).encode(), WEIGHTS: weights},
         "test/tiny": hub_tests.TINY,
         "test/clip": attributes | {"config.json": b'{"architectures": ["CLIPModel"]}', WEIGHTS: weights},

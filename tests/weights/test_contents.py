@@ -1,10 +1,17 @@
 """What a checkpoint holds, told from its headers."""
 
+import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from families import BASE, FAMILIES
+from original_sdxl import write_model
+from safetensors.torch import save_file
 
+from jaxl.cli.app import run
 from jaxl.config import UNetConfig
 from jaxl.presets import SDXL_BASE
 from jaxl.weights.contents import components, family
@@ -52,3 +59,21 @@ def test_the_embedded_model() -> None:
 )
 def test_family(config: dict[str, Any], name: str) -> None:
     assert family(UNetConfig.from_json(config)) == name
+
+
+def test_a_file_without_a_vae_and_with_scales(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, key = tmp_path / "model.safetensors", "model.diffusion_model.time_embed.0"
+    tensors = write_model(file, "base").tensors
+    kept = {key: value for key, value in tensors.items() if not key.startswith("first_stage_model.")}
+    kept[f"{key}.weight"] = kept[f"{key}.weight"].to(torch.float8_e4m3fn)
+    save_file(kept | {f"{key}.scale_weight": torch.ones(())}, file)
+    assert run(["inspect", str(file), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert {part["name"]: part["dtypes"] for part in report["components"]} == {
+        "unet": ["float16", "float8_e4m3fn with scales"],
+        "text_encoder": ["float16"],
+        "text_encoder_2": ["float16"],
+    }
+    assert (report["missing"], report["size"]) == (["vae"], "1024x1024")
+    assert run(["inspect", str(file)]) == 0
+    assert re.search(r"^vae +- +-  give one with --vae$", capsys.readouterr().out, re.M)

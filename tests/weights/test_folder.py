@@ -137,6 +137,24 @@ def test_a_variant_beside_the_plain_weights(model: Path) -> None:
     assert not set(plain) & set(variant)
 
 
+@pytest.mark.parametrize("variant", ["fp16", None])
+def test_a_variant_of_some_components(model: Path, variant: str | None, caplog: pytest.LogCaptureFixture) -> None:
+    """The plain weights of the others, in one file or in parts, and a word about it."""
+    split(model, "text_encoder_2")
+    (model / "unet" / "diffusion_pytorch_model.safetensors").rename(
+        model / "unet" / "diffusion_pytorch_model.fp16.safetensors"
+    )
+    if variant is None:  # the remedy works
+        wanted = "no unet/diffusion_pytorch_model.safetensors; pass `variant='fp16'`"
+        assert refusal(model) == wanted
+        return
+    opened = open_checkpoint(model, variant=variant)
+    assert {name: set(tensors) for name, tensors in opened.tensors.items()} == {c: keys(c) for c in WEIGHTS}
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{model}: no variant 'fp16' of {name}; its plain weights are taken" for name in WEIGHTS if name != "unet"
+    ]
+
+
 def test_remedies_for_missing_weights(model: Path) -> None:
     vae = model / "vae"
     file = vae / "diffusion_pytorch_model.safetensors"
@@ -145,13 +163,12 @@ def test_remedies_for_missing_weights(model: Path) -> None:
     for component in ("unet", "text_encoder", "text_encoder_2"):
         stem = WEIGHTS[component]
         (model / component / f"{stem}.fp16.safetensors").hardlink_to(model / component / f"{stem}.safetensors")
-    assert refusal(model, variant="fp16") == f"{missing}.fp16.safetensors; leave variant out"
     assert refusal(model, variant="bf16") == (
-        "no unet/diffusion_pytorch_model.bf16.safetensors; leave variant out or pass variant='fp16'"
+        "no unet/diffusion_pytorch_model.bf16.safetensors; leave `variant` out or pass `variant='fp16'`"
     )
 
     file.rename(vae / "diffusion_pytorch_model.fp16.safetensors")
-    assert refusal(model) == f"{missing}.safetensors; pass variant='fp16'"
+    assert refusal(model) == f"{missing}.safetensors; pass `variant='fp16'`"
 
     (vae / "diffusion_pytorch_model.fp16.safetensors").rename(
         vae / "diffusion_pytorch_model-00001-of-00002.safetensors"

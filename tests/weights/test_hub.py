@@ -175,6 +175,7 @@ def hub() -> Iterator[Hub]:
         {
             "test/tiny": Repo({COMMIT: everything, OLDER_COMMIT: older}, {"main": COMMIT, "v0.9": OLDER_COMMIT}),
             "test/parts": Repo({COMMIT: in_parts()}),
+            "test/some": Repo({COMMIT: in_parts() | {n: c for n, c in of_variant("fp16").items() if "vae" in n}}),
             "test/private": Repo({COMMIT: TINY}, token="hf_secret"),
             "test/gated": Repo({COMMIT: TINY}, gated=True),
             "test/broken": Repo({COMMIT: TINY}, broken=True),
@@ -304,6 +305,23 @@ def test_revisions_variants_and_parts(hub: Hub, client: Client, tmp_path: Path) 
     )
 
 
+def test_a_variant_of_some_components(hub: Hub, client: Client) -> None:
+    """Of the others their plain weights are downloaded, and no more."""
+    options = {"variant": "fp16"}
+    ((first,), printed) = client.run(("test/some", options))
+    taken = {name: [Path(file).name for file in files] for name, files in first["files"].items()}
+    assert taken["vae"] == ["diffusion_pytorch_model.fp16.safetensors"]
+    assert taken["unet"] == [f"diffusion_pytorch_model.fp16-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    assert taken["text_encoder"] == taken["text_encoder_2"] == ["model.safetensors"]
+    assert printed.splitlines() == [
+        f"test/some: no variant 'fp16' of {name}; its plain weights are taken"
+        for name in ("text_encoder", "text_encoder_2")
+    ]
+    assert not {"vae/diffusion_pytorch_model.safetensors", "text_encoder/model.fp16.safetensors"} & set(hub.sent())
+    ((again,), _) = client.run(("test/some", options | {"local_files_only": True}))
+    assert again == first
+
+
 def test_a_bar_for_downloads_alone(hub: Hub, client: Client) -> None:
     client = dataclasses.replace(client, bars=True)
     _, printed = client.run(("test/tiny", {}))
@@ -326,8 +344,8 @@ def test_refusals(hub: Hub, client: Client) -> None:
         ("test/gated", {}, gated),
         ("test/gated", {"token": "hf_mine"}, gated),
         ("test/tiny", {"revision": "v7"}, "no revision 'v7'"),
-        ("test/tiny", {"variant": "bf16"}, f"{bf16} no variant 'bf16': leave variant out"),
-        ("test/pickles", {}, f"{plain} only another variant, such as variant='fp16', or no safetensors"),
+        ("test/tiny", {"variant": "bf16"}, f"{bf16} no variant 'bf16': leave `variant` out"),
+        ("test/pickles", {}, f"{plain} only another variant, such as `variant='fp16'`, or no safetensors"),
         ("test/weights", {}, "no model_index.json; give a folder in diffusers' layout, or a .safetensors file"),
         ("test/flux", {}, "FluxPipeline is not SDXL: its unet is missing"),
         ("test/broken", {}, unreachable),

@@ -24,7 +24,7 @@ from jaxl.model import Model as ModelConfigs
 from jaxl.nn.clip import clip_shapes
 from jaxl.nn.unet import unet_shapes
 from jaxl.nn.vae import vae_shapes
-from jaxl.weights.folder import VAE
+from jaxl.weights.folder import Part
 from jaxl.weights.original_layout import openclip_layout
 from jaxl.weights.original_unet import unet_layout
 from jaxl.weights.single_file import read_single_file
@@ -231,9 +231,9 @@ def test_without_a_vae(tmp_path: Path, written: Callable[[str], Model]) -> None:
     without = read_single_file(write(tmp_path, rest))
     assert {**whole.configs, "vae": None} == {**without.configs, "vae": None}
     assert without.tensors.keys() == whole.tensors.keys() - {"vae"}
-    with pytest.raises(CheckpointError, match=r"^the checkpoint has no VAE; give one as vae= \(--vae\)$"):
+    with pytest.raises(CheckpointError, match=r"^the checkpoint has no VAE; give one as `vae`$"):
         ModelConfigs.from_configs(without.configs)
-    vae = VAE(str(model.file), whole.configs["vae"] | {"block_out_channels": [32, 32, 64, 64]}, whole.tensors["vae"])
+    vae = Part(str(model.file), whole.configs["vae"] | {"block_out_channels": [32, 32, 64, 64]}, whole.tensors["vae"])
     for side, way in (("Encoder", "down"), ("Decoder", "up")):
         vae.config[f"{way}_block_types"].append(f"{way.title()}{side}Block2D")
     assert with_vae(without, vae).tensors["vae"] == whole.tensors["vae"]
@@ -371,7 +371,7 @@ def test_other_kinds_of_files(tmp_path: Path, keys: tuple[str, ...], kind: str) 
     message = refusal(tmp_path, tensors_of(*keys))
     assert message.startswith("not an SDXL checkpoint but ")
     assert kind in message
-    assert ("unet=" in message) == ("label_emb.0.0.weight" in keys)
+    assert ("`unet`" in message) == ("label_emb.0.0.weight" in keys)
 
 
 @pytest.mark.parametrize(

@@ -148,6 +148,8 @@ def inspect(
         rows.append([part["name"], f"{part['parameters']:,}", f"{part['bytes']:,}", ", ".join(part["dtypes"])])
     for row in rows:
         print_line(f"{row[0]:<16}{row[1]:>15}{row[2]:>16}  {row[3]}")
+    for name in report["missing"]:
+        print_line(f"{name:<16}{'-':>15}{'-':>16}  give one with --{name}")
     print_line("")
     for file in report["files"]:
         print_line(file)
@@ -185,12 +187,13 @@ def _inspect(**source: Any) -> dict[str, Any]:
 
     from jaxl.diffusion.tables import SCHEDULERS, scheduler_name
     from jaxl.model import Model
-    from jaxl.presets import choose_preset
+    from jaxl.presets import SDXL_BASE, choose_preset
     from jaxl.weights.contents import components, family
     from jaxl.weights.source import open_checkpoint
 
     checkpoint = open_checkpoint(**source)
-    model = Model.from_configs(checkpoint.configs)
+    missing = [name for name in ("vae",) if name not in checkpoint.configs]
+    model = Model.from_configs({**{name: SDXL_BASE[name] for name in missing}, **checkpoint.configs})
     parts = components(checkpoint)
     own = model.scheduler.scheduler  # inspecting does not ask that jaxl can run it
     return {
@@ -205,6 +208,7 @@ def _inspect(**source: Any) -> dict[str, Any]:
         "bytes": sum(part.bytes for part in parts),
         "dtypes": sorted({dtype for part in parts for dtype in part.dtypes}),
         "components": [asdict(part) for part in parts],
+        "missing": missing,
         "files": [str(file) for file in checkpoint.files()],
     }
 

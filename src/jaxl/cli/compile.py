@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from jaxl.cli.generate import Opener
-from jaxl.cli.options import JsonOption, LocalOption, RevisionOption, VariantOption, read_size
+from jaxl.cli.options import JsonOption, LocalOption, RevisionOption, UnetOption, VariantOption, read_size
 from jaxl.cli.terminal import in_background, print_line, progress_bars, to_terminal
 from jaxl.errors import InputError, JaxlError, is_out_of_memory
 
@@ -39,6 +39,7 @@ def compile_programs(
             help="For a guidance above 1, or of 1; the model's own by default.",
         ),
     ] = None,
+    unet: UnetOption = None,
     vae: Annotated[str | None, typer.Option(metavar="MODEL", help="Another autoencoder, also of TAESD's kind.")] = None,
     vae_tile: Annotated[int | None, typer.Option(metavar="PIXELS", help="Decode in tiles of this size.")] = None,
     dtype: Annotated[
@@ -77,6 +78,7 @@ def compile_programs(
                 if images not in opened:
                     opened[images] = Opener(dtype, shard_params, images, local_files_only, progress)(
                         {"model": model, "revision": revision, "variant": variant},
+                        unet=unet,
                         vae=vae,
                         vae_tile=vae_tile,
                         precision=precision,

@@ -28,6 +28,7 @@ from jaxl.cli.options import (
     PresetOption,
     RevisionOption,
     TimeoutOption,
+    UnetOption,
     VariantOption,
     read_size,
 )
@@ -88,6 +89,7 @@ def generate(
     ] = None,
     refiner: Annotated[str | None, typer.Option(metavar="MODEL", help="A second model for the last steps.")] = None,
     refiner_at: Annotated[float, typer.Option(help="Where it takes over, as a share of the noise levels.")] = 0.8,
+    unet: UnetOption = None,
     vae: Annotated[str | None, typer.Option(metavar="MODEL", help="Another autoencoder, also of TAESD's kind.")] = None,
     vae_tile: Annotated[
         int | None,
@@ -230,6 +232,7 @@ def generate(
             open_model = Opener(dtype, shard_params, count, local_files_only, progress, kernels)
             pipe = open_model(
                 source,
+                unet=unet,
                 vae=vae,
                 vae_tile=vae_tile,
                 preview=preview_vae,
@@ -260,7 +263,7 @@ def generate(
         found["eta"] = pipe.preset.eta
     if spacing is None and timesteps is None and sigmas is None:
         found["timestep_spacing"] = pipe.preset.timestep_spacing
-    named = {"vae": vae, "precision": precision, "refiner": refiner, "refiner_at": refiner and refiner_at}
+    named = {"unet": unet, "vae": vae, "precision": precision, "refiner": refiner, "refiner_at": refiner and refiner_at}
     # names alone: a folder would tell strangers about the machine
     pictures = {name: file and Path(file).name for name, file in (("image", init_image), ("mask", mask))}
     drawn = time.perf_counter()

@@ -32,6 +32,9 @@ PredictionOption = Annotated[
         help="epsilon, v_prediction or sample, where the checkpoint does not say what it predicts.",
     ),
 ]
+UnetOption = Annotated[
+    str | None, typer.Option(metavar="MODEL", help="Another U-Net, such as SDXL-Lightning's; also alone in a file.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
 
 DistributedOption = Annotated[

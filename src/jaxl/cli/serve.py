@@ -31,6 +31,7 @@ from jaxl.cli.options import (
     PredictionOption,
     PresetOption,
     RevisionOption,
+    UnetOption,
     VariantOption,
     read_count,
     read_counts,
@@ -147,6 +148,7 @@ def serve(
         str | None, typer.Option(metavar="FILE", help="Sign pictures: PEM certificate, and its chain.")
     ] = None,
     c2pa_key: Annotated[str | None, typer.Option(metavar="FILE", help="The certificate's private key.")] = None,
+    unet: UnetOption = None,
     vae: Annotated[str | None, typer.Option(metavar="MODEL", help="Another autoencoder, also of TAESD's kind.")] = None,
     vae_tile: Annotated[
         int | None,
@@ -241,6 +243,7 @@ def serve(
         "batch_sizes": () if batch_sizes is None else read_counts("batch_sizes", batch_sizes),
         "chunks": read_count("chunks", chunks),
         "dtype": dtype,
+        "unet": unet,
         "vae": vae,
         "vae_tile": vae_tile,
         "preview": preview_vae,

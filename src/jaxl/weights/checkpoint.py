@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,8 @@ class Checkpoint:
     `text_encoder`, `text_encoder_2`), of the `scheduler`, and of `model_index`. `tensors` maps a component and its
     diffusers key to a tensor in a file. `tokenizers` maps `tokenizer` and `tokenizer_2`, where present, to a folder, or
     to None for the CLIP vocabulary that jaxl ships. The SDXL refiner has no `text_encoder` and no `tokenizer`; a single
-    file may have no `vae`. `predicts_by` is where the prediction type was found.
+    file may have no `vae`. `predicts_by` is where the prediction type was found. `sources` is what the user named in
+    the place of components.
     """
 
     source: str
@@ -37,6 +38,11 @@ class Checkpoint:
     tensors: Mapping[str, Mapping[str, Tensor]]
     tokenizers: Mapping[str, Path | None]
     predicts_by: str = "its scheduler config"
+    sources: Mapping[str, str] = field(default_factory=dict)
+
+    def source_of(self, component: str) -> str:
+        """What the user named and a component is of."""
+        return self.sources.get(component, self.source)
 
     def files(self) -> list[Path]:
         """The weight files, each once."""
@@ -58,7 +64,7 @@ def load_params(
     """
     wanted = {component: flatten(tree) for component, tree in shapes.items()}
     for component, leaves in wanted.items():
-        _check(checkpoint.source, component, leaves, checkpoint.tensors[component])
+        _check(checkpoint.source_of(component), component, leaves, checkpoint.tensors[component])
     total = sum(len(leaves) for leaves in wanted.values())
     done = 0
     params = {}
@@ -74,8 +80,9 @@ def load_params(
                 with np.errstate(over="raise"):
                     array = rearranged(tensor.read(), from_torch(key, tensor.shape), dtype)
             except FloatingPointError as error:
+                source = checkpoint.source_of(component)
                 raise CheckpointError(
-                    f"{checkpoint.source}: {component}: {tensor.key} has numbers beyond the range of {dtype}"
+                    f"{source}: {component}: {tensor.key} has numbers beyond the range of {dtype}"
                 ) from error
             if last is not None:
                 last.block_until_ready()  # at most two tensors wait on the host for their transfer

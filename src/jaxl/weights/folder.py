@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,8 @@ from jaxl.errors import CheckpointError
 from jaxl.weights.checkpoint import Checkpoint
 from jaxl.weights.store import Tensor, read_json
 from jaxl.weights.tensors import put, read_tensors, with_outer_name
+
+LOGGER = logging.getLogger(__name__)
 
 # the networks of an SDXL pipeline, and the classes that jaxl implements
 CLASSES: Mapping[str, tuple[str, ...]] = {
@@ -28,13 +31,22 @@ UNUSED = ("feature_extractor", "image_encoder", "safety_checker", "watermark")
 OLD_ATTENTION = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
 
 
+# what errors call the networks that a user may name on their own
+PARTS: Mapping[str, str] = {"unet": "U-Net", "vae": "VAE"}
+
+
 @dataclass(frozen=True)
-class VAE:
-    """An autoencoder on its own, opened but not read: what a `Checkpoint` holds of it, and what the user named."""
+class Part:
+    """A network on its own, opened but not read: what a `Checkpoint` holds of it, and what the user named.
+
+    `scheduler` is the config that a U-Net's file asks for, and `predicts_by` where; None if it asks for nothing.
+    """
 
     source: str
     config: Mapping[str, Any]
     tensors: Mapping[str, Tensor]
+    scheduler: Mapping[str, Any] | None = None
+    predicts_by: str | None = None
 
 
 def stem(component: str) -> str:
@@ -91,8 +103,9 @@ def shards(folder: Path, component: str, variant: str | None) -> list[str] | Non
 def read_folder(folder: Path, *, variant: str | None = None, source: str | None = None) -> Checkpoint:
     """Open a folder; nothing but headers and JSON is read.
 
-    `variant` selects weight files such as `model.fp16.safetensors`. Raises CheckpointError, in one line, if the
-    folder is of another kind of model, lacks a file, or holds a damaged one.
+    `variant` selects weight files such as `model.fp16.safetensors`; where only some components have it, the plain ones
+    of the others are taken, and a warning is logged. Raises CheckpointError, in one line, if the folder is of another
+    kind of model, lacks a file, or holds a damaged one.
     """
     source = source or str(folder)
     if not (folder / "model_index.json").exists():
@@ -108,36 +121,63 @@ def read_folder(folder: Path, *, variant: str | None = None, source: str | None 
             "scheduler": read_json(folder / "scheduler" / "scheduler_config.json"),
             **{component: read_json(folder / component / "config.json") for component in components},
         },
-        tensors={component: _tensors(folder / component, component, variant, source) for component in components},
+        tensors={
+            component: _tensors(folder / component, component, chosen, source)
+            for component, chosen in _variants(folder, components, variant, source).items()
+        },
         tokenizers={name: folder / name for name in TOKENIZERS.values() if _class_of(index, name)},
     )
 
 
-def vae_folder(folder: Path) -> Path:
-    """Where a VAE's files are: in `folder` itself, or in the `vae` of the pipeline that is there."""
-    return folder / "vae" if (folder / "model_index.json").exists() else folder
+def part_folder(folder: Path, component: str) -> Path:
+    """Where a network's files are: in `folder` itself, or in that of the pipeline that is there."""
+    return folder / component if (folder / "model_index.json").exists() else folder
 
 
-def read_vae(folder: Path, *, variant: str | None = None, source: str | None = None) -> VAE:
-    """Open the VAE in a folder, or that of the pipeline in it; nothing but headers and JSON is read.
+def read_part(folder: Path, component: str, *, variant: str | None = None, source: str | None = None) -> Part:
+    """Open the `unet` or the `vae` in a folder, or that of the pipeline in it; nothing but headers and JSON is read.
 
+    Where it has no such variant its plain weights are taken, and a warning is logged.
     Raises CheckpointError, in one line, if there is none, or one of a kind that jaxl does not run.
     """
-    source, folder = source or str(folder), vae_folder(folder)
+    source, folder, name = source or str(folder), part_folder(folder, component), PARTS[component]
     if not (folder / "config.json").exists():
         raise CheckpointError(
-            f"{source}: no VAE there; give a folder with its config.json, a whole pipeline's, or a .safetensors file"
+            f"{source}: no {name} there; give a folder with its config.json, a whole pipeline's, or a .safetensors file"
         )
     config = read_json(folder / "config.json")
     kind = config.get("_class_name") or ", ".join(config.get("architectures", ())) or "a network without a class name"
-    if kind not in CLASSES["vae"]:
-        raise CheckpointError(f"{source}: {kind} is not a VAE that jaxl runs, only {' and '.join(CLASSES['vae'])} are")
-    return VAE(source, config, _tensors(folder, "vae", variant, source))
+    wanted = CLASSES[component]
+    if kind not in wanted:
+        are = "are" if len(wanted) > 1 else "is"
+        raise CheckpointError(f"{source}: {kind} is not a {name} that jaxl runs, only {' and '.join(wanted)} {are}")
+    chosen = _variant(folder, component, variant, source)
+    return Part(source, config, _tensors(folder, component, chosen, source))
 
 
 def _class_of(index: Mapping[str, Any], component: str) -> str | None:
     entry = index.get(component)
     return entry[1] if isinstance(entry, list) and len(entry) == 2 else None
+
+
+def stored(folder: Path, component: str, variant: str | None) -> bool:
+    """Whether a component's folder has weights of a variant, whole or in parts."""
+    return any((folder / name(component, variant)).exists() for name in (weight_file, index_file))
+
+
+def _variants(folder: Path, components: list[str], variant: str | None, source: str) -> dict[str, str | None]:
+    """The variant that each component is read in: none where it has only plain weights, if others have the variant."""
+    if not any(stored(folder / component, component, variant) for component in components):
+        return dict.fromkeys(components, variant)
+    return {component: _variant(folder / component, component, variant, source) for component in components}
+
+
+def _variant(folder: Path, component: str, variant: str | None, source: str) -> str | None:
+    """The variant, or None with a warning in the log where there are only plain weights."""
+    if variant is None or stored(folder, component, variant) or not stored(folder, component, None):
+        return variant
+    LOGGER.warning("%s: no variant %r of %s; its plain weights are taken", source, variant, component)
+    return None
 
 
 def _tensors(folder: Path, component: str, variant: str | None, source: str) -> dict[str, Tensor]:
@@ -166,12 +206,12 @@ def _remedy(folder: Path, component: str, variant: str | None) -> str:
     if (variant or "") in others:
         return f"its parts are there, but not {index_file(component, variant)}"
     if others:
-        return " or ".join(f"pass variant={other!r}" if other else "leave variant out" for other in others)
+        return " or ".join(f"pass `variant={other!r}`" if other else "leave `variant` out" for other in others)
     if any(name.endswith((".bin", ".ckpt", ".pt", ".msgpack")) for name in names):
         return "jaxl does not open pickles, which can run code: convert the weights to safetensors"
     if variant:
-        return f"the model may have no variant {variant!r}: leave variant out"
-    return "the model may have only another variant, such as variant='fp16', or no safetensors"
+        return f"the model may have no variant {variant!r}: leave `variant` out"
+    return "the model may have only another variant, such as `variant='fp16'`, or no safetensors"
 
 
 def _renamed(component: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from huggingface_hub import errors, snapshot_download
 from huggingface_hub.utils import tqdm
 
 from jaxl.errors import CheckpointError
-from jaxl.weights.folder import CLASSES, TOKENIZERS, index_file, present, shards, vae_folder, weight_file
+from jaxl.weights.folder import CLASSES, TOKENIZERS, index_file, part_folder, present, shards, stored, weight_file
 from jaxl.weights.store import read_json
 
 TOKENIZER_FILES = (
@@ -47,41 +48,55 @@ def download(
     # the first of these is in every repository: to match nothing would make huggingface_hub print a warning
     small = [".gitattributes", "model_index.json", "scheduler/scheduler_config.json"]
     small += [f"{folder}/{name}" for folder in TOKENIZERS.values() for name in TOKENIZER_FILES]
-    small += [f"{c}/{name}" for c in CLASSES for name in ("config.json", index_file(c, variant))]
+    small += [f"{c}/{name}" for c in CLASSES for name in ("config.json", index_file(c, variant), index_file(c, None))]
     folder = fetch(small, revision, [])
     if not (folder / "model_index.json").exists():
         return folder  # read_folder says what is wrong with it
-    weights: list[str] = []
-    for component in present(read_json(folder / "model_index.json"), repo_id):
-        names = shards(folder / component, component, variant) or [weight_file(component, variant)]
-        weights += [f"{component}/{name}" for name in names]
-    missing = [file for file in weights if not (folder / file).exists()]
-    return fetch(small + weights, folder.name, missing)
+    components = present(read_json(folder / "model_index.json"), repo_id)
+
+    def weights(of: Iterable[str], variant: str | None) -> Path:
+        files = [
+            f"{component}/{name}"
+            for component in of
+            for name in shards(folder / component, component, variant) or [weight_file(component, variant)]
+        ]
+        return fetch(small + files, folder.name, [file for file in files if not (folder / file).exists()])
+
+    fetched = weights(components, variant)
+    lacking = [component for component in components if not stored(fetched / component, component, variant)]
+    # as `read_folder` does: the plain weights of those that lack a variant which others have
+    return weights(lacking, None) if variant and 0 < len(lacking) < len(components) else fetched
 
 
-def download_vae(
+def download_part(
     repo_id: str,
     *,
+    component: str,
     revision: str | None = None,
     variant: str | None = None,
     token: str | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     local_files_only: bool = False,
 ) -> Path:
-    """As `download`, with what `read_vae` needs: of a VAE's own repository, or of a pipeline's."""
+    """As `download`, with what `read_part` needs: of a network's own repository, or of a pipeline's."""
 
     fetch = partial(_fetch, repo_id, token=token, cache_dir=cache_dir, local_files_only=local_files_only)
     small = [".gitattributes", "model_index.json"]
-    small += [f"{place}{name}" for place in ("", "vae/") for name in ("config.json", index_file("vae", variant))]
+    jsons = ("config.json", index_file(component, variant), index_file(component, None))
+    small += [f"{place}{name}" for place in ("", f"{component}/") for name in jsons]
     folder = fetch(small, revision, [])
-    place = vae_folder(folder)
+    place = part_folder(folder, component)
     config = place / "config.json"
-    if not config.exists() or read_json(config).get("_class_name") not in CLASSES["vae"]:
-        return folder  # read_vae says what is wrong with it
-    names = shards(place, "vae", variant) or [weight_file("vae", variant)]
-    weights = [(place / name).relative_to(folder).as_posix() for name in names]
-    missing = [file for file in weights if not (folder / file).exists()]
-    return fetch(small + weights, folder.name, missing)
+    if not config.exists() or read_json(config).get("_class_name") not in CLASSES[component]:
+        return folder  # read_part says what is wrong with it
+
+    def weights(variant: str | None) -> Path:
+        names = shards(place, component, variant) or [weight_file(component, variant)]
+        files = [(place / name).relative_to(folder).as_posix() for name in names]
+        return fetch(small + files, folder.name, [file for file in files if not (folder / file).exists()])
+
+    fetched = weights(variant)
+    return weights(None) if variant and not stored(place, component, variant) else fetched
 
 
 def _fetch(

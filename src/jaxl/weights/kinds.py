@@ -20,8 +20,8 @@ OTHERS = {
     r"(params\.|params_ema\.)?(body\.\d+\.rdb|conv_first\.|model\.1\.sub\.)": "an upscaler",
 }
 # the first parts of keys of each network, in the original layout and in diffusers' names
-UNET = r"(model\.)?(diffusion_model\.)?(input_blocks|output_blocks|middle_block)\."
-UNET_DIFFUSERS = r"(unet\.)?(down_blocks|up_blocks|mid_block)\."
+UNET = r"(model\.)?(diffusion_model\.|unet\.)?(input_blocks|output_blocks|middle_block)\."
+UNET_DIFFUSERS = r"(model\.)?(diffusion_model\.|unet\.)?(down_blocks|up_blocks|mid_block)\."
 VAE = r"(first_stage_model\.|vae\.)?(en|de)coder\.(down|up|mid)\."
 VAE_DIFFUSERS = r"(vae\.)?(en|de)coder\.(down_blocks|up_blocks|mid_block)\."
 ENCODER = (
@@ -37,9 +37,9 @@ CONTEXT = ".transformer_blocks.0.attn2.to_k.weight"
 
 def kind(tensors: Mapping[str, Tensor]) -> str:
     """What a file with these tensors is, as the end of "not ... but", with what to do with it where that is known."""
-    for pattern, name in OTHERS.items():
-        if _has(tensors, pattern):
-            return name
+    found = other(tensors)
+    if found is not None:
+        return found
     for pattern, number in FAMILIES.items():
         if _has(tensors, pattern):
             return f"a Stable Diffusion {number} checkpoint"
@@ -53,11 +53,11 @@ def kind(tensors: Mapping[str, Tensor]) -> str:
     found = [name for name, there in networks.items() if there]
     sized = any("label_emb." in key or "add_embedding." in key for key in tensors)  # as SDXL is, and no older one
     if found == ["U-Net"]:
-        way = "give it as unet= (--unet), with a whole SDXL as the model" if sized else "SDXL's has a label_emb"
+        way = "give it as `unet`, with a whole SDXL as `model`" if sized else "SDXL's has a label_emb"
         return f"{_unet(tensors)} alone; {way}"
     if found == ["VAE"]:
         names = " in diffusers names" if _has(tensors, VAE_DIFFUSERS) else ""
-        way = "give the folder that it is a part of" if names else "give it as vae= (--vae)"
+        way = "give the folder that it is a part of" if names else "give it as `vae`"
         return f"a VAE{names} alone; {way}"
     if found == ["text encoder"]:
         return "a text encoder alone"
@@ -67,6 +67,11 @@ def kind(tensors: Mapping[str, Tensor]) -> str:
         return f"a file of a {' and a '.join(found)}, but not in SDXL's original layout"
     first = ", ".join(list(tensors)[:3])
     return f"a file of {first}" if first else "empty"
+
+
+def other(keys: Iterable[str]) -> str | None:
+    """What a file with these keys is, if it is no part of a Stable Diffusion."""
+    return next((name for pattern, name in OTHERS.items() if _has(keys, pattern)), None)
 
 
 def _unet(tensors: Mapping[str, Tensor]) -> str:

@@ -74,36 +74,44 @@ def unet_layout(shapes: Shapes, pooled_dim: int, time_ids: int) -> Layout:
         modules |= renamed(RESNET, f"middle_block.{i}", f"mid_block.resnets.{i // 2}")
     modules |= _transformer("middle_block.1", "mid_block.attentions.0", mid_depth)
 
-    vector_dim = shape(shapes, "label_emb.0.0.weight", axes=2)[1]
+    ends = ("input_blocks.0.0.weight", "out.2.weight", "label_emb.0.0.weight")
+    config = network_config(shapes, ends, pooled_dim, time_ids) | level_config(channels, down, mid_depth, up)
+    return Layout(config | {"mid_block_type": MIDDLES[parts]}, parameters(modules))
+
+
+def network_config(shapes: Shapes, ends: tuple[str, str, str], pooled_dim: int, time_ids: int) -> dict[str, Any]:
+    """The part of the config that is not about levels.
+
+    `ends` are the keys of the first and the last convolution, and of the layer that takes the vector conditioning.
+    """
+    first, last, vector = ends
+    vector_dim = shape(shapes, vector, axes=2)[1]
     size_dim, rest = divmod(vector_dim - pooled_dim, time_ids)
     if rest or size_dim <= 0:
         raise CheckpointError(
-            f"label_emb.0.0.weight takes {vector_dim} values, not the pooled prompt's {pooled_dim} and {time_ids} sizes"
+            f"{vector} takes {vector_dim} values, not the pooled prompt's {pooled_dim} and {time_ids} sizes"
         )
     context = next((key for key in shapes if key.endswith(FIRST_CONTEXT)), None)
     if context is None:
         raise CheckpointError("the U-Net has no transformer, so this is not SDXL")
-    config = {
+    return {
         "_class_name": "UNet2DConditionModel",
         "act_fn": "silu",
         "addition_embed_type": "text_time",
         "addition_time_embed_dim": size_dim,
-        "block_out_channels": channels,
         "center_input_sample": False,
         "cross_attention_dim": shape(shapes, context, axes=2)[1],
         "downsample_padding": 1,
         "flip_sin_to_cos": True,
         "freq_shift": 0,
-        "in_channels": shape(shapes, "input_blocks.0.0.weight")[1],
-        "mid_block_type": MIDDLES[parts],
+        "in_channels": shape(shapes, first)[1],
         "norm_eps": 1e-5,
         "norm_num_groups": 32,
-        "out_channels": shape(shapes, "out.2.weight")[0],
+        "out_channels": shape(shapes, last)[0],
         "projection_class_embeddings_input_dim": vector_dim,
         "sample_size": 128,
         "use_linear_projection": len(shapes.get(context.replace(FIRST_CONTEXT, ".proj_in.weight"), ())) == 2,
     }
-    return Layout(config | _level_config(channels, down, mid_depth, up), parameters(modules))
 
 
 def _block(shapes: Shapes, old: str, new: str, i: int) -> dict[str, str]:
@@ -122,7 +130,7 @@ def _depth(shapes: Shapes, transformer: str) -> int:
     return count(shapes, f"{transformer}.transformer_blocks")
 
 
-def _level_config(
+def level_config(
     channels: Sequence[int], down: Sequence[Sequence[int]], mid_depth: int, up: Sequence[Sequence[int]]
 ) -> dict[str, Any]:
     """The part of the config that says what the levels hold, from the transformers' depths on the way down and up."""
@@ -145,6 +153,7 @@ def _level_config(
     attentive = [any(depths) or any(mirrored) for depths, mirrored in zip(down, reversed(up), strict=True)]
     attentive[-1] |= mid_depth > 0
     return {
+        "block_out_channels": list(channels),
         "attention_head_dim": [
             heads(width) if used else max(width // HEAD_WIDTH, 1)
             for width, used in zip(channels, attentive, strict=True)

@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from jaxl.config import UNetConfig
 from jaxl.errors import CheckpointError
 from jaxl.presets import is_sdxl_turbo
 from jaxl.weights import kinds
 from jaxl.weights.checkpoint import Checkpoint
-from jaxl.weights.folder import VAE
+from jaxl.weights.diffusers_unet import diffusers_unet_layout
+from jaxl.weights.folder import Part
 from jaxl.weights.original_layout import Layout, Shapes, clip_layout, openclip_layout, vae_layout
 from jaxl.weights.original_unet import unet_layout
 from jaxl.weights.prediction import find_prediction
@@ -36,6 +39,8 @@ REFINER_PREFIXES = {
     "vae": "first_stage_model.",
     "text_encoder_2": "conditioner.embedders.0.model.",
 }
+# what may stand before the names of a U-Net that is alone, or part of something
+UNET_PREFIXES = (PREFIXES["unet"], "diffusion_model.", "unet.", "")
 # the vector conditioning, which SDXL has and Stable Diffusion 1 and 2 do not
 SDXL_MARK = "model.diffusion_model.label_emb."
 
@@ -130,7 +135,7 @@ def read_single_file(file: Path) -> Checkpoint:
     )
 
 
-def read_vae_file(file: Path) -> VAE:
+def read_vae_file(file: Path) -> Part:
     """Open a VAE in the original layout, on its own or in a single-file SDXL checkpoint; its tensors stay unread.
 
     Nothing in such a file tells SDXL's VAE from that of Stable Diffusion 1: it is taken for SDXL's. Raises
@@ -151,7 +156,46 @@ def read_vae_file(file: Path) -> VAE:
         layout = vae_layout({key: tensor.shape for key, tensor in part.items()})
     except CheckpointError as error:
         raise CheckpointError(f"{file}: vae: {error}") from error
-    return VAE(str(file), layout.config, _placed(file, layout, part))
+    return Part(str(file), layout.config, _placed(file, layout, part))
+
+
+def read_unet_file(file: Path, own: Mapping[str, Any], pooled_dim: int, time_ids: int) -> Part:
+    """Open a U-Net, on its own or in a larger file, in the original or in diffusers' names; its tensors stay unread.
+
+    It is to take the place of one whose config is `own`, beside an encoder whose pooled prompt is `pooled_dim` wide:
+    where its structure is the same, so is what no shape tells. Raises CheckpointError, in one line, if the file holds
+    no U-Net of SDXL's kind.
+    """
+    tensors = read_tensors(file)
+    layout_of = {"input_blocks.": unet_layout, "down_blocks.": diffusers_unet_layout}
+    marks = ((prefix, first) for prefix in UNET_PREFIXES for first in layout_of)
+    prefix, first = next((m for m in marks if any(key.startswith("".join(m)) for key in tensors)), ("", ""))
+    part = {
+        key.removeprefix(prefix): tensor
+        for key, tensor in tensors.items()
+        if key.startswith(prefix) and not IGNORED.fullmatch(key)
+    }
+    if not first or kinds.other(tensors) or not any(key.startswith(("label_emb.", "add_embedding.")) for key in part):
+        raise CheckpointError(f"{file}: not a U-Net of SDXL but {kinds.kind(tensors)}")
+    if "edm_mean" in tensors:
+        raise CheckpointError(f"{file}: its latents are those of Playground v2.5; give the whole of it as `model`")
+    try:
+        layout = layout_of[first]({key: tensor.shape for key, tensor in part.items()}, pooled_dim, time_ids)
+    except CheckpointError as error:
+        raise CheckpointError(f"{file}: unet: {error}") from error
+    found, known = UNetConfig.from_json(layout.config), UNetConfig.from_json(own)
+    untold = {name: getattr(known, name) for name in ("heads", "norm_num_groups", "norm_eps", "sample_size")}
+    config = own if replace(found, **untold) == known else layout.config
+    prediction, predicts_by = find_prediction(file, tensors, read_metadata(file))
+    scheduler = _scheduler_config(tensors, prediction)
+    said = scheduler != _scheduler_config({}, "epsilon")
+    return Part(
+        str(file),
+        config,
+        _placed(file, layout, part),
+        scheduler=scheduler if said else None,
+        predicts_by=predicts_by if said else None,
+    )
 
 
 def _refuse_others(file: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -170,7 +214,7 @@ def _split(file: Path, tensors: Mapping[str, Tensor], prefixes: Mapping[str, str
     lacking = [component for component, part in parts.items() if not part]
     if any(component != "vae" for component in lacking):
         missing = " and no ".join(f"{component} ({prefixes[component]}*)" for component in lacking)
-        way = "give it as unet= (--unet), with a whole SDXL as the model"
+        way = "give it as `unet`, with a whole SDXL as `model`"
         raise CheckpointError(f"{file}: the file has no {missing}; {way}")
     for key in kept:
         if not key.startswith(tuple(prefixes.values())):

@@ -1,4 +1,4 @@
-"""What a user may name as a model, or as a VAE: the embedded one, a folder, a single file, or a model on the hub."""
+"""What a user may name as a model or a part of one: the embedded model, a folder, a single file, or one on the hub."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import re
 from pathlib import Path
 from typing import Any
 
-from jaxl.config import TinyVAEConfig, read_vae_config
+from jaxl.config import TextConfig, TinyVAEConfig, read_vae_config
 from jaxl.errors import CheckpointError
 from jaxl.presets import SDXL_BASE
 from jaxl.weights.checkpoint import Checkpoint
-from jaxl.weights.folder import VAE, read_folder, read_vae
-from jaxl.weights.single_file import read_single_file, read_vae_file
+from jaxl.weights.folder import Part, read_folder, read_part
+from jaxl.weights.single_file import read_single_file, read_unet_file, read_vae_file
 
 EMBEDDED = {"tiny": Path(__file__).parents[1] / "models" / "tiny"}
 PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
@@ -46,18 +46,57 @@ def open_vae(
     token: str | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     local_files_only: bool = False,
-) -> VAE:
+) -> Part:
     """Open the VAE that `name` means, without reading tensors: one on its own, or that of a whole model.
 
     Both kinds are known, `AutoencoderKL` and `AutoencoderTiny`. A name is as in `open_checkpoint`; a single file is in
     the original layout. Raises CheckpointError, in one line.
     """
     hub = {"revision": revision, "token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
-    path, source = _find(os.fspath(name), "download_vae", variant=variant, **hub)
-    return read_vae(path, variant=variant, source=source) if path.is_dir() else read_vae_file(path)
+    path, source = _find(os.fspath(name), "download_part", component="vae", variant=variant, **hub)
+    return read_part(path, "vae", variant=variant, source=source) if path.is_dir() else read_vae_file(path)
 
 
-def with_vae(checkpoint: Checkpoint, vae: VAE, component: str = "vae") -> Checkpoint:
+def open_unet(
+    name: str | os.PathLike[str],
+    checkpoint: Checkpoint,
+    *,
+    revision: str | None = None,
+    variant: str | None = None,
+    token: str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    local_files_only: bool = False,
+) -> Part:
+    """Open the U-Net that `name` means, to take the place of the checkpoint's, without reading tensors.
+
+    A name is as in `open_checkpoint`; a single file holds a U-Net alone or with more, in the original layout or in
+    diffusers' names. Raises CheckpointError, in one line.
+    """
+    hub = {"revision": revision, "token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
+    path, source = _find(os.fspath(name), "download_part", component="unet", variant=variant, **hub)
+    if path.is_dir():
+        return read_part(path, "unet", variant=variant, source=source)
+    configs = checkpoint.configs
+    pooled_dim = TextConfig.from_json(configs["text_encoder_2"], "text_encoder_2/config.json").projection_dim or 0
+    return read_unet_file(path, configs["unet"], pooled_dim, time_ids=6 if "text_encoder" in configs else 5)
+
+
+def with_unet(checkpoint: Checkpoint, unet: Part) -> Checkpoint:
+    """The checkpoint with another U-Net, and with the scheduler that it asks for."""
+    return dataclasses.replace(
+        checkpoint,
+        configs={
+            **checkpoint.configs,
+            "unet": unet.config,
+            "scheduler": unet.scheduler or checkpoint.configs["scheduler"],
+        },
+        tensors={**checkpoint.tensors, "unet": unet.tensors},
+        sources={**checkpoint.sources, "unet": unet.source},
+        predicts_by=unet.predicts_by or checkpoint.predicts_by,
+    )
+
+
+def with_vae(checkpoint: Checkpoint, vae: Part, component: str = "vae") -> Checkpoint:
     """The checkpoint with another VAE, or with a small one as its component `preview`.
 
     One without a VAE is taken to have had SDXL's own. Raises CheckpointError if the configs show that its latents are
@@ -83,6 +122,7 @@ def with_vae(checkpoint: Checkpoint, vae: VAE, component: str = "vae") -> Checkp
         checkpoint,
         configs={**checkpoint.configs, component: vae.config, "model_index": index},
         tensors={**checkpoint.tensors, component: vae.tensors},
+        sources={**checkpoint.sources, component: vae.source},
     )
 
 

@@ -32,6 +32,7 @@ class Arguments(BaseModel):
     slots: int | None = Field(None, ge=1)
     chunks: int = Field(3, ge=1)
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    unet: str | None = None
     vae: str | None = None
     vae_tile: int | None = None
     preview_vae: str | None = None
@@ -73,6 +74,7 @@ def app(arguments: dict[str, Any]) -> Any:
                 "slots",
                 "chunks",
                 "dtype",
+                "unet",
                 "vae",
                 "vae_tile",
                 "preset",
