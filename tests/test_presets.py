@@ -73,6 +73,7 @@ def test_only_sdxl_turbo_itself_is_of_512_pixels() -> None:
 def test_a_preset_says_why_it_was_taken() -> None:
     own = PRESETS["playground"]
     assert str(choose_preset("lcm", "sdxl-turbo", own)) == "lcm, as asked for: 4 steps, guidance 1, lcm"
+    assert str(choose_preset(None, "sdxl-turbo", own)) == "turbo, by the name 'sdxl-turbo': 1 step, guidance 1, euler_a"
     named = choose_preset(None, "folder/sdxl_lightning_8step.safetensors", own)
     assert str(named) == "lightning, by the name 'sdxl_lightning_8step': 8 steps, guidance 1, euler"
     scheduler = "the checkpoint's scheduler"

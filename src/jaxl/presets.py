@@ -27,7 +27,8 @@ class Preset:
 
     def __str__(self) -> str:
         scheduler = self.scheduler or "the checkpoint's scheduler"
-        return f"{self.name}, {self.reason}: {self.steps} steps, guidance {self.guidance_scale:g}, {scheduler}"
+        steps = "1 step" if self.steps == 1 else f"{self.steps} steps"
+        return f"{self.name}, {self.reason}: {steps}, guidance {self.guidance_scale:g}, {scheduler}"
 
 
 PRESETS: Mapping[str, Preset] = {

@@ -140,9 +140,9 @@ def span(start: Start, model: Model, times: np.ndarray) -> tuple[int, int]:
         # a share that nobody gave runs at least one step, so that models of one step have a default
         skip = steps - max(int(steps * strength), "strength" not in start)
     if skip >= stop:
-        name = "denoising_end" if "denoising_end" in start else "strength"
-        value = start.get(name, 0.0)
-        raise InputError(name, value, f"leaves none of the {steps} steps to run; raise it, or take more steps")
+        name = next(name for name in ("denoising_end", "strength", "denoising_start") if name in start)
+        way = "lower" if name == "denoising_start" else "raise"
+        raise InputError(name, start[name], f"leaves none of the {steps} steps to run; {way} it, or take more steps")
     return skip, stop
 
 

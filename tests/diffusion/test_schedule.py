@@ -101,7 +101,7 @@ def test_the_noise_is_read_of_classes_that_jaxl_lacks(fields: dict[str, Any], ow
     config = SchedulerConfig.from_json({**fields, **betas, "timestep_spacing": "trailing"})
     assert config.noise == NoiseSchedule(**betas)
     assert scheduler_name(config, "euler") == "euler"
-    with pytest.raises(CheckpointError, match=f"'{own}' is not supported; choose one with scheduler="):
+    with pytest.raises(CheckpointError, match=f"'{own}' is not supported; choose one with `scheduler`"):
         scheduler_name(config)
 
 

@@ -273,11 +273,11 @@ def test_what_a_scheduler_cannot_do_with_the_checkpoint_is_said() -> None:
         build_table(pure_noise, 20, "ddim")
     with pytest.raises(CheckpointError, match="clip_sample=True"):
         build_table(replace(CONFIG, clip_sample=True), 20, "ddim")
-    with pytest.raises(CheckpointError, match="'NoScheduler' is not supported; choose one with scheduler=: ddim"):
+    with pytest.raises(CheckpointError, match="'NoScheduler' is not supported; choose one with `scheduler`: ddim"):
         build_table(replace(CONFIG, scheduler="NoScheduler"), 20)
     with pytest.raises(CheckpointError, match="not trained with EDM noise"):
         build_table(CONFIG, 20, "edm_euler")
-    with pytest.raises(CheckpointError, match="EDM noise, which has no timesteps to count; use scheduler='euler'"):
+    with pytest.raises(CheckpointError, match="EDM noise, which has no timesteps to count; use `scheduler='euler'`"):
         build_table(EDM_CONFIG, 20, "ddim")
     with pytest.raises(CheckpointError, match="'ays' is made of timesteps"):
         build_table(EDM_CONFIG, 20, "euler_ays")

@@ -214,5 +214,5 @@ def test_the_noise_schedule_of_other_classes_is_theirs(name: str) -> None:
 
 def test_a_checkpoint_s_own_scheduler_that_jaxl_lacks_is_named() -> None:
     config = SchedulerConfig.from_json({"_class_name": "DPMSolverSinglestepScheduler"})
-    with pytest.raises(CheckpointError, match=r"DPMSolverSinglestepScheduler.*choose one with scheduler="):
+    with pytest.raises(CheckpointError, match=r"DPMSolverSinglestepScheduler.*choose one with `scheduler`"):
         build_table(config, 10)

@@ -105,7 +105,7 @@ def denoiser(prediction_type: str, alphas: np.ndarray, sigmas: np.ndarray) -> tu
         if not alphas.all():
             raise CheckpointError(
                 "prediction_type='epsilon' cannot start from pure noise, which rescale_betas_zero_snr=True makes of "
-                "the last timestep; use scheduler='euler' or timestep_spacing='leading'"
+                "the last timestep; use `scheduler='euler'` or `timestep_spacing='leading'`"
             )
         return 1 / alphas, -sigmas / alphas
     if prediction_type == "v_prediction":

@@ -62,7 +62,7 @@ class NoiseSchedule:
         total = self.num_train_timesteps
         if self.edm is not None:
             raise CheckpointError(
-                "the model was trained with EDM noise, which has no timesteps to count; use scheduler='euler', "
+                "the model was trained with EDM noise, which has no timesteps to count; use `scheduler='euler'`, "
                 "'dpm++2m' or another that goes by sigmas"
             )
         if self.trained_betas is not None:

@@ -140,7 +140,7 @@ def edm_levels(config: SchedulerConfig, steps: int) -> Levels:
     if edm is None:
         raise CheckpointError(
             "the model was not trained with EDM noise, which 'edm_euler' and 'edm_dpm++2m' are for; use "
-            "scheduler='euler' or 'dpm++2m'"
+            "`scheduler='euler'` or 'dpm++2m'"
         )
     kind = config.sigma_schedule or "karras"
     if kind in TIMESTEP_SCHEDULES:

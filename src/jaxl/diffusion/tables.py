@@ -128,7 +128,7 @@ def scheduler_name(config: SchedulerConfig, scheduler: str | None = None, *, cus
     """
     if scheduler is None and config.scheduler not in SCHEDULERS:
         raise CheckpointError(
-            f"the checkpoint's own scheduler {config.scheduler!r} is not supported; choose one with scheduler=: "
+            f"the checkpoint's own scheduler {config.scheduler!r} is not supported; choose one with `scheduler`: "
             f"{', '.join(SOLVERS)}"
         )
     schedules = {name: solver.schedules for name, solver in SOLVERS.items()}
