@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, sync_playwright
-from web_user import Server, User
+from web_user import Quick, Server, User
 
 
 @pytest.fixture(scope="session")
@@ -35,7 +35,7 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture
-def user(browser: Browser, server: Server) -> Iterator[User]:
+def user(browser: Browser, server: Server | Quick) -> Iterator[User]:
     """Whose page does nothing wrong, and asks nobody but its own server."""
     user = User(browser, server)
     yield user

@@ -5,19 +5,31 @@ from __future__ import annotations
 import base64
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
 
+import uvicorn
 from playwright.sync_api import Browser, Request
+
+from jaxl.engine import Engine
+from jaxl.engine.fake import FakeBackend
+from jaxl.server.app import create_app
+from jaxl.server.service import Service
+from jaxl.server.settings import Settings
+from jaxl.server.web.page import Page
 
 # milliseconds; two cores draw in a browser and in the server at once
 A_WHILE = 120_000
 STEPS = 8
 
+SIZES = ((64, 64), (96, 64), (64, 96))
+SCHEDULERS = ("euler", "euler_karras", "dpm++2m", "dpm++2m_karras", "lcm")
 DESKTOP = {"width": 1280, "height": 900}
 SCREENSHOTS = os.environ.get("JAXL_SCREENSHOTS")
 
@@ -74,7 +86,7 @@ IDLE = "!document.body.classList.contains('jaxl-drawing')"
 class User:
     """Somebody at the page, in a browser of their own."""
 
-    def __init__(self, browser: Browser, server: Server, **context: Any):
+    def __init__(self, browser: Browser, server: Server | Quick, **context: Any):
         self.context = browser.new_context(viewport=context.pop("viewport", DESKTOP), **context)
         self.context.set_default_timeout(A_WHILE)
         self.page = self.context.new_page()
@@ -98,7 +110,7 @@ class User:
         page.fill("#jaxl-seed input, #jaxl-seed textarea", seed)
         page.fill("#jaxl-images input[type=number]", str(images))
         if not page.locator("#jaxl-steps").is_visible():
-            page.get_by_text("Steps, guidance, scheduler").click()
+            page.get_by_text("Steps, guidance").click()
         page.fill("#jaxl-steps input[type=number]", str(steps))
         page.press("#jaxl-steps input[type=number]", "Tab")
 
@@ -143,3 +155,36 @@ class User:
         if SCREENSHOTS:
             self.page.wait_for_timeout(300)
             self.page.screenshot(path=Path(SCREENSHOTS) / f"{name}.png", **options)
+
+
+class Quick:
+    """The page on an engine without a model, which draws patterns; `row_seconds` is what a step takes."""
+
+    def __init__(self, row_seconds: float = 0.0):
+        self.backend = FakeBackend(row_seconds, SIZES[0], sizes_of_images=SIZES)
+
+    def __enter__(self) -> Quick:
+        self.engine = Engine(self.backend)
+        settings = Settings(sizes=SIZES, schedulers=SCHEDULERS, ui=True)
+        app = create_app(Service(self.engine.__enter__(), settings), Page(settings))
+        listener = socket.socket()
+        listener.bind(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        self.server = uvicorn.Server(
+            uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=1)
+        )
+        self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [listener]}, daemon=True)
+        self.thread.start()
+        return self
+
+    def until_idle(self) -> None:
+        for _ in range(1000):
+            if not self.engine.tickets():
+                return
+            time.sleep(0.02)
+        raise AssertionError("still drawing after 20 seconds")
+
+    def __exit__(self, *_: object) -> None:
+        self.server.should_exit = True
+        self.thread.join()
+        self.engine.__exit__(None, None, None)

@@ -19,6 +19,8 @@ from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from jaxl.diffusion.names import a1111_name
+from jaxl.server.a1111_fields import offered, solver_of
 from jaxl.server.settings import Settings
 from jaxl.server.web.examples import examples
 
@@ -47,6 +49,8 @@ POLICY = "; ".join(
 IMAGES = 4
 MOST_STEPS = 150
 STRENGTH = 0.6
+FEATHER = 4
+PADDING = 32
 
 HEAD = f'<link rel="stylesheet" href="{OWN[1:]}/style.css"><script type="module" src="{OWN[1:]}/main.js"></script>'
 TITLE = (
@@ -57,8 +61,12 @@ RESTORE = (
     '<label class="jaxl-restore"><input type="file" accept="image/png" class="jaxl-file" '
     'aria-label="PNG file to take the settings from">Settings of a PNG …</label>'
 )
+SCHEDULER = '<jaxl-scheduler data-samplers="{}" data-value="{}"></jaxl-scheduler>'
 # tells Gradio what the page's elements want to have in the form
-BRIDGE = "document.addEventListener('jaxl:fill', ({detail}) => { props.value = detail; trigger('fill'); });"
+BRIDGE = (
+    "document.addEventListener('jaxl:fill', ({detail}) => { props.value = detail; trigger('fill'); });"
+    "document.body.classList.add('jaxl-formed'); document.dispatchEvent(new CustomEvent('jaxl:formed'));"
+)
 
 
 class Page:
@@ -125,7 +133,7 @@ def _blocks(gr: Any, settings: Settings) -> Any:
     with gr.Blocks(title="jaxl", analytics_enabled=False) as blocks:
         own(TITLE.format(escape(settings.model)))
         with gr.Tabs():
-            with gr.Tab("Draw"), gr.Row():
+            with gr.Tab("Draw"), gr.Row(elem_id="jaxl-draw"):
                 with gr.Column(scale=2, min_width=300):
                     prompt = gr.Textbox(
                         label="Prompt", lines=3, placeholder="A castle on a hill …", elem_id="jaxl-prompt"
@@ -133,10 +141,15 @@ def _blocks(gr: Any, settings: Settings) -> Any:
                     negative = gr.Textbox(
                         label="Negative prompt", lines=1, placeholder="What is not to be seen", elem_id="jaxl-negative"
                     )
-                    generate = gr.Button("Generate (Ctrl+Enter)", variant="primary", elem_id="jaxl-generate")
-                    cancel = gr.Button("Cancel (Esc)", variant="stop", elem_id="jaxl-cancel")
+                    with gr.Row(elem_id="jaxl-actions"):
+                        generate = gr.Button(
+                            "Generate (Ctrl+Enter)", variant="primary", min_width=140, elem_id="jaxl-generate"
+                        )
+                        cancel = gr.Button("Cancel (Esc)", variant="stop", min_width=100, elem_id="jaxl-cancel")
+                        again = gr.Button("Again and again", min_width=100, elem_id="jaxl-again")
+                    own(f"<jaxl-waiting{' data-keeps' if settings.urls else ''}></jaxl-waiting>")
                     with gr.Row():
-                        size = gr.Dropdown(sizes, value=sizes[0], label="Size", min_width=120, elem_id="jaxl-size")
+                        own(f'<jaxl-size data-sizes="{" ".join(sizes)}"></jaxl-size>', min_width=120)
                         images = gr.Slider(
                             1, most, min(IMAGES, most), step=1, label="Images", min_width=120, elem_id="jaxl-images"
                         )
@@ -147,18 +160,24 @@ def _blocks(gr: Any, settings: Settings) -> Any:
                         with gr.Column(min_width=120):
                             shuffle = gr.Button("Random seed", size="sm")
                             reuse = gr.Button("Last seed", size="sm", elem_id="jaxl-reuse")
-                    with gr.Accordion("Steps, guidance, scheduler", open=False):
+                    own(SCHEDULER.format(escape(json.dumps(_samplers(settings))), escape(settings.scheduler)))
+                    with gr.Accordion("Steps, guidance", open=False):
                         steps = gr.Slider(1, MOST_STEPS, settings.steps, step=1, label="Steps", elem_id="jaxl-steps")
                         guidance = gr.Slider(0, 30, settings.guidance_scale, step=0.1, label="Guidance")
-                        scheduler = gr.Dropdown(list(settings.schedulers), value=settings.scheduler, label="Scheduler")
                     own("<jaxl-source></jaxl-source>")
                     label = "Strength: how much of the picture changes"
                     strength = gr.Slider(0, 1, STRENGTH, step=0.01, label=label, elem_id="jaxl-strength")
+                    with gr.Column(elem_id="jaxl-mask"):
+                        label = "Feather: pixels over which the picture goes over into what is painted"
+                        feather = gr.Slider(0, 64, FEATHER, step=1, label=label)
+                        only = gr.Checkbox(False, label="Only masked: draw what is painted alone, larger")
+                        padding = gr.Slider(0, 256, PADDING, step=4, label="Pixels around it, with only masked")
                     own(RESTORE)
                     gr.Markdown("Try one of these")
                     given = [gr.Button(text, size="sm") for text in examples(settings.model)]
-                with gr.Column(scale=3, min_width=300):
-                    own("<jaxl-board></jaxl-board><jaxl-gallery></jaxl-gallery>")
+                with gr.Column(scale=3, min_width=300, elem_id="jaxl-pictures"):
+                    own("<jaxl-board></jaxl-board>", elem_id="jaxl-drawn")
+                    own("<jaxl-gallery></jaxl-gallery>", elem_id="jaxl-history")
             with gr.Tab("Statistics"):
                 own("<jaxl-statistics></jaxl-statistics>")
         bridge = gr.HTML("", js_on_load=BRIDGE, visible="hidden")
@@ -166,25 +185,39 @@ def _blocks(gr: Any, settings: Settings) -> Any:
         form = {
             "prompt": prompt,
             "negative_prompt": negative,
-            "size": size,
             "num_images": images,
             "seed": seed,
             "steps": steps,
             "guidance_scale": guidance,
-            "scheduler": scheduler,
             "strength": strength,
+            "mask_blur": feather,
+            "only_masked": only,
+            "padding_mask_crop": padding,
         }
         names, fields = json.dumps(list(form)), list(form.values())
-        offered = json.dumps(
-            {"sizes": sizes, "schedulers": settings.schedulers, "steps": MOST_STEPS, "num_images": most}
-        )
+        limits = json.dumps({"steps": MOST_STEPS, "num_images": most})
+        remember = f"(...values) => {{ jaxl.remember({names}, values); }}"
         # without `fn` an event stays in the browser
-        generate.click(fn=None, js=f"(...values) => {{ jaxl.generate({names}, values); }}", inputs=fields)
+        gr.on([field.change for field in fields], fn=None, js=remember, inputs=fields)
+        for button, act in ((generate, "generate"), (again, "again")):
+            js = f"(...values) => {{ jaxl.remember({names}, values); jaxl.{act}(); }}"
+            button.click(fn=None, js=js, inputs=fields)
         cancel.click(fn=None, js="() => { jaxl.cancel(); }")
         shuffle.click(fn=None, js="() => ''", outputs=seed)
         reuse.click(fn=None, js="() => jaxl.seed()", outputs=seed)
         for button in given:
             button.click(fn=None, js=f"() => {json.dumps(button.value)}", outputs=prompt)
-        fill = f"(settings, ...values) => jaxl.fill({names}, {offered}, settings, values)"
+        fill = f"(settings, ...values) => jaxl.fill({names}, {limits}, settings, values)"
         bridge.fill(fn=None, js=fill, inputs=[bridge, *fields], outputs=fields)
     return blocks
+
+
+def _samplers(settings: Settings) -> list[dict[str, Any]]:
+    """What `scheduler.js` shows: each sampler that is offered with its schedules, by A1111's names."""
+    samplers: dict[str, dict[str, Any]] = {}
+    for name in offered(settings):
+        sampler, schedule = a1111_name(name)
+        solver = solver_of(name)
+        label = f"{sampler} (EDM)" if solver.startswith("edm_") else sampler
+        samplers.setdefault(solver, {"label": label, "schedules": []})["schedules"].append((schedule, name))
+    return list(samplers.values())

@@ -70,9 +70,14 @@ class Board extends HTMLElement {
   end(word, message = "") {
     this.bar.hidden = true;
     this.say(word);
+    this.note(message);
+    for (const tile of this.tiles.querySelectorAll(".jaxl-tile:not(.jaxl-done)")) tile.classList.add("jaxl-given-up");
+  }
+
+  /** Say something beside what is drawn. */
+  note(message) {
     this.alert.textContent = message;
     this.alert.hidden = !message;
-    for (const tile of this.tiles.querySelectorAll(".jaxl-tile:not(.jaxl-done)")) tile.classList.add("jaxl-given-up");
   }
 
   say(word, detail = "") {

@@ -5,6 +5,8 @@ const health = new URL("../health/ready", import.meta.url);
 
 // Most that the API takes
 const MAX_PREVIEWS = 100;
+// Milliseconds from one look at a request to the next
+const RESUME_EVERY = 700;
 
 /** What the server said of a request that it did not draw, in a line for people. */
 export class Refused extends Error {}
@@ -12,11 +14,16 @@ export class Refused extends Error {}
 /** The server is not there, or went away while it drew. */
 export class Unreachable extends Error {}
 
+/** The server knows no such request, or not any more. */
+export class Gone extends Error {}
+
 /**
- * Draw pictures. Gives {name: "queued" | "progress" | "partial_image" | "completed", ...} as they come.
- * `asked` has the fields of the form; `source` is null or {image, mask}, of blobs. Throws Refused and Unreachable.
+ * Draw pictures. Gives {name: "queued" | "progress" | "partial_image" | "completed", ...} as they come; a completed one
+ * has its `blob`. `asked` has the fields of the form; `source` is null or {image, mask}, of blobs. With `keep` the server
+ * draws on when this page is gone, and `resume` finds the pictures. Throws Refused and Unreachable.
  */
-export async function* draw(asked, source, signal) {
+export async function* draw(asked, source, { id, keep, signal }) {
+  const masked = Boolean(source?.mask);
   const fields = {
     prompt: asked.prompt,
     negative_prompt: asked.negative_prompt,
@@ -27,25 +34,82 @@ export async function* draw(asked, source, signal) {
     guidance_scale: asked.guidance_scale,
     scheduler: asked.scheduler,
     strength: source ? asked.strength : null,
+    mask_blur: masked ? asked.mask_blur : null,
+    padding_mask_crop: masked && asked.only_masked ? asked.padding_mask_crop : null,
     previews: Math.min(asked.steps, MAX_PREVIEWS),
     progress: true,
     stream: true,
+    keep: keep || null,
     seed: asked.seed,
   };
-  for (const [name, value] of Object.entries(fields)) if (value === null || value === "") delete fields[name];
-  const response = await send(source ? "images/edits" : "images/generations", source ? form(fields, source) : json(fields), signal);
+  for (const [name, value] of Object.entries(fields)) if (value === null || value === undefined || value === "") delete fields[name];
+  const { headers, ...body } = source ? form(fields, source) : json(fields);
+  const options = { ...body, headers: { ...headers, "X-Request-Id": id } };
+  const response = await send(source ? "images/edits" : "images/generations", options, signal);
   const left = new Set(Array(asked.num_images).keys());
-  try {
-    for await (const { name, data } of events(response.body)) {
-      const known = JSON.parse(data);
-      if (name === "error") throw new Refused(known.error.message);
-      if (name.endsWith(".completed")) left.delete(known.image_index);
-      yield { ...known, name: name.slice(name.indexOf(".") + 1) };
+  for await (const { name, known } of reported(response)) {
+    if (name.endsWith(".completed")) {
+      left.delete(known.image_index);
+      known.blob = png(known.b64_json);
+    } else if (name.endsWith(".partial_image")) {
+      known.url = `data:image/png;base64,${known.b64_json}`;
     }
-  } catch (error) {
-    throw error instanceof Refused || error.name === "AbortError" ? error : new Unreachable();
+    yield { ...known, name: name.slice(name.indexOf(".") + 1) };
   }
   if (left.size) throw new Unreachable();
+}
+
+/** What comes of a request that was kept: gives what `draw` does, from where it stands now. Throws Gone too. */
+export async function* resume(id, signal) {
+  const path = `requests/${id}`;
+  const seen = new Set();
+  for (;;) {
+    const known = await (await send(path, {}, signal)).json();
+    for (const { image, file } of known.pictures ?? []) {
+      if (seen.has(image)) continue;
+      seen.add(image);
+      const blob = await (await send(`images/files/${file}`, {}, signal)).blob();
+      yield { name: "completed", image_index: image, blob };
+    }
+    if (known.state === "done") return;
+    if (known.error) throw new Refused(known.error.message);
+    if (known.state === "queued") yield { name: "queued", position: known.position, starts_in: known.starts_in };
+    else yield* followed(path, signal);
+    await new Promise((resolve) => setTimeout(resolve, RESUME_EVERY));
+  }
+}
+
+/** What happens to a request until its next picture is drawn, or it ends. */
+async function* followed(path, signal) {
+  let response;
+  try {
+    response = await send(`${path}/events`, {}, signal);
+  } catch (error) {
+    if (error instanceof Gone) return; // it has just ended, or its last pictures are being written
+    throw error;
+  }
+  for await (const { name, known } of reported(response)) {
+    if (name === "progress") yield { name, image_index: known.image, done: known.done, total: known.total };
+    else if (name === "preview") yield { name: "partial_image", image_index: known.image, url: `data:image/jpeg;base64,${known.b64_json}` };
+    else if (name === "drawn") return;
+  }
+}
+
+/** Give up on a request, or let the server forget its pictures. */
+export async function release(id) {
+  for (const wait of [0, 1000]) {
+    await new Promise((resolve) => setTimeout(resolve, wait)); // it may not have arrived yet
+    try {
+      return await send(`requests/${id}`, { method: "DELETE" });
+    } catch (error) {
+      if (!(error instanceof Gone)) return undefined;
+    }
+  }
+}
+
+/** How many tokens a text has. */
+export async function countTokens(text, signal) {
+  return (await send("tokens", json({ text }), signal)).json();
 }
 
 /** The settings in a picture's file, by their names in `Pipeline.generate`; the seed is a text. Throws Refused. */
@@ -93,6 +157,7 @@ async function send(path, options = {}, signal = undefined) {
   } catch {
     // a proxy's page
   }
+  if (response.status === 404 && path.startsWith("requests/")) throw new Gone(message);
   const wait = response.headers.get("Retry-After");
   throw new Refused(response.status === 429 && wait ? `${message} (in about ${wait} s)` : message);
 }
@@ -111,6 +176,23 @@ function form(fields, source) {
   body.append("image", source.image, "image.png");
   if (source.mask) body.append("mask", source.mask, "mask.png");
   return { method: "POST", body };
+}
+
+function png(text) {
+  return new Blob([Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0))], { type: "image/png" });
+}
+
+/** The events of an answer, read, up to an error. Throws Refused for that, and Unreachable if the server is gone. */
+async function* reported(response) {
+  try {
+    for await (const { name, data } of events(response.body)) {
+      const known = JSON.parse(data);
+      if (name === "error") throw new Refused(known.error.message);
+      yield { name, known };
+    }
+  } catch (error) {
+    throw error instanceof Refused || error.name === "AbortError" ? error : new Unreachable();
+  }
 }
 
 /** Server-sent events: https://html.spec.whatwg.org/multipage/server-sent-events.html */

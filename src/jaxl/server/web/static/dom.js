@@ -28,3 +28,18 @@ export function caption(picture) {
 export function seconds(number) {
   return number < 1 ? "less than a second" : number < 90 ? `${Math.round(number)} s` : `${Math.round(number / 60)} min`;
 }
+
+/** The name of a picture's file; `number` sets it apart from others of its seed. */
+export function fileName(picture, number) {
+  return `jaxl-${picture.settings.seed}${number === undefined ? "" : `-${number}`}.png`;
+}
+
+/** Let the browser save a blob. */
+export function download(blob, name) {
+  const url = URL.createObjectURL(blob);
+  make("a", { href: url, download: name }).click();
+  setTimeout(() => URL.revokeObjectURL(url), 60_000); // large ones take a while
+}
+
+/** One of the page's own elements. */
+export const part = (name) => document.querySelector(`jaxl-${name}`);

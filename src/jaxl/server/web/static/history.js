@@ -1,16 +1,17 @@
-// The pictures of this browser: kept in IndexedDB, or for as long as the page is open where there is none.
+// The pictures of this browser, which all its tabs share.
 
-const NAME = "jaxl";
-const STORE = "pictures";
+import { Store } from "./store.js";
 
 // The oldest go first; a thousand pictures of 1024x1024 are over a gigabyte
 const MOST = 200;
 
-/** Newest first: {id, blob, url, settings, edited}; `edited` if it was drawn from another picture. */
+/** Newest first: {id, blob, url, settings, edited, key, starred}; `edited` if it was drawn from another picture. */
 export const pictures = [];
 
 const changes = new EventTarget();
-let database = null;
+const store = new Store("jaxl", { records: "pictures" });
+const tabs = new BroadcastChannel("jaxl-pictures");
+tabs.onmessage = () => read();
 
 export function onChange(listener) {
   changes.addEventListener("change", listener);
@@ -18,65 +19,69 @@ export function onChange(listener) {
 
 /** Read what earlier visits left. */
 export async function open() {
-  try {
-    database = await promised(indexedDB.open(NAME, 1), (request) => {
-      request.onupgradeneeded = () => request.result.createObjectStore(STORE, { keyPath: "id", autoIncrement: true });
-    });
-    const kept = await promised(store("readonly").getAll());
-    pictures.push(...kept.reverse().map(shown));
-  } catch {
-    database = null; // private windows of some browsers have none
-  }
-  changed();
+  await store.open();
+  await read();
 }
 
-export async function add(blob, settings, edited) {
-  const record = { blob, settings, edited };
-  if (database) {
-    try {
-      record.id = await promised(store("readwrite").add(record));
-    } catch {
-      // the browser's quota is used up: it is still here until the page is closed
-    }
-  }
-  const picture = shown(record);
+/** Keep a picture. `key` is its own among all pictures: one that is here already is not added again. */
+export async function add(blob, settings, edited, key) {
+  const known = pictures.find((picture) => picture.key === key);
+  if (known) return known;
+  const record = { blob, settings, edited, key, starred: false };
+  const id = await store.put(record);
+  const picture = shown(id === undefined ? record : { ...record, id });
+  // another tab's news may have brought it meanwhile
+  const same = pictures.findIndex((each) => id !== undefined && each.id === id);
+  if (same >= 0) return pictures[same];
   pictures.unshift(picture);
-  for (const old of pictures.slice(MOST)) await remove(old);
+  const over = pictures.slice(MOST).filter((each) => !each.starred);
+  for (const old of over) await drop(old);
   changed();
   return picture;
 }
 
-export async function remove(picture) {
+export async function star(picture, starred) {
+  picture.starred = starred;
+  const { url, ...record } = picture;
+  if (record.id !== undefined) await store.put(record);
+  changed();
+}
+
+/** Delete pictures from this browser. */
+export async function remove(chosen) {
+  for (const picture of [...chosen]) await drop(picture);
+  changed();
+}
+
+async function drop(picture) {
+  forget(picture);
+  await store.remove(picture.id);
+}
+
+function forget(picture) {
   const place = pictures.indexOf(picture);
   if (place < 0) return;
   pictures.splice(place, 1);
   URL.revokeObjectURL(picture.url);
-  if (database && picture.id !== undefined) await promised(store("readwrite").delete(picture.id));
-  changed();
 }
 
-export async function clear() {
-  for (const picture of pictures.splice(0)) URL.revokeObjectURL(picture.url);
-  if (database) await promised(store("readwrite").clear());
-  changed();
+/** What is kept becomes what is shown; pictures that could not be kept stay. */
+async function read() {
+  const kept = new Map((await store.all()).map((record) => [record.id, record]));
+  for (const picture of pictures.filter(({ id }) => id !== undefined && !kept.has(id))) forget(picture);
+  for (const picture of pictures) {
+    if (kept.has(picture.id)) picture.starred = Boolean(kept.get(picture.id).starred);
+    kept.delete(picture.id);
+  }
+  pictures.unshift(...[...kept.values()].reverse().map(shown));
+  changes.dispatchEvent(new Event("change"));
 }
 
 function shown(record) {
   return { ...record, url: URL.createObjectURL(record.blob) };
 }
 
-function store(mode) {
-  return database.transaction(STORE, mode).objectStore(STORE);
-}
-
-function promised(request, prepare = () => {}) {
-  prepare(request);
-  return new Promise((resolve, reject) => {
-    request.onsuccess = () => resolve(request.result);
-    request.onerror = () => reject(request.error);
-  });
-}
-
 function changed() {
+  tabs.postMessage("changed");
   changes.dispatchEvent(new Event("change"));
 }

@@ -67,7 +67,7 @@ class Source extends HTMLElement {
     this.editor.hidden = false;
     this.paint();
     tell("fill", { strength: STRENGTH, near: this.canvas.width / this.canvas.height });
-    tell("source", true);
+    this.tell();
   }
 
   empty() {
@@ -75,7 +75,11 @@ class Source extends HTMLElement {
     this.strokes = [];
     this.chooser.hidden = false;
     this.editor.hidden = true;
-    tell("source", false);
+    this.tell();
+  }
+
+  tell() {
+    tell("source", { picture: Boolean(this.bitmap), mask: this.strokes.length > 0 });
   }
 
   /** {image, mask} as PNG blobs, the mask null if nothing is painted; null without a picture. */
@@ -151,6 +155,7 @@ class Source extends HTMLElement {
   stroke(point) {
     if (!this.strokes.length) tell("fill", { strength: MASKED_STRENGTH });
     this.strokes.push({ size: this.size(), points: [point] });
+    this.tell();
   }
 
   drag(event) {
@@ -182,11 +187,13 @@ class Source extends HTMLElement {
 
   undo() {
     this.strokes.pop();
+    this.tell();
     this.paint();
   }
 
   wipe() {
     this.strokes = [];
+    this.tell();
     this.paint();
   }
 }

@@ -4,18 +4,18 @@ import { make } from "./dom.js";
 import { statistics } from "./client.js";
 
 const EVERY = 2000;
-const KEPT = 150; // five minutes
 const WIDTH = 300;
 const HEIGHT = 60;
 const SVG = "http://www.w3.org/2000/svg";
 
 const number = (value, digits = 2) => (value === null ? "–" : value.toLocaleString(undefined, { maximumFractionDigits: digits }));
 
+// a label, the text, and what the plot is of: a list in the server's history
 const SHOWN = [
-  ["Images per second", (known) => number(known.images_per_second), (known) => known.images_per_second],
-  ["Images waiting", (known) => number(known.waiting, 0), (known) => known.waiting],
-  ["Places in use", (known) => `${known.running} of ${known.places}`, (known) => known.running],
-  ["Latency, half of the requests", (known) => `${number(known.latency.p50)} s`],
+  ["Images per second", (known) => number(known.images_per_second), "images_per_second"],
+  ["Images waiting", (known) => number(known.waiting, 0), "waiting"],
+  ["Places in use", (known) => `${known.running} of ${known.places}`, "running"],
+  ["Latency, half of the requests", (known) => `${number(known.latency.p50)} s`, "latency"],
   ["Latency, 95 of 100 requests", (known) => `${number(known.latency.p95)} s`],
   ["Steps per second", (known) => number(known.steps_per_second, 1)],
   ["Images drawn", (known) => number(known.images, 0)],
@@ -25,7 +25,6 @@ const SHOWN = [
 class Statistics extends HTMLElement {
   connectedCallback() {
     if (!this.cards) {
-      this.kept = [];
       this.note = make("p", { role: "status" });
       this.cards = SHOWN.map(([label, , trend]) => {
         const value = make("span", { className: "jaxl-number" }, "–");
@@ -51,11 +50,12 @@ class Statistics extends HTMLElement {
       this.note.textContent = "The server cannot be reached.";
       return;
     }
-    this.note.textContent = `${known.model}, up for ${Math.round(known.uptime / 60)} min`;
-    this.kept = [...this.kept, known].slice(-KEPT);
+    const { every, ...history } = known.history;
+    const minutes = Math.round((history.waiting.length * every) / 60);
+    this.note.textContent = `${known.model}, up for ${Math.round(known.uptime / 60)} min; the plots are of the last ${minutes} min`;
     SHOWN.forEach(([, text, trend], i) => {
       this.cards[i].value.textContent = text(known);
-      if (trend) draw(this.cards[i].plot, this.kept.map(trend));
+      if (trend) draw(this.cards[i].plot, history[trend]);
     });
   }
 }
@@ -75,10 +75,12 @@ function sparkline() {
   return plot;
 }
 
+/** A line through the values that are known. */
 function draw(plot, values) {
   const most = Math.max(...values, 1e-9);
-  const point = (value, i) => `${WIDTH * (1 - (values.length - 1 - i) / (KEPT - 1))},${HEIGHT - 2 - (value / most) * (HEIGHT - 4)}`;
-  plot.firstChild.setAttribute("points", values.map(point).join(" "));
+  const point = (value, i) => `${(WIDTH * i) / Math.max(values.length - 1, 1)},${HEIGHT - 2 - (value / most) * (HEIGHT - 4)}`;
+  const points = values.map((value, i) => (value === null ? "" : point(value, i)));
+  plot.firstChild.setAttribute("points", points.filter(Boolean).join(" "));
 }
 
 customElements.define("jaxl-statistics", Statistics);

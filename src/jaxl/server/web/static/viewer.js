@@ -1,7 +1,7 @@
 // <jaxl-viewer>: one picture at its size with what made it, or two of them under a slider.
 
-import { button, caption, make, tell } from "./dom.js";
-import { pictures, remove } from "./history.js";
+import { button, caption, fileName, make, tell } from "./dom.js";
+import { pictures, remove, star } from "./history.js";
 
 const LABELS = {
   prompt: "Prompt",
@@ -28,10 +28,12 @@ class Viewer extends HTMLElement {
       this.dialog.close();
       tell(name, picture);
     };
+    this.star = button("Star", () => this.mark(!this.picture.starred));
     this.actions = make(
       "div",
       { className: "jaxl-row" },
       this.save,
+      this.star,
       button("Use these settings", act("use")),
       button("Variations", act("vary")),
       button("Edit", act("edit")),
@@ -58,7 +60,8 @@ class Viewer extends HTMLElement {
     this.slider.hidden = !compared;
     this.actions.hidden = compared;
     this.save.href = picture.url;
-    this.save.download = `jaxl-${picture.settings.seed}.png`;
+    this.save.download = fileName(picture);
+    this.star.setAttribute("aria-pressed", String(Boolean(picture.starred)));
     this.details.replaceChildren(...(compared ? [] : terms(picture)));
     if (!this.dialog.open) this.dialog.showModal();
   }
@@ -86,10 +89,15 @@ class Viewer extends HTMLElement {
     if (next) this.open(next);
   }
 
+  mark(starred) {
+    star(this.picture, starred);
+    this.star.setAttribute("aria-pressed", String(starred));
+  }
+
   drop() {
     if (!confirm("Delete this picture from this browser?")) return;
     this.dialog.close();
-    remove(this.picture);
+    remove([this.picture]);
   }
 }
 

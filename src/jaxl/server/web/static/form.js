@@ -1,0 +1,66 @@
+// What the form asks for: fields of Gradio's, and elements of the page's own beside them. It outlives a reload.
+
+import { part, tell } from "./dom.js";
+
+const KEPT = "jaxl-form";
+// what the form has no field for, and what needs none
+const SILENT = ["version", "width", "height", "model", "num_images", "whole", "size", "scheduler", "unread"];
+
+const saved = JSON.parse(sessionStorage.getItem(KEPT) ?? "null");
+let known = {};
+let begun = false;
+
+/** Note the values of Gradio's fields. */
+export function remember(names, values) {
+  known = Object.fromEntries(names.map((name, i) => [name, values[i]]));
+  keep();
+}
+
+/** What is asked for; the seed is a text, empty for one at random. */
+export function asked() {
+  const own = { size: part("size").value, scheduler: part("scheduler").value };
+  return { ...known, ...own, seed: String(known.seed ?? "").trim() };
+}
+
+/** Put in what was there before the page was loaded again; from now on it is kept. */
+export function begin() {
+  begun = true;
+  if (saved) tell("fill", saved);
+}
+
+export function keep() {
+  if (!begun) return;
+  sessionStorage.setItem(KEPT, JSON.stringify(asked()));
+  tell("form", asked());
+}
+
+/**
+ * The values of Gradio's fields with settings put in, where the page offers them; the page's own elements get theirs.
+ * `offered` has the most steps and images. Settings that are `whole` say all there is to a picture.
+ */
+export function fill(names, offered, settings, values) {
+  const lost = [];
+  const size = settings.width ? `${settings.width}x${settings.height}` : settings.size;
+  if (size) part("size").choose(size);
+  if (size && part("size").value !== size) lost.push(`size ${size}`);
+  if (settings.near) part("size").choose(settings.near);
+  if (settings.scheduler && !part("scheduler").choose(settings.scheduler)) lost.push(`scheduler ${settings.scheduler}`);
+  const fits = (name, value) => !offered[name] || value <= offered[name];
+  const filled = names.map((name, i) => {
+    const value = settings[name];
+    if (value === undefined || value === null) return settings.whole && name === "negative_prompt" ? "" : values[i];
+    if (!fits(name, value)) lost.push(`${name} ${value}`);
+    return !fits(name, value) ? values[i] : name === "seed" ? String(value) : value;
+  });
+  if (settings.whole) tell("say", restored(names, settings, lost));
+  return filled;
+}
+
+function restored(names, settings, lost) {
+  const more = Object.keys(settings).filter((name) => ![...names, ...SILENT].includes(name) && settings[name] !== null);
+  const parts = ["Settings restored"];
+  if (settings.strength !== undefined) parts.push("it was drawn from another picture, which is not in it");
+  if (lost.length || more.length) parts.push(`not offered here: ${[...lost, ...more].join(", ")}`);
+  if (settings.unread?.length) parts.push(`not understood: ${settings.unread.join(", ")}`);
+  return parts.join("; ");
+}
