@@ -16,7 +16,7 @@ from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from playwright.sync_api import Browser
-from web_user import IDLE, SCREENSHOTS, STEPS, Server, User
+from web_user import IDLE, SCREENSHOTS, STEPS, Server, User, drop
 
 APPLE = "a red apple on a blue background, flat style"
 ROCKET = "a rocket on a purple background, noto style"
@@ -25,18 +25,6 @@ ATTACK = '<img src=x onerror="window.hacked=1"><script>window.hacked=1</script>'
 
 def pixels(data: bytes) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"), np.float32)
-
-
-def drop(user: User, selector: str, name: str, data: bytes, kind: str = "image/png") -> None:
-    """Drop a file on an element."""
-    script = """([text, name, type]) => {
-        const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
-        const transfer = new DataTransfer();
-        transfer.items.add(new File([bytes], name, {type}));
-        return transfer;
-    }"""
-    transfer = user.page.evaluate_handle(script, [base64.b64encode(data).decode(), name, kind])
-    user.page.dispatch_event(selector, "drop", {"dataTransfer": transfer})
 
 
 def test_four_pictures_with_previews_that_change(user: User) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import os
 import signal
 import socket
@@ -10,11 +11,13 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
 
 import uvicorn
+from PIL import Image
 from playwright.sync_api import Browser, Request
 
 from jaxl.engine import Engine
@@ -162,6 +165,9 @@ class Quick:
 
     def __init__(self, row_seconds: float = 0.0):
         self.backend = FakeBackend(row_seconds, SIZES[0], sizes_of_images=SIZES)
+        self.asked: list[Mapping[str, Any]] = []
+        read = self.backend.read
+        self.backend.read = lambda arguments: self.asked.append(arguments) or read(arguments)
 
     def __enter__(self) -> Quick:
         self.engine = Engine(self.backend)
@@ -188,3 +194,21 @@ class Quick:
         self.server.should_exit = True
         self.thread.join()
         self.engine.__exit__(None, None, None)
+
+
+def drop(user: User, selector: str, name: str, data: bytes, kind: str = "image/png") -> None:
+    """Drop a file on an element."""
+    script = """([text, name, type]) => {
+        const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+        const transfer = new DataTransfer();
+        transfer.items.add(new File([bytes], name, {type}));
+        return transfer;
+    }"""
+    transfer = user.page.evaluate_handle(script, [base64.b64encode(data).decode(), name, kind])
+    user.page.dispatch_event(selector, "drop", {"dataTransfer": transfer})
+
+
+def png(colour: str) -> bytes:
+    data = io.BytesIO()
+    Image.new("RGB", (64, 64), colour).save(data, "PNG")
+    return data.getvalue()

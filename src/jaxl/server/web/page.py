@@ -138,6 +138,7 @@ def _blocks(gr: Any, settings: Settings) -> Any:
                     prompt = gr.Textbox(
                         label="Prompt", lines=3, placeholder="A castle on a hill …", elem_id="jaxl-prompt"
                     )
+                    own("<jaxl-tokens></jaxl-tokens>")
                     negative = gr.Textbox(
                         label="Negative prompt", lines=1, placeholder="What is not to be seen", elem_id="jaxl-negative"
                     )

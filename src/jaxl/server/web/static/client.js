@@ -30,6 +30,7 @@ export async function* draw(asked, source, { id, keep, signal }) {
     prompt_syntax: asked.prompt_syntax ?? "lenient",
     n: asked.num_images,
     size: asked.size,
+    size_policy: "nearest",
     num_inference_steps: asked.steps,
     guidance_scale: asked.guidance_scale,
     scheduler: asked.scheduler,
@@ -107,9 +108,9 @@ export async function release(id) {
   }
 }
 
-/** How many tokens a text has. */
-export async function countTokens(text, signal) {
-  return (await send("tokens", json({ text }), signal)).json();
+/** How long a prompt is: {tokens, chunks, limit, error}. */
+export async function countTokens(text) {
+  return (await send("tokens", json({ text }))).json();
 }
 
 /** The settings in a picture's file, by their names in `Pipeline.generate`; the seed is a text. Throws Refused. */

@@ -1,12 +1,17 @@
 // What the form asks for: fields of Gradio's, and elements of the page's own beside them. It outlives a reload.
 
 import { part, tell } from "./dom.js";
+import { Store } from "./store.js";
+import { tab } from "./tab.js";
 
 const KEPT = "jaxl-form";
+// Milliseconds after which nobody comes back to a tab
+const OLD = 24 * 3600_000;
 // what the form has no field for, and what needs none
 const SILENT = ["version", "width", "height", "model", "num_images", "whole", "size", "scheduler", "unread"];
 
 const saved = JSON.parse(sessionStorage.getItem(KEPT) ?? "null");
+const sources = new Store("jaxl-sources");
 let known = {};
 let begun = false;
 
@@ -23,7 +28,12 @@ export function asked() {
 }
 
 /** Put in what was there before the page was loaded again; from now on it is kept. */
-export function begin() {
+export async function begin() {
+  await sources.open();
+  for (const { id, since, ...source } of await sources.all()) {
+    if (since < Date.now() - OLD) await sources.remove(id);
+    else if (id === tab) await part("source").restore(source);
+  }
   begun = true;
   if (saved) tell("fill", saved);
 }
@@ -32,6 +42,14 @@ export function keep() {
   if (!begun) return;
   sessionStorage.setItem(KEPT, JSON.stringify(asked()));
   tell("form", asked());
+}
+
+/** Keep the picture to start from too, with its mask. */
+export function keepSource() {
+  if (!begun) return;
+  const source = part("source").kept();
+  if (source) sources.put({ id: tab, since: Date.now(), ...source });
+  else sources.remove(tab);
 }
 
 /**

@@ -6,6 +6,7 @@ import "./viewer.js";
 import "./source.js";
 import "./size.js";
 import "./scheduler.js";
+import "./tokens.js";
 import "./waiting.js";
 import "./statistics.js";
 import { Gone, Unreachable, draw, isReady, release, resume, settingsOf } from "./client.js";
@@ -154,6 +155,7 @@ document.addEventListener("click", ({ target }) => {
 listen("source", ({ picture, mask }) => {
   document.body.classList.toggle("jaxl-from-picture", picture);
   document.body.classList.toggle("jaxl-masked", mask);
+  form.keepSource();
 });
 document.addEventListener("change", ({ target }) => {
   if (!target.matches(".jaxl-restore input")) return;
@@ -174,5 +176,5 @@ if (theme) document.body.classList.toggle("dark", theme === "dark");
 await open();
 // Gradio's form may come before or after this
 if (!document.body.classList.contains("jaxl-formed")) await new Promise((resolve) => listen("formed", resolve));
-form.begin();
+await form.begin();
 await queue.open(perform);

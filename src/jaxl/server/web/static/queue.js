@@ -1,6 +1,7 @@
 // The requests of this tab: one is at the server at a time, the others wait here, and all of them outlive a reload.
 
 import { Store } from "./store.js";
+import { tab, token } from "./tab.js";
 
 // Milliseconds after which nobody comes back to a request; the server does not keep it longer either
 const OLD = 3600_000;
@@ -31,14 +32,14 @@ export async function open(draw) {
   const kept = (await store.all()).sort((one, other) => one.order - other.order);
   for (const request of kept) {
     if (request.order < Date.now() - OLD) await store.remove(request.id);
-    else if (request.tab === tab()) waiting.push(request);
+    else if (request.tab === tab) waiting.push(request);
   }
   next();
 }
 
 /** Draw as soon as what came before is drawn. */
 export async function add(asked, source) {
-  const request = { id: `page-${token()}`, tab: tab(), order: Date.now(), asked, source, sent: false };
+  const request = { id: `page-${token()}`, tab, order: Date.now(), asked, source, sent: false };
   waiting.push(request);
   changed();
   await store.put(request);
@@ -94,18 +95,6 @@ async function next() {
   if (!drawn) repeated = null;
   changed();
   next();
-}
-
-/** This tab, over reloads. */
-function tab() {
-  const name = sessionStorage.getItem("jaxl-tab") ?? token();
-  sessionStorage.setItem("jaxl-tab", name);
-  return name;
-}
-
-/** What nobody guesses. */
-function token() {
-  return Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
 }
 
 function changed() {

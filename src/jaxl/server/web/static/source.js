@@ -27,6 +27,7 @@ class Source extends HTMLElement {
     });
     this.canvas.onpointerdown = (event) => this.press(event);
     this.canvas.onpointermove = (event) => this.drag(event);
+    this.canvas.onpointerup = () => this.tell();
     this.canvas.onkeydown = (event) => this.key(event);
     this.canvas.onblur = () => this.point(null);
     this.brush = make("input", { type: "range", min: 1, max: 40, value: 12, "aria-label": "Brush, in hundredths of the width" });
@@ -51,23 +52,41 @@ class Source extends HTMLElement {
 
   /** Start from a picture, a file or a blob. */
   async take(blob) {
+    if (!(await this.show(blob, []))) {
+      tell("say", `${blob.name ?? "This"} is no picture that can be read; choose a PNG, JPEG or WebP file`);
+      return;
+    }
+    tell("fill", { strength: STRENGTH, near: this.canvas.width / this.canvas.height });
+  }
+
+  /** What `restore` takes, after a reload too; null without a picture. */
+  kept() {
+    return this.bitmap ? { blob: this.blob, strokes: this.strokes } : null;
+  }
+
+  async restore({ blob, strokes }) {
+    await this.show(blob, strokes);
+  }
+
+  /** Whether a blob can be shown. */
+  async show(blob, strokes) {
     let bitmap;
     try {
       bitmap = await createImageBitmap(blob);
     } catch {
-      tell("say", `${blob.name ?? "This"} is no picture that can be read; choose a PNG, JPEG or WebP file`);
-      return;
+      return false;
     }
     const scale = Math.min(1, LONGEST_SIDE / Math.max(bitmap.width, bitmap.height));
     this.canvas.width = Math.max(1, Math.round(bitmap.width * scale));
     this.canvas.height = Math.max(1, Math.round(bitmap.height * scale));
+    this.blob = blob;
     this.bitmap = bitmap;
-    this.strokes = [];
+    this.strokes = strokes;
     this.chooser.hidden = true;
     this.editor.hidden = false;
     this.paint();
-    tell("fill", { strength: STRENGTH, near: this.canvas.width / this.canvas.height });
     this.tell();
+    return true;
   }
 
   empty() {

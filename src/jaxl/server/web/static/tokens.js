@@ -1,0 +1,40 @@
+// <jaxl-tokens>: how long the prompt is, as the model reads it.
+
+import { make } from "./dom.js";
+import { countTokens } from "./client.js";
+
+// Milliseconds without a key pressed
+const PAUSE = 400;
+
+class Tokens extends HTMLElement {
+  connectedCallback() {
+    if (this.line) return;
+    this.line = make("p", { className: "jaxl-tokens" });
+    this.problem = make("p", { role: "status", className: "jaxl-alert", hidden: true });
+    this.append(this.line, this.problem);
+    document.addEventListener("jaxl:form", ({ detail }) => this.read(detail.prompt ?? ""));
+  }
+
+  read(text) {
+    if (text === this.text) return;
+    this.text = text;
+    clearTimeout(this.timer);
+    this.timer = setTimeout(() => this.count(text), text ? PAUSE : 0);
+  }
+
+  async count(text) {
+    let known = null;
+    try {
+      if (text) known = await countTokens(text);
+    } catch {
+      // the answer to the request itself says what is wrong
+    }
+    if (text !== this.text) return;
+    const parts = known?.chunks > 1 ? `, in ${known.chunks} parts: what stands in one is less sure of what stands in another` : "";
+    this.line.textContent = known ? `${known.tokens} of ${known.limit} tokens${parts}` : "";
+    this.problem.textContent = known?.error ?? "";
+    this.problem.hidden = !known?.error;
+  }
+}
+
+customElements.define("jaxl-tokens", Tokens);
