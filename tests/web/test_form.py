@@ -55,7 +55,7 @@ def test_a_mask_alone_outlives_a_reload(user: User, server: Quick) -> None:
     drop(user, "jaxl-source", "white.png", png("white"))
     canvas = user.page.locator("jaxl-source canvas")
     canvas.wait_for()
-    only = user.page.get_by_label("Only masked")
+    only = user.page.get_by_role("checkbox", name="Only masked")
     assert not only.is_visible(), "nothing is painted yet"
     canvas.focus()
     canvas.press("Space")
