@@ -1,5 +1,6 @@
 """Who reaches whom: ports, selectors, routes and metrics are those that there are."""
 
+import inspect
 import re
 from pathlib import Path
 from typing import Any
@@ -78,7 +79,7 @@ def test_ports(tree: Manifests, pods: Manifests) -> None:
 def test_the_port_is_that_of_the_command(trees: dict[str, Manifests]) -> None:
     from jaxl.cli.serve import serve
 
-    default = serve.__defaults__[2]  # pyright: ignore[reportOptionalSubscript]
+    default = inspect.signature(serve).parameters["port"].default
     for name in ("tpu/server", "gpu/server", "tpu/prepare", "gpu/prepare"):
         for manifest in trees[name]:
             if manifest["kind"] in ("Deployment", "Job"):
