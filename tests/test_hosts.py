@@ -127,7 +127,7 @@ def test_two_hosts(small: Any, one_host: Any, tmp_path: Path) -> None:
         assert (report["steps"], report["seen"]) == (1, [[4, 8, 8, 4]])
         refused, broken = report["told"]
         assert refused == "shard_params=True: each host needs all parameters; leave it out with several"
-        assert broken.startswith("the image of seed 14 became NaN or infinite (1 of 8)")
+        assert broken.startswith("the image of seed 14 (1 of 8) became NaN or infinite")
     drawn = [dict(np.load(tmp_path / f"{host}.npz")) for host in range(2)]
     images, latents, three = (np.concatenate([each[name] for each in drawn]) for name in ("images", "latents", "three"))
     pipe, params, result = one_host

@@ -26,6 +26,13 @@ if TYPE_CHECKING:
 APPLICATION = "jaxl"
 # the numbers of a host's TPU chips that one process can have
 CHIPS = (8, 4, 2, 1)
+# what Ray reads as it is imported
+AS_RAY_IS_IMPORTED = {
+    # keeps it on the loopback device where it does not support clusters; everywhere, whatever the name says
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    # its processes know each other by a token, which it would keep in the home folder: there may be none to write to
+    "RAY_AUTH_MODE": "token",
+}
 # how the last line of an error begins that is the model's own
 OWN_ERROR = re.compile(r"jaxl\.errors\.\w+: (.*)")
 
@@ -143,10 +150,8 @@ def start_ray(cpus: int) -> None:
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_worker_niceness", "0")  # or replicas come after whatever else the machine does
-    # what keeps it on the loopback device where it does not support clusters; everywhere, whatever the name says
-    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
-    # what its processes know each other by, which Ray would keep in the home folder: there may be none to write to
-    os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN"] = "token", secrets.token_hex(32)
+    os.environ.update(AS_RAY_IS_IMPORTED)
+    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
     import ray
 

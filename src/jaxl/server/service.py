@@ -86,6 +86,8 @@ class Service:
         wanted = drawn if "padding_mask_crop" in given else self.wanted(arguments)
         if wanted != drawn:
             given |= await asyncio.to_thread(_framed, given, wanted, drawn)
+        # before there is a ticket: who gives up later than that has to cancel it
+        remarked = await asyncio.to_thread(remarks, given)
         most = self.settings.deadline
         if deadline is not None and not LEAST_DEADLINE <= deadline <= most:
             raise InputError("deadline", deadline, f"give seconds, from {LEAST_DEADLINE:g} to {most:g}")
@@ -101,7 +103,7 @@ class Service:
         events = channel.follow()
         ticket = await self._ticket(request, channel)
         self.requests.take(ticket.id)
-        stream = self.live[ticket.id] = Stream(ticket, given, channel, events, wanted, keep)
+        stream = self.live[ticket.id] = Stream(ticket, given, channel, events, wanted, remarked, keep)
         ticket.future.add_done_callback(lambda _: channel.call(self._end, stream))
         return stream
 
@@ -112,7 +114,7 @@ class Service:
         """
         stream = await self.submit(arguments, id=http.state.request_id, **how)
         http.state.drawn = as_text(stream.drawn)
-        http.state.remarks = await asyncio.to_thread(remarks, stream.arguments)
+        http.state.remarks = stream.remarks
         return stream
 
     @asynccontextmanager
@@ -284,7 +286,7 @@ class Stream:
 
     Leaving `async with` before its end cancels it, unless it is to be kept.
     `arguments` are those that it is drawn with; the seed is among them, that of the first image. `wanted` is the size
-    of the pictures that its client gets.
+    of the pictures that its client gets. `remarks` say what is read otherwise than it may have been meant.
     """
 
     def __init__(
@@ -294,12 +296,14 @@ class Stream:
         channel: Channel,
         events: AsyncIterator[Event],
         wanted: Size,
+        remarks: str,
         keep: bool = False,
     ) -> None:
         self.ticket = ticket
         self.arguments = arguments
         self.channel = channel
         self.wanted = wanted
+        self.remarks = remarks
         self.keep = keep
         self._events = events
 

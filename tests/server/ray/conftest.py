@@ -15,13 +15,14 @@ from typing import Any
 
 import pytest
 
-os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # as `start_ray`, before Ray is imported
+from jaxl.cli.replicas import AS_RAY_IS_IMPORTED, start_ray
+
+os.environ.update(AS_RAY_IS_IMPORTED)
 with warnings.catch_warnings():  # Ray's own
     warnings.simplefilter("ignore")
     import ray
     from ray import cloudpickle, serve
 
-from jaxl.cli.replicas import start_ray
 from jaxl.engine import Request
 from jaxl.engine.fake import FakeBackend
 from jaxl.server.app import create_app
