@@ -15,9 +15,8 @@ from typing import Any
 
 import pytest
 
-from jaxl.cli.replicas import AS_RAY_IS_IMPORTED, start_ray
+from jaxl.cli.replicas import start_ray
 
-os.environ.update(AS_RAY_IS_IMPORTED)
 with warnings.catch_warnings():  # Ray's own
     warnings.simplefilter("ignore")
     import ray
