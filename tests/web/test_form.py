@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
-from playwright.sync_api import Browser
+from playwright.sync_api import Browser, expect
 from web_user import Quick, User, drop, png
 
 BOARD = "document.querySelector('jaxl-board').textContent"
@@ -65,6 +65,7 @@ def test_a_mask_alone_outlives_a_reload(user: User, server: Quick) -> None:
     user.wait_for("JSON.parse(sessionStorage.getItem('jaxl-form')).mask_blur === 9")
     user.page.reload()
     canvas.wait_for()
+    expect(user.page.get_by_label("number input for Feather")).to_have_value("9")
     assert only.is_checked()
     user.generate("a castle", images=1)
     (asked,) = server.asked

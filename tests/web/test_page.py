@@ -282,7 +282,7 @@ def test_readable_errors(user: User) -> None:
     user.ask(APPLE, seed="many")
     user.press_generate()
     assert user.alert() == "Seed: many is no whole number; give one, or leave it empty"
-    user.ask("(", seed="")
+    user.ask("a cat <lora:nobody:1>", seed="")
     user.press_generate()
     user.wait_for(IDLE + " && !document.querySelector('jaxl-board [role=alert]').hidden")
     assert user.alert().startswith("prompt=")

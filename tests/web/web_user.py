@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import os
 import signal
 import socket
@@ -96,7 +97,7 @@ class User:
         self.troubles: list[str] = []
         self.requests: list[Request] = []
         self.page.on("request", lambda request: self.requests.append(request))
-        self.page.on("pageerror", lambda error: self.troubles.append(str(error)))
+        self.page.on("pageerror", lambda error: self.troubles.append(error.stack or str(error)))
         self.page.on("dialog", self._dialog)
         self.page.on("console", lambda line: line.type == "error" and self.troubles.append(line.text))
         self.page.goto(server.url)
@@ -116,6 +117,9 @@ class User:
             page.get_by_text("Steps, guidance").click()
         page.fill("#jaxl-steps input[type=number]", str(steps))
         page.press("#jaxl-steps input[type=number]", "Tab")
+        filled = {"prompt": prompt, "seed": seed, "num_images": images, "steps": steps}
+        kept = "JSON.parse(sessionStorage.getItem('jaxl-form') ?? '{}')"
+        self.wait_for(f"Object.entries({json.dumps(filled)}).every(([name, value]) => {kept}[name] === value)")
 
     def generate(self, prompt: str, **asked: Any) -> list[bytes]:
         """Draw, and return the files."""
@@ -175,6 +179,7 @@ class Quick:
         app = create_app(Service(self.engine.__enter__(), settings), Page(settings))
         listener = socket.socket()
         listener.bind(("127.0.0.1", 0))
+        listener.listen()  # who comes before the server runs waits for it
         self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         self.server = uvicorn.Server(
             uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=1)

@@ -23,6 +23,7 @@ from jaxl.diffusion.names import a1111_name
 from jaxl.server.a1111_fields import offered, solver_of
 from jaxl.server.settings import Settings
 from jaxl.server.web.examples import examples
+from jaxl.text.prompt import SYNTAXES, Syntax
 
 STATIC = Path(__file__).with_name("static")
 
@@ -48,6 +49,7 @@ POLICY = "; ".join(
 
 IMAGES = 4
 MOST_STEPS = 150
+SYNTAX: Syntax = "lenient"
 STRENGTH = 0.6
 FEATHER = 4
 PADDING = 32
@@ -165,6 +167,7 @@ def _blocks(gr: Any, settings: Settings) -> Any:
                     with gr.Accordion("Steps, guidance", open=False):
                         steps = gr.Slider(1, MOST_STEPS, settings.steps, step=1, label="Steps", elem_id="jaxl-steps")
                         guidance = gr.Slider(0, 30, settings.guidance_scale, step=0.1, label="Guidance")
+                        syntax = gr.Dropdown(list(SYNTAXES), value=SYNTAX, label="Prompt syntax")
                     own("<jaxl-source></jaxl-source>")
                     label = "Strength: how much of the picture changes"
                     strength = gr.Slider(0, 1, STRENGTH, step=0.01, label=label, elem_id="jaxl-strength")
@@ -190,6 +193,7 @@ def _blocks(gr: Any, settings: Settings) -> Any:
             "seed": seed,
             "steps": steps,
             "guidance_scale": guidance,
+            "prompt_syntax": syntax,
             "strength": strength,
             "mask_blur": feather,
             "only_masked": only,

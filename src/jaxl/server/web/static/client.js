@@ -27,7 +27,7 @@ export async function* draw(asked, source, { id, keep, signal }) {
   const fields = {
     prompt: asked.prompt,
     negative_prompt: asked.negative_prompt,
-    prompt_syntax: asked.prompt_syntax ?? "lenient",
+    prompt_syntax: asked.prompt_syntax,
     n: asked.num_images,
     size: asked.size,
     size_policy: "nearest",
@@ -109,8 +109,8 @@ export async function release(id) {
 }
 
 /** How long a prompt is: {tokens, chunks, limit, error}. */
-export async function countTokens(text) {
-  return (await send("tokens", json({ text }))).json();
+export async function countTokens(text, prompt_syntax) {
+  return (await send("tokens", json({ text, prompt_syntax }))).json();
 }
 
 /** The settings in a picture's file, by their names in `Pipeline.generate`; the seed is a text. Throws Refused. */

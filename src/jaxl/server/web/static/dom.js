@@ -43,3 +43,13 @@ export function download(blob, name) {
 
 /** One of the page's own elements. */
 export const part = (name) => document.querySelector(`jaxl-${name}`);
+
+/** Wait until an element of the page's own is there. */
+export function arrived(name) {
+  return new Promise((resolve) => {
+    const look = () => part(name) && (observer.disconnect(), resolve());
+    const observer = new MutationObserver(look);
+    observer.observe(document.body, { subtree: true, childList: true });
+    look();
+  });
+}

@@ -7,6 +7,8 @@ import { tab } from "./tab.js";
 const KEPT = "jaxl-form";
 // Milliseconds after which nobody comes back to a tab
 const OLD = 24 * 3600_000;
+// what a picture has whose settings do not say it
+const USUAL = { negative_prompt: "", prompt_syntax: "lenient" };
 // what the form has no field for, and what needs none
 const SILENT = ["version", "width", "height", "model", "num_images", "whole", "size", "scheduler", "unread"];
 
@@ -66,7 +68,7 @@ export function fill(names, offered, settings, values) {
   const fits = (name, value) => !offered[name] || value <= offered[name];
   const filled = names.map((name, i) => {
     const value = settings[name];
-    if (value === undefined || value === null) return settings.whole && name === "negative_prompt" ? "" : values[i];
+    if (value === undefined || value === null) return (settings.whole ? USUAL[name] : undefined) ?? values[i];
     if (!fits(name, value)) lost.push(`${name} ${value}`);
     return !fits(name, value) ? values[i] : name === "seed" ? String(value) : value;
   });

@@ -10,7 +10,7 @@ import "./tokens.js";
 import "./waiting.js";
 import "./statistics.js";
 import { Gone, Unreachable, draw, isReady, release, resume, settingsOf } from "./client.js";
-import { part, tell } from "./dom.js";
+import { arrived, part, tell } from "./dom.js";
 import * as form from "./form.js";
 import { add, open } from "./history.js";
 import * as queue from "./queue.js";
@@ -176,5 +176,6 @@ if (theme) document.body.classList.toggle("dark", theme === "dark");
 await open();
 // Gradio's form may come before or after this
 if (!document.body.classList.contains("jaxl-formed")) await new Promise((resolve) => listen("formed", resolve));
+await Promise.all(["board", "waiting", "size", "scheduler", "source"].map(arrived));
 await form.begin();
 await queue.open(perform);

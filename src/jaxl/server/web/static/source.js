@@ -56,7 +56,7 @@ class Source extends HTMLElement {
       tell("say", `${blob.name ?? "This"} is no picture that can be read; choose a PNG, JPEG or WebP file`);
       return;
     }
-    tell("fill", { strength: STRENGTH, near: this.canvas.width / this.canvas.height });
+    tell("fill", { strength: STRENGTH, near: `${this.canvas.width}x${this.canvas.height}` });
   }
 
   /** What `restore` takes, after a reload too; null without a picture. */
@@ -130,7 +130,8 @@ class Source extends HTMLElement {
     for (const { size, points } of this.strokes) {
       pen.lineWidth = size;
       pen.beginPath();
-      pen.moveTo(...points[0]);
+      const [x, y] = points[0];
+      pen.moveTo(x - 0.01, y); // a line without length would not be drawn
       for (const point of points) pen.lineTo(...point);
       pen.stroke();
     }
