@@ -322,12 +322,15 @@ def interruptible() -> Iterator[None]:
 def test_interrupted(stage: str) -> None:
     """Ctrl-C on a terminal, while progress shows the stage, with nothing compiled before."""
     ours, theirs = pty.openpty()
+    # a shell that ignores the signal, as for `make test &`, would hand that down
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
         command("generate", "x", "--size", "64x64", "--steps", "1000", "--output", "a.png"),
         env={**ENVIRONMENT, **({} if stage == "Drawing" else {"JAX_ENABLE_COMPILATION_CACHE": "false"})},
         stdout=subprocess.PIPE,
         stderr=theirs,
     )
+    signal.signal(signal.SIGINT, before)
     os.close(theirs)
     seen = read_until(ours, lambda text: stage in text)
     process.send_signal(signal.SIGINT)

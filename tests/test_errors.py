@@ -1,5 +1,6 @@
 """What users are told: arguments by the names that they know, and installations that work."""
 
+import pickle
 import re
 from importlib import metadata
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from jaxl.cli.app import run
-from jaxl.errors import CheckpointError, InputError, NonFiniteError
+from jaxl.errors import CheckpointError, DeadlineError, InputError, JaxlError, NonFiniteError, QueueFullError
 from jaxl.extras import install_command
 from jaxl.server.errors import api_error
 
@@ -42,6 +43,17 @@ def test_arguments_have_the_names_that_users_know(error, command, field, monkeyp
     assert capsys.readouterr().err == f"jaxl: error: {command}\n"
     if field is not None:
         assert field in api_error(error, NAMES).detail
+
+
+@pytest.mark.parametrize(
+    "error",
+    [InputError("size", (1, 2), "give another"), QueueFullError(3, 7.5), DeadlineError("late"), CheckpointError("bad")],
+)
+def test_errors_go_to_another_process(error: JaxlError) -> None:
+    found = pickle.loads(pickle.dumps(error))
+    assert type(found) is type(error)
+    assert str(found) == str(error)
+    assert vars(found) == vars(error)
 
 
 def test_extras_are_installed_from_where_jaxl_came_from():

@@ -21,21 +21,28 @@ Every message is one line. Where a remedy names an argument, it stands between b
 
 from __future__ import annotations
 
+import copyreg
 import difflib
 import re
 from collections.abc import Callable, Iterable
+from typing import Any
 
 ARGUMENT = re.compile(r"`([A-Za-z_]\w*)(?:=([^`]*))?`")
 
 
 class JaxlError(Exception):
-    """Base of all errors that jaxl raises on purpose."""
+    """Base of all errors that jaxl raises on purpose. They can be pickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Have it made anew without `__init__`, whose arguments are not the message."""
+        return copyreg.__newobj__, (type(self), *self.args), vars(self)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 class InputError(JaxlError, ValueError):
     """An argument has a value that cannot work.
 
-    `argument` is the name of the offending argument, as the caller wrote it; `shown` is its value in the message.
+    `argument` is the name of the offending argument, as the caller wrote it; `shown` is its `value` in the message, and
+    `remedy` what is to be done about it.
     """
 
     def __init__(self, argument: str, value: object, remedy: str):

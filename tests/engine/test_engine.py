@@ -177,10 +177,27 @@ def test_cancel_frees_the_place_before_the_next_call() -> None:
         with pytest.raises(CancelledError):
             first.future.result(0)
         assert engine.status(first).state == "cancelled"
-        assert engine.find(first.id) is None
+        assert first not in engine.tickets()
         gate.open.release(2)
         second.future.result(A_WHILE)
         assert len(gate.calls) == 2
+
+
+def test_two_requests_with_one_id() -> None:
+    """Each is known until its own end."""
+    with gated(places=1) as (engine, gate):
+        first = engine.submit(Request(asked(steps=1), id="x"))
+        assert gate.arrived.acquire(timeout=A_WHILE)
+        second = engine.submit(Request(asked("b", steps=1000), id="x", deadline=60))
+        gate.open.release()
+        first.future.result(A_WHILE)
+        assert engine.tickets() == [second]
+        assert not engine.drain(0)
+        second.submitted -= 120
+        gate.free()
+        with pytest.raises(DeadlineError):
+            second.future.result(A_WHILE)
+        assert engine.drain(A_WHILE)
 
 
 def test_deadline() -> None:

@@ -25,7 +25,7 @@ def ended(monkeypatch: pytest.MonkeyPatch) -> History:
 
 
 def ticket(submitted: float, started: float | None, images: int = 1) -> Ticket:
-    made = Ticket(Request({}), list(range(images)), "euler", 10, lambda _: None)
+    made = Ticket(Request({}), list(range(images)), "euler", 10, None, lambda _: None)
     made.submitted, made.started = submitted, started
     return made
 

@@ -15,7 +15,7 @@ from jaxl.errors import CancelledError, InputError, QueueFullError
 from jaxl.server import events
 from jaxl.server.errors import ApiError
 from jaxl.server.events import EventStream
-from jaxl.server.service import Service
+from jaxl.server.service import Service, Stream
 from jaxl.server.settings import Settings
 
 SLOW = pytest.mark.parametrize("row_seconds", [0.02])
@@ -130,6 +130,22 @@ def test_what_is_refused_leaves_nothing(service: Service) -> None:
             assert list(service.live) == ["x"]
 
     asyncio.run(refuse())
+
+
+@SLOW
+def test_one_id_twice_at_once(service: Service) -> None:
+    async def both() -> None:
+        asked = [service.submit({"prompt": "a", "steps": 1000}, id="x") for _ in range(2)]
+        taken, refused = sorted(
+            await asyncio.gather(*asked, return_exceptions=True), key=lambda each: isinstance(each, ApiError)
+        )
+        assert isinstance(taken, Stream)
+        assert isinstance(refused, ApiError)
+        taken.ticket.cancel()
+        await taken.channel.ended.wait()
+        (await service.submit({"prompt": "a"}, id="x")).ticket.cancel()
+
+    asyncio.run(both())
 
 
 def test_settings_of(service: Service) -> None:

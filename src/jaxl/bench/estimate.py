@@ -329,8 +329,7 @@ def main() -> None:
     try:
         said = {"report": make_report(request, lambda kind: print(json.dumps({"compiling": kind}), flush=True))}
     except InputError as error:
-        remedy = str(error).partition(": ")[2]
-        said = {"refused": {"argument": error.argument, "value": error.value, "remedy": remedy}}
+        said = {"refused": {"argument": error.argument, "value": error.value, "remedy": error.remedy}}
     print(json.dumps(said), flush=True)
     os._exit(0)  # programs take long to take apart
 

@@ -79,7 +79,7 @@ class Engine:
         self._finishing = 0
         self._lanes: dict[tuple[int, Hashable], Lane] = {}
         self._wanted: list[Lane] = []  # those with something to do at the last turn
-        self._tickets: dict[str, Ticket] = {}
+        self._tickets: dict[Ticket, None] = {}  # a set in order
         self._counts = {field.name: 0 for field in fields(Stats)}
         self._busy_seconds = 0.0
         self._call_began: float | None = None
@@ -129,13 +129,12 @@ class Engine:
         drawings = backend.read(request.arguments)
         rows = sum(stage.rows for drawing in drawings for stage in drawing.stages)
         seeds = [drawing.seed for drawing in drawings]
-        ticket = Ticket(request, seeds, drawings[0].scheduler, rows, listener or (lambda _: None))
-        ticket.on_cancel = lambda: self._settle(ticket, CancelledError("the request was cancelled"))
+        ticket = Ticket(request, seeds, drawings[0].scheduler, rows, listener, self._cancel)
         with self._wake:
             if self._waiting and len(self._waiting) + len(drawings) > self.max_waiting:
                 self._counts["requests_refused"] += 1
                 raise QueueFullError(len(self._waiting), self._room_in(len(drawings)))
-            self._tickets[ticket.id] = ticket
+            self._tickets[ticket] = None
             for index, drawing in enumerate(drawings):
                 bisect.insort(self._waiting, Work(ticket, index, drawing, backend), key=lambda work: work.order)
             self._wake.notify_all()
@@ -157,13 +156,9 @@ class Engine:
             self._wake.notify_all()
             return True
 
-    def find(self, id: str) -> Ticket | None:
-        """The ticket of a request that is not done."""
-        return self._tickets.get(id)
-
     def tickets(self) -> list[Ticket]:
         with self._wake:
-            return list(self._tickets.values())
+            return list(self._tickets)
 
     @property
     def healthy(self) -> bool:
@@ -192,17 +187,10 @@ class Engine:
 
     def status(self, ticket: Ticket) -> Status:
         with self._wake:
-            state = "queued" if ticket.started is None else "running"
-            if ticket.future.done():
-                error = ticket.future.exception()
-                state = "done" if error is None else "cancelled" if isinstance(error, CancelledError) else "failed"
-            images = sum(image is not None for image in ticket.images)
-            ahead, seconds = 0, 0.0
             first = next((work for work in self._waiting if work.ticket is ticket), None)
-            if state == "queued" and first is not None:
-                ahead = self._waiting.index(first)
-                seconds = self._starts(first.lane)[first]
-            return Status(state, ahead, seconds, ticket.done, ticket.total, images)
+            if ticket.state != "queued" or first is None:
+                return ticket.status(0, 0.0)
+            return ticket.status(self._waiting.index(first), self._starts(first.lane)[first])
 
     def _starts(self, key: Hashable) -> dict[Work, float]:
         """In how many seconds each of those who wait for a lane begins, by what rows have taken."""
@@ -222,16 +210,14 @@ class Engine:
     def _settle(self, ticket: Ticket, outcome: Result | JaxlError) -> None:
         """Give a ticket its end, unless it has one."""
         with self._wake:
-            if ticket.future.done():
+            if not ticket.settle(outcome):
                 return
-            self._tickets.pop(ticket.id, None)
-            kind = "done" if isinstance(outcome, Result) else "failed"
-            self._counts[f"requests_{'cancelled' if isinstance(outcome, CancelledError) else kind}"] += 1
-            if isinstance(outcome, Result):
-                ticket.future.set_result(outcome)
-            else:
-                ticket.future.set_exception(outcome)
+            self._tickets.pop(ticket, None)
+            self._counts[f"requests_{ticket.state}"] += 1
             self._wake.notify_all()
+
+    def _cancel(self, ticket: Ticket) -> None:
+        self._settle(ticket, CancelledError("the request was cancelled"))
 
     def _run(self) -> None:
         while True:
@@ -253,7 +239,7 @@ class Engine:
 
     def _drop_unwanted(self) -> None:
         now = time.monotonic()
-        for ticket in [ticket for ticket in self._tickets.values() if ticket.expires < now]:
+        for ticket in [ticket for ticket in self._tickets if ticket.expires < now]:
             seconds = ticket.request.deadline
             self._settle(ticket, DeadlineError(f"the images were not done within {seconds:g} s"))
         works = [*self._waiting, *(work for lane in self._lanes.values() for _, work in lane.running())]
@@ -271,7 +257,7 @@ class Engine:
                 del self._lanes[key]
 
     def _seconds_to_deadline(self) -> float | None:
-        expires = min((ticket.expires for ticket in self._tickets.values()), default=float("inf"))
+        expires = min((ticket.expires for ticket in self._tickets), default=float("inf"))
         return None if expires == float("inf") else max(expires - time.monotonic(), 0.0) + 0.001
 
     def _next_lane(self) -> Lane | None:
@@ -345,9 +331,8 @@ class Engine:
             self._settle(work.ticket, error)
             return
         if first:
-            ticket = work.ticket
-            ticket.started = ticket.started or time.monotonic()
-            ticket.tell(Started(work.index))
+            work.ticket.start()
+            work.ticket.tell(Started(work.index))
 
     def _count(self, work: Work, rows: int) -> bool:
         """Count the rows of a work; whether it is to be shown."""
@@ -384,12 +369,10 @@ class Engine:
             ticket.images[work.index] = drawn
             self._counts["images_done"] += 1
             self._image_rate.add(1)
-            images = [image for image in ticket.images if image is not None]
+            last = None not in ticket.images
         ticket.tell(Drawn(work.index, drawn))
-        if len(images) == len(ticket.images):
-            now, started = time.monotonic(), ticket.started or ticket.submitted
-            timings = {"queue": started - ticket.submitted, "run": now - started, "total": now - ticket.submitted}
-            self._settle(ticket, Result(images, ticket.seeds, ticket.scheduler, work.total, timings))
+        if last:
+            self._settle(ticket, ticket.result())
 
     def _fail(self, lane: Lane, joining: list[Work], error: Exception) -> None:
         """Tell everybody in a lane that the devices failed, and begin with an empty one."""

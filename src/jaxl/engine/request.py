@@ -7,10 +7,12 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
+
+from jaxl.errors import CancelledError, JaxlError
 
 
 def new_id() -> str:
@@ -83,18 +85,19 @@ class Drawn:
 
 
 Event = Started | Progress | Preview | Drawn
+State = Literal["queued", "running", "done", "failed", "cancelled"]
 
 
 @dataclass(frozen=True)
 class Status:
     """Where a request stands.
 
-    `state` is "queued", "running", "done", "failed" or "cancelled"; `position` counts the images of others that wait
+    `position` counts the images of others that wait
     ahead, and `starts_in` is the estimate of seconds until the first image begins, 0 once it has. `done` and `total`
     count the rows of all images; `images` are those that are finished.
     """
 
-    state: str
+    state: State
     position: int
     starts_in: float
     done: int
@@ -106,20 +109,30 @@ class Ticket:
     """A request in the engine. `future` gives the Result, or the error: see `Engine.submit`.
 
     `seeds` and `scheduler`, by its full name, are those of its images; `done` of the `total` rows of all are run.
+    The engine tells the ticket what happens, with its own lock held.
     """
 
-    def __init__(self, request: Request, seeds: list[int], scheduler: str, total: int, tell: Callable[[Event], None]):
+    def __init__(
+        self,
+        request: Request,
+        seeds: list[int],
+        scheduler: str,
+        total: int,
+        tell: Callable[[Event], None] | None,
+        cancel: Callable[[Ticket], None],
+    ):
+        """`tell` hears of its events; `cancel` is how the engine gives up on it."""
         self.request = request
         self.seeds = seeds
         self.scheduler = scheduler
-        self.tell = tell
+        self.tell = tell or (lambda _: None)
         self.submitted = time.monotonic()
         self.images: list[Image.Image | None] = [None] * len(seeds)
         self.total = total
         self.done = 0
         self.started: float | None = None
         self.future: Future[Result] = Future()
-        self.on_cancel: Callable[[], None] = lambda: None  # set by the engine
+        self._cancel = cancel
 
     @property
     def id(self) -> str:
@@ -133,4 +146,37 @@ class Ticket:
 
     def cancel(self) -> None:
         """Give up on it: its places are free before the engine's next call, and `future` raises CancelledError."""
-        self.on_cancel()
+        self._cancel(self)
+
+    @property
+    def state(self) -> State:
+        if not self.future.done():
+            return "queued" if self.started is None else "running"
+        error = self.future.exception()
+        return "done" if error is None else "cancelled" if isinstance(error, CancelledError) else "failed"
+
+    def status(self, position: int, starts_in: float) -> Status:
+        """Where it stands; the engine knows its place in the queue."""
+        images = sum(image is not None for image in self.images)
+        return Status(self.state, position, starts_in, self.done, self.total, images)
+
+    def start(self) -> None:
+        """Note that an image has left the queue."""
+        self.started = self.started or time.monotonic()
+
+    def result(self) -> Result:
+        """What there is to give when all images are done, which is now."""
+        images = [image for image in self.images if image is not None]
+        now, started = time.monotonic(), self.started or self.submitted
+        timings = {"queue": started - self.submitted, "run": now - started, "total": now - self.submitted}
+        return Result(images, self.seeds, self.scheduler, self.total // len(images), timings)
+
+    def settle(self, outcome: Result | JaxlError) -> bool:
+        """Give it its end. Whether it had none before."""
+        if self.future.done():
+            return False
+        if isinstance(outcome, Result):
+            self.future.set_result(outcome)
+        else:
+            self.future.set_exception(outcome)
+        return True

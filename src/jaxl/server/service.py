@@ -55,6 +55,7 @@ class Service:
         if settings.c2pa_certificate is not None and settings.c2pa_key is not None:
             self.signer = Signer(settings.c2pa_certificate, settings.c2pa_key)
         self.live: dict[str, Stream] = {}
+        self._ids: set[str] = set()  # of those that are live, or on their way into the queue
         self.files: Shelf[File] = Shelf(MOST_BYTES)
         self.requests: Shelf[KeptRequest] = Shelf(MOST_REQUESTS)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -92,16 +93,21 @@ class Service:
         if deadline is not None and not LEAST_DEADLINE <= deadline <= most:
             raise InputError("deadline", deadline, f"give seconds, from {LEAST_DEADLINE:g} to {most:g}")
         request = Request(given, id or new_id(), priority, deadline or most, previews)
-        if request.id in self.live:
+        if request.id in self._ids:
             raise ApiError(
                 409, f"a request with the id {request.id} is being drawn; give another", param="X-Request-Id"
             )
+        self._ids.add(request.id)
         logs.note(**logs.facts_of(given, prompts=self.settings.log_prompts))
         if wanted != drawn:
             logs.note(resized_to=as_text(wanted))
         channel = Channel()
         events = channel.follow()
-        ticket = await self._ticket(request, channel)
+        try:
+            ticket = await self._ticket(request, channel)
+        except BaseException:
+            self._ids.discard(request.id)
+            raise
         self.requests.take(ticket.id)
         stream = self.live[ticket.id] = Stream(ticket, given, channel, events, wanted, remarked, keep)
         ticket.future.add_done_callback(lambda _: channel.call(self._end, stream))
@@ -236,6 +242,7 @@ class Service:
     def _end(self, stream: Stream) -> None:
         """Called in the event loop when a request has its end, whatever that is."""
         self.live.pop(stream.id, None)
+        self._ids.discard(stream.id)
         self.metrics.observe(stream.ticket, outcome(stream.ticket))
         stream.channel.end()
 

@@ -25,7 +25,7 @@ from jaxl.engine.engine import Stats
 from jaxl.engine.forecast import Window
 from jaxl.engine.request import new_id
 from jaxl.errors import CancelledError, DeadlineError, DrainingError, EngineError, JaxlError, QueueFullError
-from jaxl.server.ray.replica import Accepted, Description, Failed, Message
+from jaxl.server.ray.replica import Accepted, Description, Message
 
 # replicas that may die while they draw an image, until it is taken to be the reason
 MOST_DEATHS = 3
@@ -131,9 +131,8 @@ class Fleet:
         if self.draining:
             raise DrainingError("the server is stopping; try again later")
         images, seed = request.arguments.get("num_images", 1), request.arguments["seed"]
-        ticket = Ticket(request, [seed + i for i in range(images)], "", 0, listener or (lambda _: None))
+        ticket = Ticket(request, [seed + i for i in range(images)], "", 0, listener, lambda _: self._cancel(order))
         order = Order(ticket)
-        ticket.on_cancel = lambda: self._end(order, CancelledError("the request was cancelled"))
         with self._wake:
             waiting = sum(len(each.unaccepted) for each in self._orders.values())
             waiting = max(waiting, sum(self._sending.values()))  # with those that were given up
@@ -182,17 +181,12 @@ class Fleet:
 
     def status(self, ticket: Ticket) -> Status:
         with self._wake:
-            state, position, seconds = "queued" if ticket.started is None else "running", 0, 0.0
-            if ticket.future.done():
-                error = ticket.future.exception()
-                state = "done" if error is None else "cancelled" if isinstance(error, CancelledError) else "failed"
             order = self._orders.get(ticket)
             said = [(each.said, each.said_at) for each in order.waits.values() if each.said] if order else []
-            if state == "queued" and said:
-                first, at = min(said, key=lambda each: each[0].starts_in)
-                position, seconds = first.position, max(first.starts_in - (time.monotonic() - at), 0.0)
-            images = sum(image is not None for image in ticket.images)
-            return Status(state, position, seconds, ticket.done, ticket.total, images)
+            if ticket.state != "queued" or not said:
+                return ticket.status(0, 0.0)
+            first, at = min(said, key=lambda each: each[0].starts_in)
+            return ticket.status(first.position, max(first.starts_in - (time.monotonic() - at), 0.0))
 
     async def _draw_all(self, order: Order) -> None:
         ticket = order.ticket
@@ -213,10 +207,7 @@ class Fleet:
             log.exception("a replica failed", exc_info=error)
             self._end(order, EngineError(f"a replica failed: {' '.join(str(error).split())[-200:]}"))
         else:
-            now, started = time.monotonic(), ticket.started or ticket.submitted
-            timings = {"queue": started - ticket.submitted, "run": now - started, "total": now - ticket.submitted}
-            drawn = [image for image in ticket.images if image is not None]
-            self._end(order, Result(drawn, ticket.seeds, ticket.scheduler, ticket.total // len(drawn), timings))
+            self._end(order, ticket.result())
 
     async def _draw_parts(self, order: Order, images: Sequence[int], deaths: int = 0) -> None:
         """Have images drawn, each part by one replica."""
@@ -283,8 +274,8 @@ class Fleet:
         """Take in what a replica says of a part. What an earlier one has said of an image is not told again."""
         ticket = order.ticket
         with self._wake:
-            if isinstance(message, Failed):
-                raise message.error()
+            if isinstance(message, JaxlError):
+                raise message
             if isinstance(message, Status):
                 if wait := order.waits.get(part[0]):
                     wait.said, wait.said_at = message, time.monotonic()
@@ -303,7 +294,7 @@ class Fleet:
             match message:
                 case Started() if index in order.unstarted:
                     order.unstarted.discard(index)
-                    ticket.started = ticket.started or time.monotonic()
+                    ticket.start()
                 case Progress() if message.done > order.done[index]:
                     more, order.done[index] = message.done - order.done[index], message.done
                     ticket.done += more
@@ -333,23 +324,21 @@ class Fleet:
         """Give a request its end, unless it has one; from any thread."""
         ticket = order.ticket
         with self._wake:
-            if ticket.future.done():
+            if not ticket.settle(outcome):
                 return
             self._orders.pop(ticket, None)
             if not order.accepted.done() and isinstance(outcome, JaxlError):  # told by `submit`
                 self._counts["refused"] += isinstance(outcome, QueueFullError)
                 order.accepted.set_exception(outcome)
             else:
-                kind = "cancelled" if isinstance(outcome, CancelledError) else "failed"
-                self._counts["done" if isinstance(outcome, Result) else kind] += 1
-            if isinstance(outcome, Result):
-                ticket.future.set_result(outcome)
-            else:
-                ticket.future.set_exception(outcome)
+                self._counts[ticket.state] += 1
             self._wake.notify_all()
         if order.task is not None and isinstance(outcome, CancelledError):
             with suppress(RuntimeError):  # the loop is closed
                 self._loop.call_soon_threadsafe(order.task.cancel)
+
+    def _cancel(self, order: Order) -> None:
+        self._end(order, CancelledError("the request was cancelled"))
 
     async def _watch(self) -> None:
         """Ask the replicas for their counts, again and again; those with nothing to do, as new ones, take over work."""

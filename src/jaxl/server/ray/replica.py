@@ -31,26 +31,7 @@ class Accepted:
     rows: int
 
 
-@dataclass(frozen=True)
-class Failed:
-    """The end of images that are not drawn: an error, taken apart, as many cannot be pickled."""
-
-    kind: type[JaxlError]
-    arguments: tuple[Any, ...]
-    attributes: Mapping[str, Any]
-
-    @classmethod
-    def of(cls, error: JaxlError) -> Failed:
-        return cls(type(error), error.args, vars(error))
-
-    def error(self) -> JaxlError:
-        error = self.kind.__new__(self.kind)
-        error.args = self.arguments
-        vars(error).update(self.attributes)
-        return error
-
-
-Message = Accepted | Status | Event | Failed
+Message = Accepted | Status | Event | JaxlError
 
 
 @dataclass(frozen=True)
@@ -107,7 +88,7 @@ class Replica:
     async def draw(self, request: Request) -> AsyncIterator[Message]:
         """Draw a request, of at most as many images as there are places. Leaving early cancels it.
 
-        First comes Accepted, then events, and a Status each second while all of it waits; last comes Failed, or
+        First comes Accepted, then events, and a Status each second while all of it waits; last comes an error, or
         Drawn of the last image.
         """
         channel = Channel()
@@ -115,7 +96,7 @@ class Replica:
         try:
             ticket = await asyncio.to_thread(self.engine.submit, request, channel.tell)
         except JaxlError as error:
-            yield Failed.of(error)
+            yield error
             return
         ticket.future.add_done_callback(lambda _: channel.call(channel.end))
         try:
@@ -131,6 +112,6 @@ class Replica:
                 else:
                     break
             if isinstance(error := ticket.future.exception(), JaxlError):
-                yield Failed.of(error)
+                yield error
         finally:
             ticket.cancel()  # which does nothing once it has ended
