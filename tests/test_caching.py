@@ -11,7 +11,6 @@ import pytest
 import jaxl
 from jaxl.diffusion.loop import Slots
 from jaxl.diffusion.rows import COLUMNS
-from jaxl.pipeline import Given
 from jaxl.plan import Plan, Segment
 
 SMALL: dict[str, Any] = {"width": 64, "height": 64}
@@ -27,11 +26,11 @@ def rows_of(plan: Plan) -> str:
 
 def slots_of(pipe: Any, params: Any, plan: Plan, rows: np.ndarray, ends: list[int]) -> tuple[Slots, Any, Any]:
     """Slots for a plan of one segment with other rows and ends, what its program is told, and the program."""
-    given = Given(None, None, None)
-    beginning = replace(pipe.beginning(plan, given), rows=rows, end=np.array(ends, np.int32))
+    inputs = pipe.inputs(params, plan)
+    beginning = replace(inputs.beginning(), rows=rows, end=np.array(ends, np.int32))
     slots = pipe.programs.get("start", plan.bucket)(beginning)
     slots = replace(slots, features=pipe.programs.no_features(plan.bucket))
-    cond = pipe.conditioning(params, plan, plan.segments[0], plan.bucket, given, {})
+    cond = inputs.conditioning(plan.segments[0], plan.bucket)
     return slots, cond, pipe.programs.get("advance", plan.bucket)
 
 
@@ -64,7 +63,7 @@ def test_speeds(small: Any) -> None:
 
     def planned(**options: Any) -> tuple[str, list[tuple[int, bool]]]:
         plan = pipe.plan("a cat", steps=10, **options)
-        return rows_of(plan), [(segment.rows, segment.guided) for segment in plan.segments]
+        return rows_of(plan), [(segment.rows, segment.steered) for segment in plan.segments]
 
     assert planned(speed="exact") == planned()
     assert planned(speed="balanced") == planned(cache_interval=3)
@@ -138,7 +137,7 @@ def test_an_image_does_not_depend_on_its_neighbours_or_the_devices(small: Any, c
         order = together.filled
         together = replace(
             together,
-            segments=(Segment(max(ends), guided=True, version=0),),
+            segments=(Segment(max(ends), steered=True, version=0),),
             noise_scale=np.array([plans[i].noise_scale for i in order]),
         )
         rows = np.concatenate([plans[i].rows for i in order])

@@ -21,6 +21,7 @@ LAYERS = (
     ("programs", "arguments", "images"),
     ("prompts", "starts", "embeddings"),
     ("plan", "infotext"),
+    ("inputs",),
     ("pipeline", "png"),
     ("compat", "running"),
     ("server",),

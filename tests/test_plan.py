@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from PIL import Image
 
 import jaxl
 from jaxl.errors import PromptWarning
+from jaxl.plan import Plan
 
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
 MASK = np.zeros((64, 64), np.uint8)
@@ -100,7 +102,7 @@ def test_guidance_is_paid_for_where_it_is(small: Any) -> None:
 
     def segments(**options: Any) -> list[tuple[int, bool, int]]:
         plan = pipe.plan("a cat", steps=10, **options)
-        return [(each.rows, each.guided, each.version) for each in plan.segments]
+        return [(each.rows, each.steered, each.version) for each in plan.segments]
 
     assert segments() == [(10, True, 0)]
     assert segments(guidance_scale=1.0) == [(10, False, 0)]
@@ -110,6 +112,39 @@ def test_guidance_is_paid_for_where_it_is(small: Any) -> None:
     assert segments(negative_prompt="[a:b:0.3]") == [(3, True, 0), (7, True, 1)]
     # a text that is not looked at has no say
     assert segments(negative_prompt="[a:b:0.3]", guidance_scale=1.0) == [(10, False, 0)]
+
+
+def test_every_field_of_a_plan_goes_with_its_image(small: Any) -> None:
+    """Each image's plan has its own part of what has a value for each image, and all of the rest."""
+    pipe, _ = small
+    shared = {"bucket", "scheduler", "steps", "first", "count", "segments", "clip_skip", "time_ids", "freeu"}
+    shared |= {"noise_scale", "picture_scale"}
+    made = {"batch", "rounds"}
+    own = {"rows", "texts", "seeds", "rescale", "noise", "pictures", "pastes"}
+    assert {field.name for field in fields(Plan)} == shared | made | own, "say here whose the new field is"
+    pictures = [PICTURE.rotate(90 * i) for i in range(3)]
+    plan = pipe.plan(
+        ["a cat", "a dog", "a llama"],
+        **SMALL,
+        steps=3,
+        image=pictures,
+        mask=[Image.fromarray(MASK)] * 3,
+        padding_mask_crop=4,
+        guidance_rescale=[0.1, 0.2, 0.3],
+        guidance_scale=[4.0, 5.0, 6.0],
+        freeu=(0.9, 0.2, 1.1, 1.2),
+        latents=np.arange(3, dtype=np.float32)[:, None, None, None] * np.ones((1, 8, 8, 4), np.float32),
+    )
+    assert [field.name for field in fields(Plan) if getattr(plan, field.name) is None] == []
+    for i, image in enumerate(plan.by_image()):
+        for name in own - {"texts"}:
+            assert len(getattr(image, name)) == 1, name
+            assert getattr(image, name)[0] is getattr(plan, name)[i] or np.array_equal(
+                getattr(image, name)[0], getattr(plan, name)[i]
+            ), name
+        assert [version[0] is whole[i] for version, whole in zip(image.texts, plan.texts, strict=True)] == [True]
+        for name in shared - {"bucket"}:
+            assert getattr(image, name) is getattr(plan, name), name
 
 
 def test_nothing_compiles_for_a_value(small: Any, compilations: Any) -> None:

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Unpack
+from typing import Any, Literal, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -28,16 +28,15 @@ from PIL import Image
 from jaxl import arguments, presets
 from jaxl.arguments import Options
 from jaxl.diffusion.loop import Slots
-from jaxl.diffusion.noise import image_key
 from jaxl.disk_cache import enable_disk_cache
 from jaxl.embeddings import Embeddings
 from jaxl.errors import CheckpointError, InputError, NonFiniteError
+from jaxl.inputs import Encoder, Inputs
 from jaxl.kernels import Kernels
 from jaxl.model import Model
 from jaxl.nn.layers import Shapes
-from jaxl.plan import Devices, Plan, Segment, make_plan
-from jaxl.programs import Beginning, Bucket, Conditioning, Programs, Text
-from jaxl.prompts import Chunk
+from jaxl.plan import Devices, Plan, make_plan
+from jaxl.programs import Bucket, Conditioning, Programs
 from jaxl.sharding import gathered, make_mesh, on_host, own_images, place_parameters
 from jaxl.text.tokenizer import Tokenizer
 from jaxl.weights.checkpoint import Checkpoint, first_broken, load_params
@@ -67,8 +66,6 @@ Decoded = tuple[jax.Array, jax.Array, jax.Array]  # floats, bytes, whether all i
 Output = Literal["pil", "numpy", "latents"]
 
 log = logging.getLogger(__name__)
-
-NO_FREEU = np.ones(4, np.float32)  # what leaves the skip connections as they are
 
 
 @dataclass(frozen=True)
@@ -331,13 +328,12 @@ class Pipeline:
         at_once = self.devices.count
         for first in range(0, len(prompts), at_once):
             some = list(prompts[first : first + at_once])
-            plan, encoded = self.plan(some, seed=first), {}
-            given = self.pictures(params, plan, encoded)
-            slots = self.programs.get("start", plan.bucket)(self.beginning(plan, given))
+            plan = self.plan(some, seed=first)
+            inputs = self.inputs(params, plan)
+            slots = self.programs.get("start", plan.bucket)(inputs.beginning())
             done = first // at_once * plan.count
-            for segment in plan.segments:
+            for segment, cond in zip(plan.segments, inputs.conditionings(), strict=True):
                 run = self.programs.get("observe", plan.bucket_of(segment))
-                cond = self.conditioning(params, plan, segment, plan.bucket_of(segment), given, encoded)
                 for _ in range(segment.rows):
                     slots, largest = run(params["unet"], slots, cond, largest)
                     done += 1
@@ -505,7 +501,6 @@ class Pipeline:
                 future.result()
             if progress is not None:
                 progress("compile", len(futures), len(futures))
-        encoded: dict[Any, Any] = {}  # texts and pictures, each once
         total, rows, stopped = plan.count * len(plan.rounds), 0, False
         latents: list[np.ndarray] = []
         images: list[Any] = []
@@ -526,18 +521,14 @@ class Pipeline:
             return bool(gathered(stop, self.mesh).any())
 
         watched = any(each is not None for each in (callback, preview, progress))
-        for part in plan.by_round():
+        for inputs in self.inputs(params, plan).by_round():
+            part = inputs.plan
             with _stopwatch(timings, "picture"):
-                given = self.pictures(params, part, encoded)
+                beginning = inputs.beginning()
             with _stopwatch(timings, "text"):
-                # segments that differ in their rows alone share it
-                kinds = {(each.guided, each.version): each for each in part.segments}
-                told = {
-                    key: self.conditioning(params, part, each, part.bucket_of(each), given, encoded)
-                    for key, each in kinds.items()
-                }
+                told = inputs.conditionings()
             with _stopwatch(timings, "denoise"):
-                slots = self.programs.get("start", part.bucket)(self.beginning(part, given))
+                slots = self.programs.get("start", part.bucket)(beginning)
                 slots, rows, stopped = self._advance(params, part, slots, told, watch if watched else None)
                 final = on_host(slots.latents, self._own(part))
             self._check_finite(params, part, np.asarray(np.isfinite(final).all((1, 2, 3))))
@@ -571,106 +562,25 @@ class Pipeline:
                 f"not the {self.dtype} parameters that from_pretrained gave with this pipeline",
             )
 
-    def pictures(self, params: Params, plan: Plan, encoded: dict[Any, Any]) -> Given:
-        """What the images start from, as latents; the last image again fills the bucket, as everywhere."""
-        if plan.pictures is None:
-            return Given(None, None, None)
-
-        def latents(pixels: np.ndarray) -> np.ndarray:
-            if id(pixels) not in encoded:
-                encoded[id(pixels)] = np.asarray(self.programs.get("encode_image", plan.bucket)(params["vae"], pixels))
-            return encoded[id(pixels)]
-
-        pictures = [plan.pictures[i] for i in plan.filled]
-        picture = np.concatenate([p.array if p.encoded else latents(p.array) for p in pictures])
-        masks = [p.mask for p in pictures if p.mask]
-        if not masks:
-            return Given(picture, None, None)
-        mask = np.stack([m.latents for m in masks])
-        if not self.model.inpaints:
-            return Given(picture, mask, None)
-        masked = np.concatenate([latents(m.masked) for m in masks])
-        return Given(picture, None, np.concatenate([mask, masked], axis=-1))
-
-    def beginning(self, plan: Plan, given: Given) -> Beginning:
-        """What `start` is told of a plan's bucket."""
-        size, order = plan.bucket.batch, plan.filled
-        shape = self.programs.latents_shape(plan.bucket)
-        return Beginning(
-            rows=plan.rows[order],
-            first=np.full(size, plan.first, np.int32),
-            end=np.full(size, plan.first + plan.count, np.int32),
-            keys=np.stack([image_key(plan.seeds[i]) for i in order]),
-            noise_scale=np.full(size, plan.noise_scale, np.float32),
-            given=np.full(size, plan.noise is not None),
-            noise=np.zeros(shape, np.float32) if plan.noise is None else plan.noise[order],
-            picture_scale=np.full(size, plan.picture_scale, np.float32),
-            picture=np.zeros(shape, np.float32) if given.picture is None else given.picture,
-            mask=np.ones((*shape[:3], 1), np.float32) if given.mask is None else given.mask,
-        )
-
-    def conditioning(
-        self,
-        params: Params,
-        plan: Plan,
-        segment: Segment,
-        bucket: Bucket,
-        given: Given,
-        encoded: dict[Any, Any],
-    ) -> Conditioning:
-        """What the network is told in a segment, in a bucket that has room for all of it.
-
-        Encodes each chunk of text once, then gathers the batch on the devices.
-        """
+    def inputs(self, params: Params, plan: Plan) -> Inputs:
+        """What the programs are fed for a plan."""
         encoders = {name: params[name] for name in self.tokenizers}
-        kept = self.embeddings
-        if not kept.made_with(encoders):
-            kept = self.embeddings = Embeddings(encoders)
-        run, zeros = self.programs.get("encode_text"), self.programs.zero_text()
-
-        def encode(chunk: Chunk, skip: int) -> Text:
-            key = (skip, *(array.tobytes() for arrays in chunk.values() for array in arrays))
-            if key not in encoded:
-                ids, weights = ({name: arrays[i] for name, arrays in chunk.items()} for i in (0, 1))
-                encoded[key] = kept.get(key, lambda: run(encoders, ids, weights, np.int32(skip)))
-            return encoded[key]
-
-        texts: list[list[list[Text]]] = []
-        lengths: list[list[int]] = []
-        for i in plan.filled:
-            own = plan.texts[segment.version][i]
-            # diffusers, the reference, skips layers for the positive text alone
-            branches = [(own[0], 0)] * bucket.guided + [(own[-1], plan.clip_skip)] * (1 + bool(bucket.pag_layers))
-            chunks = [[encode(c, skip) for c in text] if text else [zeros] for text, skip in branches]
-            lengths.append([len(each) * zeros.prompt_embeds.shape[1] for each in chunks])
-            # what fills a text up to the bucket is not looked at
-            texts.append([each + each[:1] * (bucket.chunks - len(each)) for each in chunks])
-        time_ids = plan.time_ids[[0] * bucket.guided + [int(plan.bucket.guided)] * (1 + bool(bucket.pag_layers))]
-        context, pooled = self.programs.get("gather", bucket)(params["unet"], texts)
-        return Conditioning(
-            context=context,
-            pooled=pooled,
-            time_ids=np.broadcast_to(time_ids, (bucket.batch, *time_ids.shape)),
-            rescale=plan.rescale[plan.filled],
-            lengths=np.asarray(lengths, np.int32) if bucket.chunks > 1 else None,
-            freeu=np.broadcast_to(NO_FREEU if plan.freeu is None else plan.freeu, (bucket.batch, 4))
-            if bucket.freeu
-            else None,
-            inpaint=given.inpaint,
-        )
+        if not self.embeddings.made_with(encoders):
+            self.embeddings = Embeddings(encoders)
+        return Inputs(plan, Encoder(self.programs, params, self.embeddings))
 
     def _advance(
         self,
         params: Params,
         plan: Plan,
         slots: Slots,
-        told: dict[tuple[bool, int], Conditioning],
+        told: Sequence[Conditioning],
         watch: Callable[[Slots, Plan, int], bool] | None,
     ) -> tuple[Slots, int, bool]:
         """Run each segment in one dispatch, or row by row for a watcher; also the rows done, and whether it stopped."""
         done = 0
-        for segment in plan.segments:
-            bucket, cond = plan.bucket_of(segment), told[segment.guided, segment.version]
+        for segment, cond in zip(plan.segments, told, strict=True):
+            bucket = plan.bucket_of(segment)
             run = self.programs.get("advance", bucket)
             slots = replace(slots, features=self.programs.no_features(bucket))
             n = segment.rows if watch is None else 1
@@ -720,14 +630,6 @@ class Pipeline:
             if self.dtype != np.float32:
                 remedy = f"use `dtype=float32`, or {remedy}"
         return NonFiniteError(f"{what} became NaN or infinite; {remedy}")
-
-
-class Given(NamedTuple):
-    """What a batch was given, as latents: picture [B, h, w, C], mask [B, h, w, 1], and what inpainting networks see."""
-
-    picture: np.ndarray | None
-    mask: np.ndarray | None
-    inpaint: np.ndarray | None
 
 
 @contextmanager

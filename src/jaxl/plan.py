@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 from itertools import groupby
 from typing import Any, cast
 
@@ -27,12 +27,19 @@ PAG_LAYERS = ("mid_block",)
 WHOLE_SHARE = 0.2
 
 
+# what marks a field of `Plan` that has a value for each image
+OF_IMAGE = {"of": "image"}
+
+
 @dataclass(frozen=True)
 class Segment:
-    """Rows that run with one program and the same texts: `guided` ones in the plan's bucket, others in its `plain`."""
+    """Rows that run with one program and the same texts.
+
+    Those that are `steered`, by guidance or by perturbed attention, run in the plan's bucket, others in its `plain`.
+    """
 
     rows: int
-    guided: bool
+    steered: bool
     version: int
 
 
@@ -51,25 +58,25 @@ class Plan:
     bucket: Bucket
     scheduler: str
     steps: int
-    rows: np.ndarray
+    rows: np.ndarray = field(metadata=OF_IMAGE)
     first: int
     count: int
     segments: tuple[Segment, ...]
     texts: list[list[list[list[Chunk] | None]]]
     clip_skip: int
-    seeds: list[int]
+    seeds: list[int] = field(metadata=OF_IMAGE)
     time_ids: np.ndarray
-    rescale: np.ndarray
+    rescale: np.ndarray = field(metadata=OF_IMAGE)
     freeu: np.ndarray | None
-    noise: np.ndarray | None
+    noise: np.ndarray | None = field(metadata=OF_IMAGE)
     noise_scale: float
-    pictures: list[Picture] | None
+    pictures: list[Picture] | None = field(metadata=OF_IMAGE)
     picture_scale: float
-    pastes: list[Paste] | None
+    pastes: list[Paste] | None = field(metadata=OF_IMAGE)
 
     def bucket_of(self, segment: Segment) -> Bucket:
         """The shapes of the program that runs a segment."""
-        return self.bucket if segment.guided else self.bucket.plain
+        return self.bucket if segment.steered else self.bucket.plain
 
     @property
     def filled(self) -> list[int]:
@@ -98,8 +105,7 @@ class Plan:
             start += size
 
     def _per_image(self) -> dict[str, Any]:
-        names = ("rows", "seeds", "rescale", "noise", "pictures", "pastes")
-        return {name: getattr(self, name) for name in names}
+        return {each.name: getattr(self, each.name) for each in fields(self) if each.metadata == OF_IMAGE}
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import jax
@@ -17,6 +17,7 @@ from jaxl.diffusion.loop import Slots
 from jaxl.diffusion.tables import SCHEDULERS, scheduler_name
 from jaxl.engine.backend import Stage
 from jaxl.errors import InputError
+from jaxl.inputs import Inputs
 from jaxl.pipeline import Decoded, Params, Pipeline, Progress, open_pipeline
 from jaxl.plan import Plan
 from jaxl.programs import Bucket, Programs
@@ -34,11 +35,14 @@ OF_BATCH, OF_IMAGE = (
 
 @dataclass(frozen=True, eq=False)
 class PlannedImage:
-    """One image of a request: its plan, and where its rows run. `encoded` is what its request has encoded so far."""
+    """One image of a request: what the programs are fed for it, and where its rows run."""
 
-    plan: Plan
+    inputs: Inputs
     stages: tuple[Stage, ...]
-    encoded: dict[Any, Any] = field(default_factory=dict)
+
+    @property
+    def plan(self) -> Plan:
+        return self.inputs.plan
 
     @property
     def seed(self) -> int:
@@ -66,12 +70,9 @@ class RunningBatch:
         self._joined: dict[int, tuple[PlannedImage, int]] = {}  # by place: the image and its stage
 
     def join(self, place: int, drawing: PlannedImage, stage: int, state: Slots | None) -> None:
-        pipe, plan, alone = self.backend.pipe, drawing.plan, replace(self.bucket, batch=1)
-        slots = state
-        if slots is None:
-            given = pipe.pictures(self.backend.params, plan, drawing.encoded)
-            slots = pipe.programs.get("start", alone)(pipe.beginning(plan, given))
-        self._put(place, drawing, stage, replace(slots, features=pipe.programs.no_features(alone)))
+        programs, alone = self.backend.pipe.programs, replace(self.bucket, batch=1)
+        slots = programs.get("start", alone)(drawing.inputs.beginning()) if state is None else state
+        self._put(place, drawing, stage, replace(slots, features=programs.no_features(alone)))
 
     def take(self, place: int) -> Slots:
         return self._take(self._slots, np.int32(place))
@@ -80,9 +81,8 @@ class RunningBatch:
         other._put(to, *self._joined[place], self.take(place))
 
     def _put(self, place: int, drawing: PlannedImage, stage: int, state: Slots) -> None:
-        pipe, params, plan = self.backend.pipe, self.backend.params, drawing.plan
-        given, alone = pipe.pictures(params, plan, drawing.encoded), replace(self.bucket, batch=1)
-        told = pipe.conditioning(params, plan, plan.segments[stage], alone, given, drawing.encoded)
+        segment, alone = drawing.plan.segments[stage], replace(self.bucket, batch=1)
+        told = drawing.inputs.conditioning(segment, alone)
         self._slots, self._cond = self._join(self._slots, self._cond, (state, told), np.int32(place))
         self._joined[place] = drawing, stage
 
@@ -152,9 +152,8 @@ class PipelineBackend:
 
     def read(self, arguments: Mapping[str, Any]) -> list[PlannedImage]:
         plan = self.pipe.plan(**arguments)
-        encoded: dict[Any, Any] = {}
         stages = tuple(Stage(self._lane(plan.bucket_of(segment)), segment.rows) for segment in plan.segments)
-        return [PlannedImage(own, stages, encoded) for own in plan.by_image()]
+        return [PlannedImage(own, stages) for own in self.pipe.inputs(self.params, plan).by_image()]
 
     def batch(self, lane: Bucket, size: int) -> RunningBatch:
         return RunningBatch(self, self._bucket(lane, size))

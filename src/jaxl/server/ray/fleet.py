@@ -78,7 +78,7 @@ class Fleet:
         self._orders: dict[Ticket, Order] = {}
         self._tasks: set[asyncio.Task[None]] = set()  # of the orders
         self._sending: dict[asyncio.Future[Message | None], int] = {}  # calls without an answer: their images
-        self._counts = dict.fromkeys(("images", "done", "failed", "cancelled", "refused", "rows"), 0)
+        self._counts: dict[str, int] = dict.fromkeys(("images", "done", "failed", "cancelled", "refused", "rows"), 0)
         self._image_rate, self._row_rate = Window(), Window()
         self._replicas: set[str] = set()  # those there are
         self._said: dict[str, Stats] = {}  # what each said last, also of those that are gone
