@@ -94,3 +94,7 @@ def test_the_server_does_without_jax() -> None:
     """So that a balancer before many engines needs no devices."""
     code = "import sys, jaxl.server.app, jaxl.engine; sys.exit('jax' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_a_replica_knows_nothing_of_http() -> None:
+    assert imports(PACKAGE / "server" / "ray" / "replica.py") == {"engine", "errors"}

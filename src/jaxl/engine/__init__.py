@@ -2,6 +2,7 @@
 
 from jaxl.engine.any import AnyEngine
 from jaxl.engine.backend import Backend, Batch, Drawing, Stage
+from jaxl.engine.channel import Channel
 from jaxl.engine.engine import Engine
 from jaxl.engine.request import Drawn, Event, Preview, Progress, Request, Result, Started, Status, Ticket
 
@@ -9,6 +10,7 @@ __all__ = [
     "AnyEngine",
     "Backend",
     "Batch",
+    "Channel",
     "Drawing",
     "Drawn",
     "Engine",

@@ -34,6 +34,8 @@ from jaxl.errors import (
 
 # calls that failed one after another, after which the devices are taken to be broken
 MOST_FAILURES = 3
+# of one call, which is meant to take a fraction of a second; only a new process helps then
+STALLED_SECONDS = 300.0
 
 log = logging.getLogger(__name__)
 

@@ -9,11 +9,9 @@ import numpy as np
 from fastapi import APIRouter
 from starlette.responses import JSONResponse, Response
 
+from jaxl.engine.engine import STALLED_SECONDS
 from jaxl.server.metrics import CONTENT_TYPE
 from jaxl.server.service import CurrentService
-
-# of one call of the devices, which is meant to take a fraction of a second; only a new process helps then
-STALLED_SECONDS = 300.0
 
 router = APIRouter(tags=["operations"])
 

@@ -7,7 +7,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from concurrent.futures import Future
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Annotated, Any
 
@@ -18,7 +18,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.types import Receive
 
 from jaxl import __version__
-from jaxl.engine import AnyEngine, Event, Request, Result, Ticket
+from jaxl.engine import AnyEngine, Channel, Event, Request, Result, Ticket
 from jaxl.engine.request import new_id
 from jaxl.errors import CancelledError, DeadlineError, InputError, UnloadedError
 from jaxl.images import read_image
@@ -245,47 +245,6 @@ class Service:
         self._ids.discard(stream.id)
         self.metrics.observe(stream.ticket, outcome(stream.ticket))
         stream.channel.end()
-
-
-class Channel:
-    """Takes events from the engine's threads to those who follow them in the event loop."""
-
-    def __init__(self) -> None:
-        self.ended = asyncio.Event()
-        self._loop = asyncio.get_running_loop()
-        self._queues: list[asyncio.Queue[Event | None]] = []
-
-    def call(self, function: Any, *arguments: Any) -> None:
-        """Call a function in the event loop; from any thread."""
-        with suppress(RuntimeError):  # the loop is closed, so nobody listens
-            self._loop.call_soon_threadsafe(function, *arguments)
-
-    def tell(self, event: Event) -> None:
-        """Pass an event on; from any thread."""
-        self.call(self._put, event)
-
-    def end(self) -> None:
-        self.ended.set()
-        self._put(None)
-
-    def follow(self) -> AsyncIterator[Event]:
-        """The events from now on."""
-        queue: asyncio.Queue[Event | None] = asyncio.Queue()
-        self._queues.append(queue)
-        if self.ended.is_set():
-            queue.put_nowait(None)
-        return self._read(queue)
-
-    async def _read(self, queue: asyncio.Queue[Event | None]) -> AsyncIterator[Event]:
-        try:
-            while (event := await queue.get()) is not None:
-                yield event
-        finally:
-            self._queues.remove(queue)
-
-    def _put(self, event: Event | None) -> None:
-        for queue in self._queues:
-            queue.put_nowait(event)
 
 
 class Stream:

@@ -10,12 +10,10 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from jaxl.engine import Engine, Event, Request, Status
-from jaxl.engine.engine import Stats
+from jaxl.engine import Channel, Engine, Event, Request, Status
+from jaxl.engine.engine import STALLED_SECONDS, Stats
 from jaxl.engine.request import new_id
 from jaxl.errors import EngineError, JaxlError, PromptWarning
-from jaxl.server.health import STALLED_SECONDS
-from jaxl.server.service import Channel
 
 # how often one hears where images stand that wait
 STATUS_SECONDS = 1.0
