@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import jaxl
+from jaxl.arguments import DEFAULTS, DrawOptions, Options
 from jaxl.diffusion.tables import SOLVERS
 from jaxl.pipeline import open_pipeline
 from jaxl.weights.source import EMBEDDED
@@ -212,13 +213,11 @@ def test_bad_arguments(small: Any, compilations: Any, arguments: dict[str, Any],
 
 
 def test_plan_takes_what_generate_takes() -> None:
-    """The two signatures are written out for readers and editors, and must not drift apart."""
-    parameters = {
-        name: inspect.signature(getattr(jaxl.Pipeline, name)).parameters for name in ("generate", "plan", "run")
-    }
-    own = set(parameters["run"]) - {"plan"}
-    shared = {name: p for name, p in parameters["generate"].items() if name not in own or name == "self"}
-    assert shared == dict(parameters["plan"])
+    """The signature is written out for readers and editors; behind it the options are one value."""
+    signature = inspect.signature(jaxl.Pipeline.generate).parameters
+    named = {name: each.default for name, each in signature.items() if name in DrawOptions.__annotations__}
+    assert {name: default for name, default in named.items() if default is not None} == DEFAULTS
+    assert set(DrawOptions.__annotations__) - set(Options.__annotations__) == set(named)
 
 
 def test_a_misspelt_argument_is_a_type_error(small: Any) -> None:

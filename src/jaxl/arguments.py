@@ -102,9 +102,30 @@ class Options(Sampling, Guidance, Caching, Start, MicroConditioning, total=False
     prompt_syntax: Syntax
 
 
-def check_names(options: Options) -> None:
+class DrawOptions(Options, total=False):
+    """Every setting of a picture but its prompt: what `Pipeline.generate` names in its signature, and explains."""
+
+    prompt_2: str | Sequence[str] | None
+    negative_prompt: str | Sequence[str] | None
+    negative_prompt_2: str | Sequence[str] | None
+    seed: int | Sequence[int]
+    steps: int | None
+    guidance_scale: Any
+    width: int | None
+    height: int | None
+    num_images: int
+    scheduler: str | None
+    latents: Any
+    clip_skip: int
+
+
+# of those that cannot be None, as `Pipeline.generate` has them
+DEFAULTS: DrawOptions = {"seed": 0, "num_images": 1, "clip_skip": 0}
+
+
+def check_names(options: DrawOptions) -> None:
     """TypeError, as for any function, for a setting that there is not."""
-    unknown = set(options) - set(Options.__annotations__)
+    unknown = set(options) - set(DrawOptions.__annotations__)
     if unknown:
         raise TypeError(f"generate() got an unexpected keyword argument {sorted(unknown)[0]!r}")
 

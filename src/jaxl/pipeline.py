@@ -26,7 +26,7 @@ from jax.typing import DTypeLike
 from PIL import Image
 
 from jaxl import arguments, presets
-from jaxl.arguments import Options
+from jaxl.arguments import DrawOptions, Options
 from jaxl.diffusion.loop import Slots
 from jaxl.disk_cache import enable_disk_cache
 from jaxl.embeddings import Embeddings
@@ -435,45 +435,9 @@ class Pipeline:
         )
         return self.run(params, plan, output=output, callback=callback, preview=preview, progress=progress)
 
-    def plan(
-        self,
-        prompt: str | Sequence[str],
-        *,
-        prompt_2: str | Sequence[str] | None = None,
-        negative_prompt: str | Sequence[str] | None = None,
-        negative_prompt_2: str | Sequence[str] | None = None,
-        seed: int | Sequence[int] = 0,
-        steps: int | None = None,
-        guidance_scale: Any = None,
-        width: int | None = None,
-        height: int | None = None,
-        num_images: int = 1,
-        scheduler: str | None = None,
-        latents: Any = None,
-        clip_skip: int = 0,
-        **options: Unpack[Options],
-    ) -> Plan:
+    def plan(self, prompt: str | Sequence[str], **options: Unpack[DrawOptions]) -> Plan:
         """Check the arguments of `generate` and give each image its own, before anything is loaded or compiled."""
-        return make_plan(
-            self.model,
-            self.tokenizers,
-            self.preset,
-            self.devices,
-            prompt,
-            prompt_2=prompt_2,
-            negative_prompt=negative_prompt,
-            negative_prompt_2=negative_prompt_2,
-            seed=seed,
-            steps=steps,
-            guidance_scale=guidance_scale,
-            width=width,
-            height=height,
-            num_images=num_images,
-            scheduler=scheduler,
-            latents=latents,
-            clip_skip=clip_skip,
-            options=options,
-        )
+        return make_plan(self.model, self.tokenizers, self.preset, self.devices, prompt, options)
 
     def run(
         self,

@@ -10,7 +10,7 @@ from typing import Any, cast
 import numpy as np
 
 from jaxl import arguments
-from jaxl.arguments import Guidance, MicroConditioning, Options, Start
+from jaxl.arguments import DrawOptions, Guidance, MicroConditioning, Options, Start
 from jaxl.config import check_pag_layers
 from jaxl.diffusion.tables import Sampling, build_table, scheduler_name
 from jaxl.errors import InputError
@@ -22,6 +22,7 @@ from jaxl.shapes import rounds, smallest_that_fits
 from jaxl.starts import Paste, Picture, default_size, read_sources, read_starts, span
 from jaxl.text.tokenizer import Tokenizer
 
+OTHER_PROMPTS = ("prompt_2", "negative_prompt", "negative_prompt_2")
 PAG_LAYERS = ("mid_block",)
 # of a schedule, not to be cached: the first steps decide on what the picture shows (benchmarks/speed_and_quality.py)
 WHOLE_SHARE = 0.2
@@ -132,33 +133,19 @@ def make_plan(
     preset: Preset,
     devices: Devices,
     prompt: str | Sequence[str],
-    *,
-    prompt_2: str | Sequence[str] | None,
-    negative_prompt: str | Sequence[str] | None,
-    negative_prompt_2: str | Sequence[str] | None,
-    seed: int | Sequence[int],
-    steps: int | None,
-    guidance_scale: Any,
-    width: int | None,
-    height: int | None,
-    num_images: int,
-    scheduler: str | None,
-    latents: Any,
-    clip_skip: int,
-    options: Options,
+    options: DrawOptions,
 ) -> Plan:
-    """The plan of a call of `Pipeline.generate`, which explains the arguments and what is raised."""
+    """The plan of a call of `Pipeline.generate`, which explains the options and what is raised."""
     arguments.check_names(options)
-    options = cast(Options, {name: value for name, value in options.items() if value is not None})
-    options = cast(Options, {**speed(options.get("speed", "exact")), **options})
-    each = arguments.whole_number("num_images", num_images, least=1)
+    asked: DrawOptions = {**arguments.DEFAULTS, **options}
+    options = cast(DrawOptions, {name: value for name, value in options.items() if value is not None})
+    options = cast(DrawOptions, {**speed(options.get("speed", "exact")), **options})
+    each = arguments.whole_number("num_images", asked.get("num_images"), least=1)
     positive = arguments.prompts_per_image("prompt", prompt, None, each)
     batch, prompts = len(positive), len(positive) // each
-    others = {"prompt_2": prompt_2, "negative_prompt": negative_prompt, "negative_prompt_2": negative_prompt_2}
+    others = {name: value for name in OTHER_PROMPTS if (value := options.get(name)) is not None}
     given = {"prompt": positive} | {
-        name: arguments.prompts_per_image(name, value, prompts, each)
-        for name, value in others.items()
-        if value is not None
+        name: arguments.prompts_per_image(name, value, prompts, each) for name, value in others.items()
     }
 
     begin = arguments.part(options, Start)
@@ -166,12 +153,13 @@ def make_plan(
     if model.inpaints and "mask" not in begin:
         raise InputError("mask", None, "this model repaints pictures; pass `image` and `mask`")
     native_width, native_height = default_size(sources, model)
-    width = arguments.image_size("width", width, native_width, model.vae.factor)
-    height = arguments.image_size("height", height, native_height, model.vae.factor)
+    width = arguments.image_size("width", options.get("width"), native_width, model.vae.factor)
+    height = arguments.image_size("height", options.get("height"), native_height, model.vae.factor)
     pictures, pastes = (None, None) if sources is None else read_starts(begin, sources, model, prompts, width, height)
 
     sampling = arguments.part(options, Sampling)
     custom = bool({"timesteps", "sigmas"} & set(sampling))
+    steps, scheduler = options.get("steps"), options.get("scheduler")
     if steps is None and not custom:
         steps = preset.steps
     if scheduler is None and preset.eta is not None:
@@ -186,7 +174,8 @@ def make_plan(
     table = table.until(stop - skip)
     places = skip + table.steps  # of each row, in the whole schedule
 
-    scale = preset.guidance_scale if guidance_scale is None else guidance_scale
+    scale = options.get("guidance_scale", preset.guidance_scale)
+    latents = options.get("latents")
     guidance, pag = _scales(arguments.part(options, Guidance), scale, batch, times)
     guidance, pag = guidance[:, places], pag[:, places]
     distilled = model.unet.time_cond_proj_dim is not None  # takes the scale as an input, in one evaluation
@@ -238,8 +227,8 @@ def make_plan(
         count=table.used,
         segments=segments,
         texts=texts.chunks,
-        clip_skip=_clip_skip(model, clip_skip),
-        seeds=arguments.seeds_per_image(seed, batch),
+        clip_skip=_clip_skip(model, asked.get("clip_skip")),
+        seeds=arguments.seeds_per_image(asked.get("seed"), batch),
         time_ids=arguments.time_ids(micro, height, width, model.time_ids)[branches],
         rescale=arguments.per_image("guidance_rescale", options.get("guidance_rescale", 0.0), batch, least=0, most=1),
         freeu=_freeu(options),
