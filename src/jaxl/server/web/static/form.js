@@ -38,6 +38,7 @@ export async function begin() {
   }
   begun = true;
   if (saved) tell("fill", saved);
+  else keep(); // what was typed meanwhile
 }
 
 export function keep() {
