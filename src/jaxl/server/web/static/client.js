@@ -27,7 +27,7 @@ export async function* draw(asked, source, { id, keep, signal }) {
   const fields = {
     prompt: asked.prompt,
     negative_prompt: asked.negative_prompt,
-    prompt_syntax: asked.prompt_syntax,
+    prompt_syntax: asked.prompt_syntax ?? "lenient", // pictures of older histories do not say
     n: asked.num_images,
     size: asked.size,
     size_policy: "nearest",
