@@ -92,9 +92,8 @@ State = Literal["queued", "running", "done", "failed", "cancelled"]
 class Status:
     """Where a request stands.
 
-    `position` counts the images of others that wait
-    ahead, and `starts_in` is the estimate of seconds until the first image begins, 0 once it has. `done` and `total`
-    count the rows of all images; `images` are those that are finished.
+    `position` counts the images of others that wait ahead, and `starts_in` is the estimate of seconds until the first
+    image begins, 0 once it has. `done` and `total` count the rows of all images; `images` are those that are finished.
     """
 
     state: State
@@ -109,7 +108,7 @@ class Ticket:
     """A request in the engine. `future` gives the Result, or the error: see `Engine.submit`.
 
     `seeds` and `scheduler`, by its full name, are those of its images; `done` of the `total` rows of all are run.
-    The engine tells the ticket what happens, with its own lock held.
+    The engine tells the ticket what happens; it holds its own lock where it gives the ticket its end.
     """
 
     def __init__(
