@@ -10,8 +10,8 @@ import statistics
 import time
 from collections.abc import Callable
 
+from jaxl.backend import open_backend
 from jaxl.engine import Engine, Request
-from jaxl.running import open_backend
 
 PROMPT = "a red apple on a blue background, flat style"
 BATCHES = 3  # of each round

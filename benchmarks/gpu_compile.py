@@ -26,10 +26,10 @@ import jax.numpy as jnp
 from jax.experimental import topologies
 
 from jaxl.kernels import Kernels
-from jaxl.model import Model
 from jaxl.presets import SDXL_BASE
-from jaxl.programs import Bucket, Programs
-from jaxl.sharding import make_mesh, place_parameters
+from jaxl.run.model import Model
+from jaxl.run.programs import Bucket, Programs
+from jaxl.run.sharding import make_mesh, place_parameters
 from jaxl.weights.source import open_checkpoint
 
 # NVIDIA's H100 Tensor Core GPU Architecture (2022), SXM5

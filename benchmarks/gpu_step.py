@@ -26,10 +26,10 @@ from jax import Array
 from jaxl.diffusion.noise import image_key
 from jaxl.diffusion.tables import build_table
 from jaxl.kernels import Kernels
-from jaxl.model import Model
 from jaxl.presets import SDXL_BASE
-from jaxl.programs import Beginning, Bucket, Conditioning, Programs
-from jaxl.sharding import make_mesh, place_parameters
+from jaxl.run.model import Model
+from jaxl.run.programs import Beginning, Bucket, Conditioning, Programs
+from jaxl.run.sharding import make_mesh, place_parameters
 from jaxl.weights.layout import flatten, unflatten
 from jaxl.weights.source import open_checkpoint
 

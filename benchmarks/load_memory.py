@@ -27,8 +27,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxl
-from jaxl.model import Model
 from jaxl.presets import SDXL_BASE
+from jaxl.run.model import Model
 from jaxl.text.tokenizer import Tokenizer
 from jaxl.weights.folder import CLASSES, TOKENIZERS, weight_file
 from jaxl.weights.layout import flatten, to_torch

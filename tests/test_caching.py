@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 import jaxl
+from jaxl.call.plan import Plan, Segment
 from jaxl.diffusion.loop import Slots
 from jaxl.diffusion.rows import COLUMNS
-from jaxl.plan import Plan, Segment
 
 SMALL: dict[str, Any] = {"width": 64, "height": 64}
 PROMPTS = ["a rocket on a purple background, noto style", "a llama", "a red apple"]

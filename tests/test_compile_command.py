@@ -14,7 +14,7 @@ import pytest
 import jaxl
 from jaxl.cli import run
 from jaxl.cli.compile import _compile
-from jaxl.programs import KINDS, Bucket
+from jaxl.run.programs import KINDS, Bucket
 
 # commands, and then how many programs were asked for and how many of them came from the cache
 CODE = """

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import jaxl
-from jaxl.arguments import DEFAULTS, DrawOptions, Options
+from jaxl.call.arguments import DEFAULTS, DrawOptions, Options
 from jaxl.diffusion.tables import SOLVERS
 from jaxl.pipeline import open_pipeline
 from jaxl.weights.source import EMBEDDED

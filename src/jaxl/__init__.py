@@ -13,8 +13,8 @@ from jaxl.errors import CheckpointError, InputError, JaxlError, NonFiniteError, 
 
 if TYPE_CHECKING:
     from jaxl.pipeline import Pipeline, Result, from_pretrained
-    from jaxl.programs import Bucket
-    from jaxl.sharding import make_mesh
+    from jaxl.run.programs import Bucket
+    from jaxl.run.sharding import make_mesh
 
 __version__ = "0.1.0"
 
@@ -34,11 +34,11 @@ __all__ = [
 ]
 
 _MODULES = {
-    "Bucket": "programs",
+    "Bucket": "run.programs",
     "Pipeline": "pipeline",
     "Result": "pipeline",
     "from_pretrained": "pipeline",
-    "make_mesh": "sharding",
+    "make_mesh": "run.sharding",
 }
 
 

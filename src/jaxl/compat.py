@@ -23,16 +23,16 @@ from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 from PIL import Image
 
-from jaxl import arguments
+from jaxl.call import arguments
 from jaxl.diffusion import loop
 from jaxl.diffusion.rows import COLUMNS, Table
 from jaxl.diffusion.tables import build_table
-from jaxl.disk_cache import enable_disk_cache
 from jaxl.errors import InputError
 from jaxl.nn.unet import unet_context
 from jaxl.pipeline import Pipeline
-from jaxl.programs import Bucket, Conditioning, Text, advance, decode, encode_text
-from jaxl.sharding import AXIS, make_mesh
+from jaxl.run.disk_cache import enable_disk_cache
+from jaxl.run.programs import Bucket, Conditioning, Text, advance, decode, encode_text
+from jaxl.run.sharding import AXIS, make_mesh
 from jaxl.weights.folder import TOKENIZERS
 from jaxl.weights.source import open_checkpoint
 

@@ -25,19 +25,20 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 from PIL import Image
 
-from jaxl import arguments, presets
-from jaxl.arguments import DrawOptions, Options
+from jaxl import presets
+from jaxl.call import arguments
+from jaxl.call.arguments import DrawOptions, Options
+from jaxl.call.inputs import Encoder, Inputs
+from jaxl.call.plan import Devices, Plan, make_plan
 from jaxl.diffusion.loop import Slots
-from jaxl.disk_cache import enable_disk_cache
-from jaxl.embeddings import Embeddings
 from jaxl.errors import CheckpointError, InputError, NonFiniteError
-from jaxl.inputs import Encoder, Inputs
 from jaxl.kernels import Kernels
-from jaxl.model import Model
 from jaxl.nn.layers import Shapes
-from jaxl.plan import Devices, Plan, make_plan
-from jaxl.programs import Bucket, Conditioning, Programs
-from jaxl.sharding import gathered, make_mesh, on_host, own_images, place_parameters
+from jaxl.run.disk_cache import enable_disk_cache
+from jaxl.run.embeddings import Embeddings
+from jaxl.run.model import Model
+from jaxl.run.programs import Bucket, Conditioning, Programs
+from jaxl.run.sharding import gathered, make_mesh, on_host, own_images, place_parameters
 from jaxl.text.tokenizer import Tokenizer
 from jaxl.weights.checkpoint import Checkpoint, first_broken, load_params
 from jaxl.weights.folder import TOKENIZERS
@@ -75,7 +76,7 @@ class Result:
     `images`: PIL images, or one float32 array [B, H, W, 3] in 0..1 (`output="numpy"`), or an empty list (`"latents"`).
     `latents`: float32 [B, H/8, W/8, 4], as the last row left them. `seeds`: one per image. `scheduler`: its full name.
     `steps`: calls of the network, of which some schedulers make two a step; less if the callback stopped. `timings`:
-    seconds of `compile`, `text`, `picture`, `denoise`, `decode` and `total`. On several hosts (`jaxl.hosts`) images,
+    seconds of `compile`, `text`, `picture`, `denoise`, `decode` and `total`. On several hosts (`run.hosts`) images,
     latents and seeds are those of this host's devices, of which there may be none.
     """
 
@@ -117,7 +118,7 @@ def from_pretrained(
     Args:
         model: a hub id, a folder in diffusers' layout, a `.safetensors` file in the original layout, or "tiny".
         dtype: of weights and compute, bfloat16 or float32. The scheduler and the loop are float32 always.
-        mesh: the devices, all by default, of all hosts (`jaxl.hosts`); batches are split over them.
+        mesh: the devices, all by default, of all hosts (`run.hosts`); batches are split over them.
         shard_params: split the parameters over the devices, of one host, instead of keeping all of them on each.
         revision, token, cache_dir, local_files_only: passed on to the hub. variant: of the weight files, such as
         "fp16".

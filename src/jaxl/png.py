@@ -22,9 +22,9 @@ from typing import Any
 from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
+from jaxl.call.infotext import a1111_text
+from jaxl.call.infotext import read_a1111_text as read_a1111_text
 from jaxl.errors import InputError, OutputError
-from jaxl.infotext import a1111_text
-from jaxl.infotext import read_a1111_text as read_a1111_text
 
 Settings = Mapping[str, Any]
 

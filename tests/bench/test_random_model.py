@@ -7,7 +7,7 @@ import pytest
 
 from jaxl.bench.random_model import MODELS, random_folder, random_params
 from jaxl.errors import InputError
-from jaxl.model import Model
+from jaxl.run.model import Model
 from jaxl.weights.layout import flatten
 
 

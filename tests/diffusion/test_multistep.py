@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jaxl.diffusion.multistep import growing_orders
 from jaxl.diffusion.rows import COLUMNS, MIXED, Table
 from jaxl.diffusion.schedule import DIFFUSERS_CLASSES, EDM, NoiseSchedule, SchedulerConfig
+from jaxl.diffusion.solvers.multistep import growing_orders
 from jaxl.diffusion.spacing import karras_sigmas
 from jaxl.diffusion.tables import build_table
 from jaxl.errors import CheckpointError, InputError

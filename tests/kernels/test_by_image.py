@@ -6,7 +6,7 @@ from jax import Array
 from jax.sharding import PartitionSpec
 
 from jaxl.kernels.by_image import by_image
-from jaxl.sharding import AXIS, make_mesh
+from jaxl.run.sharding import AXIS, make_mesh
 
 
 def test_where_the_caller_has_split_them() -> None:

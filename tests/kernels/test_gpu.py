@@ -12,10 +12,10 @@ from jax import Array
 
 from jaxl.kernels import Kernels
 from jaxl.kernels.attention import attention
-from jaxl.model import Model
 from jaxl.presets import SDXL_BASE
-from jaxl.programs import Bucket, Programs
-from jaxl.sharding import make_mesh, place_parameters
+from jaxl.run.model import Model
+from jaxl.run.programs import Bucket, Programs
+from jaxl.run.sharding import make_mesh, place_parameters
 
 CUDNN = Kernels(attention="cudnn")
 BOTH = Kernels(attention="cudnn", group_norm="triton")

@@ -10,7 +10,7 @@ from jax import Array
 
 from jaxl.kernels import triton_group_norm as triton
 from jaxl.kernels.group_norm import group_norm, moments
-from jaxl.sharding import batch_sharding, make_mesh
+from jaxl.run.sharding import batch_sharding, make_mesh
 
 # groups of 10, 20, 40 and 4 channels, as in SDXL's networks; pictures that fill no tile exactly, and more than one
 SHAPES = [((2, 9, 31, 40), 4), ((1, 16, 16, 80), 4), ((2, 5, 7, 160), 4), ((1, 40, 33, 16), 4)]

@@ -8,7 +8,7 @@ import torch
 from diffusers.image_processor import VaeImageProcessor
 from PIL import Image, ImageFilter
 
-from jaxl.images import (
+from jaxl.call.images import (
     binarize,
     crop_region,
     fit,

@@ -15,11 +15,11 @@ from families import FAMILIES
 from torch_weights import randomize, relative_error, shape_tree, tree
 
 from jaxl.config import TextConfig, UNetConfig, VAEConfig
-from jaxl.model import Model
 from jaxl.nn.clip import clip, clip_shapes
 from jaxl.nn.unet import unet_shapes
 from jaxl.nn.vae import decode, encode, vae_shapes
 from jaxl.presets import SDXL_BASE
+from jaxl.run.model import Model
 
 TOLERANCE = 2e-5
 

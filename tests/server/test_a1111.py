@@ -19,9 +19,9 @@ from fastapi.testclient import TestClient
 from PIL import Image, ImageDraw
 
 from jaxl.engine import Engine
-from jaxl.server.a1111 import LACKING
-from jaxl.server.a1111_fields import MAY_BE_UNASKED
-from jaxl.server.a1111_options import NEUTRAL
+from jaxl.server.a1111.fields import MAY_BE_UNASKED
+from jaxl.server.a1111.options import NEUTRAL
+from jaxl.server.a1111.routes import LACKING
 from jaxl.server.service import Service
 from jaxl.server.settings import Settings
 

@@ -21,7 +21,7 @@ from PIL import Image
 from schemathesis import Case, GenerationMode, checks
 from schemathesis.schemas import APIOperation
 
-from jaxl.server.a1111_fields import LACKING
+from jaxl.server.a1111.fields import LACKING
 from jaxl.server.settings import Settings
 
 EXAMPLES = 10

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from jaxl.infotext import a1111_text
-from jaxl.server.a1111_fields import scheduler_of
+from jaxl.call.infotext import a1111_text
+from jaxl.server.a1111.fields import scheduler_of
 from jaxl.server.restore import NUMBERS, a1111_settings
 
 PATH = "/v1/images/settings"

@@ -49,7 +49,7 @@ def open_backend(model, *, sizes, slots, **options):
         raise CheckpointError("the model is broken")
     return Backend(0.01, (32, 32), slots or 4, sizes[1:])
 
-sys.modules["jaxl.running"] = types.SimpleNamespace(open_backend=open_backend)
+sys.modules["jaxl.backend"] = types.SimpleNamespace(open_backend=open_backend)
 import jaxl.cli
 sys.exit(jaxl.cli.run(["serve", "--port", "0", *sys.argv[2:]]))
 """

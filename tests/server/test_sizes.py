@@ -14,8 +14,8 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image, ImageDraw
 
+from jaxl.call.infotext import read_a1111_text
 from jaxl.errors import InputError
-from jaxl.infotext import read_a1111_text
 from jaxl.server import logs
 from jaxl.server.settings import Settings
 from jaxl.server.sizes import Policy, Size, drawn_for, fitted, framed

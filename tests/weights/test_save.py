@@ -16,7 +16,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from jaxl.errors import OutputError
-from jaxl.sharding import batch_sharding, make_mesh
+from jaxl.run.sharding import batch_sharding, make_mesh
 from jaxl.weights.layout import unflatten
 from jaxl.weights.save import save_checkpoint
 from jaxl.weights.source import open_checkpoint
@@ -150,7 +150,7 @@ def test_a_file_that_cannot_grow(tmp_path: Path) -> None:
 import resource, pathlib
 import jax.numpy as jnp
 from jaxl.errors import OutputError
-from jaxl.sharding import batch_sharding, make_mesh
+from jaxl.run.sharding import batch_sharding, make_mesh
 from jaxl.weights.save import save_checkpoint
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 configs = {{"model_index": {{}}, "scheduler": {{}}, "vae": {{}}}}

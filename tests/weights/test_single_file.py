@@ -20,10 +20,10 @@ from safetensors.torch import save_file
 from jaxl.config import TextConfig, UNetConfig, VAEConfig
 from jaxl.diffusion.schedule import EDM, SchedulerConfig
 from jaxl.errors import CheckpointError
-from jaxl.model import Model as ModelConfigs
 from jaxl.nn.clip import clip_shapes
 from jaxl.nn.unet import unet_shapes
 from jaxl.nn.vae import vae_shapes
+from jaxl.run.model import Model as ModelConfigs
 from jaxl.weights.folder import Part
 from jaxl.weights.original_layout import openclip_layout
 from jaxl.weights.original_unet import unet_layout

@@ -173,9 +173,9 @@ def make_report(request: Request, tell: Callable[[str], None]) -> dict[str, Any]
     import jax.numpy as jnp
 
     from jaxl.kernels import Kernels
-    from jaxl.model import Model
-    from jaxl.programs import Bucket, Programs
-    from jaxl.sharding import make_mesh, place_parameters
+    from jaxl.run.model import Model
+    from jaxl.run.programs import Bucket, Programs
+    from jaxl.run.sharding import make_mesh, place_parameters
 
     topology = read_topology(request.topology)
     devices = _devices(topology)

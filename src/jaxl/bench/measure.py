@@ -15,9 +15,9 @@ import jax
 from jaxl.bench.memory import peak_memory
 from jaxl.bench.peers import Peer
 from jaxl.bench.workload import PROMPT, Spread, Stages, Workload
+from jaxl.call.plan import Plan
 from jaxl.errors import JaxlError, is_out_of_memory
 from jaxl.pipeline import Params, Pipeline, Progress
-from jaxl.plan import Plan
 
 # of every program that XLA compiles or reads from disk
 COMPILATION = "/jax/core/compile/backend_compile_duration"

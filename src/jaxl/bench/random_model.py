@@ -16,8 +16,8 @@ import numpy as np
 
 from jaxl.errors import InputError, OutputError, nearest
 from jaxl.files import cache_folder
-from jaxl.model import Model
 from jaxl.presets import SDXL_BASE
+from jaxl.run.model import Model
 from jaxl.text.tokenizer import Tokenizer
 from jaxl.weights.layout import EMBEDDINGS, flatten, unflatten
 from jaxl.weights.save import save_checkpoint

@@ -194,9 +194,9 @@ def open_pipeline_system(
 
     Raises InputError and CheckpointError.
     """
+    from jaxl.backend import SLOTS
     from jaxl.pipeline import open_pipeline
-    from jaxl.running import SLOTS
-    from jaxl.sharding import make_mesh
+    from jaxl.run.sharding import make_mesh
 
     mesh = make_mesh()
     batch = batch or max(SLOTS, mesh.size)
@@ -213,7 +213,7 @@ def open_engine_system(
     model: str, picture: Picture, batch: int | None, progress: Progress | None, **options: Any
 ) -> Iterator[EngineSystem]:
     """A model behind an engine with so many places, warmed up. Raises InputError and CheckpointError."""
-    from jaxl.running import open_backend
+    from jaxl.backend import open_backend
 
     sizes = () if picture.size is None else (picture.size,)
     backend = open_backend(model, sizes=sizes, slots=batch, progress=progress, **options)

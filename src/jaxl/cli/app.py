@@ -186,8 +186,8 @@ def _inspect(**source: Any) -> dict[str, Any]:
     from dataclasses import asdict
 
     from jaxl.diffusion.tables import SCHEDULERS, scheduler_name
-    from jaxl.model import Model
     from jaxl.presets import SDXL_BASE, choose_preset
+    from jaxl.run.model import Model
     from jaxl.weights.contents import components, family
     from jaxl.weights.source import open_checkpoint
 

@@ -220,7 +220,7 @@ class _Options:
         from jaxl.bench import measure
         from jaxl.bench.report import make_report
         from jaxl.pipeline import open_pipeline
-        from jaxl.sharding import make_mesh
+        from jaxl.run.sharding import make_mesh
 
         # reading programs from disk would hide how long they take to compile
         jax.config.update("jax_enable_compilation_cache", False)
@@ -287,7 +287,7 @@ class _Options:
     def _startups(self, path: str, progress: ShowProgress | None) -> list[Startup]:
         """Measured before this process takes a device, because a TPU, or a GPU's memory, serves one at a time."""
         from jaxl.bench.startup import count_devices, measure_startup
-        from jaxl.model import Model
+        from jaxl.run.model import Model
         from jaxl.weights.source import open_checkpoint
 
         counts = self.devices or [1 if self.peers else count_devices()]

@@ -35,7 +35,7 @@ def _look(clear: bool) -> dict[str, Any]:
     """What is there, or was before it was removed."""
     import jax
 
-    from jaxl import disk_cache
+    from jaxl.run import disk_cache
 
     disk_cache.enable_disk_cache()
     folder, bound = jax.config.jax_compilation_cache_dir, jax.config.jax_compilation_cache_max_size  # pyright: ignore[reportAttributeAccessIssue]

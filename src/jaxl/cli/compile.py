@@ -22,7 +22,7 @@ from jaxl.errors import InputError, JaxlError, is_out_of_memory
 if TYPE_CHECKING:
     from jaxl.pipeline import Pipeline
     from jaxl.pipeline import Progress as ShowProgress
-    from jaxl.programs import Bucket
+    from jaxl.run.programs import Bucket
 
 
 def compile_programs(
@@ -136,7 +136,7 @@ def _ready(work: list[tuple[Pipeline, Bucket]], progress: ShowProgress | None, r
     """What `_compile` gives; `read` are the names of the threads that found theirs in the cache."""
     import jax
 
-    from jaxl.programs import KINDS
+    from jaxl.run.programs import KINDS
 
     done, total = 0, len(work) * len(KINDS)
     known: set[Future[Any]] = set()

@@ -40,9 +40,9 @@ if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
 
+    from jaxl.call.plan import Plan
     from jaxl.pipeline import Pipeline, Preview, Result
     from jaxl.pipeline import Progress as ShowProgress
-    from jaxl.plan import Plan
 
 # evaluations of the network for a guided image
 BRANCHES = 2
@@ -171,8 +171,8 @@ def generate(
     The PNG files are called jaxl-SEED.png and replace no other; one that --output names for a single image is replaced.
     They tell how they were made, in A1111's text and in jaxl's own. Write -- before a prompt that begins with a dash.
     """
-    from jaxl.arguments import per_image, seeds_per_image, share, whole_number
-    from jaxl.images import read_image
+    from jaxl.call.arguments import per_image, seeds_per_image, share, whole_number
+    from jaxl.call.images import read_image
 
     began = time.perf_counter()
     whole_number("num_images", count, least=1)
@@ -330,7 +330,7 @@ class Opener:
 
         from jaxl.kernels import Kernels
         from jaxl.pipeline import open_pipeline
-        from jaxl.sharding import make_mesh
+        from jaxl.run.sharding import make_mesh
 
         found = find_chips()
         everywhere = self.shard_params or jax.process_count() > 1  # no host may be without a device
@@ -404,7 +404,7 @@ def _refine(refiner: Pipeline, asked: dict[str, Any], latents: np.ndarray) -> Pl
 
 def _size(size: str | None, pipe: Pipeline) -> dict[str, int | None]:
     """Width and height, of which the model's own are None."""
-    from jaxl.shapes import aspect_bucket
+    from jaxl.call.sizes import aspect_bucket
 
     if size is None:
         return {"width": None, "height": None}
@@ -421,7 +421,7 @@ def _seed_of_host_0(seed: int) -> int:
     """What host 0 has for `seed`, of 32 bits."""
     import numpy as np
 
-    from jaxl.sharding import gathered, make_mesh
+    from jaxl.run.sharding import gathered, make_mesh
 
     return int(gathered(np.uint32(seed), make_mesh())[0])
 

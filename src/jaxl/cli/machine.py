@@ -23,7 +23,7 @@ def find_chips() -> list[list[Any]]:
     """The devices of each chip; the cores that JAX knows as devices of their own are one (`sharding.use_cores`)."""
     import jax
 
-    from jaxl.sharding import use_cores
+    from jaxl.run.sharding import use_cores
 
     use_cores()
     found = find_devices()

@@ -51,7 +51,7 @@ TIMEOUT, PATIENCE = 300.0, 5.0
 
 @dataclass(frozen=True)
 class Hosts:
-    """The hosts that run one program, as the options say: see `jaxl.hosts.join`."""
+    """The hosts that run one program, as the options say: see `jaxl.run.hosts.join`."""
 
     distributed: bool
     coordinator: str | None
@@ -74,7 +74,7 @@ class Hosts:
             raise InputError("distributed", True, "it finds the hosts by itself; leave out --coordinator")
         import jax
 
-        from jaxl import hosts
+        from jaxl.run import hosts
 
         number = in_background(self._join)
         try:
@@ -89,7 +89,7 @@ class Hosts:
     def _join(self) -> int:
         import jax
 
-        from jaxl import hosts
+        from jaxl.run import hosts
 
         hosts.join(self.coordinator, self.hosts, self.host, timeout=self.timeout)
         find_chips()

@@ -256,7 +256,7 @@ def serve(
     }
 
     def load() -> Any:
-        from jaxl.running import open_backend
+        from jaxl.backend import open_backend
 
         with progress_bars(to_terminal()) as progress:
             return open_backend(model, **options, progress=progress)

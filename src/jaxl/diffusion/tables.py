@@ -9,21 +9,22 @@ from typing import Any, TypedDict, Unpack
 
 import numpy as np
 
-from jaxl.diffusion.consistency import consistency_levels, lcm, tcd
-from jaxl.diffusion.ddim import ddim
-from jaxl.diffusion.ddpm import ddpm
-from jaxl.diffusion.deis import deis, deis_levels
-from jaxl.diffusion.dpm import dpmpp_2m, dpmpp_2m_sde, dpmpp_3m, dpmpp_3m_sde
-from jaxl.diffusion.dpm2 import dpm2, dpm2_ancestral, dpmpp_2s_ancestral
-from jaxl.diffusion.dpm_sde import dpmpp_sde
-from jaxl.diffusion.euler import euler, euler_ancestral
-from jaxl.diffusion.heun import heun
-from jaxl.diffusion.lms import lms
 from jaxl.diffusion.names import find_name
-from jaxl.diffusion.pndm import plms, pndm
 from jaxl.diffusion.randomness import Randomness
 from jaxl.diffusion.rows import COLUMNS, MAX_ROWS, Table
 from jaxl.diffusion.schedule import SIGMA_SCHEDULES, SchedulerConfig
+from jaxl.diffusion.solvers.consistency import consistency_levels, lcm, tcd
+from jaxl.diffusion.solvers.ddim import ddim
+from jaxl.diffusion.solvers.ddpm import ddpm
+from jaxl.diffusion.solvers.deis import deis, deis_levels
+from jaxl.diffusion.solvers.dpm import dpmpp_2m, dpmpp_2m_sde, dpmpp_3m, dpmpp_3m_sde
+from jaxl.diffusion.solvers.dpm2 import dpm2, dpm2_ancestral, dpmpp_2s_ancestral
+from jaxl.diffusion.solvers.dpm_sde import dpmpp_sde
+from jaxl.diffusion.solvers.euler import euler, euler_ancestral
+from jaxl.diffusion.solvers.heun import heun
+from jaxl.diffusion.solvers.lms import lms
+from jaxl.diffusion.solvers.pndm import plms, pndm
+from jaxl.diffusion.solvers.unipc import unipc
 from jaxl.diffusion.spacing import (
     TIMESTEP_SCHEDULES,
     Levels,
@@ -36,7 +37,6 @@ from jaxl.diffusion.spacing import (
     sigma_levels,
     timestep_levels,
 )
-from jaxl.diffusion.unipc import unipc
 from jaxl.errors import CheckpointError, InputError
 
 __all__ = ["COLUMNS", "MAX_ROWS", "SCHEDULERS", "SOLVERS", "Scheduler", "Table", "build_table"]

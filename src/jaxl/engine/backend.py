@@ -1,4 +1,4 @@
-"""What the engine asks of whoever draws: `jaxl.running` does it with a pipeline, `jaxl.engine.fake` without one."""
+"""What the engine asks of whoever draws: `jaxl.backend` does it with a pipeline, `jaxl.engine.fake` without one."""
 
 from __future__ import annotations
 

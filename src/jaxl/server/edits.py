@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageFilter, ImageOps, ImageStat
 
-from jaxl.images import fit, overlay
+from jaxl.call.images import fit, overlay
 
 # pixels over which what a mask leaves goes over into what is drawn
 SEAM = 4

@@ -15,8 +15,8 @@ from pydantic import BaseModel, Field
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
+from jaxl.call.images import read_image, read_mask
 from jaxl.errors import InputError
-from jaxl.images import read_image, read_mask
 from jaxl.server.edits import Source
 from jaxl.server.errors import RESPONSES, ApiError, fields
 from jaxl.server.limits import Count, Guidance, Name, Seed, Share, Side

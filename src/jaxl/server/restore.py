@@ -12,13 +12,13 @@ from typing import Annotated, Any
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
+from jaxl.call.infotext import read_a1111_text, text_of
 from jaxl.diffusion.names import AUTOMATIC, find_name
 from jaxl.diffusion.tables import SOLVERS
 from jaxl.errors import InputError
-from jaxl.infotext import read_a1111_text, text_of
 from jaxl.png import read_settings_text
-from jaxl.server.a1111_fields import scheduler_of
-from jaxl.server.a1111_options import USUAL_CLIP_SKIP
+from jaxl.server.a1111.fields import scheduler_of
+from jaxl.server.a1111.options import USUAL_CLIP_SKIP
 from jaxl.server.errors import RESPONSES, ApiError
 from jaxl.server.pictures import decode
 from jaxl.server.service import CurrentService

@@ -1,4 +1,4 @@
-"""Which replica draws a request: what `jaxl.server.ray` does and `jaxl.bench.routing` simulates."""
+"""Which replica draws a request: what `jaxl.server.ray` does and `benchmarks/routing/simulation.py` simulates."""
 
 from __future__ import annotations
 

@@ -18,10 +18,10 @@ from starlette.requests import Request as HttpRequest
 from starlette.types import Receive
 
 from jaxl import __version__
+from jaxl.call.images import read_image
 from jaxl.engine import AnyEngine, Channel, Event, Request, Result, Ticket
 from jaxl.engine.request import new_id
 from jaxl.errors import CancelledError, DeadlineError, InputError, UnloadedError
-from jaxl.images import read_image
 from jaxl.server import logs
 from jaxl.server.errors import ApiError
 from jaxl.server.kept import MOST_BYTES, MOST_REQUESTS, File, KeptRequest, Shelf

@@ -1,0 +1,1 @@
+"""Checkpoints: found, read strictly, rewritten for the devices, and saved."""

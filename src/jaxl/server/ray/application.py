@@ -109,7 +109,7 @@ def app(arguments: dict[str, Any]) -> Any:
 
 def open_model(model: str, options: dict[str, Any]) -> Any:
     """The backend of a replica, in its process."""
-    from jaxl.running import open_backend  # which imports jax
+    from jaxl.backend import open_backend  # which imports jax
 
     return open_backend(model, **options)
 

@@ -20,7 +20,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from jaxl.diffusion.names import a1111_name
-from jaxl.server.a1111_fields import offered, solver_of
+from jaxl.server.a1111.fields import offered, solver_of
 from jaxl.server.settings import Settings
 from jaxl.server.web.examples import examples
 from jaxl.text.prompt import SYNTAXES, Syntax

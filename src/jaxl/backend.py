@@ -1,0 +1,289 @@
+"""A pipeline as a backend of the engine: running batches on the devices, which images join and leave between calls."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from PIL import Image
+
+from jaxl.call.arguments import whole_number
+from jaxl.call.inputs import Inputs
+from jaxl.call.plan import Plan
+from jaxl.diffusion.loop import Slots
+from jaxl.diffusion.tables import SCHEDULERS, scheduler_name
+from jaxl.engine.backend import Stage
+from jaxl.errors import InputError
+from jaxl.pipeline import Decoded, Params, Pipeline, Progress, open_pipeline
+from jaxl.run.programs import Bucket, Programs
+from jaxl.run.sharding import make_mesh, replicated, spare_device, use_cores, with_sharding
+
+SLOTS = 4  # images in the making at once, or as many as there are devices
+CHUNKS = 3  # that a prompt may have, of 75 tokens each
+
+# what each program of a lane is compiled for: a batch, or one image on its way into it or out of it
+OF_BATCH, OF_IMAGE = (
+    ("advance", "join", "take", "preview"),
+    ("decode", "start", "gather", "encode_text", "encode_image"),
+)
+
+
+@dataclass(frozen=True, eq=False)
+class PlannedImage:
+    """One image of a request: what the programs are fed for it, and where its rows run."""
+
+    inputs: Inputs
+    stages: tuple[Stage, ...]
+
+    @property
+    def plan(self) -> Plan:
+        return self.inputs.plan
+
+    @property
+    def seed(self) -> int:
+        return self.plan.seeds[0]
+
+    @property
+    def scheduler(self) -> str:
+        return self.plan.scheduler
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height."""
+        return self.plan.bucket.width, self.plan.bucket.height
+
+
+class RunningBatch:
+    """The images in the making of one bucket."""
+
+    def __init__(self, backend: PipelineBackend, bucket: Bucket):
+        self.backend = backend
+        self.bucket = bucket
+        programs = backend.pipe.programs
+        self._advance, self._join, self._take = (programs.get(kind, bucket) for kind in ("advance", "join", "take"))
+        self._slots, self._cond = programs.no_images(bucket)
+        self._joined: dict[int, tuple[PlannedImage, int]] = {}  # by place: the image and its stage
+
+    def join(self, place: int, drawing: PlannedImage, stage: int, state: Slots | None) -> None:
+        programs, alone = self.backend.pipe.programs, replace(self.bucket, batch=1)
+        slots = programs.get("start", alone)(drawing.inputs.beginning()) if state is None else state
+        self._put(place, drawing, stage, replace(slots, features=programs.no_features(alone)))
+
+    def take(self, place: int) -> Slots:
+        return self._take(self._slots, np.int32(place))
+
+    def move(self, place: int, other: RunningBatch, to: int) -> None:
+        other._put(to, *self._joined[place], self.take(place))
+
+    def _put(self, place: int, drawing: PlannedImage, stage: int, state: Slots) -> None:
+        segment, alone = drawing.plan.segments[stage], replace(self.bucket, batch=1)
+        told = drawing.inputs.conditioning(segment, alone)
+        self._slots, self._cond = self._join(self._slots, self._cond, (state, told), np.int32(place))
+        self._joined[place] = drawing, stage
+
+    def advance(self, rows: int) -> None:
+        self._slots = self._advance(self.backend.params["unet"], self._slots, self._cond, np.int32(rows))
+
+    def wait(self) -> None:
+        self._slots.row.block_until_ready()
+
+    def previews(self) -> np.ndarray:
+        show = self.backend.pipe.programs.get("preview", self.bucket)
+        return np.asarray(show(self.backend.params.get("preview"), self._slots.denoised))
+
+
+class PipelineBackend:
+    """Draws with a pipeline in some lanes, which are buckets of one image; batches have one of `sizes`, ascending.
+
+    An image goes to the cheapest lane that has room for all that it is. With one size an image is the same bit for bit
+    whatever runs beside it; with several it is the same to rounding, and fewer images take less time. `decode_on` is a
+    device outside of the pipeline's mesh, so that the next rows need not wait for what is decoded.
+    """
+
+    def __init__(
+        self,
+        pipe: Pipeline,
+        params: Params,
+        lanes: Sequence[Bucket],
+        sizes: Sequence[int],
+        decode_on: Any | None = None,
+    ):
+        self.pipe = pipe
+        self.lanes = list(lanes)
+        self.sizes = sizes
+        self._decoder, self._decode_on = pipe.programs, decode_on
+        if decode_on is not None:
+            mesh = make_mesh([decode_on])
+            shapes = {"vae": with_sharding(pipe.programs.shapes["vae"], replicated(mesh))}
+            self._decoder = Programs(pipe.model, mesh, shapes, pipe.programs.tile)
+        self.take_params(params)
+
+    def take_params(self, params: Params) -> None:
+        """Draw with these parameters, which may come after the programs have begun to compile."""
+        self.params = params
+        self._decoding = self._beside(params.get("vae"))
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """What a server's settings take from the model: the names of `schedulers`, `sizes`, the `chunks` that a prompt
+        may have, and what is drawn where a request does not say, which is the first size, `scheduler`, `steps` and
+        `guidance_scale`.
+        """
+        preset, own = self.pipe.preset, self.pipe.model.scheduler
+        return {
+            "schedulers": tuple(sorted(SCHEDULERS)),
+            "sizes": tuple(dict.fromkeys((lane.width, lane.height) for lane in self.lanes)),
+            "chunks": max(lane.chunks for lane in self.lanes),
+            "scheduler": scheduler_name(own, preset.scheduler),
+            "steps": preset.steps,
+            "guidance_scale": preset.guidance_scale,
+        }
+
+    @property
+    def chips(self) -> tuple[str, int]:
+        """The kind and number of what is paid for: a CPU's devices are cores of one machine."""
+        devices = jax.devices()
+        return devices[0].device_kind, 1 if devices[0].platform == "cpu" else len(devices)
+
+    def read(self, arguments: Mapping[str, Any]) -> list[PlannedImage]:
+        plan = self.pipe.plan(**arguments)
+        stages = tuple(Stage(self._lane(plan.bucket_of(segment)), segment.rows) for segment in plan.segments)
+        return [PlannedImage(own, stages) for own in self.pipe.inputs(self.params, plan).by_image()]
+
+    def batch(self, lane: Bucket, size: int) -> RunningBatch:
+        return RunningBatch(self, self._bucket(lane, size))
+
+    def finish(self, drawing: PlannedImage, state: Slots) -> Callable[[], Image.Image]:
+        decoded, params = self._decode(drawing.plan.bucket, state.latents), self.params
+        return lambda: self.pipe.to_images(params, drawing.plan, decoded)[0]
+
+    def _decode(self, bucket: Bucket, latents: jax.Array) -> Decoded:
+        return self._decoder.get("decode", bucket)(self._decoding, self._beside(latents))
+
+    def _beside(self, tree: Any) -> Any:
+        """Arrays that the mesh has, on the device that decodes."""
+        if self._decode_on is None:
+            return tree
+        return jax.device_put(jax.tree.map(lambda a: a.addressable_data(0), tree), self._decode_on)
+
+    def begin(self) -> list[Future[Any]]:
+        """Begin to compile every program, which needs no parameters."""
+        images = [replace(lane, batch=1) for lane in self.lanes]
+        wanted = [(kind, bucket) for bucket in self._batches() for kind in OF_BATCH]
+        wanted += [(kind, bucket) for bucket in images for kind in OF_IMAGE]
+        futures = [self.pipe.programs.begin(*each) for each in wanted]
+        futures += [self._decoder.begin("decode", bucket) for bucket in images]
+        return list(dict.fromkeys(futures))
+
+    def warm_up(self, progress: Callable[[int, int], None] | None = None) -> None:
+        """Compile every program, and run each batch once; `progress` hears of those done and those there are."""
+        futures = self.begin()
+        for done, future in enumerate(futures):
+            if progress is not None:
+                progress(done, len(futures))
+            future.result()
+        for bucket in self._batches():
+            batch = RunningBatch(self, bucket)
+            batch.advance(1)
+            batch.previews()
+            jax.block_until_ready(self._decode(replace(bucket, batch=1), batch.take(0).latents))
+        if progress is not None:
+            progress(len(futures), len(futures))
+
+    def _batches(self) -> list[Bucket]:
+        return list(dict.fromkeys(self._bucket(lane, size) for lane in self.lanes for size in self.sizes))
+
+    def _bucket(self, lane: Bucket, size: int) -> Bucket:
+        return replace(lane, batch=self.pipe.devices.batch(size, lane.branches))
+
+    def _lane(self, bucket: Bucket) -> Bucket:
+        """The cheapest lane that covers a bucket. Raises InputError that names what none has."""
+        lanes = self.lanes
+        for argument, value, remedy, covers in _needs(bucket, lanes):
+            fitting = [lane for lane in lanes if covers(lane)]
+            if not fitting:
+                raise InputError(argument, value, remedy)
+            lanes = fitting
+        return min(lanes, key=lambda lane: (lane.branches, lane.cached, lane.freeu, lane.chunks))
+
+
+def open_backend(
+    model: str | os.PathLike[str] = "tiny",
+    *,
+    sizes: Sequence[tuple[int, int]] = (),
+    slots: int | None = None,
+    batch_sizes: Sequence[int] = (),
+    chunks: int = CHUNKS,
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto",
+    progress: Progress | None = None,
+    **options: Any,
+) -> PipelineBackend:
+    """A model, loaded, compiled and run once.
+
+    sizes: (width, height) of the images it draws, the first by default; the model's own if none are given.
+    slots: images in the making at once in each lane; 4, or as many as there are devices.
+    batch_sizes: the batches that programs are compiled for, of which the smallest that holds the images is run; by
+        default one of all slots.
+    chunks: parts of 75 tokens that a prompt may have; prompts of one part have a lane of their own.
+    dtype: auto is float32 on a CPU, else bfloat16. options: further ones of `open_pipeline`.
+
+    Images are guided if the model's preset says so; then those without guidance share their lanes. Raises InputError
+    for the arguments and CheckpointError for the model.
+    """
+    for name, value in (("slots", slots), ("chunks", chunks)):
+        if value is not None:
+            whole_number(name, value, least=1)
+    use_cores(spare=1)
+    mesh = make_mesh()
+    precise = dtype == "float32" or (dtype == "auto" and mesh.devices.flat[0].platform == "cpu")
+    pipe = open_pipeline(model, mesh=mesh, dtype="float32" if precise else "bfloat16", **options)
+    slots = slots or max([SLOTS, mesh.size, *batch_sizes])
+    at_once = sorted({whole_number("batch_sizes", size, least=1, most=slots) for size in batch_sizes} | {slots})
+    side = pipe.model.default_size
+    guided = pipe.preset.guidance_scale > 1
+    lanes = []
+    for width, height in sizes or [(side, side)]:
+        one = pipe.bucket(1, height, width, guided=guided)
+        lanes += [replace(one, batch=1, chunks=n) for n in sorted({1, chunks})]
+    backend = PipelineBackend(pipe, {}, lanes, at_once, spare_device())
+    backend.begin()
+    backend.take_params(pipe.load_params(progress))
+    backend.warm_up(None if progress is None else lambda done, total: progress("compile", done, total))
+    return backend
+
+
+def _needs(bucket: Bucket, lanes: Sequence[Bucket]) -> list[tuple[str, Any, str, Callable[[Bucket], bool]]]:
+    """What a lane must have for a bucket: the argument that asks for it, its value, the remedy, and the test."""
+    sizes = ", ".join(dict.fromkeys(f"{lane.width}x{lane.height}" for lane in lanes))
+    width_known = any(lane.width == bucket.width for lane in lanes)
+    side, value = ("height", bucket.height) if width_known else ("width", bucket.width)
+    chunks = max(lane.chunks for lane in lanes)
+    none_here = "the server has no program for it; leave it out"
+    return [
+        (
+            side,
+            value,
+            f"the server draws {sizes}",
+            lambda lane: (lane.width, lane.height) == (bucket.width, bucket.height),
+        ),
+        (
+            "guidance_scale",
+            None,
+            "the server draws without guidance; give 1",
+            lambda lane: lane.guided >= bucket.guided,
+        ),
+        (
+            "prompt",
+            f"{bucket.chunks} chunks",
+            f"a prompt may have {75 * chunks} tokens here, and so may a negative one; shorten it",
+            lambda lane: lane.chunks >= bucket.chunks,
+        ),
+        ("pag_scale", bucket.pag_layers, none_here, lambda lane: bucket.pag_layers in ((), lane.pag_layers)),
+        ("freeu", bucket.freeu, none_here, lambda lane: lane.freeu >= bucket.freeu),
+        ("cache_interval", bucket.cached, none_here, lambda lane: lane.cached >= bucket.cached),
+    ]

@@ -1,0 +1,1 @@
+"""What a caller asks, up to what programs are fed."""

@@ -1,0 +1,148 @@
+"""From a plan to what the programs are fed: its pictures and texts, each encoded once."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxl.call.plan import Plan, Segment
+from jaxl.call.prompts import Chunk
+from jaxl.call.starts import Mask, Picture
+from jaxl.diffusion.noise import image_key
+from jaxl.nn.layers import Params
+from jaxl.run.embeddings import Embeddings
+from jaxl.run.programs import Beginning, Bucket, Conditioning, Programs, Text
+
+NO_FREEU = np.ones(4, np.float32)  # what leaves the skip connections as they are
+
+
+class Given(NamedTuple):
+    """What a batch was given, as latents: picture [B, h, w, C], mask [B, h, w, 1], and what inpainting networks see."""
+
+    picture: np.ndarray | None = None
+    mask: np.ndarray | None = None
+    inpaint: np.ndarray | None = None
+
+
+class Encoder:
+    """Encodes the texts and pictures of one call, each once. `embeddings` has texts of earlier calls."""
+
+    def __init__(self, programs: Programs, params: Params, embeddings: Embeddings):
+        self.programs = programs
+        self.params = params
+        self.embeddings = embeddings
+        self._texts: dict[Hashable, Text] = {}
+        self._pictures: dict[Picture | Mask, np.ndarray] = {}
+
+    def text(self, chunk: Chunk, skip: int) -> Text:
+        """A chunk of text, without the last `skip` layers of the encoders."""
+        key = (skip, *(array.tobytes() for arrays in chunk.values() for array in arrays))
+        if key not in self._texts:
+            run = self.programs.get("encode_text")
+            encoders = {name: self.params[name] for name in chunk}
+            ids, weights = ({name: arrays[i] for name, arrays in chunk.items()} for i in (0, 1))
+            self._texts[key] = self.embeddings.get(key, lambda: run(encoders, ids, weights, np.int32(skip)))
+        return self._texts[key]
+
+    def latents(self, of: Picture | Mask, pixels: np.ndarray, bucket: Bucket) -> np.ndarray:
+        """The latents [1, h, w, C] of pixels [1, H, W, 3] that a picture or mask has."""
+        if of not in self._pictures:
+            self._pictures[of] = np.asarray(self.programs.get("encode_image", bucket)(self.params["vae"], pixels))
+        return self._pictures[of]
+
+
+class Inputs:
+    """What the programs are fed for a plan of one round, or for each of its rounds or images.
+
+    The last image again fills the bucket, here as everywhere.
+    """
+
+    def __init__(self, plan: Plan, encoder: Encoder):
+        self.plan = plan
+        self.encoder = encoder
+        self.programs = encoder.programs
+
+    def by_round(self) -> Iterator[Inputs]:
+        return (Inputs(part, self.encoder) for part in self.plan.by_round())
+
+    def by_image(self) -> Iterator[Inputs]:
+        return (Inputs(part, self.encoder) for part in self.plan.by_image())
+
+    @cached_property
+    def given(self) -> Given:
+        """What the images start from."""
+        plan = self.plan
+        if plan.pictures is None:
+            return Given()
+
+        def latents(of: Picture | Mask, pixels: np.ndarray) -> np.ndarray:
+            return self.encoder.latents(of, pixels, plan.bucket)
+
+        pictures = [plan.pictures[i] for i in plan.filled]
+        picture = np.concatenate([p.array if p.encoded else latents(p, p.array) for p in pictures])
+        masks = [p.mask for p in pictures if p.mask]
+        if not masks:
+            return Given(picture)
+        mask = np.stack([m.latents for m in masks])
+        if not self.programs.model.inpaints:
+            return Given(picture, mask)
+        masked = np.concatenate([latents(m, m.masked) for m in masks])
+        return Given(picture, inpaint=np.concatenate([mask, masked], axis=-1))
+
+    def beginning(self) -> Beginning:
+        """What `start` is told of the plan's bucket."""
+        plan, given = self.plan, self.given
+        size, order = plan.bucket.batch, plan.filled
+        shape = self.programs.latents_shape(plan.bucket)
+        return Beginning(
+            rows=plan.rows[order],
+            first=np.full(size, plan.first, np.int32),
+            end=np.full(size, plan.first + plan.count, np.int32),
+            keys=np.stack([image_key(plan.seeds[i]) for i in order]),
+            noise_scale=np.full(size, plan.noise_scale, np.float32),
+            given=np.full(size, plan.noise is not None),
+            noise=np.zeros(shape, np.float32) if plan.noise is None else plan.noise[order],
+            picture_scale=np.full(size, plan.picture_scale, np.float32),
+            picture=np.zeros(shape, np.float32) if given.picture is None else given.picture,
+            mask=np.ones((*shape[:3], 1), np.float32) if given.mask is None else given.mask,
+        )
+
+    def conditionings(self) -> list[Conditioning]:
+        """What the network is told in each segment; those that differ in their rows alone share it."""
+        plan = self.plan
+        kinds = {(plan.bucket_of(segment), segment.version): segment for segment in plan.segments}
+        made = {kind: self.conditioning(segment, kind[0]) for kind, segment in kinds.items()}
+        return [made[plan.bucket_of(segment), segment.version] for segment in plan.segments]
+
+    def conditioning(self, segment: Segment, bucket: Bucket) -> Conditioning:
+        """What the network is told in a segment, in a bucket that has room for all of it.
+
+        Encodes each chunk of text once, then gathers the batch on the devices.
+        """
+        plan, zeros = self.plan, self.programs.zero_text()
+        texts: list[list[list[Text]]] = []
+        lengths: list[list[int]] = []
+        for i in plan.filled:
+            own = plan.texts[segment.version][i]
+            # diffusers, the reference, skips layers for the positive text alone
+            branches = [(own[0], 0)] * bucket.guided + [(own[-1], plan.clip_skip)] * (1 + bool(bucket.pag_layers))
+            chunks = [[self.encoder.text(c, skip) for c in text] if text else [zeros] for text, skip in branches]
+            lengths.append([len(each) * zeros.prompt_embeds.shape[1] for each in chunks])
+            # what fills a text up to the bucket is not looked at
+            texts.append([each + each[:1] * (bucket.chunks - len(each)) for each in chunks])
+        time_ids = plan.time_ids[[0] * bucket.guided + [int(plan.bucket.guided)] * (1 + bool(bucket.pag_layers))]
+        context, pooled = self.programs.get("gather", bucket)(self.encoder.params["unet"], texts)
+        return Conditioning(
+            context=context,
+            pooled=pooled,
+            time_ids=np.broadcast_to(time_ids, (bucket.batch, *time_ids.shape)),
+            rescale=plan.rescale[plan.filled],
+            lengths=np.asarray(lengths, np.int32) if bucket.chunks > 1 else None,
+            freeu=np.broadcast_to(NO_FREEU if plan.freeu is None else plan.freeu, (bucket.batch, 4))
+            if bucket.freeu
+            else None,
+            inpaint=self.given.inpaint,
+        )

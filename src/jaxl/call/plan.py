@@ -1,0 +1,278 @@
+"""A call of `generate`, checked and made concrete before anything is loaded or compiled: one value for each image."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from itertools import groupby
+from typing import Any, cast
+
+import numpy as np
+
+from jaxl.call import arguments
+from jaxl.call.arguments import DrawOptions, Guidance, MicroConditioning, Options, Start
+from jaxl.call.prompts import Chunk, read_prompts
+from jaxl.call.sizes import rounds, smallest_that_fits
+from jaxl.call.starts import Paste, Picture, default_size, read_sources, read_starts, span
+from jaxl.config import check_pag_layers
+from jaxl.diffusion.tables import Sampling, build_table, scheduler_name
+from jaxl.errors import InputError
+from jaxl.presets import Preset, speed
+from jaxl.run.model import Model
+from jaxl.run.programs import Bucket
+from jaxl.text.tokenizer import Tokenizer
+
+OTHER_PROMPTS = ("prompt_2", "negative_prompt", "negative_prompt_2")
+PAG_LAYERS = ("mid_block",)
+# of a schedule, not to be cached: the first steps decide on what the picture shows (benchmarks/speed_and_quality.py)
+WHOLE_SHARE = 0.2
+
+
+# what marks a field of `Plan` that has a value for each image
+OF_IMAGE = {"of": "image"}
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Rows that run with one program and the same texts.
+
+    Those that are `steered`, by guidance or by perturbed attention, run in the plan's bucket, others in its `plain`.
+    """
+
+    rows: int
+    steered: bool
+    version: int
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What to draw: `batch` images, so many at a time as `rounds` says, each round in `bucket`.
+
+    `steps` are those of the whole schedule. `rows` [B, R, K] are the tables, of which `count` rows are run, from row
+    `first` on, in `segments`. `texts` are [version][image][branch] -> chunks, or None for the zero embedding. The
+    latents start as `noise_scale` times noise, each seed's own or `noise` [B, h, w, C], plus `picture_scale` times the
+    picture's latents.
+    """
+
+    batch: int
+    rounds: Sequence[int]
+    bucket: Bucket
+    scheduler: str
+    steps: int
+    rows: np.ndarray = field(metadata=OF_IMAGE)
+    first: int
+    count: int
+    segments: tuple[Segment, ...]
+    texts: list[list[list[list[Chunk] | None]]]
+    clip_skip: int
+    seeds: list[int] = field(metadata=OF_IMAGE)
+    time_ids: np.ndarray
+    rescale: np.ndarray = field(metadata=OF_IMAGE)
+    freeu: np.ndarray | None
+    noise: np.ndarray | None = field(metadata=OF_IMAGE)
+    noise_scale: float
+    pictures: list[Picture] | None = field(metadata=OF_IMAGE)
+    picture_scale: float
+    pastes: list[Paste] | None = field(metadata=OF_IMAGE)
+
+    def bucket_of(self, segment: Segment) -> Bucket:
+        """The shapes of the program that runs a segment."""
+        return self.bucket if segment.steered else self.bucket.plain
+
+    @property
+    def filled(self) -> list[int]:
+        """The image in each place of the bucket: the last one again fills it up, and is thrown away in the end."""
+        return [min(i, self.batch - 1) for i in range(self.bucket.batch)]
+
+    def by_image(self) -> Iterator[Plan]:
+        """The plan of each image alone."""
+        return replace(self, rounds=[1] * self.batch, bucket=replace(self.bucket, batch=1)).by_round()
+
+    def by_round(self) -> Iterator[Plan]:
+        """The plan of each round."""
+        if len(self.rounds) == 1:
+            yield self
+            return
+        start = 0
+        for size in self.rounds:
+            images = slice(start, start + size)
+            yield replace(
+                self,
+                batch=size,
+                rounds=[size],
+                texts=[version[images] for version in self.texts],
+                **{name: None if own is None else own[images] for name, own in self._per_image().items()},
+            )
+            start += size
+
+    def _per_image(self) -> dict[str, Any]:
+        return {each.name: getattr(self, each.name) for each in fields(self) if each.metadata == OF_IMAGE}
+
+
+@dataclass(frozen=True)
+class Devices:
+    """How many there are, and the numbers of images that programs are compiled for: any, if there are none."""
+
+    count: int
+    batch_sizes: Sequence[int] = ()
+
+    def batch(self, images: int, branches: int = 1) -> int:
+        """The batch that holds `images`, or the largest there is: a multiple of the devices, or 1 by its branches."""
+        batch = smallest_that_fits(images, self.batch_sizes) if self.batch_sizes else images
+        if batch == 1 and branches % self.count == 0:
+            return 1
+        return -(-batch // self.count) * self.count
+
+    def rounds(self, images: int) -> list[int]:
+        return rounds(images, self.batch_sizes) if self.batch_sizes else [images]
+
+
+def make_plan(
+    model: Model,
+    tokenizers: Mapping[str, Tokenizer],
+    preset: Preset,
+    devices: Devices,
+    prompt: str | Sequence[str],
+    options: DrawOptions,
+) -> Plan:
+    """The plan of a call of `Pipeline.generate`, which explains the options and what is raised."""
+    arguments.check_names(options)
+    asked: DrawOptions = {**arguments.DEFAULTS, **options}
+    options = cast(DrawOptions, {name: value for name, value in options.items() if value is not None})
+    options = cast(DrawOptions, {**speed(options.get("speed", "exact")), **options})
+    each = arguments.whole_number("num_images", asked.get("num_images"), least=1)
+    positive = arguments.prompts_per_image("prompt", prompt, None, each)
+    batch, prompts = len(positive), len(positive) // each
+    others = {name: value for name in OTHER_PROMPTS if (value := options.get(name)) is not None}
+    given = {"prompt": positive} | {
+        name: arguments.prompts_per_image(name, value, prompts, each) for name, value in others.items()
+    }
+
+    begin = arguments.part(options, Start)
+    sources = read_sources(begin, model, prompts)
+    if model.inpaints and "mask" not in begin:
+        raise InputError("mask", None, "this model repaints pictures; pass `image` and `mask`")
+    native_width, native_height = default_size(sources, model)
+    width = arguments.image_size("width", options.get("width"), native_width, model.vae.factor)
+    height = arguments.image_size("height", options.get("height"), native_height, model.vae.factor)
+    pictures, pastes = (None, None) if sources is None else read_starts(begin, sources, model, prompts, width, height)
+
+    sampling = arguments.part(options, Sampling)
+    custom = bool({"timesteps", "sigmas"} & set(sampling))
+    steps, scheduler = options.get("steps"), options.get("scheduler")
+    if steps is None and not custom:
+        steps = preset.steps
+    if scheduler is None and preset.eta is not None:
+        sampling = cast(Sampling, {"eta": preset.eta, **sampling})
+    named = scheduler or preset.scheduler
+    spacing = preset.timestep_spacing or model.scheduler.timestep_spacing
+    config = replace(model.scheduler, timestep_spacing=spacing)
+    whole = build_table(config, steps, named, **sampling)
+    times = whole.timesteps[np.unique(whole.steps, return_index=True)[1]]
+    skip, stop = span(begin, model, times)
+    table = build_table(config, steps, named, skip=skip, **sampling) if skip else whole
+    table = table.until(stop - skip)
+    places = skip + table.steps  # of each row, in the whole schedule
+
+    scale = options.get("guidance_scale", preset.guidance_scale)
+    latents = options.get("latents")
+    guidance, pag = _scales(arguments.part(options, Guidance), scale, batch, times)
+    guidance, pag = guidance[:, places], pag[:, places]
+    distilled = model.unet.time_cond_proj_dim is not None  # takes the scale as an input, in one evaluation
+    guided_rows = np.any(guidance > 1, axis=0) & (not distilled)
+    perturbed_rows = np.any(pag > 0, axis=0)
+    guided, perturbed = bool(guided_rows.any()), bool(perturbed_rows.any())
+    layers = tuple(options.get("pag_layers", PAG_LAYERS)) if perturbed else ()
+    check_pag_layers(model.unet, layers)
+
+    texts = read_prompts(
+        model,
+        tokenizers,
+        given,
+        batch=batch,
+        steps=len(times),
+        syntax=options.get("prompt_syntax", "a1111"),
+        guided=guided,
+    )
+    kinds = zip((guided_rows | perturbed_rows).tolist(), [texts.version(place) for place in places], strict=True)
+    segments = tuple(Segment(len(list(run)), *kind) for kind, run in groupby(kinds))
+    every = arguments.whole_number("cache_interval", options.get("cache_interval", 1), least=1)
+    shallow = _shallow(places, len(times), segments, every)
+    own = [table.with_columns(guidance=guidance[i], pag=pag[i], shallow=shallow) for i in range(batch)]
+    per_round = devices.rounds(batch)
+    bucket = Bucket(
+        devices.batch(max(per_round), 1 + guided + perturbed),
+        height,
+        width,
+        guided=guided,
+        chunks=texts.most,
+        pag_layers=layers,
+        freeu="freeu" in options,
+        cached=every > 1,
+    )
+    branches = [0] * guided + [1] + [1] * perturbed  # of the size ids: the negative ones, the positive ones
+    micro = arguments.part(options, MicroConditioning)
+    h, w = height // model.vae.factor, width // model.vae.factor
+    from_noise = pictures is None or (skip == 0 and "mask" in begin)
+    goes_on = "denoising_start" in begin
+    return Plan(
+        batch=batch,
+        rounds=per_round,
+        bucket=bucket,
+        scheduler=scheduler_name(config, named, custom=custom),
+        steps=len(times),
+        # what a row draws depends on its number: a run that goes on from another's end draws other noise than that did
+        rows=np.roll(np.stack([each.rows for each in own]), 2 * skip, axis=1),
+        first=2 * skip,
+        count=table.used,
+        segments=segments,
+        texts=texts.chunks,
+        clip_skip=_clip_skip(model, asked.get("clip_skip")),
+        seeds=arguments.seeds_per_image(asked.get("seed"), batch),
+        time_ids=arguments.time_ids(micro, height, width, model.time_ids)[branches],
+        rescale=arguments.per_image("guidance_rescale", options.get("guidance_rescale", 0.0), batch, least=0, most=1),
+        freeu=_freeu(options),
+        noise=None if latents is None else arguments.check_latents(latents, (batch, h, w, model.vae.latent_channels)),
+        noise_scale=0.0 if goes_on else table.init_scale if from_noise else float(table.sigmas[0]),
+        pictures=pictures and [pictures[i // each % len(pictures)] for i in range(batch)],
+        picture_scale=1.0 if goes_on else 0.0 if from_noise else float(table.alphas[0]),
+        pastes=pastes and [pastes[i // each % len(pastes)] for i in range(batch)],
+    )
+
+
+def _scales(options: Guidance, scale: Any, batch: int, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Scales of classifier-free and of perturbed-attention guidance, [B, steps] each; 1 and 0 where they are off."""
+    steps = len(times)
+    # a scale of 1 gives the positive branch alone, which is what a scale below 1 asks for
+    guidance = np.maximum(arguments.guidance_per_step(scale, batch, steps), 1.0)
+    pag = arguments.per_image("pag_scale", options.get("pag_scale", 0.0), batch, least=0)[:, None]
+    fall = arguments.per_image("pag_adaptive_scale", options.get("pag_adaptive_scale", 0.0), 1, least=0)
+    pag = np.maximum(pag - fall * (1000 - times), 0.0) * (pag > 0)
+    start, end = arguments.interval("guidance_interval", options.get("guidance_interval", (0.0, 1.0)))
+    done = np.arange(steps) / steps
+    inside = (done >= start) & (done < end)
+    return np.where(inside, guidance, 1.0), np.where(inside, pag, 0.0)
+
+
+def _shallow(places: np.ndarray, steps: int, segments: Sequence[Segment], every: int) -> np.ndarray:
+    """Whether each row is shallow, bool, from its step's place in the whole schedule.
+
+    Each segment begins with a whole step and has another after every so many; the schedule's first ones all are whole.
+    """
+    lengths = [segment.rows for segment in segments]
+    first = places[np.cumsum([0, *lengths[:-1]])]
+    return ((places - np.repeat(first, lengths)) % every != 0) & (places >= WHOLE_SHARE * steps)
+
+
+def _clip_skip(model: Model, value: Any) -> int:
+    most = min(cfg.layers for cfg in model.text_encoders.values()) - 1
+    return arguments.whole_number("clip_skip", value, least=0, most=most)
+
+
+def _freeu(options: Options) -> np.ndarray | None:
+    if "freeu" not in options:
+        return None
+    values = options["freeu"]
+    if not isinstance(values, Sequence) or isinstance(values, str) or len(values) != 4:
+        raise InputError("freeu", values, "give four numbers: s1, s2, b1, b2, such as (0.6, 0.4, 1.1, 1.2)")
+    return arguments.per_image("freeu", values, 4, least=0)

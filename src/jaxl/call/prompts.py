@@ -1,0 +1,124 @@
+"""What each branch of each image is told, step by step: prompts as chunks of token ids and weights."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+
+from jaxl.errors import InputError, PromptWarning, TruncationWarning
+from jaxl.run.model import Model
+from jaxl.text.chunks import Chunks, chunk, pad
+from jaxl.text.prompt import SYNTAXES, Syntax, is_composed, parse, schedule
+from jaxl.text.tokenizer import Tokenizer
+
+Chunk = dict[str, tuple[np.ndarray, np.ndarray]]  # by text encoder: ids int32 and weights float32, [1, T] each
+
+# every number of chunks is a program of its own, and the memory of attention grows with it
+MAX_CHUNKS = 16
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Texts by version, image and branch, as chunks; None where the embedding is zeros.
+
+    `versions` are the steps at which any text changes, the first one 0. Branches are the negative one, if there is one,
+    and the positive one.
+    """
+
+    versions: tuple[int, ...]
+    chunks: list[list[list[list[Chunk] | None]]]
+
+    def version(self, step: int) -> int:
+        """The index of the version that holds at a step."""
+        return bisect_right(self.versions, step) - 1
+
+    @property
+    def most(self) -> int:
+        """The most chunks that any text has."""
+        return max(len(text or [{}]) for images in self.chunks for branches in images for text in branches)
+
+
+def read_prompts(
+    model: Model,
+    tokenizers: Mapping[str, Tokenizer],
+    given: Mapping[str, Sequence[str]],
+    *,
+    batch: int,
+    steps: int,
+    syntax: Syntax,
+    guided: bool,
+) -> Texts:
+    """The texts of `batch` images over a schedule of `steps`.
+
+    `given` maps the arguments `prompt`, `prompt_2`, `negative_prompt` and `negative_prompt_2`, where they are, to one
+    text for each image. Raises InputError for a text that breaks the syntax; warns of words that the plain one loses,
+    and of an `AND` that the lenient one takes as a word.
+    """
+    if syntax not in SYNTAXES:
+        raise InputError("prompt_syntax", syntax, f"give one of {', '.join(map(repr, SYNTAXES))}")
+
+    @cache
+    def versions(argument: str, text: str) -> tuple[tuple[int, str], ...]:
+        if syntax == "lenient" and is_composed(text):
+            _warn(f"{argument} is not composed: AND is read as a word", PromptWarning)
+        return schedule(text, steps, argument, syntax)
+
+    @cache
+    def encode(encoder: str, argument: str, text: str) -> Chunks:
+        if syntax == "plain":
+            return _cut(tokenizers[encoder], argument, text)
+        chunks = chunk(tokenizers[encoder], parse(text, argument, syntax), argument)
+        if len(chunks.ids) > MAX_CHUNKS:
+            raise InputError(argument, text, f"{len(chunks.ids)} chunks of 75 tokens; at most {MAX_CHUNKS}; shorten it")
+        return chunks
+
+    def sources(prefix: str, image: int) -> dict[str, tuple[str, str]] | None:
+        """For each text encoder the argument it reads, and its text; None for zeros."""
+        first, second = f"{prefix}prompt", f"{prefix}prompt_2"
+        if first not in given and second not in given and model.zero_negative:
+            return None
+        shared = (first, given[first][image] if first in given else "")
+        own = {"text_encoder": shared, "text_encoder_2": (second, given[second][image]) if second in given else shared}
+        return {encoder: own[encoder] for encoder in tokenizers}
+
+    def chunks(texts: dict[str, tuple[str, str]] | None, step: int) -> list[Chunk] | None:
+        if texts is None:
+            return None
+        encoded = {}
+        for encoder, (argument, text) in texts.items():
+            current = [version for first, version in versions(argument, text) if first <= step][-1]
+            encoded[encoder] = encode(encoder, argument, current)
+        n = max(len(each.ids) for each in encoded.values())
+        padded = {encoder: pad(tokenizers[encoder], each, n) for encoder, each in encoded.items()}
+        return [
+            {encoder: (each.ids[i : i + 1], each.weights[i : i + 1]) for encoder, each in padded.items()}
+            for i in range(n)
+        ]
+
+    branches = [[sources(prefix, image) for prefix in ["negative_", ""][not guided :]] for image in range(batch)]
+    read = {source for image in branches for texts in image if texts for source in texts.values()}
+    starts = sorted({first for source in read for first, _ in versions(*source)} | {0})
+    return Texts(tuple(starts), [[[chunks(texts, at) for texts in image] for image in branches] for at in starts])
+
+
+def _cut(tokenizer: Tokenizer, argument: str, text: str) -> Chunks:
+    """The one chunk of a text that is taken literally."""
+    encoded = tokenizer.encode([text], argument)
+    if encoded.lost[0]:
+        message = f"{argument} is cut at {tokenizer.max_length} tokens; lost: {encoded.lost[0]!r}"
+        _warn(message, TruncationWarning)
+    return Chunks(encoded.ids, np.ones(encoded.ids.shape, np.float32))
+
+
+def _warn(message: str, category: type[PromptWarning]) -> None:
+    """Warn whoever called jaxl: the first frame outside of it."""
+    frame, level = sys._getframe(), 1
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("jaxl."):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, category, stacklevel=level)

@@ -1,0 +1,1 @@
+"""The solvers: each makes the rows of a table."""

@@ -1,0 +1,65 @@
+"""Second-order solvers with a call of the network half way through the step, on latents `image + sigma * noise`."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from jaxl.diffusion.randomness import Randomness
+from jaxl.diffusion.rows import Table
+from jaxl.diffusion.schedule import SchedulerConfig
+from jaxl.diffusion.solvers.euler import ancestral, churned, start_scale
+from jaxl.diffusion.solvers.two_rows import pack_two_rows, safe, to_level
+from jaxl.diffusion.spacing import Levels
+
+
+def dpm2(config: SchedulerConfig, levels: Levels, randomness: Randomness) -> Table:
+    """DPM-Solver-2, Lu et al. 2022 (arXiv:2206.00927), algorithm 1, as k-diffusion's `sample_dpm_2` has it.
+
+    The slope at the middle, in log sigma, of each step takes it to its end. Churn is that of `euler`.
+    """
+    raised, fresh = churned(config, levels, randomness)
+    here, there = raised.sigmas[:-1], levels.sigmas[1:]
+    middle = np.sqrt(here * there)
+    slope = (there - here) / safe(middle)
+    return pack_two_rows(
+        config,
+        raised,
+        middle=middle,
+        init_scale=start_scale(config, levels, fresh),
+        first=to_level(here, middle),
+        second={"x_saved": 1.0, "x_x": slope, "x_d": -slope, "x_noise": np.append(fresh[1:], 0.0)},
+    )
+
+
+def dpm2_ancestral(config: SchedulerConfig, levels: Levels, randomness: Randomness) -> Table:
+    """`dpm2` to a lower level than the next, then fresh noise: k-diffusion's `sample_dpm_2_ancestral`."""
+    here = levels.sigmas[:-1]
+    down, up = ancestral(here, levels.sigmas[1:], randomness.eta)
+    middle = np.sqrt(here * down)
+    slope = (down - here) / safe(middle)
+    return pack_two_rows(
+        config,
+        levels,
+        middle=middle,
+        init_scale=start_scale(config, levels),
+        first=to_level(here, middle),
+        second={"x_saved": 1.0, "x_x": slope, "x_d": -slope, "x_noise": up * randomness.s_noise},
+    )
+
+
+def dpmpp_2s_ancestral(config: SchedulerConfig, levels: Levels, randomness: Randomness) -> Table:
+    """DPM-Solver++(2S), Lu et al. 2022 (arXiv:2211.01095), algorithm 1, to a lower level than the next, then noise.
+
+    This is k-diffusion's `sample_dpmpp_2s_ancestral`. The estimate at the middle takes each step to its end.
+    """
+    here = levels.sigmas[:-1]
+    down, up = ancestral(here, levels.sigmas[1:], randomness.eta)
+    middle = np.sqrt(here * down)
+    return pack_two_rows(
+        config,
+        levels,
+        middle=middle,
+        init_scale=start_scale(config, levels),
+        first=to_level(here, middle),
+        second={"x_saved": down / here, "x_d": 1 - down / here, "x_noise": up * randomness.s_noise},
+    )

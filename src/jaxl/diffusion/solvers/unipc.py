@@ -1,0 +1,116 @@
+"""UniPC, on latents of unit variance (EDM's: `image + sigma * noise`)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from jaxl.diffusion.preconditioning import precondition
+from jaxl.diffusion.randomness import Randomness
+from jaxl.diffusion.rows import Table, pack
+from jaxl.diffusion.schedule import SchedulerConfig
+from jaxl.diffusion.solvers.multistep import growing_orders, latent_scales
+from jaxl.diffusion.spacing import Levels
+
+
+def unipc(config: SchedulerConfig, levels: Levels, randomness: Randomness) -> Table:
+    """Zhao et al. 2023 (arXiv:2302.04867), algorithms 5 to 8: UniC after each call of the network, then UniP.
+
+    A row corrects the latents with the estimate it has just made of them, and goes on from there; `saved` holds the
+    corrected latents. With `predict_x0` off, noises are extrapolated in place of images. `disable_corrector` lists
+    steps of the whole schedule after which nothing is corrected.
+    """
+    ratios = levels.sigmas
+    alphas, sigmas, init_scale = latent_scales(config.noise, ratios)
+    decay = ratios[1:] / ratios[:-1]
+    h = -np.log(np.where(decay > 0, decay, 1.0))  # steps in log-SNR / 2; 0 for the last to no noise, which has order 1
+    orders = _orders(config, h)
+    if config.predict_x0:
+        kept, reach, scale, rate = sigmas[1:] / sigmas[:-1], alphas[1:] * (1 - decay), alphas[1:], -h
+        push_x, push_d = np.zeros_like(h), np.ones_like(h)
+    else:
+        kept, scale, rate = alphas[1:] / alphas[:-1], sigmas[1:], h
+        reach = sigmas[1:] - kept * sigmas[:-1]
+        push_x, push_d = 1 / sigmas[:-1], -alphas[:-1] / sigmas[:-1]
+    predictor, corrector = _weights(h, rate, orders, config.solver_type)
+    predictor, corrector = -scale * predictor, -scale * corrector
+
+    # the corrector of a row does the step before it again, for which h1 is the estimate at the start
+    index = levels.total - h.size + np.arange(h.size)
+    corrects = ~np.isin(index - 1, config.disable_corrector) & (np.arange(h.size) > 0)
+
+    def step_before(values: np.ndarray) -> np.ndarray:
+        return np.where(corrects, np.append(0.0, values[:-1]), 0.0)
+
+    corrected = {
+        "x": np.where(corrects, 0.0, 1.0),
+        "saved": step_before(kept),
+        "estimate": step_before(corrector[2]),
+        "h1": step_before(reach - corrector.sum(0)),
+        "h2": step_before(corrector[0]),
+        "h3": step_before(corrector[1]),
+    }
+    predicted = {term: kept * value for term, value in corrected.items()}
+    predicted["estimate"] += reach - predictor.sum(0)
+    predicted["h1"] += predictor[0]
+    predicted["h2"] += predictor[1]
+
+    def columns(target: str, terms: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        estimate = terms.pop("estimate")
+        terms["x"] = terms["x"] + estimate * push_x
+        return {f"{target}_d": estimate * push_d, **{f"{target}_{term}": value for term, value in terms.items()}}
+
+    return pack(
+        timesteps=levels.times,
+        init_scale=init_scale,
+        alphas=alphas,
+        sigmas=sigmas,
+        **precondition(config.noise, alphas[:-1], sigmas[:-1]),
+        **columns("x", predicted),
+        **columns("saved", corrected),
+        push_x=push_x,
+        push_d=push_d,
+    )
+
+
+def _orders(config: SchedulerConfig, h: np.ndarray) -> np.ndarray:
+    """The order of each step, [n]: it grows from 1 at the start and falls to 1 at the end."""
+    orders = growing_orders(np.append(False, h[:-1] > 0), config.solver_order or 2)
+    if config.lower_order_final:
+        orders = np.minimum(orders, np.arange(h.size, 0, -1))
+    return np.where(h > 0, orders, 1)
+
+
+def _weights(
+    h: np.ndarray, rate: np.ndarray, orders: np.ndarray, solver_type: str | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """What a step of UniP weighs the two estimates before its start, [2, n], and UniC those and its end's, [3, n].
+
+    An estimate counts as its difference from that at the start. `h` and `rate`, which is h or -h, are [n].
+    """
+    before = np.append(0.0, h[:-1])
+    past = -np.stack([before, before + np.append(0.0, before[:-1])], axis=1) / np.where(h > 0, h, 1.0)[:, None]
+    safe = np.where(h > 0, rate, 1.0)
+    # k! times phi_{k+1} of the paper
+    first = np.expm1(safe) / safe - 1
+    second = first / safe - 1 / 2
+    third = second / safe - 1 / 6
+    phis = np.stack([first, 2 * second, 6 * third], axis=1)
+    # with a single difference the paper takes half of B(h)
+    half = (rate if solver_type == "bh1" else np.expm1(rate)) / 2
+
+    def solve(nodes: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """The weights [rows, k] that are exact for polynomials, of differences at `nodes` [rows, k]."""
+        k = nodes.shape[1]
+        if k == 1:
+            return half[rows, None] / nodes
+        return np.linalg.solve(nodes[:, None] ** np.arange(k)[:, None], phis[rows, :k, None])[..., 0] / nodes
+
+    predictor, corrector = np.zeros((2, h.size)), np.zeros((3, h.size))
+    for order in range(1, orders.max() + 1):
+        rows = np.flatnonzero(orders == order)
+        nodes = past[rows, : order - 1]
+        if order > 1:
+            predictor[: order - 1, rows] = solve(nodes, rows).T
+        weights = solve(np.append(nodes, np.ones((rows.size, 1)), axis=1), rows).T
+        corrector[: order - 1, rows], corrector[2, rows] = weights[:-1], weights[-1]
+    return predictor, corrector

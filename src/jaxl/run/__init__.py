@@ -1,0 +1,1 @@
+"""What the devices do: compiled programs, and where their arrays live."""

@@ -1,0 +1,161 @@
+"""Where arrays live: a mesh of devices with one axis, `data`.
+
+Images are split over the axis, so N devices make N times the images with one program; a single image is split over
+two devices by its branches of guidance. Parameters are on every device, or split over the same axis and gathered layer
+by layer as they are needed, which costs time and saves memory (fully sharded data parallelism: Rajbhandari et al. 2020,
+ZeRO stage 3, arXiv:1910.02054).
+
+Devices may be those of several processes (`run.hosts`). Then each process puts arrays on its own devices, and reads
+the images that those hold.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+AXIS = "data"
+
+# Splitting a small tensor saves nothing and costs a collective.
+MIN_SPLIT_SIZE = 2**16
+
+
+# devices of a CPU that are in no mesh by default
+_spare = 0
+
+
+def use_cores(spare: int = 0) -> None:
+    """Let JAX have two devices on a CPU with two cores or more, unless its devices are known already or configured.
+
+    Most operations are too small for XLA to split over cores, while a half of the batch to each core keeps both busy
+    (docs/performance.md). All devices read the same parameters in memory. `spare` more are for work that the meshes are
+    not to wait for, as a device does one thing after another.
+    """
+    global _spare
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    config: Any = jax.config
+    forced = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    if config.jax_num_cpu_devices == -1 and not forced:
+        with suppress(RuntimeError):  # JAX has started
+            config.update("jax_num_cpu_devices", min(2, cores) + spare)
+            _spare = spare
+
+
+def spare_device() -> Any | None:
+    """A device that is in no mesh by default, if there is one; see `use_cores`."""
+    found = jax.devices()
+    return found[-1] if _spare and found[0].platform == "cpu" else None
+
+
+def make_mesh(devices: Sequence[Any] | None = None) -> Mesh:
+    """A mesh of the given devices, by default those of all processes, one's beside each other, but spare ones.
+
+    See `hosts.join` and `use_cores`.
+    """
+    if devices is None:
+        use_cores()
+        found = jax.devices()
+        devices = found if spare_device() is None else found[:-_spare]
+        devices = sorted(devices, key=lambda device: device.process_index)
+    return Mesh(np.asarray(devices), (AXIS,))
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """The leading axis split over the devices."""
+    return NamedSharding(mesh, PartitionSpec(AXIS))
+
+
+def split_images(mesh: Mesh, images: int, branches: int | None = None) -> NamedSharding:
+    """Where an array [images, ...] or [images, branches, ...] lives: split over the devices as far as it can be."""
+    if images % mesh.size == 0:
+        return batch_sharding(mesh)
+    if images == 1 and branches is not None and branches % mesh.size == 0:
+        return NamedSharding(mesh, PartitionSpec(None, AXIS))
+    return replicated(mesh)
+
+
+def own_images(mesh: Mesh, images: int) -> list[int]:
+    """Which images of a batch that `split_images` has placed are this process's: each is that of one process."""
+    owners = [device.process_index for device in mesh.devices.flat]
+    if images % mesh.size:  # all are on every device
+        owners = owners[:1]
+    each = images // len(owners)
+    return [image for image in range(images) if owners[image // each] == jax.process_index()]
+
+
+def on_host(array: jax.Array, rows: Sequence[int]) -> np.ndarray:
+    """Some rows of the leading axis, of those that this process's devices hold."""
+    if array.is_fully_addressable or array.is_fully_replicated:
+        return np.asarray(array)[list(rows)]
+    held: dict[int, np.ndarray] = {}
+    for shard in array.addressable_shards:
+        held.update(enumerate(np.asarray(shard.data), shard.index[0].start or 0))
+    return np.stack([held[row] for row in rows]) if rows else np.empty((0, *array.shape[1:]), array.dtype)
+
+
+def gathered(value: Any, mesh: Mesh) -> np.ndarray:
+    """The values that the processes have, of one shape, stacked: once for each device, if there are several processes.
+
+    All of them have to call it, and wait here for each other.
+    """
+    own = np.asarray(value)[None]
+    if not mesh.is_multi_process:
+        return own
+    shape = (mesh.size, *own.shape[1:])
+    stacked = jax.make_array_from_callback(shape, batch_sharding(mesh), lambda _: own)
+    return np.asarray(jax.jit(_same, out_shardings=replicated(mesh))(stacked))
+
+
+def _same(x: jax.Array) -> jax.Array:
+    return x
+
+
+def spread(x: jax.Array) -> jax.Array:
+    """Split pictures [B, H, W, C] over the devices of `jax.sharding.use_abstract_mesh`: by picture, else by rows.
+
+    XLA finds the rows' neighbours; where neither divides evenly, every device does all.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.manual_axes:
+        return x
+    if x.shape[0] % mesh.size == 0:
+        return jax.lax.with_sharding_constraint(x, PartitionSpec(AXIS))
+    if x.shape[1] % mesh.size == 0:
+        return jax.lax.with_sharding_constraint(x, PartitionSpec(None, AXIS))
+    return x
+
+
+def whole(x: jax.Array) -> jax.Array:
+    """Have all of it on every device of `jax.sharding.use_abstract_mesh`."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return x if mesh.empty or mesh.manual_axes else jax.lax.with_sharding_constraint(x, PartitionSpec())
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The whole array on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def with_sharding(shapes: Any, sharding: NamedSharding) -> Any:
+    """The tree of shapes, each leaf placed by `sharding`."""
+    return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shapes)
+
+
+def place_parameters(shapes: Any, mesh: Mesh, *, split: bool) -> Any:
+    """The tree of shapes, each leaf whole on every device, or split along its largest axis that divides evenly."""
+
+    def place(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        axes = [i for i, size in enumerate(leaf.shape) if size % mesh.size == 0]
+        if not split or not axes or leaf.size < MIN_SPLIT_SIZE:
+            return with_sharding(leaf, replicated(mesh))
+        widest = max(axes, key=lambda i: leaf.shape[i])
+        spec = PartitionSpec(*(AXIS if i == widest else None for i in range(len(leaf.shape))))
+        return with_sharding(leaf, NamedSharding(mesh, spec))
+
+    return jax.tree.map(place, shapes)

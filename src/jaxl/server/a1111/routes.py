@@ -1,0 +1,387 @@
+"""The API of AUTOMATIC1111's web UI, as Open WebUI, SillyTavern and webuiapi call it.
+
+Names and meanings are those of its version 1.10 (https://github.com/AUTOMATIC1111/stable-diffusion-webui,
+`modules/api`), with these differences. A field that is left out has the model's own value: its size, steps, guidance
+and sampler. A field that asks for what jaxl lacks is refused by name rather than passed over. The web UI has one user;
+here `progress`, `interrupt` and `skip` are about the requests of whoever asks, so that nobody sees or stops another's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import numpy as np
+from fastapi import APIRouter, Depends
+from pydantic import BaseModel
+from starlette.requests import Request as HttpRequest
+
+from jaxl.call.infotext import a1111_text, read_a1111_text, text_of
+from jaxl.diffusion.names import AUTOMATIC, CHECKPOINT, a1111_name
+from jaxl.diffusion.tables import SCHEDULERS
+from jaxl.engine import Preview
+from jaxl.server.a1111.fields import FIELDS, Asked, Img2Img, Txt2Img, arguments_of, edit_of, offered, solver_of
+from jaxl.server.a1111.options import CLIP_SKIP, USUAL_CLIP_SKIP, overrides, refusal
+from jaxl.server.edits import Source
+from jaxl.server.errors import A1111_RESPONSES, ApiError, fields
+from jaxl.server.pictures import decode
+from jaxl.server.service import CurrentService, Service, Stream
+from jaxl.server.work import Work
+
+# how often each image is shown to those who ask for progress
+PREVIEWS = 5
+
+# routes that jaxl lacks, and why
+LACKING: Mapping[str, str] = {
+    **dict.fromkeys(("extra-single-image", "extra-batch-images"), "pictures are not upscaled"),
+    "interrogate": "pictures are not described",
+    **dict.fromkeys(
+        ("create/embedding", "create/hypernetwork", "train/embedding", "train/hypernetwork"), "nothing is trained"
+    ),
+    **dict.fromkeys(("server-kill", "server-restart", "server-stop"), "whoever has started the server ends it"),
+}
+
+router = APIRouter(
+    prefix="/sdapi/v1", tags=["A1111"], dependencies=[Depends(fields(FIELDS))], responses=A1111_RESPONSES
+)
+
+
+class Drawn(BaseModel):
+    """`images` are PNG files in base64, `info` is JSON, `parameters` what was asked."""
+
+    images: list[str]
+    parameters: dict[str, Any]
+    info: str
+
+
+class PngInfo(BaseModel):
+    image: str
+
+
+class Read(BaseModel):
+    """The text in a picture's file, the other texts in it, and what the settings in it say."""
+
+    info: str
+    items: dict[str, str]
+    parameters: dict[str, str]
+
+
+class Progress(BaseModel):
+    """Of the requests of whoever asks; `job_count` of `state` counts images."""
+
+    progress: float
+    eta_relative: float
+    state: dict[str, Any]
+    current_image: str | None
+    textinfo: str | None
+
+
+@dataclass(eq=False)
+class Job:
+    """A request that is being drawn, for an `owner`; `preview` is what was last seen of it."""
+
+    owner: tuple[str, str]
+    stream: Stream
+    preview: np.ndarray | None = None
+
+
+def owner_of(http: HttpRequest) -> tuple[str, str]:
+    """Who asks, as far as a server can tell: an address and a key."""
+    return http.client.host if http.client else "", http.headers.get("authorization", "")
+
+
+def jobs_of(http: HttpRequest) -> list[Job]:
+    """Those of whoever asks, the oldest first."""
+    owner = owner_of(http)
+    return [job for job in _all_jobs(http) if job.owner == owner]
+
+
+Jobs = Annotated[list[Job], Depends(jobs_of)]
+
+
+@router.post("/txt2img")
+async def txt2img(http: HttpRequest, asked: Txt2Img, service: CurrentService) -> Drawn:
+    """Draw pictures of a prompt."""
+    return await _draw(http, service, asked, arguments_of(asked, service.settings), None)
+
+
+@router.post("/img2img")
+async def img2img(http: HttpRequest, asked: Img2Img, service: CurrentService) -> Drawn:
+    """Draw from a picture, or anew where a mask is white."""
+    arguments, source = await asyncio.to_thread(edit_of, asked, service)
+    return await _draw(http, service, asked, arguments, source)
+
+
+@router.get("/progress")
+async def progress(service: CurrentService, jobs: Jobs, skip_current_image: bool = False) -> Progress:
+    """How far the requests are that the caller has made."""
+    tickets = [job.stream.ticket for job in jobs]
+    statuses = [service.engine.status(ticket) for ticket in tickets]
+    done, total = (sum(getattr(status, name) for status in statuses) for name in ("done", "total"))
+    began = min((ticket.started for ticket in tickets if ticket.started is not None), default=None)
+    eta = max((status.starts_in for status in statuses), default=0.0)
+    if done and began is not None:
+        eta = (time.monotonic() - began) * (total - done) / done
+    waiting = min((status.position for status in statuses), default=0) if began is None else 0
+    pixels = next((job.preview for job in jobs if job.preview is not None), None)
+    shown = None if skip_current_image or pixels is None else await service.encode_preview(pixels, format="png")
+    return Progress(
+        progress=done / total if total else 0.0,
+        eta_relative=eta,
+        state={
+            "skipped": False,
+            "interrupted": False,
+            "stopping_generation": False,
+            "job": "",
+            "job_count": sum(len(ticket.images) for ticket in tickets),
+            "job_timestamp": _timestamp(),
+            "job_no": sum(status.images for status in statuses),
+            "sampling_step": done,
+            "sampling_steps": total,
+        },
+        current_image=None if shown is None else base64.b64encode(shown).decode(),
+        textinfo=f"{waiting} images of others are drawn first" if waiting else None,
+    )
+
+
+@router.post("/interrupt")
+async def interrupt(jobs: Jobs) -> dict[str, Any]:
+    """Cancel all requests that the caller has made."""
+    for job in jobs:
+        job.stream.ticket.cancel()
+    return {}
+
+
+@router.post("/skip")
+async def skip(jobs: Jobs) -> dict[str, Any]:
+    """Cancel the oldest request that the caller has made, and go on with the next."""
+    for job in jobs[:1]:
+        job.stream.ticket.cancel()
+    return {}
+
+
+@router.get("/options")
+async def options(service: CurrentService) -> dict[str, Any]:
+    return {
+        "sd_model_checkpoint": service.settings.model,
+        "sd_checkpoint_hash": "",
+        "sd_vae": "Automatic",
+        "CLIP_stop_at_last_layers": 1,
+        "samples_format": "png",
+    }
+
+
+@router.post("/options")
+async def set_options(wanted: dict[str, Any], service: CurrentService) -> None:
+    """Nothing is kept, so that users do not change each other's pictures: what would have to be is refused."""
+    if overrides(wanted, service.settings):
+        remedy = "options are not kept here; send it with each request, in override_settings"
+        raise refusal(CLIP_SKIP, wanted[CLIP_SKIP], remedy)
+
+
+@router.get("/sd-models")
+async def sd_models(service: CurrentService) -> list[dict[str, Any]]:
+    name = service.settings.model
+    return [{"title": name, "model_name": name, "hash": None, "sha256": None, "filename": name, "config": None}]
+
+
+@router.get("/samplers")
+async def samplers(service: CurrentService) -> list[dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    for name in offered(service.settings):
+        solver = solver_of(name)
+        label, choice = a1111_name(solver)[0], AUTOMATIC.get(solver)
+        item = {"name": label, "aliases": [solver], "options": {"scheduler": choice} if choice else {}}
+        found.setdefault(label, item)
+    return list(found.values())
+
+
+@router.get("/schedulers")
+async def schedulers(service: CurrentService) -> list[dict[str, Any]]:
+    """The types of schedules."""
+    names = dict.fromkeys(SCHEDULERS[name].sigma_schedule for name in offered(service.settings))
+    types = {"automatic": "Automatic", CHECKPOINT.lower(): CHECKPOINT} | {
+        name: a1111_name(f"euler_{name}")[1] for name in names if name is not None
+    }
+    return [
+        {"name": name, "label": label, "aliases": None, "default_rho": -1.0, "need_inner_model": False}
+        for name, label in types.items()
+    ]
+
+
+@router.get("/upscalers")
+async def upscalers() -> list[dict[str, Any]]:
+    return [{"name": "None", "model_name": None, "model_path": None, "model_url": None, "scale": 1.0}]
+
+
+@router.get("/latent-upscale-modes")
+@router.get("/sd-vae")
+@router.get("/script-info")
+@router.get("/loras")
+@router.get("/hypernetworks")
+@router.get("/face-restorers")
+@router.get("/realesrgan-models")
+@router.get("/prompt-styles")
+@router.get("/extensions")
+async def nothing() -> list[dict[str, Any]]:
+    """Kinds of things that this server has none of."""
+    return []
+
+
+@router.get("/scripts")
+async def scripts() -> dict[str, list[str]]:
+    return {"txt2img": [], "img2img": []}
+
+
+@router.get("/embeddings")
+async def embeddings() -> dict[str, dict[str, Any]]:
+    return {"loaded": {}, "skipped": {}}
+
+
+@router.get("/cmd-flags")
+async def cmd_flags() -> dict[str, Any]:
+    return {}
+
+
+@router.get("/memory")
+async def memory() -> dict[str, dict[str, str]]:
+    unknown = {"error": "not measured here; see /metrics"}
+    return {"ram": unknown, "cuda": unknown}
+
+
+@router.post("/refresh-checkpoints")
+@router.post("/refresh-embeddings")
+@router.post("/refresh-loras")
+@router.post("/refresh-vae")
+async def refresh() -> None:
+    """There is one model, and none of the others."""
+
+
+@router.post("/unload-checkpoint")
+async def unload_checkpoint(service: CurrentService) -> dict[str, Any]:
+    """Free the memory of the devices. The next request loads the model again, and waits until it is there."""
+    if service.want_loaded is None:
+        raise ApiError(422, "unload-checkpoint: replicas keep the model loaded; stop the server to free the memory")
+    if not await asyncio.wrap_future(service.want_loaded(False)):
+        raise ApiError(409, "unload-checkpoint: images are being drawn, or the model is being loaded; try again later")
+    return {}
+
+
+@router.post("/reload-checkpoint")
+async def reload_checkpoint(service: CurrentService) -> dict[str, Any]:
+    """Load the model again, if it is unloaded."""
+    if service.want_loaded is not None:
+        await asyncio.wrap_future(service.want_loaded(True))
+    return {}
+
+
+@router.post("/png-info", dependencies=[Depends(fields({}))])
+async def png_info(asked: PngInfo, service: CurrentService) -> Read:
+    """The settings in a picture."""
+    return await asyncio.to_thread(_read, asked.image, service.settings.max_pixels)
+
+
+async def lacking(http: HttpRequest) -> None:
+    """Say by name what jaxl lacks."""
+    name = http.scope["route"].path.removeprefix(f"{router.prefix}/")
+    raise ApiError(404, f"{name}: jaxl lacks it; {LACKING.get(name, 'there is no ControlNet')}")
+
+
+controlnet = APIRouter()
+controlnet.add_api_route("/controlnet/{path:path}", lacking, methods=["GET", "POST"], include_in_schema=False)
+for _name in LACKING:
+    router.add_api_route(f"/{_name}", lacking, methods=["GET", "POST"], include_in_schema=False)
+
+
+async def _draw(
+    http: HttpRequest, service: Service, asked: Asked, arguments: Mapping[str, Any], source: Source | None
+) -> Drawn:
+    """Draw, telling `progress` on the way; `source` is laid over what a mask leaves as it is."""
+    jobs = _all_jobs(http)
+    async with service.attended(http, arguments, previews=PREVIEWS, policy=service.policy("nearest")) as stream:
+        work = Work(service, stream, source)
+        job = Job(owner_of(http), stream)
+        jobs.append(job)
+        try:
+            async for event in stream:
+                if isinstance(event, Preview):
+                    job.preview = event.pixels
+            result = await stream.result()
+        finally:
+            jobs.remove(job)
+    made = [work.settings(*drawn) for drawn in enumerate(result.images)]
+    files = [(await work.file(*drawn)).data for drawn in enumerate(result.images)] if asked.send_images else []
+    unsaid = {"override_settings", "alwayson_scripts"}  # which may hold what JSON cannot
+    if isinstance(asked, Img2Img) and not asked.include_init_images:
+        unsaid |= {"init_images", "mask"}
+    return Drawn(
+        images=[base64.b64encode(file).decode() for file in files],
+        parameters=asked.model_dump(exclude=unsaid),
+        info=json.dumps(_info(made, result.seeds, asked)),
+    )
+
+
+def _read(data: str, max_pixels: int) -> Read:
+    image = decode(data, "image", max_pixels)
+    texts = {str(name): text for name, text in image.info.items() if isinstance(text, str) and name != "parameters"}
+    text = text_of(image)
+    return Read(info=text, items=texts, parameters=read_a1111_text(text))
+
+
+def _all_jobs(http: HttpRequest) -> list[Job]:
+    state = http.app.state
+    if not hasattr(state, "a1111_jobs"):
+        state.a1111_jobs = []
+    return state.a1111_jobs
+
+
+def _info(made: Sequence[Mapping[str, Any]], seeds: Sequence[int], asked: Asked) -> dict[str, Any]:
+    """What `Processed.js` of the web UI says of images; `made` are their settings."""
+    first, count = made[0], len(made)
+    negative = first.get("negative_prompt", "")
+    return {
+        "prompt": first["prompt"],
+        "all_prompts": [first["prompt"]] * count,
+        "negative_prompt": negative,
+        "all_negative_prompts": [negative] * count,
+        "seed": seeds[0],
+        "all_seeds": seeds,
+        "subseed": -1,
+        "all_subseeds": [-1] * count,
+        "subseed_strength": 0,
+        "width": first["width"],
+        "height": first["height"],
+        "sampler_name": a1111_name(first["scheduler"])[0],
+        "cfg_scale": first["guidance_scale"],
+        "steps": first["steps"],
+        "batch_size": asked.batch_size or 1,
+        "restore_faces": False,
+        "face_restoration_model": None,
+        "sd_model_name": first["model"],
+        "sd_model_hash": None,
+        "sd_vae_name": None,
+        "sd_vae_hash": None,
+        "seed_resize_from_w": -1,
+        "seed_resize_from_h": -1,
+        "denoising_strength": first.get("strength"),
+        "extra_generation_params": {
+            "Schedule type": a1111_name(first["scheduler"])[1],
+            **({"Resized to": first["resized_to"]} if "resized_to" in first else {}),
+        },
+        "index_of_first_image": 0,
+        "infotexts": [a1111_text(own) for own in made],
+        "styles": [],
+        "job_timestamp": _timestamp(),
+        "clip_skip": first.get("clip_skip", 0) + USUAL_CLIP_SKIP,
+        "is_using_inpainting_conditioning": False,
+        "version": f"jaxl {first['version']}",
+    }
+
+
+def _timestamp() -> str:
+    return time.strftime("%Y%m%d%H%M%S")

@@ -1,0 +1,1 @@
+"""OpenAI's APIs: images, chats and responses."""

@@ -1,0 +1,431 @@
+"""OpenAI's images API, and what jaxl adds to it: https://platform.openai.com/docs/api-reference/images.
+
+Fields that OpenAI's models have and jaxl lacks are let pass where they ask for nothing that a picture could show, and
+refused otherwise.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Depends, Form, UploadFile
+from fastapi.routing import APIRoute
+from PIL import Image, ImageChops, ImageFilter, ImageOps
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from starlette.datastructures import Headers
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
+from starlette.routing import Match
+from starlette.types import Scope
+
+from jaxl.engine import Drawn, Preview, Progress, Result, Status
+from jaxl.errors import InputError
+from jaxl.server import logs
+from jaxl.server.edits import SEAM, Source, transparent
+from jaxl.server.errors import RESPONSES, ApiError, fields
+from jaxl.server.events import EventStream, event, file_url, with_status
+from jaxl.server.guard import FORM as FORM_TYPE
+from jaxl.server.guard import JSON, media_type
+from jaxl.server.kept import SECONDS
+from jaxl.server.limits import Count, Guidance, Name, Seed, Share
+from jaxl.server.openai.fields import Picture, Pictures
+from jaxl.server.pictures import MEDIA_TYPES, decode
+from jaxl.server.service import LEAST_DEADLINE, CurrentService, Service, Stream, check_model
+from jaxl.server.sizes import Policy, as_text
+from jaxl.server.work import Work
+from jaxl.text.prompt import Syntax
+
+# the arguments of `Pipeline.generate` that have other names here
+FIELDS = {"num_images": "n", "steps": "num_inference_steps", "width": "size", "height": "size"}
+
+# models of OpenAI's whose answers point to pictures, unless asked not to
+URL_MODELS = "dall-e-"
+# what events have for qualities that the older models knew
+QUALITIES = {"auto": "auto", "standard": "auto", "hd": "high"}
+
+# there are no tokens to pay for, but OpenAI's event has the field
+USAGE = {
+    "input_tokens": 0,
+    "input_tokens_details": {"image_tokens": 0, "text_tokens": 0},
+    "output_tokens": 0,
+    "total_tokens": 0,
+}
+
+# pixels around a mask; more than pictures have
+MAX_PADDING = 16384
+
+router = APIRouter(prefix="/v1", tags=["OpenAI"], dependencies=[Depends(fields(FIELDS))], responses=RESPONSES)
+
+FORM = Form(media_type=FORM_TYPE)
+
+# with `stream`, the other content
+DRAWN: dict[int | str, dict[str, Any]] = {200: {"content": {EventStream.media_type: {}}}}
+PICTURE: dict[int | str, dict[str, Any]] = {200: {"content": {media: {} for media in MEDIA_TYPES.values()}}}
+
+
+class Asked(BaseModel):
+    """What all routes take; null is not given. From `negative_prompt` on, the fields are jaxl's own."""
+
+    prompt: str
+    model: str | None = None
+    n: int | None = Field(None, ge=1, description="Images; at most 10, unless the server was told otherwise.")
+    size: str | None = Field(None, pattern=r"^(auto|[0-9]{1,6}x[0-9]{1,6})$", description="WIDTHxHEIGHT, or auto.")
+    response_format: Literal["b64_json", "url"] | None = None
+    stream: bool | None = None
+    partial_images: int | None = Field(None, ge=0, le=3, description="Of each image, with `stream`.")
+    output_format: Literal["png", "jpeg", "webp"] | None = None
+    output_compression: int | None = Field(None, ge=0, le=100, description="The quality of JPEG and WebP.")
+    quality: Literal["auto", "standard", "hd", "low", "medium", "high", "xhigh", "max"] | None = None
+    background: Literal["auto", "opaque", "transparent"] | None = None
+    moderation: Literal["auto", "low"] | None = None
+    user: str | None = None
+    negative_prompt: str | None = None
+    num_inference_steps: Count | None = None
+    guidance_scale: Guidance | None = None
+    guidance_rescale: Share | None = None
+    seed: Seed | None = Field(None, description="Of the first image; random by default, or -1.")
+    scheduler: Name | None = None
+    eta: Share | None = None
+    clip_skip: int | None = Field(None, ge=0, le=100)
+    prompt_syntax: Syntax | None = Field(None, description="literal by default.")
+    previews: int | None = Field(
+        None, ge=0, le=100, description="Like partial_images, and for /v1/requests/{id}/events too."
+    )
+    progress: bool | None = Field(None, description="With `stream`, events of the place in the queue and of each step.")
+    priority: int | None = Field(None, ge=-10, le=10, description="Each step is worth ten seconds of waiting.")
+    deadline: float | None = Field(None, ge=LEAST_DEADLINE, allow_inf_nan=False, description="Seconds to be done in.")
+    size_policy: Policy | None = Field(None, description="Whether a size that is not drawn is scaled to, or refused.")
+    keep: bool | None = Field(None, description="Draw on when the client is gone; /v1/requests/{id} has the pictures.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _given(cls, fields: Any) -> Any:
+        """The fields without those that a client's form leaves empty."""
+        if not isinstance(fields, dict):
+            return fields
+        return {name: value for name, value in fields.items() if value != "" or name in logs.TEXTS}
+
+    def arguments(self) -> dict[str, Any]:
+        """Those of `Pipeline.generate`."""
+        width, height = (None, None) if self.size in (None, "auto") else map(int, self.size.split("x"))
+        return {
+            "prompt": self.prompt,
+            "negative_prompt": self.negative_prompt,
+            "num_images": self.n,
+            "width": width,
+            "height": height,
+            "steps": self.num_inference_steps,
+            "guidance_scale": self.guidance_scale,
+            "guidance_rescale": self.guidance_rescale,
+            "seed": self.seed,
+            "scheduler": self.scheduler,
+            "eta": self.eta,
+            "clip_skip": self.clip_skip,
+            "prompt_syntax": self.prompt_syntax,
+        }
+
+
+class Generation(Asked):
+    """The body of `/v1/images/generations`."""
+
+    model_config = ConfigDict(strict=True)
+
+
+class Sent(Asked):
+    """What forms with a picture have."""
+
+    prompt: str = ""  # FastAPI takes an empty field for a missing one
+    image: list[UploadFile] = Field([], description="PNG, JPEG or WebP.")
+    images: list[UploadFile] = Field([], alias="image[]", description="The same, as some clients call it.")
+    strength: Share | None = Field(None, description="How much changes; 0.6, or 1 with a mask.")
+
+
+class Masked(BaseModel):
+    """What goes with a mask."""
+
+    mask_blur: float | None = Field(
+        None, ge=0, le=256, description="Pixels over which what a mask leaves goes over into what is drawn; 4."
+    )
+    padding_mask_crop: int | None = Field(
+        None, ge=0, le=MAX_PADDING, description="Draw only what a mask paints, larger, with this many pixels around it."
+    )
+
+
+class Edit(Sent, Masked):
+    """The form of `/v1/images/edits`."""
+
+    mask: UploadFile | None = Field(None, description="A picture of the same size, transparent where to paint anew.")
+
+
+class EditInJson(Asked, Masked):
+    """The body of `/v1/images/edits`, where it is no form."""
+
+    model_config = ConfigDict(strict=True)
+
+    image: Pictures = []
+    images: Pictures = Field([], description="The same, as OpenAI calls it in JSON.")
+    mask: Picture | None = Field(None, description="A picture of the same size, transparent where to paint anew.")
+    strength: Share | None = Field(None, description="How much changes; 0.6, or 1 with a mask.")
+
+
+class Variation(Sent):
+    """The form of `/v1/images/variations`."""
+
+
+class JsonRoute(APIRoute):
+    """A route for bodies in JSON, before one of the same path for others."""
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        match, found = super().matches(scope)
+        return (match, found) if media_type(Headers(scope=scope)) == JSON else (Match.NONE, {})
+
+
+# the schema has one description of a path: that of the form, with this
+IN_JSON = {"requestBody": {"content": {JSON: {"schema": {"$ref": f"#/components/schemas/{EditInJson.__name__}"}}}}}
+
+
+@router.post("/images/generations", response_model=None, responses=DRAWN)
+async def generate(http: HttpRequest, asked: Generation, service: CurrentService) -> Response | dict[str, Any]:
+    """Draw pictures of a prompt."""
+    check(asked, service)
+    return await _respond(http, service, asked, asked.arguments(), "image_generation")
+
+
+async def edit_in_json(http: HttpRequest, asked: EditInJson, service: CurrentService) -> Response | dict[str, Any]:
+    """`edit` with pictures as data URLs."""
+    return await _edit(http, asked, asked.image + asked.images, asked.mask, service)
+
+
+router.add_api_route(
+    "/images/edits", edit_in_json, methods=["POST"], response_model=None, route_class_override=JsonRoute
+)
+
+
+@router.post("/images/edits", response_model=None, responses=DRAWN, openapi_extra=IN_JSON)
+async def edit(http: HttpRequest, asked: Annotated[Edit, FORM], service: CurrentService) -> Response | dict[str, Any]:
+    """Draw anew where a mask, or else the picture itself, is transparent; without either, change all of a picture."""
+    if not asked.prompt:
+        raise InputError(
+            "prompt", "", "empty or missing; say what to draw, or ask /v1/images/variations for others like it"
+        )
+    return await _edit(http, asked, asked.image + asked.images, asked.mask, service)
+
+
+@router.post("/images/variations", response_model=None, responses=DRAWN)
+async def vary(
+    http: HttpRequest, asked: Annotated[Variation, FORM], service: CurrentService
+) -> Response | dict[str, Any]:
+    """Change all of a picture, without a prompt unless there is one."""
+    check(asked, service)
+    image = await _read_only(asked.image + asked.images, service)
+    start = {"image": image.convert("RGB"), "strength": asked.strength}
+    return await _respond(http, service, asked, {**asked.arguments(), **start}, "image_edit")
+
+
+@router.get("/images/files/{name}", response_class=Response, responses=PICTURE)
+async def picture_file(name: str, service: CurrentService) -> Response:
+    """A picture to which an answer pointed, for an hour. Its name is a secret, so that no key is needed."""
+    file = service.files.get(name)
+    if file is None:
+        raise ApiError(404, "no such picture is kept here any more; draw it again", code="picture_not_found")
+    return Response(file.data, media_type=file.media_type, headers={"Cache-Control": f"private, max-age={SECONDS:.0f}"})
+
+
+@router.get("/models")
+async def models(service: CurrentService) -> dict[str, Any]:
+    """The one model of this server, under each of its names."""
+    return {"object": "list", "data": [_model(name, service) for name in service.settings.names]}
+
+
+@router.get("/models/{model:path}")
+async def model(model: str, service: CurrentService) -> dict[str, Any]:
+    check_model(model, service.settings)
+    return _model(model, service)
+
+
+def check(asked: Asked, service: Service) -> None:
+    """Raise ApiError or InputError for what this server cannot give."""
+    check_model(asked.model, service.settings)
+    if asked.response_format == "url" and asked.stream:
+        raise InputError(
+            "response_format", "url", "events have the pictures themselves; leave out one of it and stream"
+        )
+    for name, value, remedy in (
+        ("response_format", asked.response_format == "url" and "url", "ask for b64_json"),
+        ("keep", asked.keep, "leave it out"),
+    ):
+        if value and not service.settings.urls:
+            raise InputError(name, value, f"no picture is kept here; {remedy}")
+    if asked.background == "transparent":
+        raise InputError("background", "transparent", "the model draws opaque pictures; leave it out")
+    if asked.output_compression not in (None, 100) and asked.output_format in (None, "png"):
+        remedy = "PNG loses nothing; set output_format to jpeg or webp"
+        raise InputError("output_compression", asked.output_compression, remedy)
+
+
+async def _edit(
+    http: HttpRequest,
+    asked: Edit | EditInJson,
+    pictures: Sequence[UploadFile | str],
+    masked: UploadFile | str | None,
+    service: Service,
+) -> Response | dict[str, Any]:
+    check(asked, service)
+    arguments, source = await edit_of(asked, pictures, masked, service)
+    return await _respond(http, service, asked, arguments, "image_edit", source)
+
+
+async def edit_of(
+    asked: Edit | EditInJson,
+    pictures: Sequence[UploadFile | str],
+    masked: UploadFile | str | None,
+    service: Service,
+) -> tuple[dict[str, Any], Source]:
+    """The arguments of `Pipeline.generate`, and what is laid over what a mask leaves as it is. Raises InputError."""
+    image = await _read_only(pictures, service)
+    mask = transparent(image if masked is None else await _read(masked, "mask", service))
+    if masked is not None and mask is None:
+        raise InputError("mask", "an opaque picture", "make it transparent where to paint anew")
+    # what is not painted stays as it is, with a seam that is not seen
+    blur = SEAM if asked.mask_blur is None else asked.mask_blur
+    seam = None if mask is None else mask.filter(ImageFilter.GaussianBlur(blur))
+    crop = asked.padding_mask_crop
+    # the pipeline itself puts back what it cut out, so it needs the seam then
+    soft = mask if crop is None or mask is None or seam is None else ImageChops.lighter(mask, seam)
+    picture = image if masked is None else image.convert("RGB")
+    start = {"image": picture, "mask": soft, "strength": asked.strength, "padding_mask_crop": crop}
+    return {**asked.arguments(), **start}, Source(image.convert("RGB"), seam)
+
+
+async def _read_only(pictures: Sequence[UploadFile | str], service: Service) -> Image.Image:
+    if len(pictures) != 1:
+        raise InputError("image", f"{len(pictures)} pictures", "send one")
+    return await _read(pictures[0], "image", service)
+
+
+async def _read(picture: UploadFile | str, param: str, service: Service) -> Image.Image:
+    data = picture if isinstance(picture, str) else await picture.read()
+
+    def upright() -> Image.Image:
+        image = decode(data, param, service.settings.max_pixels)
+        try:
+            return ImageOps.exif_transpose(image)
+        except Exception:  # of damaged metadata, all kinds
+            raise InputError(param, f"{len(data)} bytes", "its EXIF data is damaged; save it without") from None
+
+    return await asyncio.to_thread(upright)
+
+
+async def begin(
+    http: HttpRequest, service: Service, asked: Asked, arguments: dict[str, Any], source: Source | None = None
+) -> Work:
+    """Submit a request; whoever asked for it follows its stream. `source` is laid over what a mask leaves as it is."""
+    return _work(service, await service.begin(http, arguments, **_how(asked, service)), asked, source)
+
+
+async def draw(
+    http: HttpRequest, service: Service, asked: Asked, arguments: dict[str, Any], source: Source | None = None
+) -> tuple[Work, Result]:
+    """Submit a request like `begin`, and wait for its end, or until the client is gone."""
+    async with service.attended(http, arguments, **_how(asked, service)) as stream:
+        work = _work(service, stream, asked, source)
+        return work, await stream.result()
+
+
+def _how(asked: Asked, service: Service) -> dict[str, Any]:
+    previews = asked.previews if asked.previews is not None else asked.partial_images if asked.stream else None
+    return {
+        "previews": previews or 0,
+        "priority": asked.priority or 0,
+        "deadline": asked.deadline,
+        "keep": bool(asked.keep),
+        "policy": service.policy("strict", asked.model, asked.size_policy),
+    }
+
+
+def _work(service: Service, stream: Stream, asked: Asked, source: Source | None) -> Work:
+    work = Work(service, stream, source, asked.output_format or "png", asked.output_compression)
+    if asked.keep:
+        work.keep()
+    return work
+
+
+async def _respond(
+    http: HttpRequest,
+    service: Service,
+    asked: Asked,
+    arguments: dict[str, Any],
+    kind: Literal["image_generation", "image_edit"],
+    source: Source | None = None,
+) -> Response | dict[str, Any]:
+    """Draw, and answer at the end, or with events on the way."""
+    if asked.stream:
+        work = await begin(http, service, asked, arguments, source)
+        return EventStream(_events(asked, work, kind), owner=work.stream)
+    work, result = await draw(http, service, asked, arguments, source)
+    data = []
+    for image, drawn in enumerate(result.images):
+        if _wants_urls(asked, service):
+            file = {"url": file_url(http, await work.name(image, drawn))}
+        else:
+            file = {"b64_json": await base64_of(work, image, drawn)}
+        data.append({**file, "seed": result.seeds[image]})
+    return {"id": http.state.request_id, "created": int(time.time()), "data": data, **_shape(work, result.images[0])}
+
+
+async def _events(asked: Asked, work: Work, kind: str) -> AsyncIterator[bytes]:
+    service, stream = work.service, work.stream
+    shape = _shape(work)
+    shape["quality"] = QUALITIES.get(asked.quality or "auto", asked.quality)
+    shown: Counter[int] = Counter()
+    async for news in with_status(stream, service):
+        match news:
+            case Status(position=position, starts_in=starts_in):
+                name, more = f"{kind}.queued", {"position": position, "starts_in": starts_in}
+            case Progress(image=image, done=done, total=total):
+                name, more = f"{kind}.progress", {"image_index": image, "done": done, "total": total}
+            case Preview(image=image, pixels=pixels):
+                name = f"{kind}.partial_image"
+                data = await service.encode_preview(pixels, format=work.format, quality=work.quality)
+                more = {"image_index": image, "partial_image_index": shown[image], **shape}
+                more["b64_json"] = base64.b64encode(data).decode()
+                shown[image] += 1
+            case Drawn(image=image, picture=drawn):
+                name = f"{kind}.completed"
+                data = await base64_of(work, image, drawn)
+                more = {"image_index": image, **shape, **_shape(work, drawn), "b64_json": data, "usage": USAGE}
+                more["seed"] = stream.ticket.seeds[image]
+            case _:
+                continue
+        if asked.progress or isinstance(news, Preview | Drawn):
+            yield event(name, {"type": name, "created_at": int(time.time()), **more})
+    await stream.result()  # for its error, if it has one
+
+
+def _wants_urls(asked: Asked, service: Service) -> bool:
+    """Whether an answer points to its pictures: where that is asked for, and by default where OpenAI's models do."""
+    if asked.response_format is None:
+        return service.settings.urls and (asked.model or "").startswith(URL_MODELS)
+    return asked.response_format == "url"
+
+
+def _shape(work: Work, drawn: Image.Image | None = None) -> dict[str, Any]:
+    """What an answer says of its pictures, or will say of them before one was drawn."""
+    size = as_text(work.stream.wanted if drawn is None else work.size(drawn))
+    shape = {"background": "opaque", "output_format": work.format, "size": size}
+    return {**shape, "drawn_size": as_text(work.stream.drawn)} if work.resized else shape
+
+
+async def base64_of(work: Work, image: int, drawn: Image.Image) -> str:
+    """The file of an image, by its index in the request."""
+    return base64.b64encode((await work.file(image, drawn)).data).decode()
+
+
+def _model(name: str, service: Service) -> dict[str, Any]:
+    root = service.settings.model
+    return {"id": name, "object": "model", "created": service.created, "owned_by": "jaxl", "root": root}

@@ -1,0 +1,89 @@
+"""The compiled programs: for other platforms, in a failing compiler, in the cache on disk."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxl.presets import SDXL_BASE
+from jaxl.run.model import Model
+from jaxl.run.programs import Bucket, Programs
+from jaxl.run.sharding import make_mesh, place_parameters
+
+KINDS = ("encode_text", "start", "advance", "decode")
+
+
+def full_size(split: bool) -> Programs:
+    mesh, model = make_mesh(), Model.from_configs(SDXL_BASE)
+    return Programs(model, mesh, place_parameters(model.shapes(jnp.bfloat16), mesh, split=split))
+
+
+@pytest.mark.parametrize("platform", ["tpu", "cuda"])
+def test_full_size_programs_lower_for_accelerators(platform: str) -> None:
+    """Nothing in the programs is bound to the machine that traces them."""
+    programs = full_size(split=False)
+    bucket = Bucket(8, 1024, 1024, guided=True)
+    for kind in KINDS:
+        lowered = programs.trace(kind, None if kind == "encode_text" else bucket).lower(lowering_platforms=(platform,))
+        assert "sdy.sharding" in lowered.as_text()
+
+
+def test_split_parameters_are_a_share_of_the_whole() -> None:
+    whole, split = (
+        sum(
+            jnp.dtype(leaf.dtype).itemsize * int(jnp.prod(jnp.array(leaf.sharding.shard_shape(leaf.shape))))
+            for leaf in jax.tree.leaves(full_size(split).shapes)
+        )
+        for split in (False, True)
+    )
+    assert 1 / 8 <= split / whole < 1 / 8 + 0.01
+
+
+def test_an_error_of_the_compiler_reaches_the_caller_each_time(tiny: Any) -> None:
+    pipe, _ = tiny
+    programs = Programs(pipe.model, pipe.mesh, {**pipe.programs.shapes, "unet": {}})
+    for _ in range(2):
+        with pytest.raises(KeyError, match="conv_in"):
+            programs.get("advance", Bucket(1, 64, 64, guided=False))
+
+
+def test_the_next_process_starts_from_the_cache(small: Any, tmp_path: Path) -> None:
+    """The second process finds all four programs on disk."""
+    code = """
+import json, sys, jax, jaxl
+events = []
+jax.monitoring.register_event_listener(lambda event, **_: events.append(event))
+pipe, params = jaxl.from_pretrained(sys.argv[1])
+pipe.generate(params, "a llama", steps=1, width=64, height=64)
+print(json.dumps([events.count(f"/jax/compilation_cache/cache_{kind}") for kind in ("hits", "misses")]))
+"""
+    environment = os.environ | {"JAXL_CACHE_DIR": str(tmp_path), "XLA_FLAGS": ""}
+    outputs = [
+        subprocess.run(
+            [sys.executable, "-c", code, small[0].checkpoint.source],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=300,
+        ).stdout
+        for _ in range(2)
+    ]
+    (first_hits, first_misses), (hits, misses) = (json.loads(output.splitlines()[-1]) for output in outputs)
+    assert first_hits == 0
+    assert first_misses >= len(KINDS)
+    assert hits >= len(KINDS)
+    assert misses == 0
+
+
+def test_the_users_own_cache_is_kept(tmp_path: Path) -> None:
+    code = "import jax, jaxl; jaxl.from_pretrained('tiny'); print(jax.config.jax_compilation_cache_dir)"
+    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "theirs")}
+    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert run.stdout.split() == [str(tmp_path / "theirs")]

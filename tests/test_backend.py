@@ -1,0 +1,141 @@
+"""A pipeline behind the engine: an image is the same alone and among others, whatever they are."""
+
+import random
+import time
+from concurrent.futures import wait
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+import jaxl
+from jaxl.backend import PipelineBackend
+from jaxl.bench.measure import compilations
+from jaxl.engine import Engine, Request, Ticket
+from jaxl.errors import InputError, NonFiniteError
+from jaxl.run.programs import Bucket
+
+A_WHILE = 120.0
+
+
+@pytest.fixture(scope="module")
+def backend(small: Any, optimised: None) -> PipelineBackend:
+    pipe, params = jaxl.from_pretrained(small[0].checkpoint.source, dtype="float32")
+    lanes = [Bucket(1, 64, width, guided=True, chunks=2) for width in (64, 96)] + [Bucket(1, 64, 64, guided=False)]
+    backend = PipelineBackend(pipe, params, lanes, [2])
+    backend.warm_up()
+    return backend
+
+
+def images(ticket: Ticket) -> list[np.ndarray]:
+    return [np.asarray(image) for image in ticket.future.result(A_WHILE).images]
+
+
+def kinds(rng: random.Random, count: int) -> list[dict[str, Any]]:
+    """Requests of all kinds: steps, schedulers, guidance, its intervals, sizes, long prompts, pictures, masks."""
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8))
+    mask = Image.new("L", (64, 64))
+    mask.paste(255, (16, 16, 48, 48))
+    some: list[dict[str, Any]] = []
+    for _ in range(count):
+        kind: dict[str, Any] = {
+            "prompt": rng.choice(["a red apple", "a green cat, flat style", "a blue star " * 30, "[a cat:a dog:0.5]"]),
+            "negative_prompt": rng.choice([None, "dark"]),
+            "seed": rng.randrange(2**40),
+            "steps": rng.randint(2, 6),
+            "scheduler": rng.choice(["euler", "ddim", "dpm++2m_karras", "euler_ancestral", "heun"]),
+            "guidance_scale": rng.choice([1.0, 3.0, 7.5]),
+            "guidance_interval": rng.choice([None, (0.3, 0.8)]),
+            "num_images": rng.choice([1, 1, 3]),
+            "width": rng.choice([64, 96]),
+            "height": 64,
+        }
+        if rng.random() < 0.3:
+            kind |= {"image": picture, "strength": 0.7, "mask": rng.choice([None, mask])}
+        some.append(kind)
+    return some
+
+
+def test_an_image_does_not_depend_on_its_neighbours(backend: PipelineBackend) -> None:
+    rng = random.Random(1)
+    wanted = kinds(rng, 24)
+    with compilations() as compiled, Engine(backend, max_waiting=1000) as engine:
+        tickets = []
+        for kind in wanted:
+            tickets.append(engine.submit(Request(kind, previews=rng.choice([0, 1]))))
+            time.sleep(rng.choice([0.0, 0.01]))
+        tickets[3].cancel()
+        tickets[11].cancel()
+        assert not wait([ticket.future for ticket in tickets], A_WHILE).not_done
+        for number in rng.sample(range(len(wanted)), 10):
+            if tickets[number].future.exception() is None:
+                alone = images(engine.submit(Request(wanted[number])))
+                assert all(np.array_equal(a, b) for a, b in zip(images(tickets[number]), alone, strict=True))
+    assert compiled == []
+
+
+@pytest.mark.parametrize(
+    "more", [{}, {"image": Image.new("RGB", (64, 64), "red"), "strength": 0.7}], ids=["text", "image"]
+)
+def test_an_image_is_what_generate_draws(backend: PipelineBackend, more: dict[str, Any]) -> None:
+    kind = {"prompt": "a blue star " * 30, "steps": 5, "seed": 5, "num_images": 2, "width": 64, "height": 64, **more}
+    with Engine(backend) as engine:
+        drawn = images(engine.submit(Request(kind)))
+    same = backend.pipe.generate(backend.params, **kind).images
+    for a, b in zip(drawn, same, strict=True):
+        assert np.abs(a.astype(int) - np.asarray(b)).max() <= 1
+
+
+def test_batches_of_several_sizes(backend: PipelineBackend) -> None:
+    """An image moves from batch to batch while others come and go, and is the same to rounding."""
+    several = PipelineBackend(backend.pipe, backend.params, backend.lanes[:1], [1, 2, 4])
+    kind = {"prompt": "a red apple", "steps": 8, "width": 64, "height": 64, "guidance_scale": 1.0, "num_images": 4}
+    with Engine(several, quantum=0.0) as engine, Engine(backend) as other:
+        tickets = [engine.submit(Request({**kind, "num_images": n, "steps": n, "seed": n})) for n in (1, 3, 2, 4, 1)]
+        for ticket in tickets:
+            alone = images(other.submit(Request(ticket.request.arguments)))
+            for a, b in zip(images(ticket), alone, strict=True):
+                assert np.abs(a.astype(int) - b).max() <= 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"width": 128}, "width=128: the server draws 64x64, 96x64"),
+        ({"width": 64, "height": 96}, "height=96: the server draws"),
+        ({"prompt": "word " * 200}, "a prompt may have 150 tokens here"),
+        ({"pag_scale": 3.0}, "pag_scale=.*: the server has no program for it"),
+        ({"freeu": (0.9, 0.2, 1.2, 1.4)}, "freeu=True: the server has no program for it"),
+        ({"cache_interval": 3}, "cache_interval=True: the server has no program for it"),
+        ({"steps": 0}, "steps=0"),
+    ],
+)
+def test_what_no_lane_has_is_refused(backend: PipelineBackend, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        backend.read({"prompt": "a", "width": 64, "height": 64, **arguments})
+
+
+def test_a_broken_parameter_is_named(backend: PipelineBackend) -> None:
+    whole = backend.params
+    backend.take_params({**whole, "vae": jax.tree.map(lambda a: a * jnp.nan, whole["vae"])})
+    try:
+        with (
+            Engine(backend) as engine,
+            pytest.raises(NonFiniteError, match=r"; vae: [a-z0-9_.]+ of the checkpoint is so"),
+        ):
+            images(engine.submit(Request({"prompt": "a", "steps": 1, "width": 64, "height": 64})))
+    finally:
+        backend.take_params(whole)
+
+
+def test_previews_are_of_the_image(backend: PipelineBackend) -> None:
+    shown: list[Any] = []
+    with Engine(backend) as engine:
+        request = Request({"prompt": "a red apple", "steps": 6, "width": 96, "height": 64}, previews=3)
+        engine.submit(request, shown.append).future.result(A_WHILE)
+    pixels = [event.pixels for event in shown if type(event).__name__ == "Preview"]
+    assert len(pixels) == 3
+    assert all(each.shape == (8, 12, 3) and each.dtype == np.uint8 for each in pixels)
