@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import jaxl
+from jaxl.call.options import LoadOptions
 from jaxl.cli import run
 from jaxl.cli.compile import _compile
 from jaxl.run.programs import KINDS, Bucket
@@ -61,7 +62,7 @@ def test_generate_starts_from_what_was_compiled(tmp_path: Path, small: Any) -> N
 
 
 def test_what_buckets_share_is_told_once(monkeypatch: pytest.MonkeyPatch, small: Any) -> None:
-    pipe = jaxl.Pipeline(small[0].checkpoint, dtype="float32", mesh=small[0].mesh)
+    pipe = jaxl.Pipeline(small[0].checkpoint, LoadOptions(dtype="float32", mesh=small[0].mesh))
     traced: list[str] = []
 
     def trace(kind: str, bucket: Bucket | None) -> Any:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from jaxl.errors import CheckpointError, InputError, JaxlError, NonFiniteError, OutputError, TruncationWarning
 
 if TYPE_CHECKING:
-    from jaxl.pipeline import Pipeline, Result, from_pretrained
+    from jaxl.loading import from_pretrained
+    from jaxl.pipeline import Pipeline, Result
     from jaxl.run.programs import Bucket
     from jaxl.run.sharding import make_mesh
 
@@ -37,7 +38,7 @@ _MODULES = {
     "Bucket": "run.programs",
     "Pipeline": "pipeline",
     "Result": "pipeline",
-    "from_pretrained": "pipeline",
+    "from_pretrained": "loading",
     "make_mesh": "run.sharding",
 }
 

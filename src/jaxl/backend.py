@@ -14,12 +14,14 @@ from PIL import Image
 
 from jaxl.call.arguments import whole_number
 from jaxl.call.inputs import Inputs
+from jaxl.call.options import LoadOptions
 from jaxl.call.plan import Plan
 from jaxl.diffusion.loop import Slots
 from jaxl.diffusion.tables import SCHEDULERS, scheduler_name
 from jaxl.engine.backend import Stage
 from jaxl.errors import InputError
-from jaxl.pipeline import Decoded, Params, Pipeline, Progress, open_pipeline
+from jaxl.loading import open_pipeline
+from jaxl.pipeline import Decoded, Params, Pipeline, Progress
 from jaxl.run.programs import Bucket, Programs
 from jaxl.run.sharding import make_mesh, replicated, spare_device, use_cores, with_sharding
 
@@ -230,7 +232,7 @@ def open_backend(
     batch_sizes: the batches that programs are compiled for, of which the smallest that holds the images is run; by
         default one of all slots.
     chunks: parts of 75 tokens that a prompt may have; prompts of one part have a lane of their own.
-    dtype: auto is float32 on a CPU, else bfloat16. options: further ones of `open_pipeline`.
+    dtype: auto is float32 on a CPU, else bfloat16. options: further ones of `LoadOptions`.
 
     Images are guided if the model's preset says so; then those without guidance share their lanes. Raises InputError
     for the arguments and CheckpointError for the model.
@@ -240,8 +242,7 @@ def open_backend(
             whole_number(name, value, least=1)
     use_cores(spare=1)
     mesh = make_mesh()
-    precise = dtype == "float32" or (dtype == "auto" and mesh.devices.flat[0].platform == "cpu")
-    pipe = open_pipeline(model, mesh=mesh, dtype="float32" if precise else "bfloat16", **options)
+    pipe = open_pipeline(model, LoadOptions(mesh=mesh, dtype=dtype, **options))
     slots = slots or max([SLOTS, mesh.size, *batch_sizes])
     at_once = sorted({whole_number("batch_sizes", size, least=1, most=slots) for size in batch_sizes} | {slots})
     side = pipe.model.default_size

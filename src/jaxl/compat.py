@@ -24,6 +24,7 @@ from jax.typing import DTypeLike
 from PIL import Image
 
 from jaxl.call import arguments
+from jaxl.call.options import LoadOptions
 from jaxl.diffusion import loop
 from jaxl.diffusion.rows import COLUMNS, Table
 from jaxl.diffusion.tables import build_table
@@ -89,7 +90,7 @@ class FlaxStableDiffusionXLPipeline:
             local_files_only=local_files_only,
         )
         mesh = make_mesh(jax.local_devices()[:1])
-        pipeline = Pipeline(checkpoint, dtype=jnp.float32 if dtype is None else dtype, mesh=mesh)
+        pipeline = Pipeline(checkpoint, LoadOptions(dtype=jnp.float32 if dtype is None else dtype, mesh=mesh))
         build_table(pipeline.model.scheduler, 1, scheduler)  # an unknown name is refused here, not after loading
         params = pipeline.load_params()
         schedule = pipeline.model.scheduler.noise

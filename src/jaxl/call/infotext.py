@@ -12,10 +12,11 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from PIL import ExifTags, Image
 
+from jaxl.call.options import DrawOptions
 from jaxl.diffusion.names import a1111_name
 
 MAX_CHARACTERS = 1_000_000
@@ -49,6 +50,11 @@ FOOOCUS = {
     "version": "Version",
 }
 
+# the options that stand in the text as numbers, with their names in it, and how each is read
+_HINTS = {name: get_args(hint) for name, hint in get_type_hints(DrawOptions, include_extras=True).items()}
+LABELS: dict[str, str] = {name: hint[1] for name, hint in _HINTS.items() if len(hint) == 2 and isinstance(hint[1], str)}
+READERS = {name: int if int in (_HINTS[name][0], *get_args(_HINTS[name][0])) else float for name in LABELS}
+
 # how EXIF's UserComment begins (CIPA DC-008, 4.6.6): with UTF-16, or with what is UTF-8 or less
 WIDE, PLAIN = b"UNICODE\0", (b"ASCII\0\0\0", b"\0" * 8)
 
@@ -61,11 +67,11 @@ def a1111_text(settings: Mapping[str, Any]) -> str:
     """
     sampler, schedule = a1111_name(settings["scheduler"])
     pairs = {
-        "Steps": settings["steps"],
+        LABELS["steps"]: settings["steps"],
         "Sampler": sampler,
         "Schedule type": schedule,
-        "CFG scale": f"{settings['guidance_scale']:.10g}",
-        "Seed": settings["seed"],
+        LABELS["guidance_scale"]: f"{settings['guidance_scale']:.10g}",
+        LABELS["seed"]: settings["seed"],
         "Size": f"{settings['width']}x{settings['height']}",
     }
     if settings.get("resized_to"):
@@ -73,8 +79,8 @@ def a1111_text(settings: Mapping[str, Any]) -> str:
     if settings.get("model"):
         # a path would tell strangers about the machine, and A1111 has names alone
         pairs["Model"] = Path(settings["model"]).name.removesuffix(".safetensors")
-    for label, name in (("Denoising strength", "strength"), ("CFG Rescale phi", "guidance_rescale"), ("Eta", "eta")):
-        if settings.get(name) is not None:
+    for name, label in LABELS.items():
+        if label not in pairs and settings.get(name) is not None:
             pairs[label] = f"{settings[name]:g}"
     if settings.get("clip_skip"):
         # counted from the last layer there, from SDXL's usual second-to-last one here

@@ -10,7 +10,7 @@ from typing import Any, cast
 import numpy as np
 
 from jaxl.call import arguments
-from jaxl.call.arguments import DrawOptions, Guidance, MicroConditioning, Options, Start
+from jaxl.call.options import DEFAULTS, DrawOptions, Guidance, MicroConditioning, Options, Start, check_names, part
 from jaxl.call.prompts import Chunk, read_prompts
 from jaxl.call.sizes import rounds, smallest_that_fits
 from jaxl.call.starts import Paste, Picture, default_size, read_sources, read_starts, span
@@ -136,8 +136,8 @@ def make_plan(
     options: DrawOptions,
 ) -> Plan:
     """The plan of a call of `Pipeline.generate`, which explains the options and what is raised."""
-    arguments.check_names(options)
-    asked: DrawOptions = {**arguments.DEFAULTS, **options}
+    check_names(options)
+    asked: DrawOptions = {**DEFAULTS, **options}
     options = cast(DrawOptions, {name: value for name, value in options.items() if value is not None})
     options = cast(DrawOptions, {**speed(options.get("speed", "exact")), **options})
     each = arguments.whole_number("num_images", asked.get("num_images"), least=1)
@@ -148,7 +148,7 @@ def make_plan(
         name: arguments.prompts_per_image(name, value, prompts, each) for name, value in others.items()
     }
 
-    begin = arguments.part(options, Start)
+    begin = part(options, Start)
     sources = read_sources(begin, model, prompts)
     if model.inpaints and "mask" not in begin:
         raise InputError("mask", None, "this model repaints pictures; pass `image` and `mask`")
@@ -157,7 +157,7 @@ def make_plan(
     height = arguments.image_size("height", options.get("height"), native_height, model.vae.factor)
     pictures, pastes = (None, None) if sources is None else read_starts(begin, sources, model, prompts, width, height)
 
-    sampling = arguments.part(options, Sampling)
+    sampling = part(options, Sampling)
     custom = bool({"timesteps", "sigmas"} & set(sampling))
     steps, scheduler = options.get("steps"), options.get("scheduler")
     if steps is None and not custom:
@@ -176,7 +176,7 @@ def make_plan(
 
     scale = options.get("guidance_scale", preset.guidance_scale)
     latents = options.get("latents")
-    guidance, pag = _scales(arguments.part(options, Guidance), scale, batch, times)
+    guidance, pag = _scales(part(options, Guidance), scale, batch, times)
     guidance, pag = guidance[:, places], pag[:, places]
     distilled = model.unet.time_cond_proj_dim is not None  # takes the scale as an input, in one evaluation
     guided_rows = np.any(guidance > 1, axis=0) & (not distilled)
@@ -211,7 +211,7 @@ def make_plan(
         cached=every > 1,
     )
     branches = [0] * guided + [1] + [1] * perturbed  # of the size ids: the negative ones, the positive ones
-    micro = arguments.part(options, MicroConditioning)
+    micro = part(options, MicroConditioning)
     h, w = height // model.vae.factor, width // model.vae.factor
     from_noise = pictures is None or (skip == 0 and "mask" in begin)
     goes_on = "denoising_start" in begin

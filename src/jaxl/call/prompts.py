@@ -11,16 +11,38 @@ from functools import cache
 
 import numpy as np
 
-from jaxl.errors import InputError, PromptWarning, TruncationWarning
+from jaxl.errors import CheckpointError, InputError, PromptWarning, TruncationWarning
 from jaxl.run.model import Model
 from jaxl.text.chunks import Chunks, chunk, pad
 from jaxl.text.prompt import SYNTAXES, Syntax, is_composed, parse, schedule
 from jaxl.text.tokenizer import Tokenizer
+from jaxl.weights.checkpoint import Checkpoint
+from jaxl.weights.folder import TOKENIZERS
 
 Chunk = dict[str, tuple[np.ndarray, np.ndarray]]  # by text encoder: ids int32 and weights float32, [1, T] each
 
 # every number of chunks is a program of its own, and the memory of attention grows with it
 MAX_CHUNKS = 16
+
+
+def open_tokenizers(checkpoint: Checkpoint, model: Model) -> dict[str, Tokenizer]:
+    """Return the tokenizer of each text encoder, CLIP's own where the checkpoint has none.
+
+    Raises CheckpointError for one that the encoder has no room for.
+    """
+    tokenizers = {}
+    for encoder, cfg in model.text_encoders.items():
+        folder = checkpoint.tokenizers[TOKENIZERS[encoder]]
+        pad = "!" if encoder == "text_encoder_2" else "<|endoftext|>"
+        tokenizer = Tokenizer.clip(pad) if folder is None else Tokenizer.from_dir(folder)
+        # an id or position beyond the table would silently read its last row
+        if tokenizer.vocab_size > cfg.vocab_size or tokenizer.max_length > cfg.max_length:
+            raise CheckpointError(
+                f"{checkpoint.source}: the tokenizer has {tokenizer.vocab_size} ids and {tokenizer.max_length} "
+                f"positions, more than the {cfg.vocab_size} and {cfg.max_length} of {encoder}"
+            )
+        tokenizers[encoder] = tokenizer
+    return tokenizers
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ import numpy as np
 from PIL import Image
 
 from jaxl.call import arguments
-from jaxl.call.arguments import Start
 from jaxl.call.images import (
     Region,
     binarize,
@@ -21,6 +20,7 @@ from jaxl.call.images import (
     read_mask,
     to_array,
 )
+from jaxl.call.options import Start
 from jaxl.call.sizes import nearest_bucket
 from jaxl.errors import InputError
 from jaxl.run.model import Model

@@ -125,7 +125,7 @@ def bench(
         devices=None if devices is None else read_counts("devices", devices),
         guidance=guidance,
         dtype=dtype,
-        vae_dtype=None if vae_dtype == AUTO else vae_dtype,
+        vae_dtype=vae_dtype,
         warmup=read_count("warmup", warmup),
         runs=read_count("runs", runs),
         startup=startup,
@@ -197,7 +197,7 @@ class _Options:
     devices: list[int] | None
     guidance: float
     dtype: str
-    vae_dtype: str | None
+    vae_dtype: str
     warmup: int
     runs: int
     startup: bool
@@ -219,7 +219,8 @@ class _Options:
 
         from jaxl.bench import measure
         from jaxl.bench.report import make_report
-        from jaxl.pipeline import open_pipeline
+        from jaxl.call.options import LoadOptions
+        from jaxl.loading import open_pipeline
         from jaxl.run.sharding import make_mesh
 
         # reading programs from disk would hide how long they take to compile
@@ -233,10 +234,9 @@ class _Options:
         if jax.process_count() > 1 and counts != [len(found)]:
             raise InputError("devices", self.devices, "several hosts measure on all they have; leave it out")
         platform = found[0][0].platform
-        dtype = self.dtype if self.dtype != AUTO else "float32" if platform == "cpu" else "bfloat16"
         meshes = {count: make_mesh([device for chip in found[:count] for device in chip]) for count in counts}
         pipes = {
-            count: open_pipeline(path, dtype=dtype, vae_dtype=self.vae_dtype, mesh=mesh)
+            count: open_pipeline(path, LoadOptions(dtype=self.dtype, vae_dtype=self.vae_dtype, mesh=mesh))
             for count, mesh in meshes.items()
         }
         pipe = pipes[counts[0]]
@@ -255,7 +255,7 @@ class _Options:
             command=shlex.join(["jaxl", *sys.argv[1:]]),
             devices=[chip[0] for chip in found],
             model=self.model,
-            dtype=dtype,
+            dtype=str(pipe.dtype),
             vae_dtype=_vae_dtype(pipe),
             prompt=PROMPT,
             warmup=self.warmup,

@@ -77,7 +77,9 @@ def compile_programs(
             for width, height, images in asked:
                 if images not in opened:
                     opened[images] = Opener(dtype, shard_params, images, local_files_only, progress)(
-                        {"model": model, "revision": revision, "variant": variant},
+                        model,
+                        revision=revision,
+                        variant=variant,
                         unet=unet,
                         vae=vae,
                         vae_tile=vae_tile,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypedDict, Unpack
+from typing import Annotated, Any, TypedDict, Unpack
 
 import numpy as np
 
@@ -108,7 +108,8 @@ class Sampling(TypedDict, total=False):
     the steps; `timestep_spacing` and `final_sigmas_type` replace what the checkpoint says.
     """
 
-    eta: float | None
+    # beside the type, its name in the settings that A1111 and its kin write into pictures
+    eta: Annotated[float | None, "Eta"]
     s_churn: float | None
     s_tmin: float | None
     s_tmax: float | None

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
-from jaxl.call.infotext import read_a1111_text, text_of
+from jaxl.call.infotext import LABELS, READERS, read_a1111_text, text_of
 from jaxl.diffusion.names import AUTOMATIC, find_name
 from jaxl.diffusion.tables import SOLVERS
 from jaxl.errors import InputError
@@ -28,14 +28,6 @@ router = APIRouter(prefix="/v1/images", tags=["jaxl"], responses=RESPONSES)
 
 SCHEDULES = {name: solver.schedules for name, solver in SOLVERS.items()}
 A1111_SIZE = re.compile(r"([0-9]{1,6})x([0-9]{1,6})")
-NUMBERS: Mapping[str, tuple[str, type[int] | type[float]]] = {
-    "Steps": ("steps", int),
-    "CFG scale": ("guidance_scale", float),
-    "CFG Rescale phi": ("guidance_rescale", float),
-    "Seed": ("seed", int),
-    "Eta": ("eta", float),
-    "Denoising strength": ("strength", float),
-}
 # what is said there of a picture and changes nothing in it, and values that ask for nothing
 NOTES = {"Version", "Model hash", "VAE hash", "Created Date", "User", "Init image hash", "metadata_scheme"}
 NOTHING = ("", "None", "[]", "{}", "False", "false", "null", "Automatic")
@@ -81,12 +73,12 @@ def a1111_settings(known: Mapping[str, str], default: str, model: str = "") -> d
         "prompt_syntax": "lenient",  # as it was read there
         **_scheduler(left, default),
     }
-    for label, (name, read) in NUMBERS.items():
+    for name, label in LABELS.items():
         # the strength is that of a second pass where there is one
-        if label == "Denoising strength" and any(other.startswith("Hires ") for other in left):
+        if name == "strength" and any(other.startswith("Hires ") for other in left):
             continue
         with suppress(KeyError, ValueError, OverflowError):
-            number = read(left[label])
+            number = READERS[name](left[label])
             if math.isfinite(number):
                 found[name] = number
                 del left[label]

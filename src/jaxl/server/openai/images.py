@@ -23,6 +23,7 @@ from starlette.responses import Response
 from starlette.routing import Match
 from starlette.types import Scope
 
+from jaxl.call.options import DrawOptions
 from jaxl.engine import Drawn, Preview, Progress, Result, Status
 from jaxl.errors import InputError
 from jaxl.server import logs
@@ -115,18 +116,12 @@ class Asked(BaseModel):
         width, height = (None, None) if self.size in (None, "auto") else map(int, self.size.split("x"))
         return {
             "prompt": self.prompt,
-            "negative_prompt": self.negative_prompt,
             "num_images": self.n,
             "width": width,
             "height": height,
             "steps": self.num_inference_steps,
-            "guidance_scale": self.guidance_scale,
-            "guidance_rescale": self.guidance_rescale,
-            "seed": self.seed,
-            "scheduler": self.scheduler,
-            "eta": self.eta,
-            "clip_skip": self.clip_skip,
-            "prompt_syntax": self.prompt_syntax,
+            # the others have the names that they have there
+            **{name: getattr(self, name) for name in Asked.model_fields if name in DrawOptions.__annotations__},
         }
 
 
