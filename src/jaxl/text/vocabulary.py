@@ -76,7 +76,7 @@ def clip_vocabulary(pad: Literal["<|endoftext|>", "!"] = EOS) -> Vocabulary:
 
 
 def _byte_symbols() -> list[str]:
-    """Return one visible character per byte, in CLIP's order: the visible ones of Latin-1, then the rest from U+0100."""
+    """Return one visible character per byte, in CLIP's order: the visible of Latin-1, then the rest from U+0100 on."""
     visible = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     return [chr(b) for b in visible] + [chr(256 + n) for n in range(256 - len(visible))]
 
