@@ -10,7 +10,7 @@ from jaxl.engine.backend import Backend, Batch
 from jaxl.engine.forecast import Average
 from jaxl.engine.request import Ticket
 
-# one step of priority is worth so many seconds of waiting
+# seconds of waiting that one step of priority is worth
 PRIORITY_SECONDS = 10.0
 
 

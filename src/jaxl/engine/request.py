@@ -1,4 +1,4 @@
-"""What a caller gives to the engine, and what the engine tells it: requests, tickets, events."""
+"""A caller's requests to the engine, their tickets and results, and the events in between."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ def occupied(size: int) -> int:
 def tpu_attention(
     q: Array, k: Array, v: Array, heads: int, *, lengths: Array | None = None, interpret: bool = False
 ) -> Array:
-    """q [B, T, N*D], k and v [B, S, N*D] -> [B, T, N*D], softmax in float32. `lengths`, int32 [B], as `attention`."""
+    """q [B, T, N*D], k and v [B, S, N*D] -> [B, T, N*D], softmax in float32. `lengths` as in `attention`."""
     run = partial(_attention, heads=heads, interpret=interpret)
     return by_image(run, (q, k, v) if lengths is None else (q, k, v, lengths))
 

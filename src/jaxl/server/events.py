@@ -111,7 +111,7 @@ async def status(http: HttpRequest, id: str, service: CurrentService) -> dict[st
 
 @router.delete("/{id}")
 async def cancel(id: str, service: CurrentService) -> dict[str, Any]:
-    """Give up on a request; who waits for its answer gets an error of status 499. A kept one is forgotten."""
+    """Give up on a request; a client that waits for its answer gets an error of status 499. Forget a kept one."""
     kept = None if id in service.live else service.requests.take(id)
     if kept is None:
         _find(id, service).ticket.cancel()

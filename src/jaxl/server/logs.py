@@ -59,7 +59,7 @@ def configure(stream: TextIO | None = None, level: int = logging.INFO) -> None:
 
 
 def take_over() -> None:
-    """`configure`, and let nothing but these lines get to standard error for as long as the process lives.
+    """Do as `configure`, and let nothing but these lines get to standard error for as long as the process lives.
 
     Whatever libraries log or print, and uncaught errors, are lines of the log too. Output from outside of
     Python is not caught.

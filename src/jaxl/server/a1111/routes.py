@@ -119,7 +119,7 @@ async def img2img(http: HttpRequest, asked: Img2Img, service: CurrentService) ->
 
 @router.get("/progress")
 async def progress(service: CurrentService, jobs: Jobs, skip_current_image: bool = False) -> Progress:
-    """Say how far the requests are that the caller has made."""
+    """How far the requests are that the caller has made."""
     tickets = [job.stream.ticket for job in jobs]
     statuses = [service.engine.status(ticket) for ticket in tickets]
     done, total = (sum(getattr(status, name) for status in statuses) for name in ("done", "total"))

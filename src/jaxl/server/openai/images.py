@@ -163,7 +163,7 @@ class Edit(Sent, Masked):
 
 
 class EditInJson(Asked, Masked):
-    """The body of `/v1/images/edits` where it is no form."""
+    """The body of `/v1/images/edits`, where it is no form."""
 
     model_config = ConfigDict(strict=True)
 

@@ -80,7 +80,7 @@ class Fleet:
         self._sending: dict[asyncio.Future[Message | None], int] = {}  # calls without an answer: their images
         self._counts: dict[str, int] = dict.fromkeys(("images", "done", "failed", "cancelled", "refused", "rows"), 0)
         self._image_rate, self._row_rate = Window(), Window()
-        self._replicas: set[str] = set()  # the ids of those there are
+        self._replicas: set[str] = set()  # the ids of the live ones
         self._said: dict[str, Stats] = {}  # the last counts of each, also of those that are gone
         self._served_at = time.monotonic()
         self._wake = threading.Condition()
