@@ -2,10 +2,9 @@
 
     from jaxl.compat import FlaxStableDiffusionXLPipeline
 
-The calls, shapes and conventions are the removed class's; what was wrong with it is not. Weights compute in the
-dtype they have, the scheduler is never rounded, guidance may differ from image to image, guidance of 1 or less costs
-one pass, and only the batch, the size and the kind of guidance compile anew. New programs are better served by
-`jaxl.from_pretrained`.
+The calls, shapes and conventions are the removed class's; its faults are not. Weights compute in the dtype they
+have, the scheduler is never rounded, guidance may differ from image to image, guidance of 1 or less costs one pass,
+and only the batch, the size and the kind of guidance compile anew. New programs should use `jaxl.from_pretrained`.
 """
 
 from __future__ import annotations
@@ -77,7 +76,7 @@ class FlaxStableDiffusionXLPipeline:
 
         `params` has the keys `unet`, `vae`, `text_encoder`, `text_encoder_2` and `scheduler`; the last is
         informative, and survives being popped, cast and put back. `split_head_dim`, `from_pt` and
-        `use_memory_efficient_attention` chose between implementations that are one here, and change nothing.
+        `use_memory_efficient_attention` chose between implementations; here there is one, and they change nothing.
         `scheduler` is one of jaxl's names.
         """
         enable_disk_cache()
@@ -99,7 +98,7 @@ class FlaxStableDiffusionXLPipeline:
         }
 
     def prepare_inputs(self, prompt: str | Sequence[str]) -> np.ndarray:
-        """Token ids int32 [B, 2, 77]: the same text for both tokenizers ([B, 1, 77] for the refiner)."""
+        """Return token ids int32 [B, 2, 77]: the same text for both tokenizers ([B, 1, 77] for the refiner)."""
         prompts = arguments.prompts_per_image("prompt", prompt, None, 1)
         return np.stack([t.encode(prompts).ids for t in self.pipeline.tokenizers.values()], axis=1)
 
@@ -166,7 +165,7 @@ class FlaxStableDiffusionXLPipeline:
         neg_prompt_ids: Array | None = None,
         return_latents: bool = False,
     ) -> Array:
-        """One device's share, to be traced by `jax.jit` or `jax.pmap` and compiled ahead of time.
+        """Make one device's share, to be traced by `jax.jit` or `jax.pmap` and compiled ahead of time.
 
         Steps, height, width and `return_latents` are static. Nothing can be raised from inside, so NaN stays NaN.
         """
@@ -179,7 +178,7 @@ class FlaxStableDiffusionXLPipeline:
         return out
 
     def _map(self, params: Params, inputs: Any, table: Any, **static: Any) -> tuple[Array, Array]:
-        """`_sample` on each device: the leading axis of everything but the table is that of the devices."""
+        """Run `_sample` on each device; the leading axis of everything but the table counts devices."""
         devices = inputs[0].shape[0]
         mesh = make_mesh(jax.devices()[:devices])
 
@@ -203,7 +202,7 @@ class FlaxStableDiffusionXLPipeline:
         guided: bool,
         return_latents: bool,
     ) -> tuple[Array, Array]:
-        """Images [B, H, W, 3] or NCHW latents, and whether each is finite [B]."""
+        """Return images [B, H, W, 3] or NCHW latents, and whether each is finite [B]."""
         model = self.pipeline.model
         prompt_ids, neg_prompt_ids, key, scale, latents = inputs
         b = prompt_ids.shape[0]
@@ -244,18 +243,18 @@ class FlaxStableDiffusionXLPipeline:
         return networks | tokenizers
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], params: Params) -> None:
-        """As `Pipeline.save_pretrained`; `params` may hold the scheduler's state."""
+        """Save as `Pipeline.save_pretrained` does; `params` may hold the scheduler's state."""
         self.pipeline.save_pretrained(save_directory, {k: v for k, v in params.items() if k != "scheduler"})
 
     @staticmethod
     def numpy_to_pil(images: Any) -> list[Image.Image]:
-        """Images [B, H, W, 3] or [H, W, 3] in 0..1 as PIL images."""
+        """Return images [B, H, W, 3] or [H, W, 3] in 0..1 as PIL images."""
         images = np.asarray(images)
         images = images[None] if images.ndim == 3 else images
         return [Image.fromarray((image * 255).round().astype(np.uint8)) for image in images]
 
     def set_progress_bar_config(self, **kwargs: Any) -> None:
-        """Accepted and without effect: everything runs in one dispatch, so there is no bar to configure."""
+        """Do nothing: everything runs in one dispatch, so there is no bar to configure."""
 
     def _size(self, height: int | None, width: int | None) -> tuple[int, int]:
         model = self.pipeline.model
@@ -281,12 +280,12 @@ class FlaxStableDiffusionXLPipeline:
 
 
 def _traced(table: Table) -> tuple[np.ndarray, np.generic, np.generic]:
-    """A table as arguments of a program: rows, rows used, initial scale."""
+    """Return a table as arguments of a program: rows, rows used, initial scale."""
     return table.rows, np.int32(table.used), np.float32(table.init_scale)
 
 
 def _key_data(key: Any) -> Any:
-    """A key or an array of keys as uint32 words, whether old style or new."""
+    """Return a key or an array of keys as uint32 words, whether old style or new."""
     return jax.random.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key
 
 

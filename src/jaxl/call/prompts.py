@@ -1,4 +1,4 @@
-"""What each branch of each image is told, step by step: prompts as chunks of token ids and weights."""
+"""Prompts as chunks of token ids and weights, for each branch of each image at each step."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from jaxl.weights.folder import TOKENIZERS
 
 Chunk = dict[str, tuple[np.ndarray, np.ndarray]]  # by text encoder: ids int32 and weights float32, [1, T] each
 
-# every number of chunks is a program of its own, and the memory of attention grows with it
+# each number of chunks needs a program of its own, and the memory of attention grows with it
 MAX_CHUNKS = 16
 
 
@@ -49,20 +49,20 @@ def open_tokenizers(checkpoint: Checkpoint, model: Model) -> dict[str, Tokenizer
 class Texts:
     """Texts by version, image and branch, as chunks; None where the embedding is zeros.
 
-    `versions` are the steps at which any text changes, the first one 0. Branches are the negative one, if there is one,
-    and the positive one.
+    A version begins at each step at which a text changes; `versions` are these steps, the first one 0. The branches are
+    the negative prompt, if there is one, and the positive one.
     """
 
     versions: tuple[int, ...]
     chunks: list[list[list[list[Chunk] | None]]]
 
     def version(self, step: int) -> int:
-        """The index of the version that holds at a step."""
+        """Return the index of the version that holds at a step."""
         return bisect_right(self.versions, step) - 1
 
     @property
     def most(self) -> int:
-        """The most chunks that any text has."""
+        """The largest number of chunks that a text has."""
         return max(len(text or [{}]) for images in self.chunks for branches in images for text in branches)
 
 
@@ -76,11 +76,11 @@ def read_prompts(
     syntax: Syntax,
     guided: bool,
 ) -> Texts:
-    """The texts of `batch` images over a schedule of `steps`.
+    """Return the texts of `batch` images over a schedule of `steps`.
 
     `given` maps the arguments `prompt`, `prompt_2`, `negative_prompt` and `negative_prompt_2`, where they are, to one
-    text for each image. Raises InputError for a text that breaks the syntax; warns of words that the plain one loses,
-    and of an `AND` that the lenient one takes as a word.
+    text for each image. Raises InputError for a text that breaks the syntax; warns of words that the plain
+    syntax loses, and of an `AND` that the lenient one takes as a word.
     """
     if syntax not in SYNTAXES:
         raise InputError("prompt_syntax", syntax, f"give one of {', '.join(map(repr, SYNTAXES))}")
@@ -101,7 +101,7 @@ def read_prompts(
         return chunks
 
     def sources(prefix: str, image: int) -> dict[str, tuple[str, str]] | None:
-        """For each text encoder the argument it reads, and its text; None for zeros."""
+        """Return for each text encoder the argument it reads, and its text; None for zeros."""
         first, second = f"{prefix}prompt", f"{prefix}prompt_2"
         if first not in given and second not in given and model.zero_negative:
             return None
@@ -130,7 +130,7 @@ def read_prompts(
 
 
 def _cut(tokenizer: Tokenizer, argument: str, text: str) -> Chunks:
-    """The one chunk of a text that is taken literally."""
+    """Return the one chunk of a text in the plain syntax; warn of what is cut."""
     encoded = tokenizer.encode([text], argument)
     if encoded.lost[0]:
         message = f"{argument} is cut at {tokenizer.max_length} tokens; lost: {encoded.lost[0]!r}"
@@ -139,7 +139,7 @@ def _cut(tokenizer: Tokenizer, argument: str, text: str) -> Chunks:
 
 
 def _warn(message: str, category: type[PromptWarning]) -> None:
-    """Warn whoever called jaxl: the first frame outside of it."""
+    """Warn with the first frame outside of jaxl as the place."""
     frame, level = sys._getframe(), 1
     while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("jaxl."):
         frame, level = frame.f_back, level + 1

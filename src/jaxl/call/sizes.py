@@ -1,4 +1,4 @@
-"""Sizes of images that SDXL knows, and numbers of images that are compiled for."""
+"""Sizes of images that SDXL knows, and batch sizes of compiled programs."""
 
 from __future__ import annotations
 
@@ -38,17 +38,17 @@ BUCKETS: tuple[Size, ...] = (
 
 
 def buckets_for(side: int, factor: int = 8) -> tuple[Size, ...]:
-    """SDXL's sizes for a model whose native size is `side`, in multiples of `factor`, the VAE's pixels per latent.
+    """Return SDXL's sizes for a model of native size `side`, in multiples of `factor`, the VAE's pixels per latent.
 
-    A scaled side is rounded to the nearest multiple: native sides that divide 1024 need none, as 256 gives multiples of
-    16. Where rounding makes two sizes equal, one is left.
+    A scaled side is rounded to the nearest multiple: native sides that divide 1024 need no rounding, as 256 gives
+    multiples of 16. Where rounding makes two sizes equal, one is left.
     """
     scaled = [(_scaled(width, side, factor), _scaled(height, side, factor)) for width, height in BUCKETS]
     return tuple(dict.fromkeys(scaled))
 
 
 def nearest_bucket(width: float, height: float, side: int = NATIVE_SIDE) -> Size:
-    """The size, of a model whose native size is `side`, whose aspect is nearest to that of `width` x `height`.
+    """Return the size whose aspect is nearest to that of `width` x `height`, for a model whose native size is `side`.
 
     Aspects are compared by logarithm, so that landscape and portrait are treated alike.
     """
@@ -56,7 +56,7 @@ def nearest_bucket(width: float, height: float, side: int = NATIVE_SIDE) -> Size
 
 
 def aspect_bucket(argument: str, value: Any, side: int = NATIVE_SIDE) -> Size:
-    """The size for an aspect such as "16:9", "3:2" or "2.39:1", width first, from 1:4 to 4:1.
+    """Return the size for an aspect such as "16:9", "3:2" or "2.39:1", width first, from 1:4 to 4:1.
 
     Raises InputError, naming `argument`.
     """
@@ -71,19 +71,19 @@ def aspect_bucket(argument: str, value: Any, side: int = NATIVE_SIDE) -> Size:
 
 
 def smallest_that_fits(batch: int, sizes: Sequence[int]) -> int:
-    """The smallest of the allowed batch sizes that holds `batch` images, or the largest of all if none does."""
+    """Return the smallest allowed batch size that holds `batch` images, or the largest of all if none does."""
     return min((size for size in sizes if size >= batch), default=max(sizes))
 
 
 def rounds(images: int, sizes: Sequence[int]) -> list[int]:
-    """How many images each dispatch draws, in as few dispatches as `sizes` allow, and then with the least padding.
+    """Return how many images each dispatch draws: the fewest dispatches, and among these the least padding.
 
-    Each is run at the batch size that `smallest_that_fits`; all but the last are full.
+    Each runs at the size of `smallest_that_fits`; all but the last are full.
     """
     largest = max(sizes)
     count = -(-images // largest)
     spare = count * largest - images
-    # what each size saves against the largest; for every saving in all that is possible, the fewest that add up to it.
+    # the places that each size saves against the largest; for each possible total, the fewest savings that add up to it
     savings = sorted({largest - size for size in sizes} - {0})
     fewest: dict[int, list[int]] = {0: []}
     for total in range(1, spare + 1):

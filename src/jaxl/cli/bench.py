@@ -136,7 +136,7 @@ def bench(
     def measure() -> list[dict[str, Any]]:
         with machines.joined() as number, progress_bars(not quiet and to_terminal()) as progress:
             report = in_background(lambda: options.measure(progress))
-        if number:  # what is measured is the same on all hosts, and the first one says it
+        if number:  # all hosts measure the same, and the first one reports it
             raise typer.Exit
         return [report]
 
@@ -161,7 +161,7 @@ def merge(
 def _report(
     measure: Callable[[], list[dict[str, Any]]], prices: Path | None, output: Path | None, as_json: bool
 ) -> None:
-    """Print and write what `measure` finds; where that cannot be written is told before."""
+    """Print and write the results of `measure`; refuse a folder that cannot be written before it measures."""
     from jaxl.bench.prices import DEFAULT, read_prices
     from jaxl.bench.report import priced, tables
 
@@ -187,7 +187,7 @@ def _report(
 
 @dataclass(frozen=True)
 class _Options:
-    """What is asked for; sizes and devices are None where the model and the machine decide."""
+    """The options of the command; sizes and devices are None where the model and the machine decide."""
 
     model: str
     sizes: list[tuple[int, int]] | None
@@ -205,7 +205,7 @@ class _Options:
     quiet: bool
 
     def measure(self, progress: ShowProgress | None) -> dict[str, Any]:
-        """The report of all combinations. What cannot work is refused before anything is loaded or compiled."""
+        """Return the report of all combinations. Options that cannot work are refused before anything is loaded."""
         from jaxl.bench.peers import Opening, Peer, check_peer
 
         for name in self.peers:
@@ -264,7 +264,7 @@ class _Options:
         )
 
     def _path(self) -> str:
-        """The model, of which a random one is written first if need be."""
+        """Return the model's name or folder; a random model is written first if need be."""
         if not self.model.startswith(RANDOM):
             return self.model
         from jaxl.bench.random_model import ensure_random_model, random_folder
@@ -285,7 +285,7 @@ class _Options:
         )
 
     def _startups(self, path: str, progress: ShowProgress | None) -> list[Startup]:
-        """Measured before this process takes a device, because a TPU, or a GPU's memory, serves one at a time."""
+        """Measure start-ups, before this process takes a device: a TPU, or a GPU's memory, serves one at a time."""
         from jaxl.bench.startup import count_devices, measure_startup
         from jaxl.run.model import Model
         from jaxl.weights.source import open_checkpoint
@@ -299,7 +299,7 @@ class _Options:
     def _openings(
         self, opening: Callable[..., Any], pipe: Pipeline, workloads: Sequence[Workload], platform: str
     ) -> list[Any]:
-        """What each peer opens: the very files that jaxl reads."""
+        """Return what each peer is to open: the very files that jaxl reads."""
         from jaxl.bench.peers import check_scheduler
 
         file = pipe.checkpoint.files()[0]

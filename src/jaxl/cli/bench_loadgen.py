@@ -176,7 +176,7 @@ def _open(
 
 
 def _refuse(options: Mapping[str, Any], remedy: str) -> None:
-    """Raise InputError for the first of these options that was given."""
+    """Raise InputError for the first of the options that was given."""
     for name, value in options.items():
         if value is not None:
             raise InputError(name, str(value), remedy)

@@ -99,7 +99,7 @@ def estimate(
 
 
 def _lines(report: Mapping[str, Any]) -> Iterator[str]:
-    """The report as text."""
+    """Yield the lines of the report."""
     where = f"{report['chips']} x {report['chip']} ({report['topology']})"
     yield f"{report['model']} on {where}: {report['batch']} images of {report['size']}, {report['steps']} guided steps"
     yield f"{report['dtype']}, autoencoder {report['vae_dtype']}; estimated by the compiler, not measured"

@@ -44,7 +44,7 @@ FIELDS = {
     },
     "steps": "parameters.num_inference_steps",
 }
-# how PNG, JPEG and WebP files begin in base64, and data URLs
+# the beginnings of PNG, JPEG and WebP files in base64, and of data URLs
 PICTURES = ("iVBORw0KGgo", "/9j/", "UklGR", "data:image/")
 
 router = APIRouter(tags=["Hugging Face"], dependencies=[Depends(fields(FIELDS))], responses=RESPONSES)
@@ -56,14 +56,14 @@ class TargetSize(BaseModel):
 
 
 class Pictures(BaseModel):
-    """Where `inputs` is the prompt, as inpainting has them."""
+    """The pictures to start from where `inputs` is the prompt, as in inpainting."""
 
     image: str | None = Field(None, description="A PNG, JPEG or WebP picture in base64 to start from.")
     mask_image: str | None = Field(None, description="A picture of the same size, white where to paint anew.")
 
 
 class Parameters(Pictures):
-    """Null is not given, and fields of other models are passed over."""
+    """Null counts as not given, and fields of other models are passed over."""
 
     prompt: str | None = Field(None, description="Then `inputs` is the picture to start from.")
     negative_prompt: str | None = None
@@ -128,7 +128,7 @@ async def _draw(http: HttpRequest, asked: Asked, service: Service, model: str | 
 
 
 def accepted(header: str) -> Format:
-    """The kind of file that an Accept header prefers; PNG where it leaves the choice. Raises ApiError."""
+    """Return the kind of file that an Accept header prefers; PNG where it leaves the choice. Raises ApiError."""
     weights: dict[str, float] = {}
     for part in header.split(","):
         kind, *parameters = (each.strip().lower() for each in part.split(";"))
@@ -146,12 +146,12 @@ def accepted(header: str) -> Format:
 
 
 def _is_picture(asked: Asked, wanted: Parameters) -> bool:
-    """Whether `inputs` is the picture to start from."""
+    """Return whether `inputs` is the picture to start from."""
     return wanted.prompt is not None or asked.inputs.startswith(PICTURES)
 
 
 def _source(http: HttpRequest, asked: Asked, wanted: Parameters, max_pixels: int) -> Source | None:
-    """The picture to start from, if there is one, and its mask; errors name the fields that they were sent in."""
+    """Return the picture to start from, if there is one, and its mask; errors name the fields that held them."""
     picture = _only(
         {
             "inputs": asked.inputs if _is_picture(asked, wanted) else None,
@@ -173,7 +173,7 @@ def _source(http: HttpRequest, asked: Asked, wanted: Parameters, max_pixels: int
 
 
 def _only(given: Mapping[str, str | None]) -> tuple[str, str] | None:
-    """The field that is given, and its value. Raises ApiError for more than one."""
+    """Return the field that is given, and its value. Raises ApiError for more than one."""
     found = [(name, data) for name, data in given.items() if data is not None]
     if len(found) > 1:
         name = found[1][0]

@@ -28,10 +28,10 @@ router = APIRouter(prefix="/v1/images", tags=["jaxl"], responses=RESPONSES)
 
 SCHEDULES = {name: solver.schedules for name, solver in SOLVERS.items()}
 A1111_SIZE = re.compile(r"([0-9]{1,6})x([0-9]{1,6})")
-# what is said there of a picture and changes nothing in it, and values that ask for nothing
+# names that tell of a picture but change nothing in it, and values that ask for nothing
 NOTES = {"Version", "Model hash", "VAE hash", "Created Date", "User", "Init image hash", "metadata_scheme"}
 NOTHING = ("", "None", "[]", "{}", "False", "false", "null", "Automatic")
-# of what is not read, so many are told, each so long
+# limits of `unread`: entries, and characters of each
 MOST_UNREAD, LONGEST_UNREAD = 100, 200
 
 
@@ -62,15 +62,15 @@ def _settings(data: str, server: Settings) -> dict[str, Any]:
 
 
 def a1111_settings(known: Mapping[str, str], default: str, model: str = "") -> dict[str, Any]:
-    """What jaxl calls the settings that a text of A1111 has. What cannot be read is in a list, `unread`.
+    """Return the settings of a text of A1111 by jaxl's names. The list `unread` has those that cannot be read.
 
-    `default` is the scheduler that a type of schedule alone is for, `model` the name of the one that draws.
+    `default` is the scheduler to which a type of schedule alone applies, `model` the name of the model that draws.
     """
     left = dict(known)
     found: dict[str, Any] = {
         "prompt": left.pop("Prompt", ""),
         "negative_prompt": left.pop("Negative prompt", ""),
-        "prompt_syntax": "lenient",  # as it was read there
+        "prompt_syntax": "lenient",  # A1111 read it so
         **_scheduler(left, default),
     }
     for name, label in LABELS.items():
@@ -96,7 +96,7 @@ def a1111_settings(known: Mapping[str, str], default: str, model: str = "") -> d
 
 
 def _scheduler(left: dict[str, str], default: str) -> dict[str, str]:
-    """The scheduler, if it can be read; what it was read from is taken out of `left`."""
+    """Read the scheduler, if that can be, and take the fields it was read from out of `left`."""
     sampler, label = left.get("Sampler"), "Schedule type" if "Schedule type" in left else "Scheduler"
     schedule = left.get(label) or None
     name, read = None, ("Sampler", label)

@@ -1,4 +1,4 @@
-"""How long a text is, for those who write one."""
+"""The length of a prompt in tokens, for people who write one."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 Names and meanings are those of its version 1.10 (https://github.com/AUTOMATIC1111/stable-diffusion-webui,
 `modules/api`), with these differences. A field that is left out has the model's own value: its size, steps, guidance
 and sampler. A field that asks for what jaxl lacks is refused by name rather than passed over. The web UI has one user;
-here `progress`, `interrupt` and `skip` are about the requests of whoever asks, so that nobody sees or stops another's.
+here `progress`, `interrupt` and `skip` are about the caller's own requests, so that nobody sees or stops another's.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from jaxl.server.pictures import decode
 from jaxl.server.service import CurrentService, Service, Stream
 from jaxl.server.work import Work
 
-# how often each image is shown to those who ask for progress
+# how many previews of each image `progress` can show
 PREVIEWS = 5
 
 # routes that jaxl lacks, and why
@@ -72,7 +72,7 @@ class Read(BaseModel):
 
 
 class Progress(BaseModel):
-    """Of the requests of whoever asks; `job_count` of `state` counts images."""
+    """The progress of the caller's requests; `job_count` of `state` counts images."""
 
     progress: float
     eta_relative: float
@@ -83,7 +83,7 @@ class Progress(BaseModel):
 
 @dataclass(eq=False)
 class Job:
-    """A request that is being drawn, for an `owner`; `preview` is what was last seen of it."""
+    """A request that is being drawn, for an `owner`, and its last `preview`."""
 
     owner: tuple[str, str]
     stream: Stream
@@ -91,12 +91,12 @@ class Job:
 
 
 def owner_of(http: HttpRequest) -> tuple[str, str]:
-    """Who asks, as far as a server can tell: an address and a key."""
+    """Return the caller, as far as a server can tell: an address and a key."""
     return http.client.host if http.client else "", http.headers.get("authorization", "")
 
 
 def jobs_of(http: HttpRequest) -> list[Job]:
-    """Those of whoever asks, the oldest first."""
+    """Return the caller's jobs, the oldest first."""
     owner = owner_of(http)
     return [job for job in _all_jobs(http) if job.owner == owner]
 
@@ -178,7 +178,7 @@ async def options(service: CurrentService) -> dict[str, Any]:
 
 @router.post("/options")
 async def set_options(wanted: dict[str, Any], service: CurrentService) -> None:
-    """Nothing is kept, so that users do not change each other's pictures: what would have to be is refused."""
+    """Keep nothing, so that users do not change each other's pictures; refuse options that would have to be kept."""
     if overrides(wanted, service.settings):
         remedy = "options are not kept here; send it with each request, in override_settings"
         raise refusal(CLIP_SKIP, wanted[CLIP_SKIP], remedy)
@@ -259,7 +259,7 @@ async def memory() -> dict[str, dict[str, str]]:
 @router.post("/refresh-loras")
 @router.post("/refresh-vae")
 async def refresh() -> None:
-    """There is one model, and none of the others."""
+    """Do nothing: there is one model, and none of the other files."""
 
 
 @router.post("/unload-checkpoint")
@@ -287,7 +287,7 @@ async def png_info(asked: PngInfo, service: CurrentService) -> Read:
 
 
 async def lacking(http: HttpRequest) -> None:
-    """Say by name what jaxl lacks."""
+    """Refuse by name what jaxl lacks."""
     name = http.scope["route"].path.removeprefix(f"{router.prefix}/")
     raise ApiError(404, f"{name}: jaxl lacks it; {LACKING.get(name, 'there is no ControlNet')}")
 
@@ -301,7 +301,7 @@ for _name in LACKING:
 async def _draw(
     http: HttpRequest, service: Service, asked: Asked, arguments: Mapping[str, Any], source: Source | None
 ) -> Drawn:
-    """Draw, telling `progress` on the way; `source` is laid over what a mask leaves as it is."""
+    """Draw, with a job for `progress` meanwhile; `source` is laid over the parts that a mask keeps."""
     jobs = _all_jobs(http)
     async with service.attended(http, arguments, previews=PREVIEWS, policy=service.policy("nearest")) as stream:
         work = Work(service, stream, source)
@@ -316,7 +316,7 @@ async def _draw(
             jobs.remove(job)
     made = [work.settings(*drawn) for drawn in enumerate(result.images)]
     files = [(await work.file(*drawn)).data for drawn in enumerate(result.images)] if asked.send_images else []
-    unsaid = {"override_settings", "alwayson_scripts"}  # which may hold what JSON cannot
+    unsaid = {"override_settings", "alwayson_scripts"}  # these may hold values that JSON cannot
     if isinstance(asked, Img2Img) and not asked.include_init_images:
         unsaid |= {"init_images", "mask"}
     return Drawn(
@@ -341,7 +341,7 @@ def _all_jobs(http: HttpRequest) -> list[Job]:
 
 
 def _info(made: Sequence[Mapping[str, Any]], seeds: Sequence[int], asked: Asked) -> dict[str, Any]:
-    """What `Processed.js` of the web UI says of images; `made` are their settings."""
+    """Return the `info` of images, with the fields of `Processed.js` in the web UI; `made` are their settings."""
     first, count = made[0], len(made)
     negative = first.get("negative_prompt", "")
     return {

@@ -131,7 +131,7 @@ async def _events(work: Work, head: dict[str, Any]) -> AsyncIterator[bytes]:
                 calls[image] = await _call(work, image, picture)
                 yield told(f"{TOOL}_call.completed", item_id=_id(work, image), output_index=image)
                 yield told("output_item.done", output_index=image, item=calls[image])
-    await work.stream.result()  # for its error, if it has one
+    await work.stream.result()  # raises its error, if it has one
     yield told("completed", response=_completed(head, [calls[image] for image in images]))
 
 

@@ -1,4 +1,4 @@
-"""What `serve run jaxl.server.ray:app` runs, and a RayService: its arguments and the application made of them."""
+"""The application that `serve run jaxl.server.ray:app` or a RayService runs, and its arguments."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Arguments(BaseModel):
 
 
 def app(arguments: dict[str, Any]) -> Any:
-    """The application; see `Arguments`. Raises pydantic's ValidationError, and InputError."""
+    """Return the application; see `Arguments`. Raises pydantic's ValidationError, and InputError."""
     given = Arguments.model_validate(arguments)
     sizes = tuple(_size(text) for text in given.size.split(",") if text)
     options = {
@@ -108,8 +108,8 @@ def app(arguments: dict[str, Any]) -> Any:
 
 
 def open_model(model: str, options: dict[str, Any]) -> Any:
-    """The backend of a replica, in its process."""
-    from jaxl.backend import open_backend  # which imports jax
+    """Return the backend of a replica, in its process."""
+    from jaxl.backend import open_backend  # imports jax
 
     return open_backend(model, **options)
 
