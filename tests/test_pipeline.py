@@ -1,6 +1,5 @@
 """What `generate` promises: exactness in any company, no recompiling, clear refusals."""
 
-import inspect
 import math
 import threading
 from collections.abc import Callable
@@ -13,7 +12,7 @@ import numpy as np
 import pytest
 
 import jaxl
-from jaxl.call.options import DEFAULTS, DrawOptions, LoadOptions, Options
+from jaxl.call.options import LoadOptions
 from jaxl.diffusion.tables import SOLVERS
 from jaxl.loading import open_pipeline
 from jaxl.weights.source import EMBEDDED
@@ -210,14 +209,6 @@ def test_bad_arguments(small: Any, compilations: Any, arguments: dict[str, Any],
         pipe.generate(params, **{"prompt": PROMPT, **arguments})
     assert "\n" not in str(error.value)
     assert seen == []
-
-
-def test_plan_takes_what_generate_takes() -> None:
-    """The signature is written out for readers and editors; behind it the options are one value."""
-    signature = inspect.signature(jaxl.Pipeline.generate).parameters
-    named = {name: each.default for name, each in signature.items() if name in DrawOptions.__annotations__}
-    assert {name: default for name, default in named.items() if default is not None} == DEFAULTS
-    assert set(DrawOptions.__annotations__) - set(Options.__annotations__) == set(named)
 
 
 def test_a_misspelt_argument_is_a_type_error(small: Any) -> None:

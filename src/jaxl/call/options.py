@@ -52,8 +52,8 @@ class MicroConditioning(TypedDict, total=False):
     """What SDXL was told in training about each picture's origin (arXiv:2307.01952, section 2.2).
 
     Sizes are (height, width), corners (top, left). `original_size` and `target_size` default to the size of the image,
-    `crops_coords_top_left` to (0, 0), and the negative ones, for the unconditional branch, to the positive. The scores
-    are the refiner's: 6.0 and 2.5 by default.
+    `crops_coords_top_left` to (0, 0), and the negative ones, for the unconditional branch, to the positive.
+    `aesthetic_score` and the negative one are the refiner's, 6.0 and 2.5 by default.
     """
 
     original_size: tuple[int, int]
