@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import errno
-import gc
 import logging
 import os
-import signal
 import socket
 import sys
 import threading
-import time
 import warnings
 import webbrowser
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, InvalidStateError
-from contextlib import closing, suppress
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from contextlib import closing
+from functools import partial
 from importlib.util import find_spec
 from ipaddress import ip_address
 from pathlib import Path
-from queue import SimpleQueue
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -38,22 +32,12 @@ from jaxl.cli.options import (
     read_size,
 )
 from jaxl.cli.terminal import note, print_line, progress_bars, to_terminal
-from jaxl.errors import DrainingError, EngineError, InputError, JaxlError, PromptWarning
+from jaxl.errors import InputError, PromptWarning
 from jaxl.extras import install_command
+from jaxl.server.settings import EngineOptions, Settings, public_name, read_keys, read_name
 
-# jax, and what imports it, is imported while the server listens; the server's own packages are an extra
-if TYPE_CHECKING:
-    from jaxl.engine import AnyEngine
-    from jaxl.server.app import Front
-    from jaxl.server.settings import Settings
-
-# seconds in which answers that are done leave after the last image
-GRACE = 5
-
-# what the extra installs
+# what the extra installs; jax, and what imports it, is imported while the server listens
 PACKAGES = ("uvicorn", "fastapi", "prometheus_client", "python_multipart")
-# what the system says of an address that is somebody else's
-NO_ADDRESS = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 
 log = logging.getLogger("jaxl.server")
 
@@ -184,6 +168,8 @@ def serve(
         raise typer.TyperException(f"{missing[0]} is missing, which serving needs; {install_command('serve')}")
     if ui and find_spec("gradio") is None:
         raise typer.TyperException(f"gradio is missing, which the web page needs; {install_command('demo')}")
+    if replicas is not None and find_spec("ray") is None:
+        raise typer.TyperException(f"ray is missing, which replicas need; {install_command('ray')}")
 
     import uvicorn
 
@@ -194,7 +180,7 @@ def serve(
     from jaxl.server.paths import read_root
     from jaxl.server.pictures import Signer
     from jaxl.server.service import LEAST_DEADLINE
-    from jaxl.server.settings import Settings, public_name, read_keys, read_name
+    from jaxl.server.supervisor import GRACE, Supervisor, listen
 
     for argument, number in (
         ("max_waiting", max_waiting),
@@ -261,7 +247,7 @@ def serve(
         with progress_bars(to_terminal()) as progress:
             return open_backend(model, **options, progress=progress)
 
-    with closing(_listen(host, port)) as listener:
+    with closing(listen(host, port)) as listener:
         if to_terminal():
             logs.configure()
         else:
@@ -280,253 +266,40 @@ def serve(
             server_header=False,
             timeout_graceful_shutdown=GRACE,
         )
-        supervised: dict[str, Any] = {
-            "server": uvicorn.Server(config),
-            "listener": listener,
-            "front": front,
-            "load": load,
-            "settings": settings,
-            "prices": known_prices,
-            "open_page": open_page,
-            "engine_options": {"max_waiting": max_waiting, "joins": not static},
-        }
-        if replicas is None:
-            Supervisor(**supervised).run()
-        else:
-            from jaxl.cli.replicas import run_replicas
+        make = Supervisor
+        if replicas is not None:
+            from jaxl.server.ray.supervisor import ReplicaSupervisor
 
-            run_replicas(replicas, **supervised)
-
-
-@dataclass
-class Loaded:
-    backend: Any
-    seconds: float
+            make = partial(ReplicaSupervisor, count=replicas)
+        supervisor = make(
+            server=uvicorn.Server(config),
+            listener=listener,
+            front=front,
+            load=load,
+            settings=settings,
+            engine_options=EngineOptions(max_waiting, joins=not static),
+            announce=lambda: announce(listener, settings, open_page),
+            say=say,
+            usd_per_hour=partial(usd_per_hour, known_prices),
+        )
+        supervisor.run()
 
 
-@dataclass
-class Failed:
-    error: BaseException
+def announce(listener: socket.socket, settings: Settings, open_page: bool) -> None:
+    """Tell where the server is, and what the operator should know of who reaches it."""
+    address, port = listener.getsockname()[:2]
+    url = f"http://{f'[{address}]' if ':' in address else address}:{port}"
+    print_line(url)
+    if open_page and has_screen():
+        threading.Thread(target=webbrowser.open, args=(url,), name="browser", daemon=True).start()
+    if not settings.api_keys and not ip_address(address.partition("%")[0]).is_loopback:
+        warn(f"whoever reaches {address} may draw; --api-key asks for a key")
+    if "null" in settings.origins:
+        warn("any web page can call as null; --origin null lets them all")
 
 
-@dataclass
-class Wanted:
-    """The model, on the devices or not; `done` says whether that could be."""
-
-    loaded: bool
-    done: Future[bool] = field(default_factory=Future)
-
-    def end(self, outcome: bool | JaxlError) -> None:
-        with suppress(InvalidStateError):  # whoever has waited is gone
-            if isinstance(outcome, bool):
-                self.done.set_result(outcome)
-            else:
-                self.done.set_exception(outcome)
-
-
-@dataclass
-class Ended:
-    """Of the thread with the HTTP server, or of the wait for running requests."""
-
-
-class Supervisor:
-    """Runs the HTTP server, the loading and the engine in threads, and in the main thread decides what comes next.
-
-    The inbox has signals as numbers, and what the threads report. No thread but the main one gets signals, so these are
-    obeyed at once, whatever is being compiled.
-    """
-
-    can_unload = True
-
-    def __init__(
-        self,
-        *,
-        server: Any,
-        listener: socket.socket,
-        front: Front,
-        load: Callable[[], Any],
-        settings: Settings,
-        prices: Sequence[Price],
-        open_page: bool,
-        engine_options: dict[str, Any],
-    ):
-        self.server = server
-        self.listener = listener
-        self.front = front
-        self.load = load
-        self.settings = settings
-        self.prices = prices
-        self.open_page = open_page
-        self.engine_options = engine_options
-        self.engine: AnyEngine | None = None
-        self.loading = False
-        self.waiting: list[Wanted] = []
-        self.inbox: SimpleQueue[int | Loaded | Failed | Wanted | Ended] = SimpleQueue()
-
-    def run(self) -> None:
-        """Until a signal ends it. Raises what loading the model for the first time does."""
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, lambda number, _: self.inbox.put(number))
-        serving = threading.Thread(target=self._serve, name="http", daemon=True)
-        serving.start()
-        address, port = self.listener.getsockname()[:2]
-        url = f"http://{f'[{address}]' if ':' in address else address}:{port}"
-        print_line(url)
-        if self.open_page and has_screen():
-            threading.Thread(target=webbrowser.open, args=(url,), name="browser", daemon=True).start()
-        if not self.settings.api_keys and not ip_address(address.partition("%")[0]).is_loopback:
-            warn(f"whoever reaches {address} may draw; --api-key asks for a key")
-        if "null" in self.settings.origins:
-            warn("any web page can call as null; --origin null lets them all")
-        self._begin_loading()
-        try:
-            self._watch()
-            if self.engine is not None:
-                self._drain(self.engine)
-        finally:
-            self.server.should_exit = True
-            serving.join(2 * GRACE)
-
-    def want_loaded(self, loaded: bool) -> Future[bool]:
-        """Have the model loaded, or unloaded; by any thread. What waits for it hears of it at the end."""
-        wanted = Wanted(loaded)
-        self.inbox.put(wanted)
-        return wanted.done
-
-    def _watch(self) -> None:
-        """Until the server is to stop."""
-        while self._obey(self.inbox.get()):
-            pass
-
-    def _obey(self, news: int | Loaded | Failed | Wanted | Ended) -> bool:
-        """Whether the server goes on. A backend in the news is not held any longer."""
-        match news:
-            case signal.SIGHUP:
-                if self.loading:
-                    say("the model is being loaded already")
-                else:
-                    self._begin_loading()
-            case Loaded():
-                self.loading = False
-                self._take(news)
-                self._tell(True)
-            case Failed(error):
-                self.loading = False
-                if self.engine is None:
-                    raise error
-                say(f"the model was not loaded anew, and {self._kept()}: {error}")
-                self._tell(EngineError("the model could not be loaded; the log says why"))
-            case Wanted(loaded=True):
-                self.waiting.append(news)
-                if self._is_loaded():
-                    self._tell(True)
-                elif not self.loading:
-                    self._begin_loading()
-            case Wanted():
-                news.end(self._unload())
-            case Ended():
-                raise JaxlError("the HTTP server ended by itself")
-            case _:
-                self._tell(DrainingError("the server is stopping; try again later"))
-                return False
-        return True
-
-    def _tell(self, outcome: bool | JaxlError) -> None:
-        """Those who wait for the model."""
-        for wanted in self.waiting:
-            wanted.end(outcome)
-        self.waiting = []
-
-    def _is_loaded(self) -> bool:
-        return getattr(self.engine, "backend", None) is not None
-
-    def _unload(self) -> bool:
-        from jaxl.engine import Engine
-
-        if self.loading or not isinstance(self.engine, Engine) or not self.engine.unload():
-            return False
-        gc.collect()
-        say(f"unloaded {self.settings.model}; the next request loads it again")
-        return True
-
-    def _take(self, loaded: Loaded) -> None:
-        """Draw with a backend from now on."""
-        from jaxl.engine import Engine
-
-        backend = loaded.backend
-        if isinstance(self.engine, Engine):
-            self.engine.replace(backend)
-            say(f"loaded {self.settings.model} anew in {loaded.seconds:.1f} s")
-            return
-        engine = Engine(backend, **self.engine_options)
-        app = self._app(engine, backend.defaults, usd_per_hour(backend.chips, self.prices))
-        engine.start()
-        self._open(engine, app, f"ready after {loaded.seconds:.1f} s")
-
-    def _app(self, engine: AnyEngine, defaults: Mapping[str, Any], usd: float | None) -> Any:
-        """The application before an engine, with what the model says of itself."""
-        from jaxl.server.app import create_app
-        from jaxl.server.service import Service
-
-        self.settings = replace(self.settings, **defaults, usd_per_hour=usd)
-        page = None
-        if self.settings.ui:
-            from jaxl.server.web.page import Page
-
-            page = Page(self.settings)
-        return create_app(Service(engine, self.settings, self.want_loaded if self.can_unload else None), page)
-
-    def _open(self, engine: AnyEngine, app: Any, said: str) -> None:
-        self.engine = engine
-        self.front.app = app
-        sizes = ", ".join(f"{width}x{height}" for width, height in self.settings.sizes)
-        say(f"{said}: {self.settings.model}, {sizes}")
-
-    def _kept(self) -> str:
-        return "the old one is kept" if self._is_loaded() else "none is there"
-
-    def _drain(self, engine: AnyEngine) -> None:
-        """Let running requests end, until the time is over or a second signal comes."""
-        say(f"stopping; running requests have {self.settings.drain_timeout:g} s")
-
-        def wait() -> None:
-            engine.drain(self.settings.drain_timeout)
-            self.inbox.put(Ended())
-
-        threading.Thread(target=wait, name="drain", daemon=True).start()
-        while True:
-            match self.inbox.get():
-                case signal.SIGINT | signal.SIGTERM | Ended():
-                    break
-                case Wanted() as wanted:
-                    wanted.end(DrainingError("the server is stopping; try again later"))
-        for ticket in engine.tickets():
-            ticket.cancel()
-
-    def _serve(self) -> None:
-        try:
-            self.server.run(sockets=[self.listener])
-        finally:
-            self.inbox.put(Ended())
-
-    def _begin_loading(self) -> None:
-        def work() -> None:
-            began = time.perf_counter()
-            try:
-                backend = self.load()
-            except BaseException as error:  # handed to the main thread
-                self.inbox.put(Failed(error))
-            else:
-                self.inbox.put(Loaded(backend, time.perf_counter() - began))
-
-        self.loading = True
-        say(f"loading {self.settings.model}")
-        threading.Thread(target=work, name="load", daemon=True).start()
-
-
-def usd_per_hour(chips: tuple[str, int], prices: Sequence[Price]) -> float | None:
-    """What they cost together; None if their price is not known."""
-    kind, count = chips
+def usd_per_hour(prices: Sequence[Price], kind: str, count: int) -> float | None:
+    """Return what so many chips of a kind cost together, or None if their price is not known."""
     price = price_of(kind, prices)
     return None if price is None else price.usd_per_chip_hour * count
 
@@ -550,21 +323,6 @@ def warn(line: str) -> None:
         note(f"warning: {line}")
     else:
         log.warning(line)
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    if not 0 <= port < 2**16:
-        raise InputError("port", port, "give a number from 0 to 65535")
-    try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    except (socket.gaierror, UnicodeError):
-        raise InputError("host", host, "no address of this machine; give 127.0.0.1, or 0.0.0.0 for all") from None
-    try:
-        return socket.create_server(address[:2], family=family, backlog=2048)
-    except OSError as error:
-        name, value = ("host", host) if error.errno in NO_ADDRESS else ("port", port)
-        remedy = "give an address of this machine" if name == "host" else "give another, or 0 for any that is free"
-        raise InputError(name, value, f"{os.strerror(error.errno or 0).lower()}; {remedy}") from None
 
 
 def _read_size(text: str) -> tuple[int, int]:

@@ -19,6 +19,17 @@ KEYS = "JAXL_API_KEYS"
 
 
 @dataclass(frozen=True)
+class EngineOptions:
+    """What `Engine` is made with.
+
+    max_waiting: images that may wait; more are turned away. joins: requests begin while others are drawn.
+    """
+
+    max_waiting: int = 64
+    joins: bool = True
+
+
+@dataclass(frozen=True)
 class Settings:
     """
     model: the public name; a path would tell strangers about the machine. aliases: other names that clients may use.

@@ -13,7 +13,7 @@ from jaxl.server.origins import read_origin
 from jaxl.server.paths import read_root
 from jaxl.server.ray.deployment import replicas, with_ingress
 from jaxl.server.ray.scale import Scale
-from jaxl.server.settings import Settings, SizePolicy, public_name, read_name
+from jaxl.server.settings import EngineOptions, Settings, SizePolicy, public_name, read_name
 
 
 class Arguments(BaseModel):
@@ -102,9 +102,8 @@ def app(arguments: dict[str, Any]) -> Any:
         **given.model_dump(include={"replicas", "images", "upscale_delay", "downscale_delay", "cpus", "gpus", "tpus"}),
     )
     load = partial(open_model, given.model, options)
-    return with_ingress(
-        replicas(load, scale, {"max_waiting": given.max_waiting}, settings), settings, given.max_waiting
-    )
+    engine_options = EngineOptions(given.max_waiting)
+    return with_ingress(replicas(load, scale, engine_options, settings), settings, given.max_waiting)
 
 
 def open_model(model: str, options: dict[str, Any]) -> Any:
