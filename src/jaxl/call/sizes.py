@@ -70,6 +70,12 @@ def aspect_bucket(argument: str, value: Any, side: int = NATIVE_SIDE) -> Size:
     return nearest_bucket(float(width), float(height), side)
 
 
+def read_size(text: str) -> Size | None:
+    """Return width and height of a text such as 1024x768, or None where it is not like that."""
+    match = re.fullmatch(r"([0-9]{1,6})[xX]([0-9]{1,6})", text)
+    return (int(match[1]), int(match[2])) if match else None
+
+
 def smallest_that_fits(batch: int, sizes: Sequence[int]) -> int:
     """The smallest of the allowed batch sizes that holds `batch` images, or the largest of all if none does."""
     return min((size for size in sizes if size >= batch), default=max(sizes))

@@ -15,7 +15,7 @@ from functools import partial
 from importlib.util import find_spec
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
@@ -29,12 +29,22 @@ from jaxl.cli.options import (
     VariantOption,
     read_count,
     read_counts,
-    read_size,
 )
 from jaxl.cli.terminal import note, print_line, progress_bars, to_terminal
 from jaxl.errors import InputError, PromptWarning
 from jaxl.extras import install_command
-from jaxl.server.settings import EngineOptions, Settings, public_name, read_keys, read_name
+from jaxl.server.settings import (
+    Dtype,
+    EngineOptions,
+    HttpOptions,
+    ModelOptions,
+    Settings,
+    SizePolicy,
+    public_name,
+    read_keys,
+    read_name,
+    read_sizes,
+)
 
 # what the extra installs; jax, and what imports it, is imported while the server listens
 PACKAGES = ("uvicorn", "fastapi", "prometheus_client", "python_multipart")
@@ -43,7 +53,9 @@ log = logging.getLogger("jaxl.server")
 
 
 def serve(
-    model: Annotated[str, typer.Option(help="A hub id, a folder, a .safetensors file, or tiny (embedded).")] = "tiny",
+    model: Annotated[
+        str, typer.Option(help="A hub id, a folder, a .safetensors file, or tiny (embedded).")
+    ] = ModelOptions.model,
     name: Annotated[
         str | None,
         typer.Option(
@@ -54,10 +66,10 @@ def serve(
         list[str] | None,
         typer.Option(metavar="NAME", help="Another name that clients may use, such as dall-e-3; repeatable."),
     ] = None,
-    host: Annotated[str, typer.Option(help="The address to listen on; 0.0.0.0 is every one of this machine.")] = (
-        "127.0.0.1"
-    ),
-    port: Annotated[int, typer.Option(help="0 is any that is free.")] = 8000,
+    host: Annotated[
+        str, typer.Option(help="The address to listen on; 0.0.0.0 is every one of this machine.")
+    ] = HttpOptions.host,
+    port: Annotated[int, typer.Option(help="0 is any that is free.")] = HttpOptions.port,
     api_key: Annotated[
         list[str] | None,
         typer.Option(
@@ -69,14 +81,14 @@ def serve(
         typer.Option(metavar="WxH", help="Of images; repeatable, the first is the default; the model's own if none."),
     ] = None,
     size_policy: Annotated[
-        Literal["auto", "nearest", "strict"],
+        SizePolicy,
         typer.Option(
             help="Other sizes: nearest scales to them, strict refuses; auto is nearest for A1111's API and for aliases."
         ),
-    ] = "auto",
+    ] = Settings.size_policy,
     slots: Annotated[
         int | None, typer.Option(show_default=False, help="Images in the making at once: 4, or one for each device.")
-    ] = None,
+    ] = ModelOptions.slots,
     replicas: Annotated[
         int | None,
         typer.Option(
@@ -91,22 +103,24 @@ def serve(
             help="Also compile smaller batches: fewer images take less time, and are the same to rounding alone.",
         ),
     ] = None,
-    chunks: Annotated[int, typer.Option(help="Parts of 75 tokens that a prompt may have.")] = 3,
-    max_waiting: Annotated[int, typer.Option(help="Images that may wait; more are turned away with 429.")] = 64,
-    max_images: Annotated[int, typer.Option(help="Of one request.")] = 10,
-    deadline: Annotated[float, typer.Option(help="Seconds after which a request is given up.")] = 600.0,
-    drain_timeout: Annotated[float, typer.Option(help="Seconds that running requests have when the server stops.")] = (
-        60.0
-    ),
+    chunks: Annotated[int, typer.Option(help="Parts of 75 tokens that a prompt may have.")] = ModelOptions.chunks,
+    max_waiting: Annotated[
+        int, typer.Option(help="Images that may wait; more are turned away with 429.")
+    ] = EngineOptions.max_waiting,
+    max_images: Annotated[int, typer.Option(help="Of one request.")] = Settings.max_images,
+    deadline: Annotated[float, typer.Option(help="Seconds after which a request is given up.")] = Settings.deadline,
+    drain_timeout: Annotated[
+        float, typer.Option(help="Seconds that running requests have when the server stops.")
+    ] = Settings.drain_timeout,
     max_connections: Annotated[
         int, typer.Option(help="Connections at once; requests on more are turned away with 503.")
-    ] = 500,
+    ] = HttpOptions.max_connections,
     keep_alive: Annotated[
         int, typer.Option(help="Seconds that a connection stays open without a request; more than a proxy's own.")
-    ] = 75,
+    ] = HttpOptions.keep_alive,
     static: Annotated[
         bool, typer.Option("--static", help="Begin no request before the running batch is done, for comparison.")
-    ] = False,
+    ] = not EngineOptions.joins,
     origin: Annotated[
         list[str] | None,
         typer.Option(
@@ -116,8 +130,8 @@ def serve(
     ] = None,
     root_path: Annotated[
         str, typer.Option(metavar="PATH", help="Under which a proxy has the server, such as /jaxl.")
-    ] = "",
-    ui: Annotated[bool, typer.Option("--ui", help="With the web page, at /.")] = False,
+    ] = Settings.root_path,
+    ui: Annotated[bool, typer.Option("--ui", help="With the web page, at /.")] = Settings.ui,
     open_page: Annotated[bool, typer.Option("--open", help="Open the web page in this machine's browser.")] = False,
     prices: Annotated[
         str | None,
@@ -125,34 +139,38 @@ def serve(
     ] = None,
     no_urls: Annotated[
         bool, typer.Option("--no-urls", help="Keep no pictures for an hour, so that answers cannot point to them.")
-    ] = False,
-    log_prompts: Annotated[bool, typer.Option("--log-prompts", help="Write prompts to the log.")] = False,
-    no_mark: Annotated[bool, typer.Option("--no-mark", help="Do not mark pictures as machine-made.")] = False,
+    ] = not Settings.urls,
+    log_prompts: Annotated[
+        bool, typer.Option("--log-prompts", help="Write prompts to the log.")
+    ] = Settings.log_prompts,
+    no_mark: Annotated[
+        bool, typer.Option("--no-mark", help="Do not mark pictures as machine-made.")
+    ] = not Settings.mark,
     c2pa_cert: Annotated[
         str | None, typer.Option(metavar="FILE", help="Sign pictures: PEM certificate, and its chain.")
     ] = None,
     c2pa_key: Annotated[str | None, typer.Option(metavar="FILE", help="The certificate's private key.")] = None,
-    unet: UnetOption = None,
-    vae: Annotated[str | None, typer.Option(metavar="MODEL", help="Another autoencoder, also of TAESD's kind.")] = None,
+    unet: UnetOption = ModelOptions.unet,
+    vae: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Another autoencoder, also of TAESD's kind.")
+    ] = ModelOptions.vae,
     vae_tile: Annotated[
         int | None,
         typer.Option(metavar="PIXELS", help="Decode in tiles of this size: less memory, not quite the same."),
-    ] = None,
+    ] = ModelOptions.vae_tile,
     preview_vae: Annotated[
         str | None, typer.Option(metavar="MODEL", help="A tiny autoencoder (TAESD) for previews in full size.")
-    ] = None,
-    preset: PresetOption = None,
-    prediction_type: PredictionOption = None,
+    ] = ModelOptions.preview,
+    preset: PresetOption = ModelOptions.preset,
+    prediction_type: PredictionOption = ModelOptions.prediction_type,
     precision: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="fp8 or int8 for most of the model: faster on chips with units for them."),
-    ] = None,
-    dtype: Annotated[
-        Literal["auto", "bfloat16", "float32"], typer.Option(help="auto is float32 on a CPU, else bfloat16.")
-    ] = "auto",
-    variant: VariantOption = None,
-    revision: RevisionOption = None,
-    local_files_only: LocalOption = False,
+    ] = ModelOptions.precision,
+    dtype: Annotated[Dtype, typer.Option(help="auto is float32 on a CPU, else bfloat16.")] = ModelOptions.dtype,
+    variant: VariantOption = ModelOptions.variant,
+    revision: RevisionOption = ModelOptions.revision,
+    local_files_only: LocalOption = ModelOptions.local_files_only,
 ) -> None:
     """Draw for others over HTTP, as OpenAI's, AUTOMATIC1111's and Hugging Face's servers do.
 
@@ -171,16 +189,13 @@ def serve(
     if replicas is not None and find_spec("ray") is None:
         raise typer.TyperException(f"ray is missing, which replicas need; {install_command('ray')}")
 
-    import uvicorn
-
     from jaxl.server import logs
     from jaxl.server.app import Front
-    from jaxl.server.connections import Connection
     from jaxl.server.origins import read_origin
     from jaxl.server.paths import read_root
     from jaxl.server.pictures import Signer
     from jaxl.server.service import LEAST_DEADLINE
-    from jaxl.server.supervisor import GRACE, Supervisor, listen
+    from jaxl.server.supervisor import Supervisor, http_server, listen
 
     for argument, number in (
         ("max_waiting", max_waiting),
@@ -198,10 +213,28 @@ def serve(
     if (c2pa_cert is None) != (c2pa_key is None):
         missing = "c2pa_key" if c2pa_key is None else "c2pa_cert"
         raise InputError(missing, None, "signing needs --c2pa-cert and --c2pa-key; give both")
+    options = ModelOptions(
+        model,
+        sizes=read_sizes(size or ()),
+        slots=slots,
+        batch_sizes=() if batch_sizes is None else tuple(read_counts("batch_sizes", batch_sizes)),
+        chunks=read_count("chunks", chunks),
+        dtype=dtype,
+        unet=unet,
+        vae=vae,
+        vae_tile=vae_tile,
+        preview=preview_vae,
+        preset=preset,
+        prediction_type=prediction_type,
+        precision=precision,
+        variant=variant,
+        revision=revision,
+        local_files_only=local_files_only,
+    )
     settings = Settings(
         model=public_name(model) if name is None else read_name(name, "name"),
         aliases=tuple(read_name(text, "alias") for text in alias or ()),
-        sizes=tuple(_read_size(text) for text in size or ()),
+        sizes=options.sizes,
         size_policy=size_policy,
         api_keys=read_keys(api_key or ()),
         max_images=max_images,
@@ -216,6 +249,7 @@ def serve(
         c2pa_key=None if c2pa_key is None else Path(c2pa_key),
         ui=ui,
     )
+    http = HttpOptions(host, port, max_connections, keep_alive)
     if open_page and not ui:
         raise InputError("open", True, "there is no page to open; give --ui too")
     known_prices = read_prices() if prices is None else read_prices(Path(prices))
@@ -223,59 +257,22 @@ def serve(
         Signer(settings.c2pa_certificate, settings.c2pa_key)  # so that a mistake is told before anything is loaded
     if not log_prompts:
         warnings.simplefilter("ignore", PromptWarning)  # which may quote the prompt
-    options: dict[str, Any] = {
-        "sizes": settings.sizes,
-        "slots": slots,
-        "batch_sizes": () if batch_sizes is None else read_counts("batch_sizes", batch_sizes),
-        "chunks": read_count("chunks", chunks),
-        "dtype": dtype,
-        "unet": unet,
-        "vae": vae,
-        "vae_tile": vae_tile,
-        "preview": preview_vae,
-        "preset": preset,
-        "prediction_type": prediction_type,
-        "precision": precision,
-        "variant": variant,
-        "revision": revision,
-        "local_files_only": local_files_only,
-    }
-
-    def load() -> Any:
-        from jaxl.backend import open_backend
-
-        with progress_bars(to_terminal()) as progress:
-            return open_backend(model, **options, progress=progress)
-
-    with closing(listen(host, port)) as listener:
+    with closing(listen(http)) as listener:
         if to_terminal():
             logs.configure()
         else:
             logs.take_over()
         front = Front(ui, settings.root_path)
-        config = uvicorn.Config(
-            front,
-            http=Connection,
-            limit_concurrency=max_connections,
-            timeout_keep_alive=keep_alive,
-            log_config=None,
-            log_level="warning",
-            access_log=False,
-            lifespan="off",
-            ws="none",
-            server_header=False,
-            timeout_graceful_shutdown=GRACE,
-        )
         make = Supervisor
         if replicas is not None:
             from jaxl.server.ray.supervisor import ReplicaSupervisor
 
             make = partial(ReplicaSupervisor, count=replicas)
         supervisor = make(
-            server=uvicorn.Server(config),
+            server=http_server(front, http),
             listener=listener,
             front=front,
-            load=load,
+            load=partial(load, options),
             settings=settings,
             engine_options=EngineOptions(max_waiting, joins=not static),
             announce=lambda: announce(listener, settings, open_page),
@@ -283,6 +280,14 @@ def serve(
             usd_per_hour=partial(usd_per_hour, known_prices),
         )
         supervisor.run()
+
+
+def load(options: ModelOptions) -> Any:
+    """Return a model's backend, and show how far it is."""
+    from jaxl.backend import open_backend
+
+    with progress_bars(to_terminal()) as progress:
+        return open_backend(**vars(options), progress=progress)
 
 
 def announce(listener: socket.socket, settings: Settings, open_page: bool) -> None:
@@ -323,10 +328,3 @@ def warn(line: str) -> None:
         note(f"warning: {line}")
     else:
         log.warning(line)
-
-
-def _read_size(text: str) -> tuple[int, int]:
-    size = read_size(text)
-    if size is None or 0 in size:
-        raise InputError("size", text, "give WIDTHxHEIGHT in pixels, such as 1024x768")
-    return size

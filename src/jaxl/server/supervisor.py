@@ -17,13 +17,14 @@ from queue import SimpleQueue
 from typing import Any
 
 from starlette.types import ASGIApp
-from uvicorn import Server
+from uvicorn import Config, Server
 
 from jaxl.engine import AnyEngine, Engine
 from jaxl.errors import DrainingError, EngineError, InputError, JaxlError
 from jaxl.server.app import Front, create_app
+from jaxl.server.connections import Connection
 from jaxl.server.service import Service
-from jaxl.server.settings import EngineOptions, Settings
+from jaxl.server.settings import EngineOptions, HttpOptions, Settings
 from jaxl.server.sizes import as_text
 
 # seconds in which answers that are done leave after the last image
@@ -255,8 +256,27 @@ class Supervisor:
         threading.Thread(target=work, name="load", daemon=True).start()
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """Return a socket that listens, on any free port if it is 0. Raises InputError."""
+def http_server(front: Front, options: HttpOptions) -> Server:
+    """Return the HTTP server that answers with `front`, on the socket that it is run with."""
+    config = Config(
+        front,
+        http=Connection,
+        limit_concurrency=options.max_connections,
+        timeout_keep_alive=options.keep_alive,
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        lifespan="off",
+        ws="none",
+        server_header=False,
+        timeout_graceful_shutdown=GRACE,
+    )
+    return Server(config)
+
+
+def listen(options: HttpOptions) -> socket.socket:
+    """Return the socket that the HTTP server is to listen on. Raises InputError."""
+    host, port = options.host, options.port
     if not 0 <= port < 2**16:
         raise InputError("port", port, "give a number from 0 to 65535")
     try:

@@ -33,7 +33,7 @@ from jaxl.errors import CheckpointError
 from jaxl.server import logs
 from jaxl.server.app import Front
 from jaxl.server.ray.supervisor import ReplicaSupervisor
-from jaxl.server.settings import EngineOptions, Settings
+from jaxl.server.settings import EngineOptions, HttpOptions, Settings
 from jaxl.server.supervisor import listen
 
 class Backend(FakeBackend):
@@ -46,7 +46,7 @@ def load():
     return Backend(0.01, places=2)
 
 logs.configure()
-front, listener = Front(), listen("127.0.0.1", 0)
+front, listener = Front(), listen(HttpOptions(port=0))
 config = uvicorn.Config(front, log_config=None, log_level="warning", lifespan="off", timeout_graceful_shutdown=5)
 try:
     ReplicaSupervisor(
