@@ -21,7 +21,7 @@ from jaxl.engine.backend import Stage
 from jaxl.errors import InputError
 from jaxl.pipeline import Decoded, Params, Pipeline, Progress, open_pipeline
 from jaxl.run.programs import Bucket, Programs
-from jaxl.run.sharding import make_mesh, replicated, spare_device, use_cores, with_sharding
+from jaxl.run.sharding import dtype_on, make_mesh, replicated, spare_device, use_cores, with_sharding
 
 SLOTS = 4  # images in the making at once, or as many as there are devices
 CHUNKS = 3  # that a prompt may have, of 75 tokens each
@@ -240,8 +240,7 @@ def open_backend(
             whole_number(name, value, least=1)
     use_cores(spare=1)
     mesh = make_mesh()
-    precise = dtype == "float32" or (dtype == "auto" and mesh.devices.flat[0].platform == "cpu")
-    pipe = open_pipeline(model, mesh=mesh, dtype="float32" if precise else "bfloat16", **options)
+    pipe = open_pipeline(model, mesh=mesh, dtype=dtype_on(mesh, dtype), **options)
     slots = slots or max([SLOTS, mesh.size, *batch_sizes])
     at_once = sorted({whole_number("batch_sizes", size, least=1, most=slots) for size in batch_sizes} | {slots})
     side = pipe.model.default_size

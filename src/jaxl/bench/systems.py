@@ -196,11 +196,11 @@ def open_pipeline_system(
     """
     from jaxl.backend import SLOTS
     from jaxl.pipeline import open_pipeline
-    from jaxl.run.sharding import make_mesh
+    from jaxl.run.sharding import dtype_on, make_mesh
 
     mesh = make_mesh()
     batch = batch or max(SLOTS, mesh.size)
-    pipe = open_pipeline(model, mesh=mesh, batch_sizes=(batch,), dtype=_dtype(mesh, options.pop("dtype")), **options)
+    pipe = open_pipeline(model, mesh=mesh, batch_sizes=(batch,), dtype=dtype_on(mesh, options.pop("dtype")), **options)
     pipe.plan("", **picture.arguments([""]))  # what cannot be is told before the weights are read
     with ThreadPoolExecutor(1, thread_name_prefix="pipeline") as worker:
         system = PipelineSystem(pipe, pipe.load_params(progress), picture, batch, worker)
@@ -286,12 +286,6 @@ def _facts(pipe: Pipeline, picture: Picture) -> dict[str, Any]:
         "dtype": str(pipe.dtype),
         "devices": f"{pipe.mesh.size} x {device.device_kind}",
     }
-
-
-def _dtype(mesh: Any, dtype: str) -> str:
-    if dtype != "auto":
-        return dtype
-    return "float32" if mesh.devices.flat[0].platform == "cpu" else "bfloat16"
 
 
 def _message(text: str) -> str:

@@ -26,7 +26,7 @@ from jaxl.errors import InputError
 from jaxl.run.model import Model
 
 # how much of the steps is run, where a caller does not say
-STRENGTH, STRENGTH_WITH_MASK, STRENGTH_OF_REFINER = 0.6, 1.0, 0.3
+STRENGTH_WITH_MASK, STRENGTH_OF_REFINER = 1.0, 0.3
 
 Source = Image.Image | np.ndarray
 
@@ -149,7 +149,7 @@ def span(start: Start, model: Model, times: np.ndarray) -> tuple[int, int]:
 def default_strength(start: Start, model: Model) -> float:
     if "mask" in start:
         return STRENGTH_WITH_MASK
-    return STRENGTH_OF_REFINER if model.is_refiner else STRENGTH
+    return STRENGTH_OF_REFINER if model.is_refiner else arguments.STRENGTH
 
 
 def _picture(source: Source, width: int, height: int, model: Model) -> Picture:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from jaxl.bench.workload import PROMPT, Workload, combinations
+from jaxl.call.sizes import read_size
 from jaxl.cli.bench_loadgen import bench_loadgen
 from jaxl.cli.machine import find_chips
 from jaxl.cli.options import (
@@ -28,7 +29,6 @@ from jaxl.cli.options import (
     TimeoutOption,
     read_count,
     read_counts,
-    read_size,
 )
 from jaxl.cli.terminal import in_background, note, print_line, print_table, progress_bars, to_terminal
 from jaxl.errors import InputError, JaxlError
@@ -220,7 +220,7 @@ class _Options:
         from jaxl.bench import measure
         from jaxl.bench.report import make_report
         from jaxl.pipeline import open_pipeline
-        from jaxl.run.sharding import make_mesh
+        from jaxl.run.sharding import dtype_on, make_mesh
 
         # reading programs from disk would hide how long they take to compile
         jax.config.update("jax_enable_compilation_cache", False)
@@ -233,8 +233,8 @@ class _Options:
         if jax.process_count() > 1 and counts != [len(found)]:
             raise InputError("devices", self.devices, "several hosts measure on all they have; leave it out")
         platform = found[0][0].platform
-        dtype = self.dtype if self.dtype != AUTO else "float32" if platform == "cpu" else "bfloat16"
         meshes = {count: make_mesh([device for chip in found[:count] for device in chip]) for count in counts}
+        dtype = dtype_on(meshes[counts[0]], self.dtype)
         pipes = {
             count: open_pipeline(path, dtype=dtype, vae_dtype=self.vae_dtype, mesh=mesh)
             for count, mesh in meshes.items()

@@ -30,7 +30,6 @@ from jaxl.cli.options import (
     TimeoutOption,
     UnetOption,
     VariantOption,
-    read_size,
 )
 from jaxl.cli.terminal import in_background, note, print_line, progress_bars, to_terminal
 from jaxl.errors import InputError, JaxlError, is_out_of_memory
@@ -330,7 +329,7 @@ class Opener:
 
         from jaxl.kernels import Kernels
         from jaxl.pipeline import open_pipeline
-        from jaxl.run.sharding import make_mesh
+        from jaxl.run.sharding import dtype_on, make_mesh
 
         found = find_chips()
         everywhere = self.shard_params or jax.process_count() > 1  # no host may be without a device
@@ -338,12 +337,12 @@ class Opener:
         if self.progress is None:
             os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
         platform = found[0][0].platform
-        precise = self.dtype == "float32" or (self.dtype == "auto" and platform == "cpu")
+        mesh = make_mesh(None if everywhere else few)
         return open_pipeline(
             **source,
             **options,
-            dtype="float32" if precise else "bfloat16",
-            mesh=make_mesh(None if everywhere else few),
+            dtype=dtype_on(mesh, self.dtype),
+            mesh=mesh,
             shard_params=self.shard_params,
             local_files_only=self.local_files_only,
             kernels=Kernels.plain(platform) if self.kernels == "xla" else None,
@@ -404,7 +403,7 @@ def _refine(refiner: Pipeline, asked: dict[str, Any], latents: np.ndarray) -> Pl
 
 def _size(size: str | None, pipe: Pipeline) -> dict[str, int | None]:
     """Width and height, of which the model's own are None."""
-    from jaxl.call.sizes import aspect_bucket
+    from jaxl.call.sizes import aspect_bucket, read_size
 
     if size is None:
         return {"width": None, "height": None}

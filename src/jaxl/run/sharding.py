@@ -53,6 +53,13 @@ def spare_device() -> Any | None:
     return found[-1] if _spare and found[0].platform == "cpu" else None
 
 
+def dtype_on(mesh: Mesh, name: str) -> str:
+    """Return the name of a dtype, where "auto" is the one that the devices of a mesh are made for."""
+    if name != "auto":
+        return name
+    return "float32" if mesh.devices.flat[0].platform == "cpu" else "bfloat16"
+
+
 def make_mesh(devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh of the given devices, by default those of all processes, one's beside each other, but spare ones.
 

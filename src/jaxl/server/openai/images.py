@@ -23,6 +23,7 @@ from starlette.responses import Response
 from starlette.routing import Match
 from starlette.types import Scope
 
+from jaxl.call.sizes import read_size
 from jaxl.engine import Drawn, Preview, Progress, Result, Status
 from jaxl.errors import InputError
 from jaxl.server import logs
@@ -112,7 +113,7 @@ class Asked(BaseModel):
 
     def arguments(self) -> dict[str, Any]:
         """Those of `Pipeline.generate`."""
-        width, height = (None, None) if self.size in (None, "auto") else map(int, self.size.split("x"))
+        width, height = read_size(self.size or "auto") or (None, None)
         return {
             "prompt": self.prompt,
             "negative_prompt": self.negative_prompt,
