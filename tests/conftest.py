@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxl.cli.replicas import AS_RAY_IS_IMPORTED
+from jaxl.server.ray.local import AS_RAY_IS_IMPORTED
 
 # several folders' tests import Ray, whichever are collected
 os.environ.update(AS_RAY_IS_IMPORTED)

@@ -151,6 +151,8 @@ class DrawOptions(Options, total=False):
     clip_skip: int
 
 
+# the share of the steps that is run from a picture, where neither a mask nor a refiner asks for another
+STRENGTH = 0.6
 # of those that cannot be None
 DEFAULTS: DrawOptions = {"seed": 0, "num_images": 1, "clip_skip": 0}
 

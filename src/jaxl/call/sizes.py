@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -48,11 +47,27 @@ def buckets_for(side: int, factor: int = 8) -> tuple[Size, ...]:
 
 
 def nearest_bucket(width: float, height: float, side: int = NATIVE_SIDE) -> Size:
-    """Return the size whose aspect is nearest to that of `width` x `height`, for a model whose native size is `side`.
+    """Return the size, of a model whose native size is `side`, whose shape is nearest to that of `width` x `height`."""
+    return nearest_size((width, height), buckets_for(side))
 
-    Aspects are compared by logarithm, so that landscape and portrait are treated alike.
+
+def nearest_size(wanted: tuple[float, float], sizes: Iterable[Size]) -> Size:
+    """Return the size whose shape is nearest; of equal shapes, the one whose area is."""
+
+    def distance(size: Size) -> tuple[float, float]:
+        areas = size[0] * size[1], wanted[0] * wanted[1]
+        return stretch(wanted, size), max(areas) / min(areas)
+
+    return min(sizes, key=distance)
+
+
+def stretch(size: tuple[float, float], other: tuple[float, float]) -> float:
+    """Return how many times longer than the other's the longer side of one is, where the shorter ones are equal.
+
+    It is at least 1, and the same for landscape and portrait.
     """
-    return min(buckets_for(side), key=lambda size: abs(math.log(size[0] / size[1]) - math.log(width / height)))
+    ratio = size[0] / size[1] / (other[0] / other[1])
+    return max(ratio, 1 / ratio)
 
 
 def aspect_bucket(argument: str, value: Any, side: int = NATIVE_SIDE) -> Size:
@@ -68,6 +83,12 @@ def aspect_bucket(argument: str, value: Any, side: int = NATIVE_SIDE) -> Size:
     if not Fraction(1, 4) <= Fraction(width) / height <= 4:
         raise InputError(argument, value, "SDXL's sizes go from 1:4 to 4:1; give an aspect between them")
     return nearest_bucket(float(width), float(height), side)
+
+
+def read_size(text: str) -> Size | None:
+    """Return width and height of a text such as 1024x768, or None where it is not like that."""
+    match = re.fullmatch(r"([0-9]{1,6})[xX]([0-9]{1,6})", text)
+    return (int(match[1]), int(match[2])) if match else None
 
 
 def smallest_that_fits(batch: int, sizes: Sequence[int]) -> int:

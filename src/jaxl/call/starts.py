@@ -20,13 +20,13 @@ from jaxl.call.images import (
     read_mask,
     to_array,
 )
-from jaxl.call.options import Start
+from jaxl.call.options import STRENGTH, Start
 from jaxl.call.sizes import nearest_bucket
 from jaxl.errors import InputError
 from jaxl.run.model import Model
 
 # the share of the steps that is run where a caller does not say
-STRENGTH, STRENGTH_WITH_MASK, STRENGTH_OF_REFINER = 0.6, 1.0, 0.3
+STRENGTH_WITH_MASK, STRENGTH_OF_REFINER = 1.0, 0.3
 
 Source = Image.Image | np.ndarray
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from jaxl.bench.workload import PROMPT, Workload, combinations
+from jaxl.call.sizes import read_size
 from jaxl.cli.bench_loadgen import bench_loadgen
 from jaxl.cli.machine import find_chips
 from jaxl.cli.options import (
@@ -28,7 +29,6 @@ from jaxl.cli.options import (
     TimeoutOption,
     read_count,
     read_counts,
-    read_size,
 )
 from jaxl.cli.terminal import in_background, note, print_line, print_table, progress_bars, to_terminal
 from jaxl.errors import InputError, JaxlError

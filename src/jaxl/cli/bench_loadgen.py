@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from jaxl.cli.options import JsonOption, LocalOption, RevisionOption, VariantOption, read_count, read_size
+from jaxl.call.sizes import read_size
+from jaxl.cli.options import JsonOption, LocalOption, RevisionOption, VariantOption, read_count
 from jaxl.cli.terminal import in_background, note, print_line, print_table, progress_bars, to_terminal
 from jaxl.errors import InputError, JaxlError
 

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from jaxl.call.sizes import read_size
 from jaxl.cli.generate import Opener
-from jaxl.cli.options import JsonOption, LocalOption, RevisionOption, UnetOption, VariantOption, read_size
+from jaxl.cli.options import JsonOption, LocalOption, RevisionOption, UnetOption, VariantOption
 from jaxl.cli.terminal import in_background, print_line, progress_bars, to_terminal
 from jaxl.errors import InputError, JaxlError, is_out_of_memory
 

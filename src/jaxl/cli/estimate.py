@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from jaxl.cli.options import JsonOption, read_size
+from jaxl.call.sizes import read_size
+from jaxl.cli.options import JsonOption
 from jaxl.cli.terminal import in_background, note, print_line
 from jaxl.errors import InputError
 

@@ -30,7 +30,6 @@ from jaxl.cli.options import (
     TimeoutOption,
     UnetOption,
     VariantOption,
-    read_size,
 )
 from jaxl.cli.terminal import in_background, note, print_line, progress_bars, to_terminal
 from jaxl.errors import InputError, JaxlError, is_out_of_memory
@@ -370,7 +369,7 @@ def _draw(
 
 def _size(size: str | None, pipe: Pipeline) -> dict[str, int | None]:
     """Width and height, of which the model's own are None."""
-    from jaxl.call.sizes import aspect_bucket
+    from jaxl.call.sizes import aspect_bucket, read_size
 
     if size is None:
         return {"width": None, "height": None}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import re
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Annotated, Any
@@ -13,6 +12,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
 from jaxl.call.infotext import LABELS, READERS, read_a1111_text, text_of
+from jaxl.call.sizes import read_size
 from jaxl.diffusion.names import AUTOMATIC, find_name
 from jaxl.diffusion.tables import SOLVERS
 from jaxl.errors import InputError
@@ -27,7 +27,6 @@ from jaxl.server.settings import Settings
 router = APIRouter(prefix="/v1/images", tags=["jaxl"], responses=RESPONSES)
 
 SCHEDULES = {name: solver.schedules for name, solver in SOLVERS.items()}
-A1111_SIZE = re.compile(r"([0-9]{1,6})x([0-9]{1,6})")
 # names that tell of a picture but change nothing in it, and values that ask for nothing
 NOTES = {"Version", "Model hash", "VAE hash", "Created Date", "User", "Init image hash", "metadata_scheme"}
 NOTHING = ("", "None", "[]", "{}", "False", "false", "null", "Automatic")
@@ -82,8 +81,8 @@ def a1111_settings(known: Mapping[str, str], default: str, model: str = "") -> d
             if math.isfinite(number):
                 found[name] = number
                 del left[label]
-    if match := A1111_SIZE.fullmatch(left.get("Size", "")):
-        found["width"], found["height"] = map(int, match.groups())
+    if size := read_size(left.get("Size", "")):
+        found["width"], found["height"] = size
         del left["Size"]
     with suppress(KeyError, ValueError, OverflowError):
         skip = max(int(left["Clip skip"]) - USUAL_CLIP_SKIP, 0)

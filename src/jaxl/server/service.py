@@ -19,6 +19,7 @@ from starlette.types import Receive
 
 from jaxl import __version__
 from jaxl.call.images import read_image
+from jaxl.call.sizes import Size, nearest_size
 from jaxl.engine import AnyEngine, Channel, Event, Request, Result, Ticket
 from jaxl.engine.request import new_id
 from jaxl.errors import CancelledError, DeadlineError, InputError, UnloadedError
@@ -29,7 +30,7 @@ from jaxl.server.metrics import Metrics, Outcome
 from jaxl.server.pictures import Format, Signer, encode
 from jaxl.server.prompts import remarks
 from jaxl.server.settings import Settings
-from jaxl.server.sizes import Policy, Size, as_text, drawn_for, framed, nearest
+from jaxl.server.sizes import Policy, as_text, drawn_for, framed
 
 # seconds; a shorter deadline, which nobody could keep, is a mistake
 LEAST_DEADLINE = 1.0
@@ -170,7 +171,7 @@ class Service:
         sizes = self.settings.sizes
         width, height, image = (arguments.get(name) for name in ("width", "height", "image"))
         if width is None and height is None:
-            return nearest(image.size, sizes) if isinstance(image, Image.Image) else sizes[0]
+            return nearest_size(image.size, sizes) if isinstance(image, Image.Image) else sizes[0]
         return sizes[0][0] if width is None else width, sizes[0][1] if height is None else height
 
     def policy(self, own: Policy, model: str | None = None, asked: Policy | None = None) -> Policy:

@@ -12,9 +12,9 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageOps
 
+from jaxl.call.sizes import Size, nearest_size, stretch
 from jaxl.errors import InputError
 
-Size = tuple[int, int]
 Policy = Literal["nearest", "strict"]
 
 # the most pixels of a scaled picture, unless larger ones are drawn
@@ -39,26 +39,16 @@ def drawn_for(wanted: Size, sizes: Sequence[Size], policy: Policy) -> Size:
     for name, side in (("width", width), ("height", height)):
         if side < 8 or side % 8:
             raise InputError(name, side, "give a multiple of 8")
-    drawn = nearest(wanted, sizes)
+    drawn = nearest_size(wanted, sizes)
     most = max(MOST_PIXELS, drawn[0] * drawn[1])
     long = "width" if width > height else "height"
     if width * height > most:
         raise InputError(long, max(wanted), f"{as_text(wanted)} are too many pixels; ask for at most {most} in all")
-    if _cut(wanted, drawn) > MOST_CUT:
+    if stretch(wanted, drawn) > MOST_CUT:
         raise InputError(
             long, max(wanted), f"this server draws {shown}; ask for a shape that is nearer to one of these"
         )
     return drawn
-
-
-def nearest(wanted: Size, sizes: Sequence[Size]) -> Size:
-    """Return the size whose shape is nearest; of equal shapes, the one whose area is."""
-
-    def distance(size: Size) -> tuple[float, float]:
-        areas = size[0] * size[1], wanted[0] * wanted[1]
-        return _cut(wanted, size), max(areas) / min(areas)
-
-    return min(sizes, key=distance)
 
 
 def fitted(drawn: Image.Image, wanted: Size) -> Image.Image:
@@ -77,9 +67,3 @@ def framed(picture: Image.Image, wanted: Size, drawn: Size) -> Image.Image:
     left, top = (drawn[0] - width) // 2, (drawn[1] - height) // 2
     around = [(top, drawn[1] - height - top), (left, drawn[0] - width - left), *([(0, 0)] * (inner.ndim - 2))]
     return Image.fromarray(np.pad(inner, around, "constant" if picture.mode == "L" else "edge"))
-
-
-def _cut(wanted: Size, drawn: Size) -> float:
-    """Return the factor, at least 1, between the aspects: how much longer than needed one drawn side is."""
-    ratio = wanted[0] / wanted[1] / (drawn[0] / drawn[1])
-    return max(ratio, 1 / ratio)

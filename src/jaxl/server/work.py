@@ -9,13 +9,14 @@ from typing import Any
 
 from PIL import Image
 
+from jaxl.call.sizes import Size
 from jaxl.engine import Drawn, Event
 from jaxl.server.edits import Source
 from jaxl.server.errors import api_error, error_object
 from jaxl.server.kept import File, KeptRequest, new_name
 from jaxl.server.pictures import MEDIA_TYPES, Format
 from jaxl.server.service import Service, Stream
-from jaxl.server.sizes import Size, as_text, fitted
+from jaxl.server.sizes import as_text, fitted
 
 
 @dataclass(eq=False)

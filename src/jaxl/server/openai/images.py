@@ -24,6 +24,7 @@ from starlette.routing import Match
 from starlette.types import Scope
 
 from jaxl.call.options import DrawOptions
+from jaxl.call.sizes import read_size
 from jaxl.engine import Drawn, Preview, Progress, Result, Status
 from jaxl.errors import InputError
 from jaxl.server import logs
@@ -113,7 +114,7 @@ class Asked(BaseModel):
 
     def arguments(self) -> dict[str, Any]:
         """Return the arguments of `Pipeline.generate`."""
-        width, height = (None, None) if self.size in (None, "auto") else map(int, self.size.split("x"))
+        width, height = read_size(self.size or "auto") or (None, None)
         return {
             "prompt": self.prompt,
             "num_images": self.n,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from ray import serve
@@ -22,7 +22,7 @@ from jaxl.server.ray.replica import Replica
 from jaxl.server.ray.router import BucketAffineRouter
 from jaxl.server.ray.scale import Scale
 from jaxl.server.service import Service
-from jaxl.server.settings import Settings, read_keys
+from jaxl.server.settings import EngineOptions, Settings, read_keys
 
 # seconds between Ray's health checks of a replica; a dead one is replaced after the next
 HEALTH_PERIOD = 1.0
@@ -33,7 +33,7 @@ MOST_ONGOING = 10_000
 QUIET = LoggingConfig(log_level="WARNING", enable_access_log=False)
 
 
-def replicas(load: Callable[[], Any], scale: Scale, engine_options: Mapping[str, Any], settings: Settings) -> Any:
+def replicas(load: Callable[[], Any], scale: Scale, engine_options: EngineOptions, settings: Settings) -> Any:
     """Return the application of replicas, each with the backend that `load` returns.
 
     A replica that is to go, because fewer are needed or a new version comes, gets no more requests, and has the longest
@@ -57,7 +57,7 @@ def replicas(load: Callable[[], Any], scale: Scale, engine_options: Mapping[str,
         },
         **scale.number(),
     )
-    return deployment.bind(load, dict(engine_options))
+    return deployment.bind(load, asdict(engine_options))
 
 
 class Threads:

@@ -20,6 +20,7 @@ from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from jaxl.call.options import STRENGTH
 from jaxl.diffusion.names import a1111_name
 from jaxl.server.a1111.fields import offered, solver_of
 from jaxl.server.settings import Settings
@@ -51,7 +52,6 @@ POLICY = "; ".join(
 IMAGES = 4
 MOST_STEPS = 150
 SYNTAX: Syntax = "lenient"
-STRENGTH = 0.6
 FEATHER = 4
 PADDING = 32
 
