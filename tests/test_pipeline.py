@@ -14,7 +14,7 @@ import pytest
 
 import jaxl
 from jaxl.call.arguments import DEFAULTS, DrawOptions, Options
-from jaxl.diffusion.tables import SOLVERS
+from jaxl.diffusion.schedulers import SOLVERS
 from jaxl.pipeline import open_pipeline
 from jaxl.weights.source import EMBEDDED
 

@@ -16,7 +16,8 @@ from jaxl.call.arguments import whole_number
 from jaxl.call.inputs import Inputs
 from jaxl.call.plan import Plan
 from jaxl.diffusion.loop import Slots
-from jaxl.diffusion.tables import SCHEDULERS, scheduler_name
+from jaxl.diffusion.schedulers import SCHEDULERS
+from jaxl.diffusion.tables import scheduler_name
 from jaxl.engine.backend import Stage
 from jaxl.errors import InputError
 from jaxl.pipeline import Decoded, Params, Pipeline, Progress, open_pipeline
