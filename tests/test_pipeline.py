@@ -13,7 +13,7 @@ import pytest
 
 import jaxl
 from jaxl.call.options import LoadOptions
-from jaxl.diffusion.tables import SOLVERS
+from jaxl.diffusion.schedulers import SOLVERS
 from jaxl.loading import open_pipeline
 from jaxl.weights.source import EMBEDDED
 

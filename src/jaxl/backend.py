@@ -17,7 +17,8 @@ from jaxl.call.inputs import Inputs
 from jaxl.call.options import LoadOptions
 from jaxl.call.plan import Plan
 from jaxl.diffusion.loop import Slots
-from jaxl.diffusion.tables import SCHEDULERS, scheduler_name
+from jaxl.diffusion.schedulers import SCHEDULERS
+from jaxl.diffusion.tables import scheduler_name
 from jaxl.engine.backend import Stage
 from jaxl.errors import InputError
 from jaxl.loading import open_pipeline

@@ -185,7 +185,8 @@ def devices(as_json: JsonOption = False) -> None:
 def _inspect(**source: Any) -> dict[str, Any]:
     from dataclasses import asdict
 
-    from jaxl.diffusion.tables import SCHEDULERS, scheduler_name
+    from jaxl.diffusion.schedulers import SCHEDULERS
+    from jaxl.diffusion.tables import scheduler_name
     from jaxl.presets import SDXL_BASE, choose_preset
     from jaxl.run.model import Model
     from jaxl.weights.contents import components, family

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from jaxl.config import Json, TextConfig, TinyVAEConfig, UNetConfig, VAEConfig, read_vae_config
+from jaxl.diffusion.diffusers_config import read_scheduler_config
 from jaxl.diffusion.schedule import SchedulerConfig
 from jaxl.errors import CheckpointError
 from jaxl.kernels import XLA, Kernels
@@ -50,7 +51,7 @@ class Model:
             vae=read_vae_config(configs["vae"]),
             text_encoder=None if first is None else TextConfig.from_json(first, "text_encoder/config.json"),
             text_encoder_2=TextConfig.from_json(configs["text_encoder_2"], "text_encoder_2/config.json"),
-            scheduler=SchedulerConfig.from_json(configs["scheduler"]),
+            scheduler=read_scheduler_config(configs["scheduler"]),
             zero_negative=bool(index.get("force_zeros_for_empty_prompt", True)),
             preview=None if preview is None else TinyVAEConfig.from_json(preview, "preview/config.json"),
             kernels=kernels,

@@ -14,7 +14,6 @@ from pydantic import BaseModel, Field
 from jaxl.call.infotext import LABELS, READERS, read_a1111_text, text_of
 from jaxl.call.sizes import read_size
 from jaxl.diffusion.names import AUTOMATIC, find_name
-from jaxl.diffusion.tables import SOLVERS
 from jaxl.errors import InputError
 from jaxl.png import read_settings_text
 from jaxl.server.a1111.fields import scheduler_of
@@ -26,7 +25,6 @@ from jaxl.server.settings import Settings
 
 router = APIRouter(prefix="/v1/images", tags=["jaxl"], responses=RESPONSES)
 
-SCHEDULES = {name: solver.schedules for name, solver in SOLVERS.items()}
 # names that tell of a picture but change nothing in it, and values that ask for nothing
 NOTES = {"Version", "Model hash", "VAE hash", "Created Date", "User", "Init image hash", "metadata_scheme"}
 NOTHING = ("", "None", "[]", "{}", "False", "false", "null", "Automatic")
@@ -104,7 +102,7 @@ def _scheduler(left: dict[str, str], default: str) -> dict[str, str]:
             name = scheduler_of(sampler, schedule, default)
     if name is None and sampler:
         with suppress(InputError):
-            name, read = find_name(sampler, SCHEDULES), ("Sampler",)
+            name, read = find_name(sampler), ("Sampler",)
             if name in AUTOMATIC:  # before A1111 1.9 a name without a schedule had none of these
                 name = scheduler_of(name, "Uniform", default)
     if name is None:

@@ -23,7 +23,7 @@ from starlette.requests import Request as HttpRequest
 
 from jaxl.call.infotext import a1111_text, read_a1111_text, text_of
 from jaxl.diffusion.names import AUTOMATIC, CHECKPOINT, a1111_name
-from jaxl.diffusion.tables import SCHEDULERS
+from jaxl.diffusion.schedulers import SCHEDULERS
 from jaxl.engine import Preview
 from jaxl.server.a1111.fields import FIELDS, Asked, Img2Img, Txt2Img, arguments_of, edit_of, offered, solver_of
 from jaxl.server.a1111.options import CLIP_SKIP, USUAL_CLIP_SKIP, overrides, refusal
