@@ -13,7 +13,7 @@ from jaxl.errors import CheckpointError, InputError, JaxlError, NonFiniteError, 
 
 if TYPE_CHECKING:
     from jaxl.pipeline import Pipeline, Result, from_pretrained
-    from jaxl.run.programs import Bucket
+    from jaxl.run.bucket import Bucket
     from jaxl.run.sharding import make_mesh
 
 __version__ = "0.1.0"
@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 _MODULES = {
-    "Bucket": "run.programs",
+    "Bucket": "run.bucket",
     "Pipeline": "pipeline",
     "Result": "pipeline",
     "from_pretrained": "pipeline",

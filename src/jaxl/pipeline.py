@@ -34,10 +34,11 @@ from jaxl.diffusion.loop import Slots
 from jaxl.errors import CheckpointError, InputError, NonFiniteError
 from jaxl.kernels import Kernels
 from jaxl.nn.layers import Shapes
+from jaxl.run.bucket import Bucket, Conditioning
 from jaxl.run.disk_cache import enable_disk_cache
 from jaxl.run.embeddings import Embeddings
 from jaxl.run.model import Model
-from jaxl.run.programs import Bucket, Conditioning, Programs
+from jaxl.run.programs import Programs
 from jaxl.run.sharding import gathered, make_mesh, on_host, own_images, place_parameters
 from jaxl.text.tokenizer import Tokenizer
 from jaxl.weights.checkpoint import Checkpoint, first_broken, load_params
@@ -356,12 +357,8 @@ class Pipeline:
     ) -> Bucket:
         """The bucket that `images` images of a size run in: filled up to a multiple of the devices."""
         size, factor = self.model.default_size, self.model.vae.factor
-        return Bucket(
-            self.devices.batch(images, 1 + guided),
-            arguments.image_size("height", height, size, factor),
-            arguments.image_size("width", width, size, factor),
-            guided,
-        )
+        height = arguments.image_size("height", height, size, factor)
+        return self.devices.filled(Bucket(images, height, arguments.image_size("width", width, size, factor), guided))
 
     def generate(
         self,

@@ -365,7 +365,7 @@ def _draw(
     bucket = plan.bucket
     second = None
     if refiner is not None:  # with empty latents, to check the arguments and to know what to compile
-        shape = plan.batch, *pipe.programs.latents_shape(bucket)[1:]
+        shape = plan.batch, *bucket.latents_shape(pipe.model)[1:]
         second = _refine(refiner, asked, np.zeros(shape, np.float32))
     began = time.perf_counter()
     try:
