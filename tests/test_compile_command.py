@@ -15,7 +15,8 @@ import jaxl
 from jaxl.call.options import LoadOptions
 from jaxl.cli import run
 from jaxl.cli.compile import _compile
-from jaxl.run.programs import KINDS, Bucket
+from jaxl.run.bucket import Bucket
+from jaxl.run.programs import KINDS
 
 # commands, and then how many programs were asked for and how many of them came from the cache
 CODE = """

@@ -14,7 +14,7 @@ from jaxl.errors import CheckpointError, InputError, JaxlError, NonFiniteError, 
 if TYPE_CHECKING:
     from jaxl.loading import from_pretrained
     from jaxl.pipeline import Pipeline, Result
-    from jaxl.run.programs import Bucket
+    from jaxl.run.bucket import Bucket
     from jaxl.run.sharding import make_mesh
 
 __version__ = "0.1.0"
@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 _MODULES = {
-    "Bucket": "run.programs",
+    "Bucket": "run.bucket",
     "Pipeline": "pipeline",
     "Result": "pipeline",
     "from_pretrained": "loading",

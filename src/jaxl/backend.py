@@ -23,7 +23,8 @@ from jaxl.engine.backend import Stage
 from jaxl.errors import InputError
 from jaxl.loading import open_pipeline
 from jaxl.pipeline import Decoded, Params, Pipeline, Progress
-from jaxl.run.programs import Bucket, Programs
+from jaxl.run.bucket import Bucket
+from jaxl.run.programs import Programs
 from jaxl.run.sharding import make_mesh, replicated, spare_device, use_cores, with_sharding
 
 SLOTS = 4  # images in the making at once, or as many as there are devices
@@ -123,7 +124,7 @@ class PipelineBackend:
         if decode_on is not None:
             mesh = make_mesh([decode_on])
             shapes = {"vae": with_sharding(pipe.programs.shapes["vae"], replicated(mesh))}
-            self._decoder = Programs(pipe.model, mesh, shapes, pipe.programs.tile)
+            self._decoder = Programs(pipe.model, mesh, shapes, pipe.programs.target.tile)
         self.take_params(params)
 
     def take_params(self, params: Params) -> None:
@@ -202,7 +203,7 @@ class PipelineBackend:
         return list(dict.fromkeys(self._bucket(lane, size) for lane in self.lanes for size in self.sizes))
 
     def _bucket(self, lane: Bucket, size: int) -> Bucket:
-        return replace(lane, batch=self.pipe.devices.batch(size, lane.branches))
+        return self.pipe.devices.filled(replace(lane, batch=size))
 
     def _lane(self, bucket: Bucket) -> Bucket:
         """The cheapest lane that covers a bucket. Raises InputError that names what none has."""

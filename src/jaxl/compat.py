@@ -30,9 +30,10 @@ from jaxl.diffusion.tables import build_table
 from jaxl.errors import InputError
 from jaxl.nn.unet import unet_context
 from jaxl.pipeline import Pipeline
+from jaxl.run.bucket import Branch, Bucket, Conditioning, Text
 from jaxl.run.disk_cache import enable_disk_cache
-from jaxl.run.programs import Bucket, Conditioning, Text, advance, decode, encode_text
 from jaxl.run.sharding import AXIS, make_mesh
+from jaxl.run.steps import advance, decode, encode_text
 from jaxl.weights.folder import TOKENIZERS
 from jaxl.weights.source import open_checkpoint
 
@@ -206,33 +207,39 @@ class FlaxStableDiffusionXLPipeline:
         model = self.pipeline.model
         prompt_ids, neg_prompt_ids, key, scale, latents = inputs
         b = prompt_ids.shape[0]
-        positive = self._encode(params, prompt_ids)
-        branches = [positive]
-        if guided:
-            negative = None if neg_prompt_ids is None else self._encode(params, neg_prompt_ids)
-            branches.insert(0, negative or jax.tree.map(jnp.zeros_like, positive))
-        texts = jax.tree.map(lambda *each: jnp.stack(each, axis=1), *branches)
-        context = unet_context(params["unet"], texts.prompt_embeds)
-        ids = arguments.time_ids({}, height, width, model.time_ids)[-len(branches) :]
+        bucket = Bucket(b, height, width, guided)
+        own = {Branch.POSITIVE: self._encode(params, prompt_ids)}
+        if neg_prompt_ids is not None and guided:
+            own[Branch.NEGATIVE] = self._encode(params, neg_prompt_ids)
+        elif guided:
+            own[Branch.NEGATIVE] = jax.tree.map(jnp.zeros_like, own[Branch.POSITIVE])
+        texts = jax.tree.map(lambda *each: jnp.stack(each, axis=1), *(own[branch] for branch in bucket.order))
+        sizes = arguments.time_ids({}, height, width, model.time_ids)
+        ids = np.stack([sizes[branch] for branch in bucket.order])
         cond = Conditioning(
-            context, texts.pooled, jnp.broadcast_to(ids, (b, *ids.shape)), rescale=jnp.zeros_like(scale)
+            context=unet_context(params["unet"], texts.prompt_embeds),
+            pooled=texts.pooled,
+            time_ids=jnp.broadcast_to(ids, (b, *ids.shape)),
+            rescale=jnp.zeros_like(scale),
+            lengths=None,
+            freeu=None,
+            inpaint=None,
         )
         if latents is None:
             latents = jax.random.normal(key, (b, *self._latent_shape(height, width)), jnp.float32)
         rows, used, init_scale = (jnp.broadcast_to(a, (b, *a.shape)) for a in table)
         rows = rows.at[:, :, COLUMNS.index("guidance")].set(scale[:, None])
         slots = loop.init_slots(rows, used, jax.random.split(key, b), latents.transpose(0, 2, 3, 1), init_scale)
-        bucket = Bucket(b, height, width, guided)
-        out = advance(params["unet"], model, bucket, slots, cond, table[1]).latents
+        out = advance(model, bucket, params["unet"], slots, cond, table[1]).latents
         if return_latents:
             return out.transpose(0, 3, 1, 2), jnp.isfinite(out).all((1, 2, 3))
-        images, _, finite = decode(params["vae"], model, out)
+        images, _, finite = decode(model, params["vae"], out)
         return images, finite
 
     def _encode(self, params: Params, ids: Array) -> Text:
         by_encoder = {name: ids[:, i] for i, name in enumerate(self.pipeline.tokenizers)}
         weights = {name: jnp.ones(rows.shape, jnp.float32) for name, rows in by_encoder.items()}
-        return encode_text(params, self.pipeline.model, by_encoder, weights, 0)
+        return encode_text(self.pipeline.model, params, by_encoder, weights, 0)
 
     @property
     def components(self) -> dict[str, Any]:

@@ -11,8 +11,8 @@ from jax.typing import DTypeLike
 from jaxl.call.options import LoadOptions
 from jaxl.kernels import Kernels
 from jaxl.pipeline import Params, Pipeline, Progress
+from jaxl.run.bucket import Bucket
 from jaxl.run.disk_cache import enable_disk_cache
-from jaxl.run.programs import Bucket
 from jaxl.weights.prediction import with_prediction
 from jaxl.weights.source import open_checkpoint, open_unet, open_vae, with_unet, with_vae
 

@@ -33,9 +33,10 @@ from jaxl.diffusion.loop import Slots
 from jaxl.errors import InputError, NonFiniteError
 from jaxl.kernels import Kernels
 from jaxl.nn.layers import Shapes
+from jaxl.run.bucket import Bucket, Conditioning
 from jaxl.run.embeddings import Embeddings
 from jaxl.run.model import Model
-from jaxl.run.programs import Bucket, Conditioning, Programs
+from jaxl.run.programs import Programs
 from jaxl.run.sharding import gathered, make_mesh, on_host, own_images, place_parameters
 from jaxl.weights.checkpoint import Checkpoint, first_broken
 from jaxl.weights.folder import TOKENIZERS
@@ -212,12 +213,8 @@ class Pipeline:
     ) -> Bucket:
         """The bucket that `images` images of a size run in: filled up to a multiple of the devices."""
         size, factor = self.model.default_size, self.model.vae.factor
-        return Bucket(
-            self.devices.batch(images, 1 + guided),
-            arguments.image_size("height", height, size, factor),
-            arguments.image_size("width", width, size, factor),
-            guided,
-        )
+        height = arguments.image_size("height", height, size, factor)
+        return self.devices.filled(Bucket(images, height, arguments.image_size("width", width, size, factor), guided))
 
     def generate(
         self,
@@ -314,7 +311,7 @@ class Pipeline:
         own = {name: arguments.prompts_per_image(name, text, batch // each, each) for name, text in texts.items()}
         height, width = base.bucket.height, base.bucket.width
         if noisy is None:
-            noisy = np.zeros(self.exact.latents_shape(Bucket(batch, height, width, guided=False)), np.float32)
+            noisy = np.zeros(Bucket(batch, height, width, guided=False).latents_shape(self.model), np.float32)
         goes_on: DrawOptions = {"image": noisy, "denoising_start": options.get("denoising_end", 1.0), "num_images": 1}
         kept = {name: value for name, value in options.items() if name not in OF_BASE}
         return self.plan(**cast(Any, {**kept, **own, **goes_on}))

@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import pytest
 
 from jaxl.presets import SDXL_BASE
+from jaxl.run.bucket import Bucket
 from jaxl.run.model import Model
-from jaxl.run.programs import Bucket, Programs
+from jaxl.run.programs import Programs
 from jaxl.run.sharding import make_mesh, place_parameters
 
 KINDS = ("encode_text", "start", "advance", "decode")

@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxl.call.options import MicroConditioning
 from jaxl.errors import InputError
+from jaxl.run.bucket import Branch
 
 
 def whole_number(argument: str, value: Any, *, least: int, most: int | None = None, remedy: str = "") -> int:
@@ -132,23 +133,24 @@ def check_latents(value: Any, shape: tuple[int, ...]) -> np.ndarray:
     return latents
 
 
-def time_ids(micro: MicroConditioning, height: int, width: int, count: int) -> np.ndarray:
-    """float32 [2, count]: the size ids of the negative and of the positive branch; 6 of them, or 5 for the refiner."""
+def time_ids(micro: MicroConditioning, height: int, width: int, count: int) -> dict[Branch, np.ndarray]:
+    """The size ids of the negative and of the positive branch, float32 [count]; 6 of them, or 5 for the refiner."""
     positive = {
         "original_size": micro.get("original_size", (height, width)),
         "crops_coords_top_left": micro.get("crops_coords_top_left", (0, 0)),
         "target_size": micro.get("target_size", (height, width)),
     }
-    branches = []
-    for prefix, score in (("negative_", 2.5), ("", 6.0)):
+    ids: dict[Branch, np.ndarray] = {}
+    for branch, score in ((Branch.NEGATIVE, 2.5), (Branch.POSITIVE, 6.0)):
         row: list[float] = []
+        prefix = branch.prefix
         for name, default in positive.items():
             if name != "target_size" or count == 6:
                 row += _pair(prefix + name, micro.get(prefix + name, default))
         if count == 5:
             row.append(_number(f"{prefix}aesthetic_score", micro.get(f"{prefix}aesthetic_score", score)))
-        branches.append(row)
-    return np.asarray(branches, np.float32)
+        ids[branch] = np.asarray(row, np.float32)
+    return ids
 
 
 def _pair(argument: str, value: Any) -> list[float]:

@@ -18,8 +18,8 @@ from jaxl.config import check_pag_layers
 from jaxl.diffusion.tables import Sampling, build_table, scheduler_name
 from jaxl.errors import InputError
 from jaxl.presets import Preset, speed
+from jaxl.run.bucket import Branch, Bucket
 from jaxl.run.model import Model
-from jaxl.run.programs import Bucket
 from jaxl.text.tokenizer import Tokenizer
 
 OTHER_PROMPTS = ("prompt_2", "negative_prompt", "negative_prompt_2")
@@ -63,10 +63,10 @@ class Plan:
     first: int
     count: int
     segments: tuple[Segment, ...]
-    texts: list[list[list[list[Chunk] | None]]]
+    texts: list[list[dict[Branch, list[Chunk] | None]]]
     clip_skip: int
     seeds: list[int] = field(metadata=OF_IMAGE)
-    time_ids: np.ndarray
+    time_ids: dict[Branch, np.ndarray]
     rescale: np.ndarray = field(metadata=OF_IMAGE)
     freeu: np.ndarray | None
     noise: np.ndarray | None = field(metadata=OF_IMAGE)
@@ -86,7 +86,7 @@ class Plan:
 
     def by_image(self) -> Iterator[Plan]:
         """The plan of each image alone."""
-        return replace(self, rounds=[1] * self.batch, bucket=replace(self.bucket, batch=1)).by_round()
+        return replace(self, rounds=[1] * self.batch, bucket=self.bucket.single).by_round()
 
     def by_round(self) -> Iterator[Plan]:
         """The plan of each round."""
@@ -116,12 +116,12 @@ class Devices:
     count: int
     batch_sizes: Sequence[int] = ()
 
-    def batch(self, images: int, branches: int = 1) -> int:
-        """The batch that holds `images`, or the largest there is: a multiple of the devices, or 1 by its branches."""
-        batch = smallest_that_fits(images, self.batch_sizes) if self.batch_sizes else images
-        if batch == 1 and branches % self.count == 0:
-            return 1
-        return -(-batch // self.count) * self.count
+    def filled(self, bucket: Bucket) -> Bucket:
+        """The bucket for its images, or the largest there is: of a multiple of the devices, or of 1 by its branches."""
+        batch = smallest_that_fits(bucket.batch, self.batch_sizes) if self.batch_sizes else bucket.batch
+        if batch > 1 or bucket.branches % self.count:
+            batch = -(-batch // self.count) * self.count
+        return replace(bucket, batch=batch)
 
     def rounds(self, images: int) -> list[int]:
         return rounds(images, self.batch_sizes) if self.batch_sizes else [images]
@@ -201,7 +201,7 @@ def make_plan(
     own = [table.with_columns(guidance=guidance[i], pag=pag[i], shallow=shallow) for i in range(batch)]
     per_round = devices.rounds(batch)
     bucket = Bucket(
-        devices.batch(max(per_round), 1 + guided + perturbed),
+        max(per_round),
         height,
         width,
         guided=guided,
@@ -210,7 +210,6 @@ def make_plan(
         freeu="freeu" in options,
         cached=every > 1,
     )
-    branches = [0] * guided + [1] + [1] * perturbed  # of the size ids: the negative ones, the positive ones
     micro = part(options, MicroConditioning)
     h, w = height // model.vae.factor, width // model.vae.factor
     from_noise = pictures is None or (skip == 0 and "mask" in begin)
@@ -218,7 +217,7 @@ def make_plan(
     return Plan(
         batch=batch,
         rounds=per_round,
-        bucket=bucket,
+        bucket=devices.filled(bucket),
         scheduler=scheduler_name(config, named, custom=custom),
         steps=len(times),
         # what a row draws depends on its number: a run that goes on from another's end draws other noise than that did
@@ -229,7 +228,7 @@ def make_plan(
         texts=texts.chunks,
         clip_skip=_clip_skip(model, asked.get("clip_skip")),
         seeds=arguments.seeds_per_image(asked.get("seed"), batch),
-        time_ids=arguments.time_ids(micro, height, width, model.time_ids)[branches],
+        time_ids=arguments.time_ids(micro, height, width, model.time_ids),
         rescale=arguments.per_image("guidance_rescale", options.get("guidance_rescale", 0.0), batch, least=0, most=1),
         freeu=_freeu(options),
         noise=None if latents is None else arguments.check_latents(latents, (batch, h, w, model.vae.latent_channels)),

@@ -12,6 +12,7 @@ from functools import cache
 import numpy as np
 
 from jaxl.errors import CheckpointError, InputError, PromptWarning, TruncationWarning
+from jaxl.run.bucket import Branch
 from jaxl.run.model import Model
 from jaxl.text.chunks import Chunks, chunk, pad
 from jaxl.text.prompt import SYNTAXES, Syntax, is_composed, parse, schedule
@@ -54,7 +55,7 @@ class Texts:
     """
 
     versions: tuple[int, ...]
-    chunks: list[list[list[list[Chunk] | None]]]
+    chunks: list[list[dict[Branch, list[Chunk] | None]]]
 
     def version(self, step: int) -> int:
         """Return the index of the version that holds at a step."""
@@ -63,7 +64,7 @@ class Texts:
     @property
     def most(self) -> int:
         """The largest number of chunks that a text has."""
-        return max(len(text or [{}]) for images in self.chunks for branches in images for text in branches)
+        return max(len(text or [{}]) for images in self.chunks for texts in images for text in texts.values())
 
 
 def read_prompts(
@@ -123,10 +124,14 @@ def read_prompts(
             for i in range(n)
         ]
 
-    branches = [[sources(prefix, image) for prefix in ["negative_", ""][not guided :]] for image in range(batch)]
-    read = {source for image in branches for texts in image if texts for source in texts.values()}
+    branches = (Branch.NEGATIVE, Branch.POSITIVE) if guided else (Branch.POSITIVE,)
+    images = [{branch: sources(branch.prefix, image) for branch in branches} for image in range(batch)]
+    read = {source for image in images for texts in image.values() if texts for source in texts.values()}
     starts = sorted({first for source in read for first, _ in versions(*source)} | {0})
-    return Texts(tuple(starts), [[[chunks(texts, at) for texts in image] for image in branches] for at in starts])
+    return Texts(
+        versions=tuple(starts),
+        chunks=[[{branch: chunks(texts, at) for branch, texts in image.items()} for image in images] for at in starts],
+    )
 
 
 def _cut(tokenizer: Tokenizer, argument: str, text: str) -> Chunks:

@@ -23,7 +23,7 @@ from jaxl.errors import InputError, JaxlError, is_out_of_memory
 if TYPE_CHECKING:
     from jaxl.pipeline import Pipeline
     from jaxl.pipeline import Progress as ShowProgress
-    from jaxl.run.programs import Bucket
+    from jaxl.run.bucket import Bucket
 
 
 def compile_programs(

@@ -9,7 +9,7 @@ from collections.abc import Callable, Hashable
 import jax
 
 from jaxl.nn.layers import Params
-from jaxl.run.programs import Text
+from jaxl.run.bucket import Text
 
 MAX_TEXTS = 64  # of 0.3 MB each in SDXL and bfloat16
 
