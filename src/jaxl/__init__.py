@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from jaxl.run.programs import Bucket
     from jaxl.run.sharding import make_mesh
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Bucket",

@@ -26,6 +26,8 @@ from jaxl.pipeline import Decoded, Params, Pipeline, Progress
 from jaxl.run.programs import Bucket, Programs
 from jaxl.run.sharding import make_mesh, replicated, spare_device, use_cores, with_sharding
 
+__all__ = ["PipelineBackend", "open_backend"]
+
 SLOTS = 4  # images in the making at once, or as many as there are devices
 CHUNKS = 3  # that a prompt may have, of 75 tokens each
 

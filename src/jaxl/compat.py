@@ -36,6 +36,8 @@ from jaxl.run.sharding import AXIS, make_mesh
 from jaxl.weights.folder import TOKENIZERS
 from jaxl.weights.source import open_checkpoint
 
+__all__ = ["FlaxStableDiffusionXLPipeline", "FlaxStableDiffusionXLPipelineOutput"]
+
 Params = dict[str, Any]
 
 

@@ -9,6 +9,8 @@ from typing import Any
 
 from jaxl.errors import InputError, nearest
 
+__all__ = ["PRESETS", "SPEEDS", "Preset"]
+
 
 @dataclass(frozen=True)
 class Preset:

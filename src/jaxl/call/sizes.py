@@ -9,6 +9,8 @@ from typing import Any
 
 from jaxl.errors import InputError
 
+__all__ = ["BUCKETS", "aspect_bucket", "buckets_for", "nearest_bucket"]
+
 Size = tuple[int, int]  # width, height
 
 NATIVE_SIDE = 1024
