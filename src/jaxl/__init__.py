@@ -1,7 +1,7 @@
 """jaxl: Stable Diffusion XL in JAX, on TPU, GPU and CPU.
 
-pipe, params = jaxl.from_pretrained("tiny")
-result = pipe.generate(params, "a red apple on a blue background, flat style", seed=7, num_images=4)
+    pipe, params = jaxl.from_pretrained("tiny")
+    result = pipe.generate(params, "a red apple on a blue background, flat style", seed=7, num_images=4)
 
 docs/api.md lists the other modules that are public.
 """
