@@ -1,9 +1,9 @@
 """The README and docs/: links, commands and the order of pages hold."""
 
-import importlib.util
 import re
+import runpy
 from pathlib import Path
-from types import ModuleType
+from types import SimpleNamespace
 
 import click
 import pytest
@@ -18,26 +18,21 @@ NAV = [page for entry in yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"
 
 
 @pytest.fixture(scope="module")
-def site() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("site_of_pages", ROOT / "tools" / "site.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def site() -> SimpleNamespace:
+    return SimpleNamespace(**runpy.run_path(str(ROOT / "tools" / "site.py"), run_name="site"))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_lead_to_files(site: ModuleType, page: Path) -> None:
+def test_links_lead_to_files(site: SimpleNamespace, page: Path) -> None:
     site.for_site(page.read_text(), page)
 
 
-def test_a_link_to_nothing_is_found(site: ModuleType) -> None:
+def test_a_link_to_nothing_is_found(site: SimpleNamespace) -> None:
     with pytest.raises(ValueError, match=r"README\.md links to docs/nothing\.md"):
         site.for_site("[a page](docs/nothing.md)", ROOT / "README.md")
 
 
-def test_links_on_the_site(site: ModuleType) -> None:
+def test_links_on_the_site(site: SimpleNamespace) -> None:
     text = "![a](docs/pictures/grid.png) [Guide](docs/guide.md#prompts), [changes](CHANGELOG.md), [NOTICE](NOTICE)"
     there = "![a](pictures/grid.png) [Guide](guide.md#prompts), [changes](changelog.md), `NOTICE`"
     assert site.for_site(text, ROOT / "README.md") == there
@@ -46,7 +41,7 @@ def test_links_on_the_site(site: ModuleType) -> None:
     assert site.for_site(text, ROOT / "docs" / "kubernetes.md") == there
 
 
-def test_what_a_site_fetches_from_elsewhere(site: ModuleType, tmp_path: Path) -> None:
+def test_what_a_site_fetches_from_elsewhere(site: SimpleNamespace, tmp_path: Path) -> None:
     (tmp_path / "css").mkdir()
     (tmp_path / "css" / "a.css").write_text(
         "a {b: url(c.woff)} @import 'https://x.example/fonts.css'; d {e: url(//y.example/f)}"
@@ -62,7 +57,7 @@ def test_what_a_site_fetches_from_elsewhere(site: ModuleType, tmp_path: Path) ->
     ]
 
 
-def test_the_readme_lists_the_pages_of_the_site_in_their_order(site: ModuleType) -> None:
+def test_the_readme_lists_the_pages_of_the_site_in_their_order(site: SimpleNamespace) -> None:
     contents = (ROOT / "README.md").read_text().split("## Documentation")[1]
     listed = re.findall(r"^\d+\. \[[^]]+\]\(([^)]+)\)", contents, re.MULTILINE)
     assert ["index.md", *(site.AT_THE_ROOT.get(page, page.removeprefix("docs/")) for page in listed)] == NAV
