@@ -20,6 +20,17 @@ if TYPE_CHECKING:
 
     from jaxl.kernels import Kernels
 
+__all__ = [
+    "Caching",
+    "DrawOptions",
+    "Guidance",
+    "LoadOptions",
+    "MicroConditioning",
+    "Options",
+    "Sampling",
+    "Start",
+]
+
 T = TypeVar("T")
 
 
