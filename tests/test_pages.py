@@ -11,6 +11,8 @@ import typer
 import yaml
 
 from jaxl.cli.app import app
+from jaxl.diffusion.tables import SOLVERS
+from jaxl.presets import PRESETS
 
 ROOT = Path(__file__).parents[1]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
@@ -81,3 +83,13 @@ def test_flags_of_commands(page: Path) -> None:
     for name, rest in re.findall(rf"\b({known})\b([^`#|&\n]*)", text):
         for flag in re.findall(r"(?<![\w-])--?[a-z][\w-]*", rest):
             assert flag in flags[name], f"{page.name}: {name} has no {flag}"
+
+
+def test_the_guide_names_every_solver() -> None:
+    said = set(re.findall(r"`([a-z0-9_+]+)`", (ROOT / "docs" / "guide.md").read_text()))
+    assert set(SOLVERS) <= said, "add it to the table of docs/guide.md"
+
+
+def test_the_guide_names_every_preset() -> None:
+    said = set(re.findall(r"`([a-z0-9_+]+)`", (ROOT / "docs" / "guide.md").read_text()))
+    assert set(PRESETS) - {"sdxl"} <= said
