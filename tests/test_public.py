@@ -37,8 +37,7 @@ def imported(source: str) -> set[tuple[str, str]]:
     return found
 
 
-# Ray takes seconds to import, and tests/server/ray does
-@pytest.mark.parametrize("name", [name for name in PUBLIC if name != "jaxl.server.ray"])
+@pytest.mark.parametrize("name", PUBLIC)
 def test_public_module(name: str) -> None:
     """It says what it offers, and whatever that is has a docstring."""
     module = importlib.import_module(name)
