@@ -1,7 +1,9 @@
 """jaxl: Stable Diffusion XL in JAX, on TPU, GPU and CPU.
 
-pipe, params = jaxl.from_pretrained("tiny")
-result = pipe.generate(params, "a red apple on a blue background, flat style", seed=7, num_images=4)
+    pipe, params = jaxl.from_pretrained("tiny")
+    result = pipe.generate(params, "a red apple on a blue background, flat style", seed=7, num_images=4)
+
+docs/api.md lists the other modules that are public.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
     from jaxl.run.bucket import Bucket
     from jaxl.run.sharding import make_mesh
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Bucket",

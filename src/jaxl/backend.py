@@ -27,6 +27,8 @@ from jaxl.run.bucket import Bucket
 from jaxl.run.programs import Programs
 from jaxl.run.sharding import make_mesh, replicated, spare_device, use_cores, with_sharding
 
+__all__ = ["PipelineBackend", "open_backend"]
+
 SLOTS = 4  # images in the making at once, or as many as there are devices
 CHUNKS = 3  # that a prompt may have, of 75 tokens each
 

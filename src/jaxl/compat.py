@@ -37,6 +37,8 @@ from jaxl.run.steps import advance, decode, encode_text
 from jaxl.weights.folder import TOKENIZERS
 from jaxl.weights.source import open_checkpoint
 
+__all__ = ["FlaxStableDiffusionXLPipeline", "FlaxStableDiffusionXLPipelineOutput"]
+
 Params = dict[str, Any]
 
 

@@ -28,6 +28,23 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
+__all__ = [
+    "CancelledError",
+    "CheckpointError",
+    "DeadlineError",
+    "DrainingError",
+    "EngineError",
+    "InputError",
+    "JaxlError",
+    "NonFiniteError",
+    "OutputError",
+    "PromptWarning",
+    "QueueFullError",
+    "RequestError",
+    "TruncationWarning",
+    "UnloadedError",
+]
+
 ARGUMENT = re.compile(r"`([A-Za-z_]\w*)(?:=([^`]*))?`")
 
 

@@ -26,6 +26,8 @@ from jaxl.call.infotext import a1111_text
 from jaxl.call.infotext import read_a1111_text as read_a1111_text
 from jaxl.errors import InputError, OutputError
 
+__all__ = ["png_bytes", "read_settings", "write_new_png", "write_png"]
+
 Settings = Mapping[str, Any]
 
 MAX_SETTINGS_CHARACTERS = 1_000_000

@@ -9,6 +9,8 @@ from typing import Any
 
 from jaxl.errors import InputError, nearest
 
+__all__ = ["PRESETS", "SPEEDS", "Preset"]
+
 
 @dataclass(frozen=True)
 class Preset:
@@ -53,6 +55,7 @@ PRESETS: Mapping[str, Preset] = {
         Preset("playground", 25, 3.0),
     )
 }
+"""The presets by their names, which `preset=` takes."""
 
 
 def preset(name: str) -> Preset:
@@ -62,12 +65,12 @@ def preset(name: str) -> Preset:
     return PRESETS[name]
 
 
-# shares of a run that are guided, and steps that run the whole network; benchmarks/speed_and_quality.py has the cost
 SPEEDS: Mapping[str, Mapping[str, Any]] = {
     "exact": {},
     "balanced": {"cache_interval": 3},
     "fast": {"cache_interval": 5, "guidance_interval": (0.0, 0.8)},
 }
+"""The options that each `speed=` stands for; benchmarks/speed_and_quality.py says what they cost."""
 
 
 def speed(name: str) -> Mapping[str, Any]:

@@ -20,6 +20,17 @@ if TYPE_CHECKING:
 
     from jaxl.kernels import Kernels
 
+__all__ = [
+    "Caching",
+    "DrawOptions",
+    "Guidance",
+    "LoadOptions",
+    "MicroConditioning",
+    "Options",
+    "Sampling",
+    "Start",
+]
+
 T = TypeVar("T")
 
 
@@ -69,15 +80,18 @@ class MicroConditioning(TypedDict, total=False):
 class Guidance(TypedDict, total=False):
     """How the prompt is followed, beyond `guidance_scale`.
 
-    guidance_rescale: 0 to 1, one or one for each image; takes back what guidance adds to the deviation of the
-        prediction (Lin et al. 2023, arXiv:2305.08891, section 3.4).
-    guidance_interval: (start, end), shares of the steps from 0 to 1; outside them nothing but the prompt's own branch
-        is computed, which is faster (Kynkaanniemi et al. 2024, arXiv:2404.07724).
-    pag_scale: 0 or more, one or one for each image; perturbed-attention guidance (Ahn et al. 2024, arXiv:2403.17377).
-    pag_adaptive_scale: by how much `pag_scale` falls for each timestep below the last, down to 0.
-    pag_layers: the perturbed places, such as "mid_block" (the default), "down_blocks.2" or "up_blocks.0.attentions.1".
-    freeu: s1, s2, b1 and b2 of FreeU (Si et al. 2023, arXiv:2309.11497); its authors give (0.6, 0.4, 1.1, 1.2) for
-        SDXL.
+    Attributes:
+        guidance_rescale: 0 to 1, one or one for each image; takes back what guidance adds to the deviation of the
+            prediction (Lin et al. 2023, arXiv:2305.08891, section 3.4).
+        guidance_interval: (start, end), shares of the steps from 0 to 1; outside them nothing but the prompt's own
+            branch is computed, which is faster (Kynkaanniemi et al. 2024, arXiv:2404.07724).
+        pag_scale: 0 or more, one or one for each image; perturbed-attention guidance (Ahn et al. 2024,
+            arXiv:2403.17377).
+        pag_adaptive_scale: by how much `pag_scale` falls for each timestep below the last, down to 0.
+        pag_layers: the perturbed places, such as "mid_block" (the default), "down_blocks.2" or
+            "up_blocks.0.attentions.1".
+        freeu: s1, s2, b1 and b2 of FreeU (Si et al. 2023, arXiv:2309.11497); its authors give (0.6, 0.4, 1.1, 1.2) for
+            SDXL.
     """
 
     guidance_rescale: Annotated[float | Sequence[float], "CFG Rescale phi"]
@@ -91,11 +105,12 @@ class Guidance(TypedDict, total=False):
 class Caching(TypedDict, total=False):
     """Less work than the exact run does; the pictures are not quite the same (docs/performance.md).
 
-    cache_interval: 1 or more; after the first fifth of the schedule the whole U-Net is run every so many steps, and on
-        the others its first and its last layer alone, with deep features from the last whole one (Ma et al. 2023,
-        DeepCache, arXiv:2312.00858). 1 is exact.
-    speed: "exact", "balanced" or "fast": a `cache_interval`, or that and a `guidance_interval`, where not given
-        (`jaxl.presets.SPEEDS`). For runs of 20 steps and more.
+    Attributes:
+        cache_interval: 1 or more; after the first fifth of the schedule the whole U-Net is run every so many steps, and
+            on the others its first and its last layer alone, with deep features from the last whole one (Ma et al.
+            2023, DeepCache, arXiv:2312.00858). 1 is exact.
+        speed: "exact", "balanced" or "fast": a `cache_interval`, or that and a `guidance_interval`, where not given
+            (`jaxl.presets.SPEEDS`). For runs of 20 steps and more.
     """
 
     cache_interval: int
@@ -105,13 +120,16 @@ class Caching(TypedDict, total=False):
 class Start(TypedDict, total=False):
     """What the images start from, and where they end.
 
-    image: a picture to start from, or one for each prompt: a path, a PIL image, an array, or latents [B, h, w, 4] as
-        `Result.latents` has them.
-    strength: 0 to 1, the share of the steps that is run from `image`; 0.6 by default, 1 with a mask, 0.3 in a refiner.
-    mask: a picture of the same size, or one for each prompt: white where `image` is painted anew.
-    padding_mask_crop: pixels around the mask's white part; that region alone is worked on, enlarged, and pasted back.
-    denoising_end: 0 to 1; stops after this share of the noise levels and gives latents that still have noise.
-    denoising_start: 0 to 1; `image` is such latents, and the run goes on from there (arXiv:2211.01324).
+    Attributes:
+        image: a picture to start from, or one for each prompt: a path, a PIL image, an array, or latents [B, h, w, 4]
+            as `Result.latents` has them.
+        strength: 0 to 1, the share of the steps that is run from `image`; 0.6 by default, 1 with a mask, 0.3 in a
+            refiner.
+        mask: a picture of the same size, or one for each prompt: white where `image` is painted anew.
+        padding_mask_crop: pixels around the mask's white part; that region alone is worked on, enlarged, and pasted
+            back.
+        denoising_end: 0 to 1; stops after this share of the noise levels and gives latents that still have noise.
+        denoising_start: 0 to 1; `image` is such latents, and the run goes on from there (arXiv:2211.01324).
     """
 
     image: Any
@@ -125,10 +143,11 @@ class Start(TypedDict, total=False):
 class Options(Sampling, Guidance, Caching, Start, MicroConditioning, total=False):
     """Every further setting of a picture.
 
-    prompt_syntax: "a1111", the syntax of AUTOMATIC1111's web UI (see `jaxl.text.prompt`), which refuses what is broken;
-        "lenient", the same as the web UI reads it, where that is text; "literal", which takes all as text; or "plain",
-        which does so too and cuts it at 75 tokens, as diffusers does. With the others, longer prompts are encoded in
-        chunks.
+    Attributes:
+        prompt_syntax: "a1111", the syntax of AUTOMATIC1111's web UI (see `jaxl.text.prompt`), which refuses what is
+            broken; "lenient", the same as the web UI reads it, where that is text; "literal", which takes all as text;
+            or "plain", which does so too and cuts it at 75 tokens, as diffusers does. With the others, longer prompts
+            are encoded in chunks.
     """
 
     prompt_syntax: Syntax

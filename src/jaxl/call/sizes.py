@@ -9,12 +9,12 @@ from typing import Any
 
 from jaxl.errors import InputError
 
+__all__ = ["BUCKETS", "aspect_bucket", "buckets_for", "nearest_bucket"]
+
 Size = tuple[int, int]  # width, height
 
 NATIVE_SIDE = 1024
 
-# The 40 sizes of SDXL's multi-aspect training (Podell et al. 2023, arXiv:2307.01952, appendix I), each about 1024**2
-# pixels. The paper lists height and width; here it is width and height. It has 1344x704, but not 704x1344.
 BUCKETS: tuple[Size, ...] = (
     *((2048, 512), (1984, 512), (1920, 512), (1856, 512)),
     *((1792, 576), (1728, 576), (1664, 576)),
@@ -34,6 +34,10 @@ BUCKETS: tuple[Size, ...] = (
     *((576, 1664), (576, 1728), (576, 1792)),
     *((512, 1856), (512, 1920), (512, 1984), (512, 2048)),
 )
+"""The 40 sizes of SDXL's multi-aspect training (Podell et al. 2023, arXiv:2307.01952, appendix I), as (width, height).
+
+Each has about 1024**2 pixels. The paper lists height and width. It has 1344x704, but not 704x1344.
+"""
 
 
 def buckets_for(side: int, factor: int = 8) -> tuple[Size, ...]:

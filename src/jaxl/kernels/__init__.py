@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+__all__ = ["Kernels"]
+
 # Attention works through heads, then through parts of the queries, so that the scores it holds at a time stay under
 # this many bytes. Rows of the softmax do not depend on each other, so the result does not change. On a CPU the limit is
 # the size of the caches (1.3 to 3.4 times faster than all at once from 1024 tokens on); elsewhere it bounds memory, and

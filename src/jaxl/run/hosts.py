@@ -1,10 +1,11 @@
 """One program over several hosts, each with devices of its own.
 
-from jaxl.run import hosts
-hosts.join()  # first of all, on a TPU pod; elsewhere hosts.join("10.0.0.1:9876", hosts=4, host=0)
-pipe, params = jaxl.from_pretrained("tiny")
-result = pipe.generate(params, "a red apple", num_images=32)  # `result` has the images of this host
-hosts.leave()
+    from jaxl.run import hosts
+
+    hosts.join()  # first of all, on a TPU pod; elsewhere hosts.join("10.0.0.1:9876", hosts=4, host=0)
+    pipe, params = jaxl.from_pretrained("tiny")
+    result = pipe.generate(params, "a red apple", num_images=32)  # `result` has the images of this host
+    hosts.leave()
 
 A host here is a process of jax, though a machine may run several. All hosts make the same calls with the same
 arguments, in the same order: images are split over all devices (`jaxl.run.sharding`), and hosts exchange a few flags.
@@ -23,6 +24,8 @@ from typing import Any
 import jax
 
 from jaxl.errors import InputError, JaxlError
+
+__all__ = ["join", "leave"]
 
 SILENCE = 100  # seconds after which a silent host is taken for dead
 NEVER = 10**6  # seconds; jax would end the process when it gives up

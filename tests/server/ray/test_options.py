@@ -5,6 +5,7 @@ import re
 import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import Field, fields
+from pathlib import Path
 from typing import Any, get_args
 
 import pytest
@@ -193,3 +194,8 @@ def test_each_argument_of_ray_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
     check_none_is_default([*load.args, *parts], list(FLAG_ALONE))
     for field in fields(Scale):
         assert getattr(scale, field.name) != field.default or field.name == "least", field.name
+
+
+def test_the_page_has_every_argument() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "scaling.md").read_text()
+    assert [name for name in Arguments.model_fields if not re.search(rf"`{name}[`=]", page)] == []
