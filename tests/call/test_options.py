@@ -12,7 +12,7 @@ from jaxl.call.infotext import LABELS
 from jaxl.call.options import DEFAULTS, DrawOptions, LoadOptions, Options
 from jaxl.cli.generate import generate as command
 from jaxl.diffusion.randomness import Randomness
-from jaxl.server.openai.images import Asked, Edit
+from jaxl.server.openai.images import ImageRequest, Edit
 
 LOADING = tuple(LoadOptions.__dataclass_fields__)
 DRAWING = tuple(DrawOptions.__annotations__)
@@ -105,7 +105,7 @@ def test_each_has_a_flag_or_a_reason(name: str) -> None:
 
 @pytest.mark.parametrize("name", DRAWING)
 def test_each_has_a_field_or_a_reason(name: str) -> None:
-    assert (name in {**Asked.model_fields, **Edit.model_fields}) != (name in NO_FIELD)
+    assert (name in {**ImageRequest.model_fields, **Edit.model_fields}) != (name in NO_FIELD)
 
 
 @pytest.mark.parametrize("name", DRAWING)

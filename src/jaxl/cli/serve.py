@@ -284,10 +284,8 @@ def serve(
 
 def load(options: ModelOptions) -> Any:
     """Return a model's backend, and show how far it is."""
-    from jaxl.backend import open_backend
-
     with progress_bars(to_terminal()) as progress:
-        return open_backend(**vars(options), progress=progress)
+        return options.open(progress)
 
 
 def announce(listener: socket.socket, settings: Settings, open_page: bool) -> None:

@@ -79,7 +79,7 @@ class Parameters(Pictures):
     num_images_per_prompt: int | None = Field(None, ge=1, le=1, description="The answer is one picture.")
 
 
-class Asked(Pictures):
+class InferenceRequest(Pictures):
     inputs: str = Field(description="The prompt, or a PNG, JPEG or WebP picture in base64 to start from.")
     parameters: Parameters | None = None
 
@@ -88,19 +88,19 @@ PICTURE: dict[int | str, dict[str, Any]] = {200: {"content": {media: {} for medi
 
 
 @router.post("/", response_class=Response, responses=PICTURE)
-async def draw(http: HttpRequest, asked: Asked, service: CurrentService) -> Response:
+async def draw(http: HttpRequest, asked: InferenceRequest, service: CurrentService) -> Response:
     """Draw a picture of a prompt, or from another picture."""
     return await _draw(http, asked, service)
 
 
 @router.post("/models/{name:path}", response_class=Response, responses=PICTURE)
-async def draw_with(http: HttpRequest, name: str, asked: Asked, service: CurrentService) -> Response:
+async def draw_with(http: HttpRequest, name: str, asked: InferenceRequest, service: CurrentService) -> Response:
     """Draw with the model of this name, which is the server's."""
     check_model(name, service.settings)
     return await _draw(http, asked, service, name)
 
 
-async def _draw(http: HttpRequest, asked: Asked, service: Service, model: str | None = None) -> Response:
+async def _draw(http: HttpRequest, asked: InferenceRequest, service: Service, model: str | None = None) -> Response:
     format = accepted(http.headers.get("accept", "*/*"))
     wanted = asked.parameters or Parameters.model_validate({})
     size = wanted.target_size or wanted
@@ -145,12 +145,12 @@ def accepted(header: str) -> Format:
     return best
 
 
-def _is_picture(asked: Asked, wanted: Parameters) -> bool:
+def _is_picture(asked: InferenceRequest, wanted: Parameters) -> bool:
     """Return whether `inputs` is the picture to start from."""
     return wanted.prompt is not None or asked.inputs.startswith(PICTURES)
 
 
-def _source(http: HttpRequest, asked: Asked, wanted: Parameters, max_pixels: int) -> Source | None:
+def _source(http: HttpRequest, asked: InferenceRequest, wanted: Parameters, max_pixels: int) -> Source | None:
     """Return the picture to start from, if there is one, and its mask; errors name the fields that held them."""
     picture = _only(
         {

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from jaxl.call.sizes import Size, read_size
 from jaxl.errors import InputError
@@ -53,6 +53,12 @@ class ModelOptions:
     variant: str | None = None
     revision: str | None = None
     local_files_only: bool = False
+
+    def open(self, progress: Callable[[Any, int, int], None] | None = None) -> Any:
+        """Return the backend of the model, loaded and compiled. Raises what `open_backend` does."""
+        from jaxl.backend import open_backend  # which imports jax: only where the devices are
+
+        return open_backend(**vars(self), progress=progress)
 
 
 @dataclass(frozen=True)

@@ -143,12 +143,12 @@ class Supervisor:
         return "the old one is kept" if self._is_loaded() else "none is there"
 
     def _watch(self) -> None:
-        """Until the server is to stop."""
+        """Obey until the server is to stop."""
         while self._obey(self.inbox.get()):
             pass
 
     def _obey(self, news: News) -> bool:
-        """Whether the server goes on. A backend in the news is not held any longer."""
+        """Do what news ask for, and return whether the server goes on. A backend in the news is not held any longer."""
         match news:
             case signal.SIGHUP:
                 if self.loading:
@@ -181,7 +181,7 @@ class Supervisor:
         return True
 
     def _tell(self, outcome: bool | JaxlError) -> None:
-        """Those who wait for the model."""
+        """Tell those who wait for the model."""
         for wanted in self.waiting:
             wanted.end(outcome)
         self.waiting = []

@@ -56,7 +56,7 @@ Positive = Annotated[float, Field(ge=0, le=1e6)]
 Flag = bool | None
 
 
-class Asked(BaseModel):
+class A1111Request(BaseModel):
     """What both ways to draw take; null is not given, and unknown fields are passed over."""
 
     model_config = ConfigDict(allow_inf_nan=False)
@@ -107,11 +107,11 @@ class Asked(BaseModel):
         return {name: value for name, value in given.items() if name not in MAY_BE_UNASKED or _is_asked(value)}
 
 
-class Txt2Img(Asked):
+class Txt2Img(A1111Request):
     pass
 
 
-class Img2Img(Asked):
+class Img2Img(A1111Request):
     init_images: list[str] | None = Field(None, description="One PNG, JPEG or WebP picture in base64.")
     denoising_strength: Share | None = 0.75
     resize_mode: int | None = Field(0, ge=0, le=3, description="0 stretches the picture to the size, 1 crops it.")
@@ -127,7 +127,7 @@ class Img2Img(Asked):
     latent_mask: str | None = None
 
 
-def arguments_of(asked: Asked, settings: Settings) -> dict[str, Any]:
+def arguments_of(asked: A1111Request, settings: Settings) -> dict[str, Any]:
     """Those of `Pipeline.generate`. Raises ApiError for what jaxl lacks."""
     for name, remedy in LACKING.items():
         if (value := getattr(asked, name, None)) is not None:

@@ -70,7 +70,7 @@ DRAWN: dict[int | str, dict[str, Any]] = {200: {"content": {EventStream.media_ty
 PICTURE: dict[int | str, dict[str, Any]] = {200: {"content": {media: {} for media in MEDIA_TYPES.values()}}}
 
 
-class Asked(BaseModel):
+class ImageRequest(BaseModel):
     """The fields of all routes; null counts as not given. From `negative_prompt` on they are jaxl's own."""
 
     prompt: str
@@ -122,17 +122,17 @@ class Asked(BaseModel):
             "height": height,
             "steps": self.num_inference_steps,
             # the others have the names that they have there
-            **{name: getattr(self, name) for name in Asked.model_fields if name in DrawOptions.__annotations__},
+            **{name: getattr(self, name) for name in ImageRequest.model_fields if name in DrawOptions.__annotations__},
         }
 
 
-class Generation(Asked):
+class Generation(ImageRequest):
     """The body of `/v1/images/generations`."""
 
     model_config = ConfigDict(strict=True)
 
 
-class Sent(Asked):
+class Sent(ImageRequest):
     """The fields of forms with a picture."""
 
     prompt: str = ""  # FastAPI takes an empty field for a missing one
@@ -158,7 +158,7 @@ class Edit(Sent, Masked):
     mask: UploadFile | None = Field(None, description="A picture of the same size, transparent where to paint anew.")
 
 
-class EditInJson(Asked, Masked):
+class EditInJson(ImageRequest, Masked):
     """The body of `/v1/images/edits`, where it is no form."""
 
     model_config = ConfigDict(strict=True)
@@ -244,7 +244,7 @@ async def model(model: str, service: CurrentService) -> dict[str, Any]:
     return _model(model, service)
 
 
-def check(asked: Asked, service: Service) -> None:
+def check(asked: ImageRequest, service: Service) -> None:
     """Raise ApiError or InputError for a request that this server cannot fulfil."""
     check_model(asked.model, service.settings)
     if asked.response_format == "url" and asked.stream:
@@ -318,14 +318,14 @@ async def _read(picture: UploadFile | str, param: str, service: Service) -> Imag
 
 
 async def begin(
-    http: HttpRequest, service: Service, asked: Asked, arguments: dict[str, Any], source: Source | None = None
+    http: HttpRequest, service: Service, asked: ImageRequest, arguments: dict[str, Any], source: Source | None = None
 ) -> Work:
     """Submit a request; the caller follows its stream. `source` is laid over the parts that a mask keeps."""
     return _work(service, await service.begin(http, arguments, **_how(asked, service)), asked, source)
 
 
 async def draw(
-    http: HttpRequest, service: Service, asked: Asked, arguments: dict[str, Any], source: Source | None = None
+    http: HttpRequest, service: Service, asked: ImageRequest, arguments: dict[str, Any], source: Source | None = None
 ) -> tuple[Work, Result]:
     """Submit a request as `begin` does, and wait for its end, or until the client is gone."""
     async with service.attended(http, arguments, **_how(asked, service)) as stream:
@@ -333,7 +333,7 @@ async def draw(
         return work, await stream.result()
 
 
-def _how(asked: Asked, service: Service) -> dict[str, Any]:
+def _how(asked: ImageRequest, service: Service) -> dict[str, Any]:
     previews = asked.previews if asked.previews is not None else asked.partial_images if asked.stream else None
     return {
         "previews": previews or 0,
@@ -344,7 +344,7 @@ def _how(asked: Asked, service: Service) -> dict[str, Any]:
     }
 
 
-def _work(service: Service, stream: Stream, asked: Asked, source: Source | None) -> Work:
+def _work(service: Service, stream: Stream, asked: ImageRequest, source: Source | None) -> Work:
     work = Work(service, stream, source, asked.output_format or "png", asked.output_compression)
     if asked.keep:
         work.keep()
@@ -354,7 +354,7 @@ def _work(service: Service, stream: Stream, asked: Asked, source: Source | None)
 async def _respond(
     http: HttpRequest,
     service: Service,
-    asked: Asked,
+    asked: ImageRequest,
     arguments: dict[str, Any],
     kind: Literal["image_generation", "image_edit"],
     source: Source | None = None,
@@ -374,7 +374,7 @@ async def _respond(
     return {"id": http.state.request_id, "created": int(time.time()), "data": data, **_shape(work, result.images[0])}
 
 
-async def _events(asked: Asked, work: Work, kind: str) -> AsyncIterator[bytes]:
+async def _events(asked: ImageRequest, work: Work, kind: str) -> AsyncIterator[bytes]:
     service, stream = work.service, work.stream
     shape = _shape(work)
     shape["quality"] = QUALITIES.get(asked.quality or "auto", asked.quality)
@@ -403,7 +403,7 @@ async def _events(asked: Asked, work: Work, kind: str) -> AsyncIterator[bytes]:
     await stream.result()  # raises its error, if it has one
 
 
-def _wants_urls(asked: Asked, service: Service) -> bool:
+def _wants_urls(asked: ImageRequest, service: Service) -> bool:
     """Return whether an answer points to its pictures: if asked to, and by default for OpenAI's models that do."""
     if asked.response_format is None:
         return service.settings.urls and (asked.model or "").startswith(URL_MODELS)

@@ -19,7 +19,7 @@ OTHER = {"prompt", "image", "images", "response_format", "progress"}
 OWN = EditInJson.model_fields.keys() - OTHER
 
 
-class Part(BaseModel):
+class MessagePart(BaseModel):
     type: str | None = None
     text: str | None = None
     image_url: Picture | None = Field(None, description="A data URL; nothing is fetched.")
@@ -34,8 +34,8 @@ def _parts_of(content: Any) -> Any:
     return [{"text": content}] if isinstance(content, str) else [] if content is None else content
 
 
-CONTENT = {"anyOf": [{"type": "string"}, {"type": "null"}, {"type": "array", "items": Part.model_json_schema()}]}
-Content = Annotated[list[Part], BeforeValidator(_parts_of), WithJsonSchema(CONTENT)]
+CONTENT = {"anyOf": [{"type": "string"}, {"type": "null"}, {"type": "array", "items": MessagePart.model_json_schema()}]}
+Content = Annotated[list[MessagePart], BeforeValidator(_parts_of), WithJsonSchema(CONTENT)]
 
 
 class Message(BaseModel):

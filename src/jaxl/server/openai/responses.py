@@ -56,7 +56,7 @@ def _messages_of(value: Any) -> Any:
 INPUT = {"anyOf": [{"type": "string"}, {"type": "array", "items": Message.model_json_schema()}]}
 
 
-class Asked(BaseModel):
+class ResponsesRequest(BaseModel):
     """Further fields are those of `/v1/images/edits` in JSON, like those of the tool."""
 
     model_config = ConfigDict(extra="allow")
@@ -69,7 +69,7 @@ class Asked(BaseModel):
 
 
 @router.post("/responses", response_model=None, responses=DRAWN)
-async def respond(http: HttpRequest, body: Asked, service: CurrentService) -> Response | dict[str, Any]:
+async def respond(http: HttpRequest, body: ResponsesRequest, service: CurrentService) -> Response | dict[str, Any]:
     """Draw what the last message of a user asks for."""
     if body.previous_response_id is not None:
         raise InputError("previous_response_id", body.previous_response_id, "nothing is kept here; send the picture")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -94,15 +93,7 @@ def app(arguments: dict[str, Any]) -> Any:
     )
     least, most = (given.replicas if number is None else number for number in (given.least, given.most))
     scale = _part(given, Scale, least=least, most=most)
-    load = partial(open_model, model)
-    return with_ingress(replicas(load, scale, _part(given, EngineOptions), settings), settings, given.max_waiting)
-
-
-def open_model(options: ModelOptions) -> Any:
-    """Return the backend of a replica, in its process."""
-    from jaxl.backend import open_backend  # imports jax
-
-    return open_backend(**vars(options))
+    return with_ingress(replicas(model.open, scale, _part(given, EngineOptions), settings), settings, given.max_waiting)
 
 
 def _part(given: Arguments, kind: type[T], **read: Any) -> T:

@@ -26,6 +26,7 @@ from jaxl.engine.forecast import Window
 from jaxl.engine.request import new_id
 from jaxl.errors import CancelledError, DeadlineError, DrainingError, EngineError, JaxlError, QueueFullError
 from jaxl.server.ray.replica import Accepted, Description, Message
+from jaxl.server.settings import EngineOptions
 
 # after so many replicas died while they drew an image, the image is taken to be the reason
 MOST_DEATHS = 3
@@ -69,7 +70,7 @@ class Fleet:
     queue of a replica its engine limits them.
     """
 
-    def __init__(self, handle: DeploymentHandle[Any], max_waiting: int = 64):
+    def __init__(self, handle: DeploymentHandle[Any], max_waiting: int = EngineOptions.max_waiting):
         self.handle = handle
         self._draws = handle.options(method_name="draw", stream=True)
         self.max_waiting = max_waiting
