@@ -17,7 +17,9 @@ if OWN_FOLDER:
     os.environ["JAXL_CACHE_DIR"] = OWN_FOLDER
 
 import shutil
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -31,6 +33,81 @@ from jaxl.run.disk_cache import enable_disk_cache
 os.environ.update(AS_RAY_IS_IMPORTED)
 
 enable_disk_cache()
+
+
+TESTS = Path(__file__).parent
+
+# what `--quick` does without: slow to install, to import or to start
+HEAVY = (
+    *("torch", "diffusers", "transformers", "accelerate", "flax", "ray", "gradio"),
+    *("c2pa", "kubernetes_validate", "matplotlib", "mlperf_loadgen", "openai", "schemathesis", "webuiapi"),
+)
+# fixtures with programs that take long to compile
+COMPILED = {"tiny", "small", "optimised"}
+
+# The files that take longest, first, so that no worker is left with one at the end; Ray's, on one Ray, are one piece.
+FIRST = ("server/ray", "test_compat.py", "test_backend.py")
+
+
+class LeftOut(pytest.Module):
+    """A file that imports what `--quick` does without."""
+
+    def collect(self) -> list[pytest.Item]:
+        return []
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--quick", action="store_true", help="only tests that need no model and none of what is heavy")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("quick"):
+        # so none can be imported, here as where it is not installed
+        sys.modules.update({name: None for name in HEAVY if name not in sys.modules})  # pyright: ignore[reportArgumentType]
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    return True if config.getoption("quick") and collection_path == TESTS / "server" / "ray" else None
+
+
+def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> pytest.Module | None:
+    if not parent.config.getoption("quick"):
+        return None
+    module = pytest.Module.from_parent(parent, path=module_path)
+    try:
+        module.obj  # noqa: B018, it is imported
+    except pytest.Collector.CollectError as error:
+        missing = getattr(error.__cause__, "name", None) or ""
+        if missing.split(".")[0] in HEAVY:
+            return LeftOut.from_parent(parent, path=module_path)
+        raise
+    return module
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("quick"):
+        left_out = [item for item in items if COMPILED.intersection(getattr(item, "fixturenames", ()))]
+        items[:] = [item for item in items if item not in left_out]
+        config.hook.pytest_deselected(items=left_out)
+    items.sort(key=lambda item: _rank(item.path.relative_to(TESTS).as_posix()))
+
+
+def _rank(path: str) -> int:
+    return next((number for number, name in enumerate(FIRST) if path.startswith(name)), len(FIRST))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Files go to the workers whole, in the order they have here."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return "tests/server/ray" if file.startswith("tests/server/ray/") else file
+
+    config.option.loadscopereorder = False
+    return Scheduling(config, log)
 
 
 @pytest.fixture(scope="session", autouse=True)
