@@ -4,6 +4,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 # Python compiles what is imported when it is imported, a tenth of what is installed
 INSTALL := $(BIN)/pip install --quiet --no-compile
+# what is imported is compiled once for all the processes that tests start, which is a third of some tests
+export PYTHONDONTWRITEBYTECODE :=
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 .PHONY: demo test test-web check format docs wheel clean

@@ -12,12 +12,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 # programs that several tests compile, here or in processes of their own, are compiled once, but never taken from an
 # earlier run; xdist's workers are given the folder of the process that starts them
-OWN_FOLDER = None if "JAXL_CACHE_DIR" in os.environ else tempfile.mkdtemp(prefix="jaxl-programs-")
-if OWN_FOLDER:
-    os.environ["JAXL_CACHE_DIR"] = OWN_FOLDER
+os.environ["JAXL_CACHE_DIR"] = os.environ.get("JAXL_CACHE_DIR") or tempfile.mkdtemp(prefix="jaxl-programs-")
 
 import shutil
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -33,6 +33,81 @@ os.environ.update(AS_RAY_IS_IMPORTED)
 enable_disk_cache()
 
 
+TESTS = Path(__file__).parent
+
+# what `--quick` does without: slow to install, to import or to start
+HEAVY = (
+    *("torch", "diffusers", "transformers", "accelerate", "flax", "ray", "gradio"),
+    *("c2pa", "kubernetes_validate", "matplotlib", "mlperf_loadgen", "openai", "schemathesis", "webuiapi"),
+)
+# fixtures with programs that take long to compile
+COMPILED = {"tiny", "small", "optimised"}
+
+# The files that take longest, first, so that no worker is left with one at the end; Ray's, on one Ray, are one piece.
+FIRST = ("server/ray", "test_compat.py", "test_backend.py")
+
+
+class LeftOut(pytest.Module):
+    """A file that imports what `--quick` does without."""
+
+    def collect(self) -> list[pytest.Item]:
+        return []
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--quick", action="store_true", help="only tests that need no model and none of what is heavy")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("quick"):
+        # so none can be imported, here as where it is not installed
+        sys.modules.update({name: None for name in HEAVY if name not in sys.modules})  # pyright: ignore[reportArgumentType]
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    return True if config.getoption("quick") and collection_path == TESTS / "server" / "ray" else None
+
+
+def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> pytest.Module | None:
+    if not parent.config.getoption("quick"):
+        return None
+    module = pytest.Module.from_parent(parent, path=module_path)
+    try:
+        module.obj  # noqa: B018, it is imported
+    except pytest.Collector.CollectError as error:
+        missing = getattr(error.__cause__, "name", None) or ""
+        if missing.split(".")[0] in HEAVY:
+            return LeftOut.from_parent(parent, path=module_path)
+        raise
+    return module
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("quick"):
+        left_out = [item for item in items if COMPILED.intersection(getattr(item, "fixturenames", ()))]
+        items[:] = [item for item in items if item not in left_out]
+        config.hook.pytest_deselected(items=left_out)
+    items.sort(key=lambda item: _rank(item.path.relative_to(TESTS).as_posix()))
+
+
+def _rank(path: str) -> int:
+    return next((number for number, name in enumerate(FIRST) if path.startswith(name)), len(FIRST))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Files go to the workers whole, in the order they have here."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return "tests/server/ray" if file.startswith("tests/server/ray/") else file
+
+    config.option.loadscopereorder = False
+    return Scheduling(config, log)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _programs_are_kept() -> None:
     """Whatever tests do: jax opens the folder at its first program, and after `jaxl bench`, which measures without it,
@@ -41,8 +116,9 @@ def _programs_are_kept() -> None:
 
 
 def pytest_unconfigure() -> None:
-    if OWN_FOLDER:
-        shutil.rmtree(OWN_FOLDER, ignore_errors=True)
+    folder = Path(os.environ["JAXL_CACHE_DIR"])
+    if folder.name.startswith("jaxl-programs-") and "PYTEST_XDIST_WORKER" not in os.environ:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")

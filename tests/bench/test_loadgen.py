@@ -69,7 +69,7 @@ def served(backend: FakeBackend, *, max_waiting: int = 10_000, settings: Setting
             yield f"http://127.0.0.1:{listener.getsockname()[1]}"
         finally:
             running.should_exit = True
-            thread.join(20)
+            thread.join(600)
 
 
 @pytest.mark.parametrize("scenario", ["offline", "server"])
@@ -185,13 +185,13 @@ class Broken:
 
 
 def test_failures_end_a_run_at_once(tmp_path: Path) -> None:
-    began = time.monotonic()
+    began, seconds = time.monotonic(), 3.0
     for number, (at, message) in enumerate(((0, "it is broken"), (3, "it broke"))):
-        load = Load("server", target_qps=100, min_duration=1.0, min_queries=1)
+        load = Load("server", target_qps=100, min_duration=seconds, min_queries=1)
         with pytest.raises(JaxlError, match=message):
             run(load, Broken(at), CAPTIONS, tmp_path / str(number))
     # the second waits for LoadGen's end of the first, and says so at its fourth picture
-    assert time.monotonic() - began < 1.9
+    assert time.monotonic() - began < 2 * seconds
     with pytest.raises(JaxlError, match="it broke"):
         run(OFFLINE, Broken(3), CAPTIONS, tmp_path / "offline")
 

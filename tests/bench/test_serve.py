@@ -46,7 +46,7 @@ def server(backend: FakeBackend, *, max_waiting: int = 64, settings: Settings = 
             yield f"http://127.0.0.1:{listener.getsockname()[1]}"
         finally:
             running.should_exit = True
-            thread.join(20)
+            thread.join(600)
 
 
 def test_arrivals() -> None:

@@ -137,7 +137,7 @@ class TimedBackend(FakeBackend):
     def settle(self) -> None:
         """Wait for the pictures of those who left, so that the engine's other threads make no difference."""
         while self._undrawn:
-            assert self.drawn.acquire(timeout=30)
+            assert self.drawn.acquire(timeout=600)
             self._undrawn -= 1
 
     def finish(self, drawing: FakeDrawing, state: bytes) -> Callable[[], Image.Image]:
@@ -176,7 +176,7 @@ def run_engine(
         while coming:
             submit()  # as nothing runs that would move the clock
             while tickets:
-                tickets.popleft().future.result(30)
+                tickets.popleft().future.result(600)
     return backend.calls, [(at, seed // 1000) for at, seed in backend.left]
 
 

@@ -12,7 +12,7 @@ from jaxl.call.infotext import LABELS
 from jaxl.call.options import DEFAULTS, DrawOptions, LoadOptions, Options
 from jaxl.cli.generate import generate as command
 from jaxl.diffusion.randomness import Randomness
-from jaxl.server.openai.images import ImageRequest, Edit
+from jaxl.server.openai.images import Edit, ImageRequest
 
 LOADING = tuple(LoadOptions.__dataclass_fields__)
 DRAWING = tuple(DrawOptions.__annotations__)

@@ -72,7 +72,7 @@ print(json.dumps([events.count(f"/jax/compilation_cache/cache_{kind}") for kind 
             capture_output=True,
             text=True,
             check=True,
-            timeout=300,
+            timeout=600,
         ).stdout
         for _ in range(2)
     ]

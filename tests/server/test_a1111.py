@@ -160,7 +160,7 @@ class TestWebuiapi:
 
 def webui_client(url: str, key: str) -> httpx.Client:
     """As Open WebUI and SillyTavern are: the user's name and password are sent with each call."""
-    return httpx.Client(base_url=f"{url}/sdapi/v1", auth=("user", key), timeout=60)
+    return httpx.Client(base_url=f"{url}/sdapi/v1", auth=("user", key), timeout=600)
 
 
 class TestWithKey:

@@ -17,7 +17,7 @@ HALF = b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\n"
 
 def connect(url: str) -> socket.socket:
     address = urlsplit(url)
-    return socket.create_connection((address.hostname, address.port or 0), timeout=20)
+    return socket.create_connection((address.hostname, address.port or 0), timeout=600)
 
 
 def rest(connection: socket.socket) -> bytes:

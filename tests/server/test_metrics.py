@@ -36,7 +36,7 @@ def read(metrics: Metrics) -> dict[str, float]:
 
 def finished(engine: Engine, metrics: Metrics, images: int, steps: int) -> Ticket:
     ticket = engine.submit(Request({"prompt": "a", "num_images": images, "steps": steps}))
-    ticket.future.result(timeout=10)
+    ticket.future.result(timeout=600)
     metrics.observe(ticket, "done")
     return ticket
 
@@ -74,7 +74,7 @@ def test_gauges_are_of_the_moment() -> None:
             ticket.cancel()
         for ticket in tickets:
             with pytest.raises(CancelledError):
-                ticket.future.result(timeout=10)
+                ticket.future.result(timeout=600)
             metrics.observe(ticket, "cancelled")
         while engine.stats().running:
             time.sleep(0.001)

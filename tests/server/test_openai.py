@@ -52,7 +52,7 @@ def png(image: Image.Image) -> bytes:
 
 def alone(engine: Engine, **arguments: Any) -> list[Image.Image]:
     """What the engine draws without a server."""
-    return engine.submit(Request({"prompt_syntax": "literal", **arguments})).future.result(10).images
+    return engine.submit(Request({"prompt_syntax": "literal", **arguments})).future.result(600).images
 
 
 def pixels(image: Image.Image) -> bytes:

@@ -23,7 +23,7 @@ SLOW = pytest.mark.parametrize("row_seconds", [0.02])
 
 def test_server_does_without_jax() -> None:
     code = "import sys, jaxl.server.app; sys.exit('jax' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=600)
 
 
 def test_events_and_result(service: Service) -> None:

@@ -14,7 +14,7 @@ from jaxl.server.ray.application import Arguments
 
 def test_the_ingress_does_without_jax() -> None:
     code = "import sys, jaxl.server.ray.application; sys.exit('jax' in sys.modules)"
-    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=120)
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=600)
 
 
 def test_a_replica_does_without_http() -> None:
@@ -23,7 +23,7 @@ def test_a_replica_does_without_http() -> None:
         "import sys, jaxl.server.ray.replica, jaxl.server.ray.local, jaxl.server.settings as s; s.ModelOptions().open"
     )
     code += "; sys.exit(bool({'fastapi', 'uvicorn', 'ray'} & set(sys.modules)))"
-    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=120)
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=600)
 
 
 def test_words_are_read() -> None:
