@@ -32,12 +32,12 @@ NOTHING = ("", "None", "[]", "{}", "False", "false", "null", "Automatic")
 MOST_UNREAD, LONGEST_UNREAD = 100, 200
 
 
-class Picture(BaseModel):
+class PictureFile(BaseModel):
     image: Annotated[str, Field(description="A PNG, JPEG or WebP picture, in base64.")]
 
 
 @router.post("/settings")
-async def settings(asked: Picture, service: CurrentService) -> dict[str, Any]:
+async def settings(asked: PictureFile, service: CurrentService) -> dict[str, Any]:
     """What made a picture, by the names of `Pipeline.generate`: what jaxl wrote into its file, or A1111 and its kin.
 
     The seed is a text, because it has up to 64 bits, and JSON's readers often 53. `unread` is what else the file asks

@@ -17,7 +17,7 @@ from jaxl.diffusion.schedulers import SCHEDULERS
 from jaxl.errors import InputError
 from jaxl.server.a1111.options import MAX_CLIP_SKIP, clip_skip, overrides, refusal
 from jaxl.server.edits import Source, filled, transparent
-from jaxl.server.limits import Count, Guidance, Name, Seed, Share, Side
+from jaxl.server.limits import Count, GuidanceScale, Name, Proportion, Seed, Side
 from jaxl.server.pictures import decode
 from jaxl.server.service import Service
 from jaxl.server.settings import Settings
@@ -56,7 +56,7 @@ Positive = Annotated[float, Field(ge=0, le=1e6)]
 Flag = bool | None
 
 
-class Asked(BaseModel):
+class SharedFields(BaseModel):
     """What both ways to draw take; null is not given, and unknown fields are passed over."""
 
     model_config = ConfigDict(allow_inf_nan=False)
@@ -67,13 +67,13 @@ class Asked(BaseModel):
     batch_size: Count | None = 1
     n_iter: Count | None = Field(1, description="Times `batch_size` gives the images.")
     steps: Count | None = None
-    cfg_scale: Guidance | None = None
+    cfg_scale: GuidanceScale | None = None
     width: Side | None = None
     height: Side | None = None
     sampler_name: Name | None = None
     sampler_index: Name | None = Field(None, description="Where there is no `sampler_name`.")
     scheduler: Name | None = Field(None, description="The schedule type, such as Karras.")
-    eta: Share | None = None
+    eta: Proportion | None = None
     s_churn: Positive | None = None
     s_tmin: Positive | None = None
     s_tmax: Positive | None = Field(None, description="0 is no limit.")
@@ -107,13 +107,13 @@ class Asked(BaseModel):
         return {name: value for name, value in given.items() if name not in MAY_BE_UNASKED or _is_asked(value)}
 
 
-class Txt2Img(Asked):
+class Txt2Img(SharedFields):
     pass
 
 
-class Img2Img(Asked):
+class Img2Img(SharedFields):
     init_images: list[str] | None = Field(None, description="One PNG, JPEG or WebP picture in base64.")
-    denoising_strength: Share | None = 0.75
+    denoising_strength: Proportion | None = 0.75
     resize_mode: int | None = Field(0, ge=0, le=3, description="0 stretches the picture to the size, 1 crops it.")
     mask: str | None = Field(None, description="A picture of the same size, white where to paint anew.")
     mask_blur: float | None = Field(None, ge=0, le=256)
@@ -127,7 +127,7 @@ class Img2Img(Asked):
     latent_mask: str | None = None
 
 
-def arguments_of(asked: Asked, settings: Settings) -> dict[str, Any]:
+def arguments_of(asked: SharedFields, settings: Settings) -> dict[str, Any]:
     """Those of `Pipeline.generate`. Raises ApiError for what jaxl lacks."""
     for name, remedy in LACKING.items():
         if (value := getattr(asked, name, None)) is not None:

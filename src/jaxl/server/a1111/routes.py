@@ -25,13 +25,13 @@ from jaxl.call.infotext import a1111_text, read_a1111_text, text_of
 from jaxl.diffusion.names import AUTOMATIC, CHECKPOINT, a1111_name
 from jaxl.diffusion.schedulers import SCHEDULERS
 from jaxl.engine import Preview
-from jaxl.server.a1111.fields import FIELDS, Asked, Img2Img, Txt2Img, arguments_of, edit_of, offered, solver_of
+from jaxl.server.a1111.fields import FIELDS, Img2Img, SharedFields, Txt2Img, arguments_of, edit_of, offered, solver_of
 from jaxl.server.a1111.options import CLIP_SKIP, USUAL_CLIP_SKIP, overrides, refusal
 from jaxl.server.edits import Source
 from jaxl.server.errors import A1111_RESPONSES, ApiError, fields
 from jaxl.server.pictures import decode
 from jaxl.server.service import CurrentService, Service, Stream
-from jaxl.server.work import Work
+from jaxl.server.work import AnswerFiles
 
 # how many previews of each image `progress` can show
 PREVIEWS = 5
@@ -51,7 +51,7 @@ router = APIRouter(
 )
 
 
-class Drawn(BaseModel):
+class ImagesResponse(BaseModel):
     """`images` are PNG files in base64, `info` is JSON, `parameters` what was asked."""
 
     images: list[str]
@@ -71,7 +71,7 @@ class Read(BaseModel):
     parameters: dict[str, str]
 
 
-class Progress(BaseModel):
+class ProgressResponse(BaseModel):
     """The progress of the caller's requests; `job_count` of `state` counts images."""
 
     progress: float
@@ -105,20 +105,20 @@ Jobs = Annotated[list[Job], Depends(jobs_of)]
 
 
 @router.post("/txt2img")
-async def txt2img(http: HttpRequest, asked: Txt2Img, service: CurrentService) -> Drawn:
+async def txt2img(http: HttpRequest, asked: Txt2Img, service: CurrentService) -> ImagesResponse:
     """Draw pictures of a prompt."""
     return await _draw(http, service, asked, arguments_of(asked, service.settings), None)
 
 
 @router.post("/img2img")
-async def img2img(http: HttpRequest, asked: Img2Img, service: CurrentService) -> Drawn:
+async def img2img(http: HttpRequest, asked: Img2Img, service: CurrentService) -> ImagesResponse:
     """Draw from a picture, or anew where a mask is white."""
     arguments, source = await asyncio.to_thread(edit_of, asked, service)
     return await _draw(http, service, asked, arguments, source)
 
 
 @router.get("/progress")
-async def progress(service: CurrentService, jobs: Jobs, skip_current_image: bool = False) -> Progress:
+async def progress(service: CurrentService, jobs: Jobs, skip_current_image: bool = False) -> ProgressResponse:
     """How far the requests are that the caller has made."""
     tickets = [job.stream.ticket for job in jobs]
     statuses = [service.engine.status(ticket) for ticket in tickets]
@@ -130,7 +130,7 @@ async def progress(service: CurrentService, jobs: Jobs, skip_current_image: bool
     waiting = min((status.position for status in statuses), default=0) if began is None else 0
     pixels = next((job.preview for job in jobs if job.preview is not None), None)
     shown = None if skip_current_image or pixels is None else await service.encode_preview(pixels, format="png")
-    return Progress(
+    return ProgressResponse(
         progress=done / total if total else 0.0,
         eta_relative=eta,
         state={
@@ -299,12 +299,12 @@ for _name in LACKING:
 
 
 async def _draw(
-    http: HttpRequest, service: Service, asked: Asked, arguments: Mapping[str, Any], source: Source | None
-) -> Drawn:
+    http: HttpRequest, service: Service, asked: SharedFields, arguments: Mapping[str, Any], source: Source | None
+) -> ImagesResponse:
     """Draw, with a job for `progress` meanwhile; `source` is laid over the parts that a mask keeps."""
     jobs = _all_jobs(http)
     async with service.attended(http, arguments, previews=PREVIEWS, policy=service.policy("nearest")) as stream:
-        work = Work(service, stream, source)
+        work = AnswerFiles(service, stream, source)
         job = Job(owner_of(http), stream)
         jobs.append(job)
         try:
@@ -319,7 +319,7 @@ async def _draw(
     unsaid = {"override_settings", "alwayson_scripts"}  # these may hold values that JSON cannot
     if isinstance(asked, Img2Img) and not asked.include_init_images:
         unsaid |= {"init_images", "mask"}
-    return Drawn(
+    return ImagesResponse(
         images=[base64.b64encode(file).decode() for file in files],
         parameters=asked.model_dump(exclude=unsaid),
         info=json.dumps(_info(made, result.seeds, asked)),
@@ -340,7 +340,7 @@ def _all_jobs(http: HttpRequest) -> list[Job]:
     return state.a1111_jobs
 
 
-def _info(made: Sequence[Mapping[str, Any]], seeds: Sequence[int], asked: Asked) -> dict[str, Any]:
+def _info(made: Sequence[Mapping[str, Any]], seeds: Sequence[int], asked: SharedFields) -> dict[str, Any]:
     """Return the `info` of images, with the fields of `Processed.js` in the web UI; `made` are their settings."""
     first, count = made[0], len(made)
     negative = first.get("negative_prompt", "")
