@@ -10,9 +10,13 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # most programs of tests compile for longer than they run; without LLVM's optimisations that takes half the time
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-# programs that several tests compile are compiled once, but never taken from an earlier run
-os.environ.setdefault("JAXL_CACHE_DIR", tempfile.mkdtemp(prefix="jaxl-programs-"))
+# programs that several tests compile, here or in processes of their own, are compiled once, but never taken from an
+# earlier run; xdist's workers are given the folder of the process that starts them
+OWN_FOLDER = None if "JAXL_CACHE_DIR" in os.environ else tempfile.mkdtemp(prefix="jaxl-programs-")
+if OWN_FOLDER:
+    os.environ["JAXL_CACHE_DIR"] = OWN_FOLDER
 
+import shutil
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,10 +24,25 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from jaxl.run.disk_cache import enable_disk_cache
 from jaxl.server.ray.local import AS_RAY_IS_IMPORTED
 
 # several folders' tests import Ray, whichever are collected
 os.environ.update(AS_RAY_IS_IMPORTED)
+
+enable_disk_cache()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _programs_are_kept() -> None:
+    """Whatever tests do: jax opens the folder at its first program, and after `jaxl bench`, which measures without it,
+    it would not."""
+    jnp.zeros(())
+
+
+def pytest_unconfigure() -> None:
+    if OWN_FOLDER:
+        shutil.rmtree(OWN_FOLDER, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")
