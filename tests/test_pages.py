@@ -11,7 +11,7 @@ import typer
 import yaml
 
 from jaxl.cli.app import app
-from jaxl.diffusion.tables import SOLVERS
+from jaxl.diffusion.schedulers import SOLVERS
 from jaxl.presets import PRESETS
 
 ROOT = Path(__file__).parents[1]

@@ -22,7 +22,7 @@ from jaxl.diffusion.tables import scheduler_name
 from jaxl.engine.backend import Stage
 from jaxl.errors import InputError
 from jaxl.loading import open_pipeline
-from jaxl.pipeline import Decoded, Params, Pipeline, Progress
+from jaxl.pipeline import Decoded, Params, Pipeline, ShowProgress
 from jaxl.run.bucket import Bucket
 from jaxl.run.programs import Programs
 from jaxl.run.sharding import make_mesh, replicated, spare_device, use_cores, with_sharding
@@ -226,7 +226,7 @@ def open_backend(
     batch_sizes: Sequence[int] = (),
     chunks: int = CHUNKS,
     dtype: Literal["auto", "bfloat16", "float32"] = "auto",
-    progress: Progress | None = None,
+    progress: ShowProgress | None = None,
     **options: Any,
 ) -> PipelineBackend:
     """A model, loaded, compiled and run once.

@@ -29,7 +29,7 @@ from jaxl.diffusion.rows import COLUMNS, Table
 from jaxl.diffusion.tables import build_table
 from jaxl.errors import InputError
 from jaxl.nn.unet import unet_context
-from jaxl.pipeline import Pipeline
+from jaxl.pipeline import Params, Pipeline
 from jaxl.run.bucket import Branch, Bucket, Conditioning, Text
 from jaxl.run.disk_cache import enable_disk_cache
 from jaxl.run.sharding import AXIS, make_mesh
@@ -38,8 +38,6 @@ from jaxl.weights.folder import TOKENIZERS
 from jaxl.weights.source import open_checkpoint
 
 __all__ = ["FlaxStableDiffusionXLPipeline", "FlaxStableDiffusionXLPipelineOutput"]
-
-Params = dict[str, Any]
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 
 from jaxl.call.options import LoadOptions
 from jaxl.kernels import Kernels
-from jaxl.pipeline import Params, Pipeline, Progress
+from jaxl.pipeline import Params, Pipeline, ShowProgress
 from jaxl.run.bucket import Bucket
 from jaxl.run.disk_cache import enable_disk_cache
 from jaxl.weights.prediction import with_prediction
@@ -40,7 +40,7 @@ def from_pretrained(
     calibration: Sequence[str] | None = LoadOptions.calibration,
     kernels: Kernels | None = LoadOptions.kernels,
     compile_for: Sequence[Bucket] = (),
-    progress: Progress | None = None,
+    progress: ShowProgress | None = None,
 ) -> tuple[Pipeline, Params]:
     """Load a checkpoint: the pipeline, and its parameters on the devices.
 

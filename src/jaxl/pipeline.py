@@ -58,8 +58,8 @@ from jaxl.weights.save import save_checkpoint
 from jaxl.weights.winograd import with_winograd_shapes
 
 Params = dict[str, Any]
-Preview = Callable[[int, int, np.ndarray], None]
-Progress = Callable[[Literal["load", "calibrate", "compile", "generate"], int, int], None]
+ShowPreview = Callable[[int, int, np.ndarray], None]
+ShowProgress = Callable[[Literal["load", "calibrate", "compile", "generate"], int, int], None]
 Callback = Callable[[int, int, np.ndarray], bool | None]
 Decoded = tuple[jax.Array, jax.Array, jax.Array]  # floats, bytes, whether all is finite
 Output = Literal["pil", "numpy", "latents"]
@@ -74,8 +74,8 @@ class Shown(TypedDict):
     """Who is told of a call while it runs."""
 
     callback: Callback | None
-    preview: Preview | None
-    progress: Progress | None
+    preview: ShowPreview | None
+    progress: ShowProgress | None
 
 
 class Quantised(NamedTuple):
@@ -146,7 +146,7 @@ class Pipeline:
             self.quantised = Quantised(precision, prompts, scales_file(checkpoint, prompts))
             self.programs = programs(quantised_shapes(shapes["unet"], precision))
 
-    def load_params(self, progress: Progress | None = None) -> Params:
+    def load_params(self, progress: ShowProgress | None = None) -> Params:
         """Read, cast and place the checkpoint's tensors, one at a time; with a `precision`, quantise them then.
 
         The scales of the inputs are those of its file, or are measured and written there.
@@ -173,7 +173,7 @@ class Pipeline:
         return {"unet": quantise_params(leaves, largest, precision, unet), **params}
 
     def calibrate(
-        self, params: Params, prompts: Sequence[str] = PROMPTS, progress: Progress | None = None
+        self, params: Params, prompts: Sequence[str] = PROMPTS, progress: ShowProgress | None = None
     ) -> dict[str, float]:
         """Return the greatest magnitude that each layer of the U-Net that may be quantised is fed for some prompts.
 
@@ -235,8 +235,8 @@ class Pipeline:
         clip_skip: int = 0,
         output: Output = "pil",
         callback: Callback | None = None,
-        preview: Preview | None = None,
-        progress: Progress | None = None,
+        preview: ShowPreview | None = None,
+        progress: ShowProgress | None = None,
         refiner: tuple[Pipeline, Params] | None = None,
         refiner_at: float = 0.8,
         **options: Unpack[Options],
@@ -323,8 +323,8 @@ class Pipeline:
         *,
         output: Output = "pil",
         callback: Callback | None = None,
-        preview: Preview | None = None,
-        progress: Progress | None = None,
+        preview: ShowPreview | None = None,
+        progress: ShowProgress | None = None,
     ) -> Result:
         """Make the pictures of a plan; arguments and errors are those of `generate`."""
         if output not in ("pil", "numpy", "latents"):

@@ -28,13 +28,11 @@ from jaxl.errors import InputError, OutputError
 
 __all__ = ["png_bytes", "read_settings", "write_new_png", "write_png"]
 
-Settings = Mapping[str, Any]
-
 MAX_SETTINGS_CHARACTERS = 1_000_000
 MAX_FILE_BYTES = 256 * 2**20
 
 
-def write_png(path: Path, image: Image.Image, settings: Settings | None) -> None:
+def write_png(path: Path, image: Image.Image, settings: Mapping[str, Any] | None) -> None:
     """Write an image with its settings, if any, replacing a regular file at `path`, or the file a link there points to.
 
     The folder is made if need be. Raises OutputError, with the old file untouched and nothing new left behind.
@@ -45,7 +43,7 @@ def write_png(path: Path, image: Image.Image, settings: Settings | None) -> None
         os.replace(temporary, target)
 
 
-def write_new_png(paths: Iterable[Path], image: Image.Image, settings: Settings) -> Path:
+def write_new_png(paths: Iterable[Path], image: Image.Image, settings: Mapping[str, Any]) -> Path:
     """Write to the first of `paths`, endless and in one folder, where there is nothing yet, and return it.
 
     The folder is made if need be. Raises OutputError, with nothing left behind.
@@ -74,7 +72,7 @@ def check_writable(argument: str, path: Path, *, folder: bool) -> None:
         raise InputError(argument, str(path), f"{error.strerror}; choose another place") from None
 
 
-def png_bytes(image: Image.Image, settings: Settings | None, xmp: str | None = None) -> bytes:
+def png_bytes(image: Image.Image, settings: Mapping[str, Any] | None, xmp: str | None = None) -> bytes:
     """Return the image as a PNG file, with both text chunks: tEXt, or iTXt for text that is not Latin-1.
 
     `xmp` is an XMP packet, for an iTXt chunk as in part 3 of the XMP specification (section 1.1.5).

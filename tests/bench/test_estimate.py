@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from jaxl.bench import estimate, hlo
-from jaxl.bench.estimate import CHIPS, Request, largest, read_topology
+from jaxl.bench.estimate import CHIPS, EstimateRequest, largest, read_topology
 from jaxl.bench.hlo import Rates, by_kind, operations, total
 from jaxl.cli.app import run
 from jaxl.errors import InputError, JaxlError
@@ -139,8 +139,8 @@ def test_times() -> None:
     assert not found["fits"]
 
 
-def request(**changes: Any) -> Request:
-    usual = Request("v5e:1x1", "tiny", None, None, None, 4, split=False, vae_dtype=None, largest_batch=False)
+def request(**changes: Any) -> EstimateRequest:
+    usual = EstimateRequest("v5e:1x1", "tiny", None, None, None, 4, split=False, vae_dtype=None, largest_batch=False)
     return dataclasses.replace(usual, **changes)
 
 

@@ -20,8 +20,8 @@ import uvicorn
 from PIL import Image
 
 from jaxl.bench.captions import CAPTIONS, read_captions, read_latents
-from jaxl.bench.loadgen import LOGS, Load, report, run, table
-from jaxl.bench.systems import EngineSystem, Picture, PipelineSystem, open_http_system
+from jaxl.bench.loadgen import LOGS, LoadGenOptions, report, run, table
+from jaxl.bench.systems import EngineSystem, PictureSettings, PipelineSystem, open_http_system
 from jaxl.cli.app import run as jaxl
 from jaxl.engine import Engine
 from jaxl.engine.fake import FakeBackend, FakeDrawing
@@ -31,8 +31,8 @@ from jaxl.server.service import Service
 from jaxl.server.settings import Settings
 from jaxl.weights.store import write_safetensors
 
-SERVER = Load("server", target_qps=900, min_duration=0.6)
-OFFLINE = Load("offline", target_qps=100, min_duration=0.0, min_queries=40)
+SERVER = LoadGenOptions("server", target_qps=900, min_duration=0.6)
+OFFLINE = LoadGenOptions("offline", target_qps=100, min_duration=0.0, min_queries=40)
 FACTS = {"number": len(CAPTIONS), "file": None}
 
 
@@ -49,7 +49,7 @@ class Watched(FakeBackend):
 
 
 @contextmanager
-def engine_system(backend: FakeBackend, picture: Picture = Picture()) -> Iterator[EngineSystem]:  # noqa: B008
+def engine_system(backend: FakeBackend, picture: PictureSettings = PictureSettings()) -> Iterator[EngineSystem]:  # noqa: B008
     with Engine(backend, max_waiting=2**31) as engine:
         yield EngineSystem(engine, picture, {"model": "fake", "size": "32x32"})
 
@@ -76,7 +76,7 @@ def served(backend: FakeBackend, *, max_waiting: int = 10_000, settings: Setting
 def test_the_defaults_are_those_that_loadgen_has_for_sdxl(scenario: Any) -> None:
     mlperf = lg.TestSettings()
     assert mlperf.FromConfig("", "stable-diffusion-xl", scenario.title(), 0) == 0
-    own = Load(scenario).settings()
+    own = LoadGenOptions(scenario).settings()
     names = ["min_duration_ms", "min_query_count", "qsl_rng_seed", "sample_index_rng_seed", "schedule_rng_seed"]
     names += ["server_target_latency_ns", "server_target_latency_percentile", "server_target_qps"]
     assert {name: getattr(own, name) for name in names} == {name: getattr(mlperf, name) for name in names}
@@ -87,7 +87,7 @@ def test_a_server_scenario_in_process(tmp_path: Path) -> None:
     backend, shown = Watched(places=64), []
     with engine_system(backend) as system:
         results = run(SERVER, system, CAPTIONS, tmp_path / "new", progress=lambda *each: shown.append(each))
-        said = report(SERVER, system, Picture(), FACTS, results)
+        said = report(SERVER, system, PictureSettings(), FACTS, results)
     assert results["result_validity"] == "VALID"
     assert results["early_stopping_met"]
     assert results["images"] == results["result_query_count"] == len(backend.asked) >= 459
@@ -117,10 +117,10 @@ def test_what_is_too_slow_is_invalid(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("load", [SERVER, OFFLINE], ids=["server", "offline"])
-def test_over_http(load: Load, tmp_path: Path) -> None:
+def test_over_http(load: LoadGenOptions, tmp_path: Path) -> None:
     load = replace(load, target_qps=min(load.target_qps, 150), percentile=90)
     backend = Watched(places=64)
-    with served(backend) as url, open_http_system(url, Picture(), load.scenario, None) as system:
+    with served(backend) as url, open_http_system(url, PictureSettings(), load.scenario, None) as system:
         results = run(load, system, CAPTIONS, tmp_path)
         assert results["result_validity"] == "VALID", results
         assert results["images"] == len(backend.asked) - 1  # the first is the warm-up
@@ -140,12 +140,12 @@ def test_offline_runs_and_accuracy_runs_of_a_model(small: tuple[Any, Any], tmp_p
     """All pictures of an accuracy run are those that the pipeline draws, and LoadGen's log has their pixels."""
     pipe, params = small
     noise = np.random.default_rng(3).standard_normal((1, 8, 8, 4), np.float32)
-    picture = Picture(steps=2, latents=noise)
+    picture = PictureSettings(steps=2, latents=noise)
     captions = ["a red apple", "a (green) castle", "a llama", "a rocket", "a blue guitar"]
     kept: dict[int, Image.Image] = {}
     with ThreadPoolExecutor(1) as worker:
         system = PipelineSystem(pipe, params, picture, 3, worker)
-        load = Load("offline", target_qps=10, min_duration=0.0, min_queries=7)
+        load = LoadGenOptions("offline", target_qps=10, min_duration=0.0, min_queries=7)
         results = run(load, system, captions, tmp_path / "speed")
         assert results["result_validity"] == "VALID"
         assert results["images"] == 7
@@ -187,7 +187,7 @@ class Broken:
 def test_failures_end_a_run_at_once(tmp_path: Path) -> None:
     began, seconds = time.monotonic(), 3.0
     for number, (at, message) in enumerate(((0, "it is broken"), (3, "it broke"))):
-        load = Load("server", target_qps=100, min_duration=seconds, min_queries=1)
+        load = LoadGenOptions("server", target_qps=100, min_duration=seconds, min_queries=1)
         with pytest.raises(JaxlError, match=message):
             run(load, Broken(at), CAPTIONS, tmp_path / str(number))
     # the second waits for LoadGen's end of the first, and says so at its fourth picture
@@ -197,22 +197,22 @@ def test_failures_end_a_run_at_once(tmp_path: Path) -> None:
 
 
 def test_servers_that_refuse(tmp_path: Path) -> None:
-    load = Load("server", target_qps=300, min_duration=0.3, min_queries=1)
+    load = LoadGenOptions("server", target_qps=300, min_duration=0.3, min_queries=1)
     with served(FakeBackend(row_seconds=0.02, places=1), max_waiting=1) as url:
         with (
-            open_http_system(url, Picture(steps=1), "server", None) as system,
+            open_http_system(url, PictureSettings(steps=1), "server", None) as system,
             pytest.raises(JaxlError, match="the server answers with 429: "),
         ):
             run(load, system, CAPTIONS, tmp_path)
         with (
             pytest.raises(JaxlError, match="with 400: size=48: this server draws 32x32"),
-            open_http_system(url, Picture(size=(48, 32)), "offline", None),
+            open_http_system(url, PictureSettings(size=(48, 32)), "offline", None),
         ):
             pass
     for gone in (url, "localhost", "ftp://localhost"):
         with (
             pytest.raises(InputError, match=rf"^url='{gone}': no server answers there"),
-            open_http_system(gone, Picture(), "offline", None),
+            open_http_system(gone, PictureSettings(), "offline", None),
         ):
             pass
 
@@ -242,9 +242,9 @@ def test_logs_of_other_runs_are_not_replaced(tmp_path: Path) -> None:
 
 
 def test_captions_are_taken_literally() -> None:
-    written = Picture().body("a (cat:1.5) AND \\")
+    written = PictureSettings().body("a (cat:1.5) AND \\")
     assert (written["prompt"], written["prompt_syntax"]) == ("a (cat:1.5) AND \\", "plain")
-    assert Picture(size=(64, 32)).body("a")["size"] == "64x32"
+    assert PictureSettings(size=(64, 32)).body("a")["size"] == "64x32"
 
 
 def test_reading_captions(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from jaxl.bench.measure import PeerRow, Row
+from jaxl.bench.measure import PeerRow, WorkloadRow
 from jaxl.bench.plots import write_plots
 from jaxl.bench.prices import Price
 from jaxl.bench.report import make_report, markdown, priced, read_results, tables
@@ -27,10 +27,10 @@ class Device:
 def report(batches: tuple[int, ...] = (1, 2), *, peer: bool = False) -> dict[str, Any]:
     """As if each chip of four drew an image in half a second."""
 
-    def row(batch: int) -> Row:
+    def row(batch: int) -> WorkloadRow:
         latency = Spread(0.5 * batch, 0.4 * batch, 0.8 * batch)
         beside = PeerRow(latency, Spread(30.0, 20.0, 40.0), None, 9.0, 2**30, {"step": Spread(1.5, 1.0, 2.0)})
-        return Row(
+        return WorkloadRow(
             workload=Workload(4, 256, 128, batch, 20, "euler", 5.0),
             latency_s=latency,
             images_per_s=4 * batch / latency.median,

@@ -15,10 +15,11 @@ from fastapi.testclient import TestClient
 from PIL import Image, ImageDraw
 
 from jaxl.call.infotext import read_a1111_text
+from jaxl.call.sizes import Size
 from jaxl.errors import InputError
 from jaxl.server import logs
 from jaxl.server.settings import Settings
-from jaxl.server.sizes import Policy, Size, drawn_for, fitted, framed
+from jaxl.server.sizes import Policy, drawn_for, fitted, framed
 
 USUAL = ((1024, 1024), (832, 1216), (1216, 832), (1344, 768))
 GENERATIONS, EDITS, TXT2IMG, IMG2IMG = (

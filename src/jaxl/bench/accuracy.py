@@ -56,7 +56,7 @@ class Accuracy:
 
     @property
     def scored(self) -> bool:
-        """Whether there are files for a score."""
+        """Tell whether there are files for a score."""
         return self._clip is not None or self._features is not None
 
     def scores(self) -> dict[str, Any]:
@@ -88,7 +88,10 @@ class Accuracy:
 
 
 def open_clip(folder: Path) -> Score:
-    """What scores a picture against its caption: 100 times the cosine of their embeddings (Hessel et al. 2021)."""
+    """Return a function that scores a picture against its caption.
+
+    The score is 100 times the cosine of their embeddings (Hessel et al. 2021).
+    """
     try:
         import torch
         from transformers import CLIPModel, CLIPTokenizer
@@ -123,7 +126,7 @@ def clip_pixels(image: Image.Image, side: int) -> np.ndarray:
 
 
 def open_inception(file: Path) -> Callable[[Image.Image], np.ndarray]:
-    """What gives a picture's features [2048]."""
+    """Return a function from a picture to its features [2048]."""
     from jaxl.bench.inception import features, read_inception
 
     try:
@@ -156,7 +159,7 @@ def statistics(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def frechet_distance(mean_a: np.ndarray, cov_a: np.ndarray, mean_b: np.ndarray, cov_b: np.ndarray) -> float:
-    """Between two normal distributions: |m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)).
+    """Return the distance between two normal distributions: |m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)).
 
     (Dowson and Landau 1982, doi:10.1016/0047-259X(82)90077-X.) The last trace is taken of the symmetric product
     C_b^(1/2) C_a C_b^(1/2), which has the same eigenvalues.

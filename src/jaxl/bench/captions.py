@@ -78,7 +78,7 @@ def _tsv(text: str) -> list[str]:
 
 
 def _json(text: str) -> list[str]:
-    """Of a list of texts or of objects with a caption, or of COCO's annotations."""
+    """Return the captions of a list of texts, of a list of objects with a caption, or of COCO's annotations."""
     found: Any = json.loads(text)
     entries = found["annotations"] if isinstance(found, dict) else found
     return [entry if isinstance(entry, str) else entry["caption"] for entry in entries]

@@ -54,7 +54,7 @@ class Chip:
 
     @property
     def rates(self) -> Rates:
-        """Of one core."""
+        """Return what one core does in a cycle."""
         cycles = self.clock_hz * self.cores
         return Rates(self.bf16_flops / cycles, self.bytes_per_s / cycles)
 
@@ -69,7 +69,7 @@ CHIPS: Mapping[str, Chip] = {
 
 @dataclass(frozen=True)
 class Topology:
-    """So many chips of a kind, as a grid."""
+    """A number of chips of one kind, joined as a grid."""
 
     chip: Chip
     generation: str
@@ -84,12 +84,12 @@ class Topology:
 
     @property
     def name(self) -> str:
-        """As the compiler calls it."""
+        """Return the name that the compiler has for it."""
         return f"{self.generation}:{'x'.join(map(str, self.grid))}"
 
 
 def read_topology(text: str) -> Topology:
-    """`v5e:2x2` or `v5e-4`; for v4, the number in `v4-8` is of cores, two a chip. Raises InputError for others."""
+    """Read `v5e:2x2` or `v5e-4`; for v4, the number in `v4-8` is of cores, two a chip. Raises InputError for others."""
     match = re.fullmatch(r"(v\w+?)(?::(\d{1,3}(?:x\d{1,3})*)|-(\d{1,4}))", text)
     known = "give a grid of chips, such as v5e:2x2, or their number, such as v5e-4"
     if match is None:
@@ -117,8 +117,8 @@ def _grid(chips: int, axes: int) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True)
-class Request:
-    """What is asked for. `batch` is over all chips."""
+class EstimateRequest:
+    """A program to be estimated, and on which chips. `batch` is over all chips."""
 
     topology: str
     model: str
@@ -131,7 +131,7 @@ class Request:
     largest_batch: bool
 
 
-def estimate(request: Request, tell: Callable[[str], None]) -> dict[str, Any]:
+def estimate(request: EstimateRequest, tell: Callable[[str], None]) -> dict[str, Any]:
     """The report on a request; `tell` hears of each program before it is compiled.
 
     Raises InputError where the request cannot work, JaxlError where the compiler fails.
@@ -167,7 +167,7 @@ def estimate(request: Request, tell: Callable[[str], None]) -> dict[str, Any]:
     raise JaxlError(f"the compiler for TPUs failed: {reason}")
 
 
-def make_report(request: Request, tell: Callable[[str], None]) -> dict[str, Any]:
+def make_report(request: EstimateRequest, tell: Callable[[str], None]) -> dict[str, Any]:
     """`estimate` in this process, whose environment must be ENVIRONMENT from before jax was imported."""
     import jax
     import jax.numpy as jnp
@@ -236,7 +236,7 @@ def make_report(request: Request, tell: Callable[[str], None]) -> dict[str, Any]
 
 
 def times(report: Mapping[str, Any]) -> dict[str, Any]:
-    """What follows from the programs: a step, a call for the whole batch (two texts), and rates."""
+    """Return the times that follow from the programs: a step, a call for the whole batch (two texts), and rates."""
     seconds = {kind: facts["seconds"] for kind, facts in report["programs"].items()}
     once = 2 * seconds["encode_text"] + seconds["gather"] + seconds["start"] + seconds["decode"]
     call = once + report["steps"] * seconds["advance"]
@@ -325,7 +325,7 @@ def _end_with_input() -> None:
 
 def main() -> None:
     """Serve one request; see the top of this file."""
-    request = Request(**json.loads(sys.stdin.readline()))
+    request = EstimateRequest(**json.loads(sys.stdin.readline()))
     threading.Thread(target=_end_with_input, daemon=True).start()
     try:
         said = {"report": make_report(request, lambda kind: print(json.dumps({"compiling": kind}), flush=True))}

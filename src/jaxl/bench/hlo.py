@@ -20,7 +20,7 @@ COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "
 
 @dataclass(frozen=True)
 class Rates:
-    """What a core does in a cycle: operations of its matrix unit in bfloat16, and bytes of memory read or written."""
+    """The work of a core in a cycle: operations of its matrix unit in bfloat16, and bytes of memory read or written."""
 
     flops: float
     bytes: float

@@ -23,7 +23,7 @@ SIDE = 299
 EPSILON = 1e-3  # of batch norm
 
 Layer = tuple[Array, Array]
-Params = dict[str, Layer]
+Weights = dict[str, Layer]
 
 _SINGLE = ("1a_3x3", "2a_3x3", "2b_3x3", "3b_1x1", "4a_3x3")
 _A = ("1x1", "5x5_1", "5x5_2", "3x3dbl_1", "3x3dbl_2", "3x3dbl_3", "_pool")
@@ -38,7 +38,7 @@ LAYERS = (
 )
 
 
-def read_inception(file: Path) -> Params:
+def read_inception(file: Path) -> Weights:
     """The weights [h, w, I, O] and biases [O] of each convolution, with its batch norm. Raises CheckpointError."""
     tensors = read_header(file)
 
@@ -57,7 +57,7 @@ def read_inception(file: Path) -> Params:
 
 
 @jax.jit
-def features(params: Params, images: Array) -> Array:
+def features(params: Weights, images: Array) -> Array:
     """uint8 pictures [B, H, W, 3] -> [B, 2048]."""
     x = images.astype(jnp.float32) / 127.5 - 1
     x = jax.image.resize(x, (len(x), SIDE, SIDE, 3), "linear", antialias=False)
@@ -73,7 +73,7 @@ def features(params: Params, images: Array) -> Array:
     return x.mean((1, 2))
 
 
-def _a(p: Params, x: Array, pooled: Array) -> list[Array]:
+def _a(p: Weights, x: Array, pooled: Array) -> list[Array]:
     return [
         _chain(p, x, "1x1"),
         _chain(p, x, "5x5_1", "5x5_2"),
@@ -82,11 +82,11 @@ def _a(p: Params, x: Array, pooled: Array) -> list[Array]:
     ]
 
 
-def _b(p: Params, x: Array, pooled: Array) -> list[Array]:
+def _b(p: Weights, x: Array, pooled: Array) -> list[Array]:
     return [_halved(p, x, "3x3"), _halved(p, _chain(p, x, "3x3dbl_1", "3x3dbl_2"), "3x3dbl_3"), _maximum(x)]
 
 
-def _c(p: Params, x: Array, pooled: Array) -> list[Array]:
+def _c(p: Weights, x: Array, pooled: Array) -> list[Array]:
     return [
         _chain(p, x, "1x1"),
         _chain(p, x, "7x7_1", "7x7_2", "7x7_3"),
@@ -95,12 +95,12 @@ def _c(p: Params, x: Array, pooled: Array) -> list[Array]:
     ]
 
 
-def _d(p: Params, x: Array, pooled: Array) -> list[Array]:
+def _d(p: Weights, x: Array, pooled: Array) -> list[Array]:
     deep = _chain(p, x, "7x7x3_1", "7x7x3_2", "7x7x3_3")
     return [_halved(p, _chain(p, x, "3x3_1"), "3x3_2"), _halved(p, deep, "7x7x3_4"), _maximum(x)]
 
 
-def _e(p: Params, x: Array, pooled: Array) -> list[Array]:
+def _e(p: Weights, x: Array, pooled: Array) -> list[Array]:
     wide, deep = _chain(p, x, "3x3_1"), _chain(p, x, "3x3dbl_1", "3x3dbl_2")
     return [
         _chain(p, x, "1x1"),
@@ -113,13 +113,13 @@ def _e(p: Params, x: Array, pooled: Array) -> list[Array]:
 _RULES = {_A: _a, _B: _b, _C: _c, _D: _d, _E: _e}
 
 
-def _chain(p: Params, x: Array, *names: str) -> Array:
+def _chain(p: Weights, x: Array, *names: str) -> Array:
     for name in names:
         x = _conv(p[name], x)
     return x
 
 
-def _halved(p: Params, x: Array, name: str) -> Array:
+def _halved(p: Weights, x: Array, name: str) -> Array:
     return _conv(p[name], x, stride=2, padding="VALID")
 
 
@@ -134,7 +134,7 @@ def _maximum(x: Array, stride: int = 2, padding: str = "VALID") -> Array:
 
 
 def _mean(x: Array) -> Array:
-    """Of the 3x3 pixels around each, as far as they are in the picture."""
+    """Return the mean of the 3x3 pixels around each, as far as they are in the picture."""
     total = partial(lax.reduce_window, init_value=0.0, computation=lax.add)
     window = {"window_dimensions": (1, 3, 3, 1), "window_strides": (1, 1, 1, 1), "padding": "SAME"}
     return total(x, **window) / total(jnp.ones_like(x[:1, :, :, :1]), **window)

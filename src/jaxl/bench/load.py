@@ -47,7 +47,7 @@ TIMEOUT = 600.0
 
 @dataclass(frozen=True)
 class Load:
-    """What is asked of a server.
+    """The requests that are sent to a server: how many, how often, and for what.
 
     rate: images a second. seconds: how long requests come.
     steps: each request has one of these. size: WxH; the server's own if None. images: of each request.
@@ -103,13 +103,13 @@ class Arrival:
 
     @property
     def wanted(self) -> bool:
-        """Whether somebody waits for its images."""
+        """Tell whether somebody waits for its images."""
         return self.kind in ("plain", "stream")
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What became of a request; times are seconds from the beginning.
+    """The end of a request; times are seconds from the beginning.
 
     `status` is HTTP's, "cancelled" if the client went away, "error event" if a stream says so, "images missing", or the
     name of a failure of the connection. `message` is the server's. `digests` are those of the images' files.
@@ -129,7 +129,7 @@ class Answer:
 
     @property
     def expected(self) -> bool:
-        """Whether a server that works may answer so."""
+        """Tell whether a server that works may answer so."""
         if self.arrival.kind == "malformed":
             return self.status.startswith("4") and self.status != "429"
         return self.status in ("200", "429") or (self.arrival.kind == "cancel" and self.status == "cancelled")
@@ -145,7 +145,7 @@ class Quantiles:
 
     @classmethod
     def of(cls, values: Iterable[float]) -> Quantiles | None:
-        """None if there are no values."""
+        """Return the quantiles of some values, or None if there are none."""
         array = np.array(list(values))
         if not array.size:
             return None
@@ -154,7 +154,7 @@ class Quantiles:
 
 @dataclass(frozen=True)
 class Report:
-    """What a server made of a load. Rates are of the last three quarters of its time, in which the load is steady.
+    """How a server did under a load. Rates are of the last three quarters of its time, in which the load is steady.
 
     offered: images a second that clients waited for. achieved: those they got. goodput: those they got in time.
     latency_s, first_preview_s: of requests that were answered. slowdown: latency over that of a lone request of as many
@@ -333,7 +333,7 @@ async def _lone_seconds(client: httpx.AsyncClient, load: Load) -> dict[int, floa
 
 
 async def _lone(client: httpx.AsyncClient, load: Load, steps: int, number: int = 0) -> Answer:
-    """Raises JaxlError, with what the server says, unless it answers with images."""
+    """Send a request on its own. Raises JaxlError, with what the server says, unless it answers with images."""
     answer = await _send(client, load, Arrival(0.0, number, steps), time.monotonic())
     if answer.status != "200":
         raise JaxlError(f"the server answers a request with {answer.status} that should give images: {answer.message}")
@@ -341,7 +341,7 @@ async def _lone(client: httpx.AsyncClient, load: Load, steps: int, number: int =
 
 
 async def _compare(client: httpx.AsyncClient, load: Load, answers: Sequence[Answer], most: int) -> tuple[int, int]:
-    """How many answers have been compared with lone ones, of at most `most` different requests, and how many differ."""
+    """Compare answers to at most `most` different requests with lone ones; return how many, and how many differ."""
     found: dict[tuple[int, int], list[tuple[str, ...]]] = {}
     for answer in answers:
         if answer.digests and answer.status == "200":
@@ -381,7 +381,7 @@ async def _send(
 
 @dataclass
 class _Heard:
-    """What has come of an answer."""
+    """The part of an answer that has come so far."""
 
     began: float
     first_preview: float | None = None
@@ -426,7 +426,7 @@ async def _ask(client: httpx.AsyncClient, load: Load, arrival: Arrival, heard: _
 
 
 def _message(data: bytes) -> str:
-    """What the body of an error says, in OpenAI's form or any other."""
+    """Return the message in the body of an error, in OpenAI's form or any other."""
     try:
         return str(json.loads(data)["error"]["message"])
     except (ValueError, KeyError, TypeError):

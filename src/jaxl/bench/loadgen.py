@@ -20,8 +20,8 @@ import numpy as np
 from PIL import Image
 
 from jaxl import __version__
-from jaxl.bench.report import Table
-from jaxl.bench.systems import Picture, Scenario, System
+from jaxl.bench.report import ReportTable
+from jaxl.bench.systems import PictureSettings, Scenario, System
 from jaxl.errors import InputError
 
 try:
@@ -29,7 +29,7 @@ try:
 except ImportError:
     raise InputError("bench", "loadgen", "it needs mlcommons-loadgen; pip install mlcommons-loadgen") from None
 
-Results = dict[str, Any]
+LoadGenResults = dict[str, Any]
 Keep = Callable[[int, Image.Image], None]
 
 # of Stable Diffusion XL, as LoadGen's own configuration has it, and the size of its dataset and its pictures
@@ -49,8 +49,8 @@ NOT_SUBMITTED = "a submission also needs the accuracy and compliance runs, and M
 
 
 @dataclass(frozen=True)
-class Load:
-    """What LoadGen is told.
+class LoadGenOptions:
+    """The settings of a run of LoadGen.
 
     scenario: "offline" asks for everything at once, "server" for one picture after another at random times.
     accuracy: ask for every caption once, in place of measuring.
@@ -86,7 +86,7 @@ class Load:
         return MIN_QUERIES[self.scenario] if self.min_queries is None else self.min_queries
 
     def settings(self) -> Any:
-        """LoadGen's."""
+        """Return these settings as an object of LoadGen's."""
         settings = lg.TestSettings()
         settings.FromConfig("", "stable-diffusion-xl", self.scenario.title(), 0)  # the round's seeds, too
         settings.performance_sample_count_override = 0  # there may be fewer captions than MLPerf has
@@ -101,14 +101,14 @@ class Load:
 
 
 def run(
-    load: Load,
+    load: LoadGenOptions,
     system: System,
     captions: Sequence[str],
     folder: Path,
     *,
     keep: Keep | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> Results:
+) -> LoadGenResults:
     """Put LoadGen's load on a system; its logs go to `folder`, which must have none yet.
 
     keep: is given each picture by its index in `captions`. progress: pictures drawn, and those there will be at least.
@@ -136,7 +136,7 @@ def check_folder(folder: Path) -> None:
             raise InputError("output", str(folder), f"{name} of another run is in it; name another folder")
 
 
-def _run(load: Load, test: _Test, captions: int, folder: Path) -> None:
+def _run(load: LoadGenOptions, test: _Test, captions: int, folder: Path) -> None:
     """Run LoadGen, of which there is one in a process."""
     logs = lg.LogSettings()
     logs.log_output.outdir = str(folder)
@@ -154,8 +154,8 @@ def _run(load: Load, test: _Test, captions: int, folder: Path) -> None:
     test.ended.set()
 
 
-def read_results(folder: Path) -> Results:
-    """What LoadGen's detailed log says of a run, by the names that it has there."""
+def read_results(folder: Path) -> LoadGenResults:
+    """Return what LoadGen's detailed log says of a run, by the names that it has there."""
     entries = {}
     for line in (folder / "mlperf_log_detail.txt").read_text().splitlines():
         if line.startswith(MARK):
@@ -165,7 +165,7 @@ def read_results(folder: Path) -> Results:
 
 
 class _Test:
-    """What LoadGen calls, and what it is told. After a failure everything is answered at once, with nothing."""
+    """The functions that LoadGen calls. After a failure everything is answered at once, with nothing."""
 
     def __init__(
         self,
@@ -229,7 +229,9 @@ class _Test:
         lg.QuerySamplesComplete([lg.QuerySampleResponse(id, pixels.ctypes.data if pixels.size else 0, pixels.nbytes)])
 
 
-def report(load: Load, system: System, picture: Picture, captions: Mapping[str, Any], results: Results) -> Results:
+def report(
+    load: LoadGenOptions, system: System, picture: PictureSettings, captions: Mapping[str, Any], results: LoadGenResults
+) -> LoadGenResults:
     """All that there is to say of a run: its settings, LoadGen's results, and how it differs from MLPerf's rules.
 
     captions: `file`, None for those built in, and `number`. valid: what LoadGen says, None for accuracy runs.
@@ -267,13 +269,13 @@ def report(load: Load, system: System, picture: Picture, captions: Mapping[str, 
     }
 
 
-def table(report: Results) -> Table:
+def table(report: LoadGenResults) -> ReportTable:
     """The report as names and values."""
     results, settings = report["results"], report["settings"]
     rows = [[LABELS[name], _shown(name, value)] for name, value in results.items() if name in LABELS and value != ""]
     rows += [[name.replace("_", " "), _value(value)] for name, value in settings.items() if value is not None]
     rows += [[name, str(value)] for name, value in report.get("accuracy", {}).items()]
-    return Table("jaxl bench loadgen", ("result", results.get("result_validity", "accuracy run")), rows)
+    return ReportTable("jaxl bench loadgen", ("result", results.get("result_validity", "accuracy run")), rows)
 
 
 LABELS = {
@@ -298,9 +300,9 @@ def _value(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else " ".join(str(value).split())
 
 
-def _differences(load: Load, picture: Picture, settings: Mapping[str, Any]) -> list[str]:
-    """In what a run is not MLPerf's."""
-    mlperf, own = Picture(), Load(load.scenario)
+def _differences(load: LoadGenOptions, picture: PictureSettings, settings: Mapping[str, Any]) -> list[str]:
+    """Return the ways in which a run departs from MLPerf's rules."""
+    mlperf, own = PictureSettings(), LoadGenOptions(load.scenario)
     compared = [
         ("model", settings.get("family") or settings.get("model"), FAMILY),
         ("size", settings.get("size"), SIZE),

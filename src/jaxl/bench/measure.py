@@ -17,7 +17,7 @@ from jaxl.bench.peers import Peer
 from jaxl.bench.workload import PROMPT, Spread, Stages, Workload
 from jaxl.call.plan import Plan
 from jaxl.errors import JaxlError, is_out_of_memory
-from jaxl.pipeline import Params, Pipeline, Progress
+from jaxl.pipeline import Params, Pipeline, ShowProgress
 
 # of every program that XLA compiles or reads from disk
 COMPILATION = "/jax/core/compile/backend_compile_duration"
@@ -25,7 +25,7 @@ COMPILATION = "/jax/core/compile/backend_compile_duration"
 
 @dataclass(frozen=True)
 class PeerRow:
-    """How long a peer took for the same work, and `peer_ratio`: its time over jaxl's, above 1 where jaxl is faster.
+    """The time of a peer for the same work, and `peer_ratio`: its time over jaxl's, above 1 where jaxl is faster.
 
     A ratio is that of the medians; `min` and `max` are those of single turns. `first_s` is its first call, compilation
     included.
@@ -40,8 +40,8 @@ class PeerRow:
 
 
 @dataclass(frozen=True)
-class Row:
-    """What was measured of a workload.
+class WorkloadRow:
+    """The measurements of a workload.
 
     `latency_s` is a whole call of `Pipeline.generate`, from prompt to PIL images. `step_ms` is its loop over the calls
     of the network, for all images at once, and `decode_ms` its VAE for one image of each device, with the way to the
@@ -69,13 +69,13 @@ def measure(
     warmup: int,
     runs: int,
     peers: Sequence[Peer] = (),
-    progress: Progress | None = None,
-) -> list[Row]:
+    progress: ShowProgress | None = None,
+) -> list[WorkloadRow]:
     """Measure each workload with the pipeline of its number of devices, in turns with `peers`.
 
     Of `warmup` + `runs` calls the first are not counted; there is at least one of each.
     """
-    rows: list[Row] = []
+    rows: list[WorkloadRow] = []
     done = 0
 
     def tick() -> None:
@@ -95,7 +95,7 @@ def measure(
 
 
 def plan(pipe: Pipeline, workload: Workload) -> Plan:
-    """What `pipe` does for a workload. Raises InputError if it cannot."""
+    """Return the plan of a workload's call of `pipe`. Raises InputError if it cannot."""
     return pipe.plan(PROMPT, **_asked(workload))
 
 
@@ -153,7 +153,7 @@ def _measure(
     runs: int,
     peers: Sequence[Peer],
     tick: Callable[[], None],
-) -> Row:
+) -> WorkloadRow:
     def run() -> Stages:
         began = time.perf_counter()
         result = pipe.generate(params, PROMPT, **_asked(workload))
@@ -177,7 +177,7 @@ def _measure(
     own = measured.pop("jaxl")
     peak, peak_of = peak_memory(pipe.mesh.local_devices)
     latency = Spread.of(_totals(own))
-    return Row(
+    return WorkloadRow(
         workload=workload,
         latency_s=latency,
         images_per_s=workload.images / latency.median,

@@ -52,7 +52,7 @@ def find_sd_cpp() -> str | None:
 
 @dataclass(frozen=True)
 class Opening:
-    """What a peer opens: a folder in diffusers' layout or a hub id, on "cpu" or "cuda"; dtypes are names."""
+    """The model that a peer opens: a folder in diffusers' layout or a hub id, on "cpu" or "cuda"; dtypes are names."""
 
     peer: str
     model: str

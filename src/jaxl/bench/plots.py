@@ -42,7 +42,7 @@ Values = Callable[[dict[str, Any]], dict[str, tuple[float, float, float]]]
 
 
 def _bars(results: dict[str, Any], values: Values) -> Bars:
-    """What `values` says of each row, jaxl first, in series that are named for what differs between them."""
+    """Return the `values` of each row, jaxl first, in series that are named for what differs between them."""
     found = [(report, row) for report in results["reports"] for row in report["rows"]]
     facts = [
         (

@@ -17,7 +17,7 @@ MIN_DIFFERENCE = 0.12  # from the background's colour, for a pixel to belong to 
 
 @dataclass(frozen=True)
 class Quality:
-    """Of N pictures against the exact ones: peak signal-to-noise ratio in dB, structural similarity; float64 [N]."""
+    """How near N pictures are to the exact ones: PSNR in dB, and structural similarity; both float64 [N]."""
 
     psnr: np.ndarray
     ssim: np.ndarray
@@ -33,19 +33,21 @@ class Quality:
 
 
 def compare(exact: np.ndarray, other: np.ndarray) -> Quality:
-    """Picture by picture."""
+    """Return the quality of each picture, against the exact one at its place."""
     pairs = list(zip(exact.astype(np.float64), other.astype(np.float64), strict=True))
     return Quality(np.array([psnr(a, b) for a, b in pairs]), np.array([ssim(a, b) for a, b in pairs]))
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
-    """In dB; infinite for equal pictures."""
+    """Return the peak signal-to-noise ratio in dB; it is infinite for equal pictures."""
     with np.errstate(divide="ignore"):
         return float(-10 * np.log10(np.mean((a - b) ** 2)))
 
 
 def ssim(a: np.ndarray, b: np.ndarray) -> float:
-    """Of the luma (ITU-R BT.601), as Wang et al. 2004 (doi:10.1109/TIP.2003.819861, section III) define it.
+    """Return the structural similarity of the luma (ITU-R BT.601).
+
+    It is that of Wang et al. 2004 (doi:10.1109/TIP.2003.819861, section III).
 
     Local means and variances are weighted by a Gaussian of 1.5 pixels, 11 pixels wide; 1 for equal pictures.
     """
@@ -63,7 +65,7 @@ def ssim(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def retrieval(images: np.ndarray, references: np.ndarray) -> np.ndarray:
-    """Whether each picture is nearer to the reference of its own prompt than to those of all others, bool [N].
+    """Tell whether each picture is nearer to the reference of its own prompt than to those of all others, bool [N].
 
     `references[i]` is an exact picture of the same prompt as `images[i]`, of another seed; there may be more of them,
     of other prompts. Near means by colour, outline and edges of the thing before an even background, wherever and
@@ -74,7 +76,7 @@ def retrieval(images: np.ndarray, references: np.ndarray) -> np.ndarray:
 
 
 def _features(images: np.ndarray) -> np.ndarray:
-    """Unit vectors [N, F]."""
+    """Return the features of each picture as unit vectors [N, F]."""
     vectors = np.stack([_feature(image.astype(np.float64)) for image in images])
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)  # 0 where all is even grey
 

@@ -36,7 +36,7 @@ RESIDUAL = ("conv2.weight", "to_out.0.weight", "ff.net.2.weight", "proj_out.weig
 
 
 def random_folder(name: str) -> Path:
-    """Where the random model of this name is, or is going to be: in `$JAXL_CACHE_DIR`, else in the user's cache folder.
+    """Return the folder of the random model of this name: in `$JAXL_CACHE_DIR`, else in the user's cache folder.
 
     Raises InputError for another name than "sdxl", "mid" or "tiny".
     """

@@ -20,7 +20,7 @@ from jaxl.bench.prices import Price, price_of
 from jaxl.errors import InputError
 
 if TYPE_CHECKING:
-    from jaxl.bench.measure import Row
+    from jaxl.bench.measure import WorkloadRow
     from jaxl.bench.startup import Startup
 
 Results = dict[str, Any]
@@ -36,14 +36,14 @@ PACKAGES = ("jaxl", "jax", "jaxlib", "torch", "diffusers")
 
 
 @dataclass(frozen=True)
-class Table:
+class ReportTable:
     title: str
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
 
 
 def make_report(
-    rows: Sequence[Row],
+    rows: Sequence[WorkloadRow],
     startups: Sequence[Startup | None],
     *,
     command: str,
@@ -88,7 +88,7 @@ def read_results(path: Path) -> list[dict[str, Any]]:
     return reports
 
 
-def tables(results: Results) -> list[Table]:
+def tables(results: Results) -> list[ReportTable]:
     """Speed, where the time and the memory go, and the peers, if there were any."""
     found = [(report, row) for report in results["reports"] for row in report["rows"]]
     named = len({_setting(report) for report, _ in found}) > 1
@@ -103,9 +103,9 @@ def tables(results: Results) -> list[Table]:
         return [*([_setting(report)] if named else []), *cells]
 
     all_tables = (
-        Table("Speed", speed, [[*key(*each), *_speed(each[1])] for each in found]),
-        Table("Parts", parts, [[*key(*each), *_parts(each[1])] for each in found]),
-        Table(
+        ReportTable("Speed", speed, [[*key(*each), *_speed(each[1])] for each in found]),
+        ReportTable("Parts", parts, [[*key(*each), *_parts(each[1])] for each in found]),
+        ReportTable(
             "First image, whole process",
             first,
             [
@@ -114,7 +114,7 @@ def tables(results: Results) -> list[Table]:
                 if row["startup"]
             ],
         ),
-        Table(
+        ReportTable(
             "Peers (peer_ratio: the peer's time over jaxl's, above 1 where jaxl is faster)",
             beside,
             [[*key(report, row), name, *_peer(peer)] for report, row in found for name, peer in row["peers"].items()],
@@ -160,7 +160,7 @@ def markdown(results: Results, plots: Sequence[str] = ()) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _row(row: Row, startup: Startup | None) -> dict[str, Any]:
+def _row(row: WorkloadRow, startup: Startup | None) -> dict[str, Any]:
     values = asdict(row)
     workload = values.pop("workload")
     per_chip = row.images_per_s / row.workload.devices

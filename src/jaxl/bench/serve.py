@@ -21,11 +21,11 @@ from PIL import Image
 
 from jaxl import __version__
 from jaxl.bench.load import Load, httpx, measure, measure_capacity
-from jaxl.bench.report import Table
+from jaxl.bench.report import ReportTable
 from jaxl.errors import InputError, JaxlError
 from jaxl.png import write_png
 
-Results = dict[str, Any]
+LoadResults = dict[str, Any]
 
 COMMAND = (sys.executable, "-m", "jaxl", "serve", "--port", "0")
 SHARES = (0.2, 0.4, 0.6, 0.8, 1.0)
@@ -55,7 +55,7 @@ def run(
     seed: int = 0,
     check: int = 0,
     tell: Callable[[str], None] = lambda text: None,
-) -> Results:
+) -> LoadResults:
     """Measure the server at `url`; without it, one started with the `options` of `jaxl serve`, and a static one too.
 
     rates: images a second, each for `seconds`. Without them they are `shares` of what the first server draws at most,
@@ -137,17 +137,17 @@ def serving(options: Sequence[str]) -> Iterator[str]:
                 server.kill()
 
 
-def table(results: Results) -> Table:
+def table(results: LoadResults) -> ReportTable:
     """A row for each server and rate."""
     header = (
         *("server", "offered, /s", "achieved, /s", "goodput, /s", "mean, s", "p50, s", "p95, s", "p99, s"),
         *("slowdown, p99", "first preview, p50, s", "busy", "requests", "refused", "unexpected", "wrong images"),
     )
     rows = [[name, *_cells(report)] for name, reports in results["servers"].items() for report in reports]
-    return Table("jaxl bench serve", header, rows)
+    return ReportTable("jaxl bench serve", header, rows)
 
 
-def write_plots(folder: Path, results: Results) -> list[str]:
+def write_plots(folder: Path, results: LoadResults) -> list[str]:
     """Write serve_latency.png and serve_throughput.png; returns their names."""
     servers = results["servers"]
     latency = {

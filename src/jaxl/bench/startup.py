@@ -38,7 +38,7 @@ def measure_startup(model: str, workload: Workload, dtype: str, runs: int, tick:
 
 
 def count_devices() -> int:
-    """How many devices jax finds, without using any of them afterwards."""
+    """Return how many devices jax finds, without using any of them afterwards."""
     return json.loads(_run("devices", "--json").splitlines()[-1])["count"]
 
 
@@ -59,7 +59,7 @@ def _generate(model: str, workload: Workload, dtype: str, folder: str) -> float:
 
 
 def _run(*arguments: str, cache: str | None = None) -> str:
-    """What a command of jaxl prints, with its programs in `cache` if that is given."""
+    """Return what a command of jaxl prints, with its programs in `cache` if that is given."""
     environment = dict(os.environ)
     if cache is not None:
         environment.pop("JAX_COMPILATION_CACHE_DIR", None)

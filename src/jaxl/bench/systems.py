@@ -22,7 +22,7 @@ from jaxl.engine import Engine, Request, Result
 from jaxl.errors import InputError, JaxlError
 
 if TYPE_CHECKING:
-    from jaxl.pipeline import Params, Pipeline, Progress
+    from jaxl.pipeline import Params, Pipeline, ShowProgress
 
 # text_to_image/backend_pytorch.py of github.com/mlcommons/inference has this negative prompt
 NEGATIVE_PROMPT = "normal quality, low quality, worst quality, low res, blurry, nsfw, nude"
@@ -30,12 +30,12 @@ IN_FLIGHT = 32  # requests that a server has at any time, where all are known fr
 TIMEOUT = 3600.0
 
 Scenario = Literal["offline", "server"]
-Drawn = Callable[[int, "Image.Image | Exception"], None]
+OnDrawn = Callable[[int, "Image.Image | Exception"], None]
 
 
 @dataclass(frozen=True, eq=False)
-class Picture:
-    """How every picture is drawn; the defaults are those of MLPerf's SDXL benchmark.
+class PictureSettings:
+    """The settings that every picture is drawn with; the defaults are those of MLPerf's SDXL benchmark.
 
     size: (width, height), the model's own if None. latents: the noise that each starts from, float32 [1, h, w, C]; the
     seed's own if None, which is the same for all pictures too.
@@ -50,7 +50,7 @@ class Picture:
     latents: np.ndarray | None = None
 
     def arguments(self, prompts: Sequence[str]) -> dict[str, Any]:
-        """Those of `Pipeline.generate`. Prompts are taken literally."""
+        """Return the arguments of `Pipeline.generate`. Prompts are taken literally."""
         width, height = self.size or (None, None)
         return {
             "width": width,
@@ -64,7 +64,7 @@ class Picture:
         }
 
     def body(self, prompt: str) -> dict[str, Any]:
-        """A request to OpenAI's images API with jaxl's fields. The prompt is taken literally."""
+        """Return a request to OpenAI's images API with jaxl's fields. The prompt is taken literally."""
         body = {
             "prompt": prompt,
             "prompt_syntax": "plain",
@@ -84,7 +84,7 @@ class System(Protocol):
     @property
     def facts(self) -> dict[str, Any]: ...
 
-    def draw(self, prompts: Sequence[str], drawn: Drawn) -> None:
+    def draw(self, prompts: Sequence[str], drawn: OnDrawn) -> None:
         """Begin to draw a picture for each prompt; `drawn` is given each by its index, or its error, in any thread."""
         ...
 
@@ -92,14 +92,16 @@ class System(Protocol):
 class PipelineSystem:
     """Draws with `Pipeline.generate`, `batch` pictures in a call, one call after another."""
 
-    def __init__(self, pipe: Pipeline, params: Params, picture: Picture, batch: int, worker: ThreadPoolExecutor):
+    def __init__(
+        self, pipe: Pipeline, params: Params, picture: PictureSettings, batch: int, worker: ThreadPoolExecutor
+    ):
         self._pipe, self._params, self._picture, self._batch, self._worker = pipe, params, picture, batch, worker
         self.facts = {"drawn_by": "Pipeline.generate", "batch": batch, **_facts(pipe, picture)}
 
-    def draw(self, prompts: Sequence[str], drawn: Drawn) -> None:
+    def draw(self, prompts: Sequence[str], drawn: OnDrawn) -> None:
         self._worker.submit(self._draw, prompts, drawn)
 
-    def _draw(self, prompts: Sequence[str], drawn: Drawn) -> None:
+    def _draw(self, prompts: Sequence[str], drawn: OnDrawn) -> None:
         for first in range(0, len(prompts), self._batch):
             some = list(prompts[first : first + self._batch])
             try:
@@ -120,11 +122,11 @@ class PipelineSystem:
 class EngineSystem:
     """Draws with an engine, whose running batch each picture joins when it is asked for."""
 
-    def __init__(self, engine: Engine, picture: Picture, facts: dict[str, Any]):
+    def __init__(self, engine: Engine, picture: PictureSettings, facts: dict[str, Any]):
         self._engine, self._picture = engine, picture
         self.facts = {"drawn_by": "Engine", **facts}
 
-    def draw(self, prompts: Sequence[str], drawn: Drawn) -> None:
+    def draw(self, prompts: Sequence[str], drawn: OnDrawn) -> None:
         for index, prompt in enumerate(prompts):
             ask = {"prompt": prompt, "seed": self._picture.seed, **self._picture.arguments([prompt])}
             future = self._engine.submit(Request(ask)).future
@@ -138,7 +140,7 @@ class HttpSystem:
         self,
         client: httpx.AsyncClient,
         loop: asyncio.AbstractEventLoop,
-        picture: Picture,
+        picture: PictureSettings,
         in_flight: int | None,
     ):
         self._client, self._loop, self._picture = client, loop, picture
@@ -152,7 +154,7 @@ class HttpSystem:
             "size": f"{image.width}x{image.height}",
         }
 
-    def draw(self, prompts: Sequence[str], drawn: Drawn) -> None:
+    def draw(self, prompts: Sequence[str], drawn: OnDrawn) -> None:
         for index, prompt in enumerate(prompts):
             asyncio.run_coroutine_threadsafe(self._draw(prompt, partial(drawn, index)), self._loop)
 
@@ -188,7 +190,7 @@ class HttpSystem:
 
 @contextmanager
 def open_pipeline_system(
-    model: str, picture: Picture, batch: int | None, progress: Progress | None, **options: Any
+    model: str, picture: PictureSettings, batch: int | None, progress: ShowProgress | None, **options: Any
 ) -> Iterator[PipelineSystem]:
     """A model with its programs for one size of batch, by default four images or one for each device, run once.
 
@@ -211,7 +213,7 @@ def open_pipeline_system(
 
 @contextmanager
 def open_engine_system(
-    model: str, picture: Picture, batch: int | None, progress: Progress | None, **options: Any
+    model: str, picture: PictureSettings, batch: int | None, progress: ShowProgress | None, **options: Any
 ) -> Iterator[EngineSystem]:
     """A model behind an engine with so many places, warmed up. Raises InputError and CheckpointError."""
     from jaxl.backend import open_backend
@@ -225,7 +227,9 @@ def open_engine_system(
 
 
 @contextmanager
-def open_http_system(url: str, picture: Picture, scenario: Scenario, api_key: str | None) -> Iterator[HttpSystem]:
+def open_http_system(
+    url: str, picture: PictureSettings, scenario: Scenario, api_key: str | None
+) -> Iterator[HttpSystem]:
     """A server that runs, asked for one picture. Raises InputError if nothing answers, JaxlError if not with a picture.
 
     In the offline scenario, where all is asked for at once, it has `IN_FLIGHT` requests at any time.
@@ -275,7 +279,7 @@ def _tell(drawn: Callable[[Image.Image | Exception], None], future: Any) -> None
     drawn(error if result is None else result.images[0])
 
 
-def _facts(pipe: Pipeline, picture: Picture) -> dict[str, Any]:
+def _facts(pipe: Pipeline, picture: PictureSettings) -> dict[str, Any]:
     from jaxl.weights.contents import family
 
     width, height = picture.size or (pipe.model.default_size,) * 2
@@ -290,7 +294,7 @@ def _facts(pipe: Pipeline, picture: Picture) -> dict[str, Any]:
 
 
 def _message(text: str) -> str:
-    """What the body of an error says, in OpenAI's form or any other."""
+    """Return the message in the body of an error, in OpenAI's form or any other."""
     try:
         return str(json.loads(text)["error"]["message"])
     except (ValueError, KeyError, TypeError):

@@ -28,7 +28,7 @@ from jaxl.run.model import Model
 # the share of the steps that is run where a caller does not say
 STRENGTH_WITH_MASK, STRENGTH_OF_REFINER = 1.0, 0.3
 
-Source = Image.Image | np.ndarray
+SourceImage = Image.Image | np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +60,7 @@ class Paste:
         return overlay(self.mask, self.picture, generated, self.region)
 
 
-def read_sources(start: Start, model: Model, prompts: int) -> list[Source] | None:
+def read_sources(start: Start, model: Model, prompts: int) -> list[SourceImage] | None:
     """Read `image` as RGB pictures or latents [1, h, w, C], one for all prompts or one for each; None without."""
     value = start.get("image")
     if value is None:
@@ -78,7 +78,7 @@ def read_sources(start: Start, model: Model, prompts: int) -> list[Source] | Non
     return [read_image(each, "image") for each in _per_prompt("image", value, prompts)]
 
 
-def default_size(sources: list[Source] | None, model: Model) -> tuple[int, int]:
+def default_size(sources: list[SourceImage] | None, model: Model) -> tuple[int, int]:
     """Return width and height where the caller gives none: the model's own, or the nearest to the picture's aspect."""
     if sources is None:
         return model.default_size, model.default_size
@@ -89,7 +89,7 @@ def default_size(sources: list[Source] | None, model: Model) -> tuple[int, int]:
 
 
 def read_starts(
-    start: Start, sources: list[Source], model: Model, prompts: int, width: int, height: int
+    start: Start, sources: list[SourceImage], model: Model, prompts: int, width: int, height: int
 ) -> tuple[list[Picture], list[Paste] | None]:
     """Return the pictures at the size of the image, and their pastes, one for all prompts or one for each."""
     masks, pad = start.get("mask"), start.get("padding_mask_crop")
@@ -152,7 +152,7 @@ def default_strength(start: Start, model: Model) -> float:
     return STRENGTH_OF_REFINER if model.is_refiner else STRENGTH
 
 
-def _picture(source: Source, width: int, height: int, model: Model) -> Picture:
+def _picture(source: SourceImage, width: int, height: int, model: Model) -> Picture:
     if isinstance(source, Image.Image):
         return Picture(to_array(fit(source, width, height))[None])
     wanted = (1, height // model.vae.factor, width // model.vae.factor, model.vae.latent_channels)

@@ -37,8 +37,7 @@ from jaxl.errors import InputError, JaxlError
 if TYPE_CHECKING:
     from jaxl.bench.report import Results
     from jaxl.bench.startup import Startup
-    from jaxl.pipeline import Pipeline
-    from jaxl.pipeline import Progress as ShowProgress
+    from jaxl.pipeline import Pipeline, ShowProgress
 
 RANDOM = "random:"
 AUTO = "auto"

@@ -17,8 +17,8 @@ from jaxl.cli.terminal import in_background, note, print_line, print_table, prog
 from jaxl.errors import InputError, JaxlError
 
 if TYPE_CHECKING:
-    from jaxl.bench.systems import Picture, System
-    from jaxl.pipeline import Progress
+    from jaxl.bench.systems import PictureSettings, System
+    from jaxl.pipeline import ShowProgress
 
 MODEL = "tiny"
 AUTO = "auto"
@@ -99,7 +99,7 @@ def bench_loadgen(
     from jaxl.bench import loadgen
     from jaxl.bench.accuracy import Accuracy
     from jaxl.bench.captions import CAPTIONS, read_captions, read_latents
-    from jaxl.bench.systems import Picture
+    from jaxl.bench.systems import PictureSettings
     from jaxl.files import write_text
     from jaxl.png import check_writable
 
@@ -110,10 +110,10 @@ def bench_loadgen(
     scores = {"clip_model": clip_model, "fid_stats": fid_stats, "inception": inception}
     if not accuracy:
         _refuse(scores, "only pictures of --accuracy are scored; add it")
-    load = loadgen.Load(scenario, accuracy, target_qps, min_duration, min_queries, latency, percentile)
+    load = loadgen.LoadGenOptions(scenario, accuracy, target_qps, min_duration, min_queries, latency, percentile)
     load.check()
     texts = CAPTIONS if captions is None else read_captions(captions)
-    picture = Picture(
+    picture = PictureSettings(
         size=_size(size),
         steps=read_count("steps", steps),
         scheduler=scheduler,
@@ -163,9 +163,9 @@ def _open(
     model: str,
     url: str | None,
     api_key: str | None,
-    picture: Picture,
+    picture: PictureSettings,
     batch: int | None,
-    progress: Progress | None,
+    progress: ShowProgress | None,
     options: Mapping[str, Any],
 ) -> AbstractContextManager[System]:
     from jaxl.bench import systems

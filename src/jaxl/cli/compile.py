@@ -21,8 +21,7 @@ from jaxl.errors import InputError, JaxlError, is_out_of_memory
 
 # jax, and what imports it, is imported when there is something to compile, so that help and usage errors come at once
 if TYPE_CHECKING:
-    from jaxl.pipeline import Pipeline
-    from jaxl.pipeline import Progress as ShowProgress
+    from jaxl.pipeline import Pipeline, ShowProgress
     from jaxl.run.bucket import Bucket
 
 

@@ -52,7 +52,7 @@ def estimate(
 
     It needs the TPU compiler (the extra tpu) and some minutes; no TPU.
     """
-    from jaxl.bench.estimate import Request
+    from jaxl.bench.estimate import EstimateRequest
     from jaxl.bench.estimate import estimate as run
     from jaxl.bench.prices import DEFAULT, price_of, read_prices
 
@@ -65,7 +65,7 @@ def estimate(
         from jaxl.png import check_writable
 
         check_writable("output", output, folder=True)
-    request = Request(
+    request = EstimateRequest(
         topology=topology,
         model=model,
         width=width,

@@ -39,8 +39,7 @@ if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
 
-    from jaxl.pipeline import Pipeline, Preview, Result
-    from jaxl.pipeline import Progress as ShowProgress
+    from jaxl.pipeline import Pipeline, Result, ShowPreview, ShowProgress
 
 # evaluations of the network for a guided image
 BRANCHES = 2
@@ -337,7 +336,7 @@ def _draw(
     asked: dict[str, Any],
     refiner: Pipeline | None,
     progress: ShowProgress | None,
-    preview: Preview | None,
+    preview: ShowPreview | None,
 ) -> tuple[Result, int, float]:
     """Load while the programs compile, and generate; also the schedule's steps, and the seconds that loading took."""
     import jax
@@ -408,7 +407,7 @@ def _numbers(argument: str, text: str | None, mark: str) -> list[float] | None:
         raise InputError(argument, text, f"give numbers with {mark!r} between them") from None
 
 
-def _preview_file(name: str) -> Preview:
+def _preview_file(name: str) -> ShowPreview:
     """What writes the images in the making, side by side, into a file that is whole at any time."""
     from PIL import Image
 

@@ -14,8 +14,8 @@ import typer
 from jaxl.errors import OutputError
 
 if TYPE_CHECKING:
-    from jaxl.bench.report import Table
-    from jaxl.pipeline import Progress as ShowProgress
+    from jaxl.bench.report import ReportTable
+    from jaxl.pipeline import ShowProgress
 
 T = TypeVar("T")
 
@@ -90,7 +90,7 @@ def print_line(line: str) -> None:
         raise OutputError(f"standard output: {error.strerror}") from error
 
 
-def print_table(table: Table) -> None:
+def print_table(table: ReportTable) -> None:
     """Print a table as wide as the terminal, or in wide lines where there is none."""
     import io
 

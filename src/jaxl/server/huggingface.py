@@ -19,10 +19,10 @@ from jaxl.call.images import read_image, read_mask
 from jaxl.errors import InputError
 from jaxl.server.edits import Source
 from jaxl.server.errors import RESPONSES, ApiError, fields
-from jaxl.server.limits import Count, Guidance, Name, Seed, Share, Side
+from jaxl.server.limits import Count, GuidanceScale, Name, Proportion, Seed, Side
 from jaxl.server.pictures import MEDIA_TYPES, Format, decode
 from jaxl.server.service import CurrentService, Service, check_model
-from jaxl.server.work import Work
+from jaxl.server.work import AnswerFiles
 from jaxl.text.prompt import Syntax
 
 # the arguments of `Pipeline.generate` that have other names here
@@ -55,31 +55,31 @@ class TargetSize(BaseModel):
     height: Side
 
 
-class Pictures(BaseModel):
+class StartFields(BaseModel):
     """The pictures to start from where `inputs` is the prompt, as in inpainting."""
 
     image: str | None = Field(None, description="A PNG, JPEG or WebP picture in base64 to start from.")
     mask_image: str | None = Field(None, description="A picture of the same size, white where to paint anew.")
 
 
-class Parameters(Pictures):
+class Parameters(StartFields):
     """Null counts as not given, and fields of other models are passed over."""
 
     prompt: str | None = Field(None, description="Then `inputs` is the picture to start from.")
     negative_prompt: str | None = None
     num_inference_steps: Count | None = None
-    guidance_scale: Guidance | None = None
+    guidance_scale: GuidanceScale | None = None
     width: Side | None = None
     height: Side | None = None
     target_size: TargetSize | None = Field(None, description="Width and height, as image-to-image calls them.")
-    strength: Share | None = None
+    strength: Proportion | None = None
     seed: Seed | None = None
     scheduler: Name | None = None
     prompt_syntax: Syntax | None = Field(None, description="literal by default.")
     num_images_per_prompt: int | None = Field(None, ge=1, le=1, description="The answer is one picture.")
 
 
-class InferenceRequest(Pictures):
+class InferenceRequest(StartFields):
     inputs: str = Field(description="The prompt, or a PNG, JPEG or WebP picture in base64 to start from.")
     parameters: Parameters | None = None
 
@@ -123,7 +123,7 @@ async def _draw(http: HttpRequest, asked: InferenceRequest, service: Service, mo
         raise InputError("strength", wanted.strength, "needs a picture in inputs")
     async with service.attended(http, arguments, policy=service.policy("strict", model)) as stream:
         result = await stream.result()
-    file = await Work(service, stream, source and source.seamless(), format).file(0, result.images[0])
+    file = await AnswerFiles(service, stream, source and source.seamless(), format).file(0, result.images[0])
     return Response(file.data, media_type=file.media_type)
 
 

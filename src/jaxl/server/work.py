@@ -20,7 +20,7 @@ from jaxl.server.sizes import as_text, fitted
 
 
 @dataclass(eq=False)
-class Work:
+class AnswerFiles:
     """The files of a request's pictures, each made once, however often it is asked for.
 
     source: laid over pictures where its mask keeps it. format, quality: as `Service.encode` takes them. names: of the

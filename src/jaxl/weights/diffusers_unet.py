@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from jaxl.errors import CheckpointError
-from jaxl.weights.original_layout import Layout, Shapes, count, shape
+from jaxl.weights.original_layout import Layout, TensorShapes, count, shape
 from jaxl.weights.original_unet import level_config, network_config
 
 MIDDLES = {2: "UNetMidBlock2DCrossAttn", 1: "UNetMidBlock2D", 0: None}  # by the number of residual blocks
 GUIDANCE = "time_embedding.cond_proj.weight"  # takes the guidance scale in a U-Net that was distilled with it
 
 
-def diffusers_unet_layout(shapes: Shapes, pooled_dim: int, time_ids: int) -> Layout:
+def diffusers_unet_layout(shapes: TensorShapes, pooled_dim: int, time_ids: int) -> Layout:
     """Return the layout as `original_unet.unet_layout` does, for a U-Net whose names need no change."""
 
     def depths(block: str) -> list[int]:

@@ -15,7 +15,7 @@ from jaxl.errors import CheckpointError
 
 HEAD_WIDTH = 64  # in all attention of SDXL's U-Nets and text encoders; no shape tells it
 
-Shapes = Mapping[str, tuple[int, ...]]
+TensorShapes = Mapping[str, tuple[int, ...]]
 
 VAE_RESNET = {"norm1": "norm1", "conv1": "conv1", "norm2": "norm2", "conv2": "conv2", "nin_shortcut": "conv_shortcut"}
 VAE_ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
@@ -44,7 +44,7 @@ class Layout:
     names: dict[str, tuple[str, ...]]
 
 
-def vae_layout(shapes: Shapes) -> Layout:
+def vae_layout(shapes: TensorShapes) -> Layout:
     """Return the autoencoder's layout; only widths and depths are read. Raises CheckpointError naming a missing key."""
     in_channels = shape(shapes, "encoder.conv_in.weight")[1]
     latent_channels = shape(shapes, "decoder.conv_in.weight")[1]
@@ -84,7 +84,7 @@ def vae_layout(shapes: Shapes) -> Layout:
     return Layout(config, parameters(modules))
 
 
-def clip_layout(shapes: Shapes) -> Layout:
+def clip_layout(shapes: TensorShapes) -> Layout:
     """Return CLIP ViT-L's layout, in transformers' names already. Raises CheckpointError naming a missing key."""
     layers = count(shapes, "text_model.encoder.layers")
     same = [
@@ -106,7 +106,7 @@ def clip_layout(shapes: Shapes) -> Layout:
     return Layout(config, parameters({name: name for name in same}))
 
 
-def openclip_layout(shapes: Shapes) -> Layout:
+def openclip_layout(shapes: TensorShapes) -> Layout:
     """Return the layout of OpenCLIP ViT-bigG's text encoder with its projection.
 
     OpenCLIP keeps query, key and value in one `in_proj` tensor, and `text_projection` is a bare matrix [in, out]; files
@@ -185,7 +185,7 @@ def heads(width: int) -> int:
     return width // HEAD_WIDTH
 
 
-def shape(shapes: Shapes, key: str, axes: int = 4) -> tuple[int, ...]:
+def shape(shapes: TensorShapes, key: str, axes: int = 4) -> tuple[int, ...]:
     """Return the shape of `key`. Raises CheckpointError if it is missing or has another number of axes."""
     if key not in shapes:
         raise CheckpointError(f"{key} is missing")
@@ -194,7 +194,7 @@ def shape(shapes: Shapes, key: str, axes: int = 4) -> tuple[int, ...]:
     return shapes[key]
 
 
-def count(shapes: Shapes, prefix: str) -> int:
+def count(shapes: TensorShapes, prefix: str) -> int:
     """Return how many numbered parts `prefix` has. Raises CheckpointError if a number is left out."""
     start = len(prefix) + 1
     parts = (key[start:].partition(".")[0] for key in shapes if key.startswith(f"{prefix}."))

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from jaxl.errors import CheckpointError
-from jaxl.weights.original_layout import HEAD_WIDTH, Layout, Shapes, count, heads, parameters, renamed, shape
+from jaxl.weights.original_layout import HEAD_WIDTH, Layout, TensorShapes, count, heads, parameters, renamed, shape
 
 RESNET = {
     "in_layers.0": "norm1",
@@ -29,7 +29,7 @@ MIDDLES = {3: "UNetMidBlock2DCrossAttn", 1: "UNetMidBlock2D", 0: None}
 FIRST_CONTEXT = ".transformer_blocks.0.attn2.to_k.weight"
 
 
-def unet_layout(shapes: Shapes, pooled_dim: int, time_ids: int) -> Layout:
+def unet_layout(shapes: TensorShapes, pooled_dim: int, time_ids: int) -> Layout:
     """Return the U-Net's layout, from keys without `model.diffusion_model.`.
 
     The vector conditioning is the pooled prompt, `pooled_dim` wide, and `time_ids` sizes: 6, or 5 in the refiner.
@@ -79,7 +79,7 @@ def unet_layout(shapes: Shapes, pooled_dim: int, time_ids: int) -> Layout:
     return Layout(config | {"mid_block_type": MIDDLES[parts]}, parameters(modules))
 
 
-def network_config(shapes: Shapes, ends: tuple[str, str, str], pooled_dim: int, time_ids: int) -> dict[str, Any]:
+def network_config(shapes: TensorShapes, ends: tuple[str, str, str], pooled_dim: int, time_ids: int) -> dict[str, Any]:
     """Return the part of the config that is not about levels.
 
     `ends` are the keys of the first and the last convolution, and of the layer that takes the vector conditioning.
@@ -114,7 +114,7 @@ def network_config(shapes: Shapes, ends: tuple[str, str, str], pooled_dim: int, 
     }
 
 
-def _block(shapes: Shapes, old: str, new: str, i: int) -> dict[str, str]:
+def _block(shapes: TensorShapes, old: str, new: str, i: int) -> dict[str, str]:
     """Return the names of the residual block and the transformer in one block, the `i`-th of its level."""
     transformer = _transformer(f"{old}.1", f"{new}.attentions.{i}", _depth(shapes, f"{old}.1"))
     return renamed(RESNET, f"{old}.0", f"{new}.resnets.{i}") | transformer
@@ -126,7 +126,7 @@ def _transformer(old: str, new: str, depth: int) -> dict[str, str]:
     return {f"{old}.{part}": f"{new}.{part}" for part in ("norm", "proj_in", *layers, "proj_out") if depth}
 
 
-def _depth(shapes: Shapes, transformer: str) -> int:
+def _depth(shapes: TensorShapes, transformer: str) -> int:
     return count(shapes, f"{transformer}.transformer_blocks")
 
 

@@ -22,7 +22,7 @@ from jaxl.weights import kinds
 from jaxl.weights.checkpoint import Checkpoint
 from jaxl.weights.diffusers_unet import diffusers_unet_layout
 from jaxl.weights.folder import Part
-from jaxl.weights.original_layout import Layout, Shapes, clip_layout, openclip_layout, vae_layout
+from jaxl.weights.original_layout import Layout, TensorShapes, clip_layout, openclip_layout, vae_layout
 from jaxl.weights.original_unet import unet_layout
 from jaxl.weights.prediction import find_prediction
 from jaxl.weights.store import Tensor, read_metadata
@@ -100,7 +100,7 @@ def read_single_file(file: Path) -> Checkpoint:
 
     layouts: dict[str, Layout] = {}
 
-    def lay_out(component: str, layout: Callable[[Shapes], Layout]) -> None:
+    def lay_out(component: str, layout: Callable[[TensorShapes], Layout]) -> None:
         try:
             layouts[component] = layout({key: tensor.shape for key, tensor in parts[component].items()})
         except CheckpointError as error:

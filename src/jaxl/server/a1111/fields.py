@@ -17,7 +17,7 @@ from jaxl.diffusion.schedulers import SCHEDULERS
 from jaxl.errors import InputError
 from jaxl.server.a1111.options import MAX_CLIP_SKIP, clip_skip, overrides, refusal
 from jaxl.server.edits import Source, filled, transparent
-from jaxl.server.limits import Count, Guidance, Name, Seed, Share, Side
+from jaxl.server.limits import Count, GuidanceScale, Name, Proportion, Seed, Side
 from jaxl.server.pictures import decode
 from jaxl.server.service import Service
 from jaxl.server.settings import Settings
@@ -67,13 +67,13 @@ class A1111Request(BaseModel):
     batch_size: Count | None = 1
     n_iter: Count | None = Field(1, description="Times `batch_size` gives the images.")
     steps: Count | None = None
-    cfg_scale: Guidance | None = None
+    cfg_scale: GuidanceScale | None = None
     width: Side | None = None
     height: Side | None = None
     sampler_name: Name | None = None
     sampler_index: Name | None = Field(None, description="Where there is no `sampler_name`.")
     scheduler: Name | None = Field(None, description="The schedule type, such as Karras.")
-    eta: Share | None = None
+    eta: Proportion | None = None
     s_churn: Positive | None = None
     s_tmin: Positive | None = None
     s_tmax: Positive | None = Field(None, description="0 is no limit.")
@@ -113,7 +113,7 @@ class Txt2Img(A1111Request):
 
 class Img2Img(A1111Request):
     init_images: list[str] | None = Field(None, description="One PNG, JPEG or WebP picture in base64.")
-    denoising_strength: Share | None = 0.75
+    denoising_strength: Proportion | None = 0.75
     resize_mode: int | None = Field(0, ge=0, le=3, description="0 stretches the picture to the size, 1 crops it.")
     mask: str | None = Field(None, description="A picture of the same size, white where to paint anew.")
     mask_blur: float | None = Field(None, ge=0, le=256)

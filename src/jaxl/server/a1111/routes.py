@@ -31,7 +31,7 @@ from jaxl.server.edits import Source
 from jaxl.server.errors import A1111_RESPONSES, ApiError, fields
 from jaxl.server.pictures import decode
 from jaxl.server.service import CurrentService, Service, Stream
-from jaxl.server.work import Work
+from jaxl.server.work import AnswerFiles
 
 # how many previews of each image `progress` can show
 PREVIEWS = 5
@@ -304,7 +304,7 @@ async def _draw(
     """Draw, with a job for `progress` meanwhile; `source` is laid over the parts that a mask keeps."""
     jobs = _all_jobs(http)
     async with service.attended(http, arguments, previews=PREVIEWS, policy=service.policy("nearest")) as stream:
-        work = Work(service, stream, source)
+        work = AnswerFiles(service, stream, source)
         job = Job(owner_of(http), stream)
         jobs.append(job)
         try:

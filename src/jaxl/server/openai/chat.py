@@ -24,7 +24,7 @@ from jaxl.server.openai.images import DRAWN, FIELDS, base64_of, begin, check, dr
 from jaxl.server.openai.messages import Message, asked_of, start_of
 from jaxl.server.pictures import MEDIA_TYPES
 from jaxl.server.service import CurrentService
-from jaxl.server.work import Work
+from jaxl.server.work import AnswerFiles
 
 # there are no tokens to pay for
 USAGE = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
@@ -85,7 +85,7 @@ async def complete(http: HttpRequest, chat: Chat, service: CurrentService) -> Re
     return {**head, "object": "chat.completion", "choices": [choice], "usage": USAGE}
 
 
-async def _chunks(work: Work, head: dict[str, Any], usage: bool) -> AsyncIterator[bytes]:
+async def _chunks(work: AnswerFiles, head: dict[str, Any], usage: bool) -> AsyncIterator[bytes]:
     yield _chunk(head, {"role": "assistant", "content": ""})
     async for news in work.stream:
         if isinstance(news, Drawn):
@@ -106,7 +106,7 @@ def _data(chunk: dict[str, Any]) -> bytes:
     return f"data: {json.dumps(chunk)}\n\n".encode()
 
 
-async def _image(work: Work, index: int, picture: Any) -> dict[str, Any]:
+async def _image(work: AnswerFiles, index: int, picture: Any) -> dict[str, Any]:
     url = f"data:{MEDIA_TYPES[work.format]};base64,{await base64_of(work, index, picture)}"
     return {"type": "image_url", "index": index, "image_url": {"url": url}}
 

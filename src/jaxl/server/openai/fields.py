@@ -30,9 +30,9 @@ def _list_of(value: Any) -> Any:
     return value if isinstance(value, list) else [] if value is None else [value]
 
 
-Picture = Annotated[str, BeforeValidator(_url_of), WithJsonSchema(PICTURE_SCHEMA)]
-Pictures = Annotated[
-    list[Picture],
+PictureUrl = Annotated[str, BeforeValidator(_url_of), WithJsonSchema(PICTURE_SCHEMA)]
+PictureUrls = Annotated[
+    list[PictureUrl],
     BeforeValidator(_list_of),
     WithJsonSchema({"anyOf": [PICTURE_SCHEMA, {"type": "array", "items": PICTURE_SCHEMA}, {"type": "null"}]}),
 ]

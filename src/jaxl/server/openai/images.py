@@ -34,12 +34,12 @@ from jaxl.server.events import EventStream, event, file_url, with_status
 from jaxl.server.guard import FORM as FORM_TYPE
 from jaxl.server.guard import JSON, media_type
 from jaxl.server.kept import SECONDS
-from jaxl.server.limits import Count, Guidance, Name, Seed, Share
-from jaxl.server.openai.fields import Picture, Pictures
+from jaxl.server.limits import Count, GuidanceScale, Name, Proportion, Seed
+from jaxl.server.openai.fields import PictureUrl, PictureUrls
 from jaxl.server.pictures import MEDIA_TYPES, decode
 from jaxl.server.service import LEAST_DEADLINE, CurrentService, Service, Stream, check_model
 from jaxl.server.sizes import Policy, as_text
-from jaxl.server.work import Work
+from jaxl.server.work import AnswerFiles
 from jaxl.text.prompt import Syntax
 
 # the arguments of `Pipeline.generate` that have other names here
@@ -88,11 +88,11 @@ class ImageRequest(BaseModel):
     user: str | None = None
     negative_prompt: str | None = None
     num_inference_steps: Count | None = None
-    guidance_scale: Guidance | None = None
-    guidance_rescale: Share | None = None
+    guidance_scale: GuidanceScale | None = None
+    guidance_rescale: Proportion | None = None
     seed: Seed | None = Field(None, description="Of the first image; random by default, or -1.")
     scheduler: Name | None = None
-    eta: Share | None = None
+    eta: Proportion | None = None
     clip_skip: int | None = Field(None, ge=0, le=100)
     prompt_syntax: Syntax | None = Field(None, description="literal by default.")
     previews: int | None = Field(
@@ -138,7 +138,7 @@ class Sent(ImageRequest):
     prompt: str = ""  # FastAPI takes an empty field for a missing one
     image: list[UploadFile] = Field([], description="PNG, JPEG or WebP.")
     images: list[UploadFile] = Field([], alias="image[]", description="The same, as some clients call it.")
-    strength: Share | None = Field(None, description="How much changes; 0.6, or 1 with a mask.")
+    strength: Proportion | None = Field(None, description="How much changes; 0.6, or 1 with a mask.")
 
 
 class Masked(BaseModel):
@@ -163,10 +163,10 @@ class EditInJson(ImageRequest, Masked):
 
     model_config = ConfigDict(strict=True)
 
-    image: Pictures = []
-    images: Pictures = Field([], description="The same, as OpenAI calls it in JSON.")
-    mask: Picture | None = Field(None, description="A picture of the same size, transparent where to paint anew.")
-    strength: Share | None = Field(None, description="How much changes; 0.6, or 1 with a mask.")
+    image: PictureUrls = []
+    images: PictureUrls = Field([], description="The same, as OpenAI calls it in JSON.")
+    mask: PictureUrl | None = Field(None, description="A picture of the same size, transparent where to paint anew.")
+    strength: Proportion | None = Field(None, description="How much changes; 0.6, or 1 with a mask.")
 
 
 class Variation(Sent):
@@ -319,14 +319,14 @@ async def _read(picture: UploadFile | str, param: str, service: Service) -> Imag
 
 async def begin(
     http: HttpRequest, service: Service, asked: ImageRequest, arguments: dict[str, Any], source: Source | None = None
-) -> Work:
+) -> AnswerFiles:
     """Submit a request; the caller follows its stream. `source` is laid over the parts that a mask keeps."""
     return _work(service, await service.begin(http, arguments, **_how(asked, service)), asked, source)
 
 
 async def draw(
     http: HttpRequest, service: Service, asked: ImageRequest, arguments: dict[str, Any], source: Source | None = None
-) -> tuple[Work, Result]:
+) -> tuple[AnswerFiles, Result]:
     """Submit a request as `begin` does, and wait for its end, or until the client is gone."""
     async with service.attended(http, arguments, **_how(asked, service)) as stream:
         work = _work(service, stream, asked, source)
@@ -344,8 +344,8 @@ def _how(asked: ImageRequest, service: Service) -> dict[str, Any]:
     }
 
 
-def _work(service: Service, stream: Stream, asked: ImageRequest, source: Source | None) -> Work:
-    work = Work(service, stream, source, asked.output_format or "png", asked.output_compression)
+def _work(service: Service, stream: Stream, asked: ImageRequest, source: Source | None) -> AnswerFiles:
+    work = AnswerFiles(service, stream, source, asked.output_format or "png", asked.output_compression)
     if asked.keep:
         work.keep()
     return work
@@ -374,7 +374,7 @@ async def _respond(
     return {"id": http.state.request_id, "created": int(time.time()), "data": data, **_shape(work, result.images[0])}
 
 
-async def _events(asked: ImageRequest, work: Work, kind: str) -> AsyncIterator[bytes]:
+async def _events(asked: ImageRequest, work: AnswerFiles, kind: str) -> AsyncIterator[bytes]:
     service, stream = work.service, work.stream
     shape = _shape(work)
     shape["quality"] = QUALITIES.get(asked.quality or "auto", asked.quality)
@@ -410,14 +410,14 @@ def _wants_urls(asked: ImageRequest, service: Service) -> bool:
     return asked.response_format == "url"
 
 
-def _shape(work: Work, drawn: Image.Image | None = None) -> dict[str, Any]:
+def _shape(work: AnswerFiles, drawn: Image.Image | None = None) -> dict[str, Any]:
     """Return the fields of an answer about its pictures; before one is `drawn`, those it is going to have."""
     size = as_text(work.stream.wanted if drawn is None else work.size(drawn))
     shape = {"background": "opaque", "output_format": work.format, "size": size}
     return {**shape, "drawn_size": as_text(work.stream.drawn)} if work.resized else shape
 
 
-async def base64_of(work: Work, image: int, drawn: Image.Image) -> str:
+async def base64_of(work: AnswerFiles, image: int, drawn: Image.Image) -> str:
     """Return the file of an image, by its index in the request."""
     return base64.b64encode((await work.file(image, drawn)).data).decode()
 

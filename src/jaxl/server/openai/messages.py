@@ -10,7 +10,7 @@ from pydantic import BaseModel, BeforeValidator, Field, ValidationError, WithJso
 
 from jaxl.errors import InputError
 from jaxl.server.edits import Source
-from jaxl.server.openai.fields import Picture
+from jaxl.server.openai.fields import PictureUrl
 from jaxl.server.openai.images import EditInJson, edit_of
 from jaxl.server.service import Service
 
@@ -19,11 +19,11 @@ OTHER = {"prompt", "image", "images", "response_format", "progress"}
 OWN = EditInJson.model_fields.keys() - OTHER
 
 
-class MessagePart(BaseModel):
+class ContentPart(BaseModel):
     type: str | None = None
     text: str | None = None
-    image_url: Picture | None = Field(None, description="A data URL; nothing is fetched.")
-    image: Picture | None = Field(None, description="The same, as some clients call it.")
+    image_url: PictureUrl | None = Field(None, description="A data URL; nothing is fetched.")
+    image: PictureUrl | None = Field(None, description="The same, as some clients call it.")
 
     @property
     def picture(self) -> str | None:
@@ -34,8 +34,8 @@ def _parts_of(content: Any) -> Any:
     return [{"text": content}] if isinstance(content, str) else [] if content is None else content
 
 
-CONTENT = {"anyOf": [{"type": "string"}, {"type": "null"}, {"type": "array", "items": MessagePart.model_json_schema()}]}
-Content = Annotated[list[MessagePart], BeforeValidator(_parts_of), WithJsonSchema(CONTENT)]
+CONTENT = {"anyOf": [{"type": "string"}, {"type": "null"}, {"type": "array", "items": ContentPart.model_json_schema()}]}
+Content = Annotated[list[ContentPart], BeforeValidator(_parts_of), WithJsonSchema(CONTENT)]
 
 
 class Message(BaseModel):

@@ -23,12 +23,12 @@ from jaxl.engine import Drawn, Preview
 from jaxl.errors import InputError
 from jaxl.server.errors import RESPONSES, fields
 from jaxl.server.events import EventStream, event
-from jaxl.server.openai.fields import Picture
+from jaxl.server.openai.fields import PictureUrl
 from jaxl.server.openai.images import DRAWN, FIELDS, USAGE, base64_of, begin, check, draw
 from jaxl.server.openai.messages import Message, asked_of, start_of
 from jaxl.server.service import CurrentService, check_model
 from jaxl.server.sizes import as_text
-from jaxl.server.work import Work
+from jaxl.server.work import AnswerFiles
 
 TOOL = "image_generation"
 
@@ -46,7 +46,7 @@ class Tool(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     type: str
-    input_image_mask: Picture | None = None
+    input_image_mask: PictureUrl | None = None
 
 
 def _messages_of(value: Any) -> Any:
@@ -100,7 +100,7 @@ async def respond(http: HttpRequest, body: ResponsesRequest, service: CurrentSer
     return _completed(head, calls)
 
 
-async def _events(work: Work, head: dict[str, Any]) -> AsyncIterator[bytes]:
+async def _events(work: AnswerFiles, head: dict[str, Any]) -> AsyncIterator[bytes]:
     numbers, shown = count(), Counter[int]()
 
     def told(name: str, **more: Any) -> bytes:
@@ -135,7 +135,7 @@ async def _events(work: Work, head: dict[str, Any]) -> AsyncIterator[bytes]:
     yield told("completed", response=_completed(head, [calls[image] for image in images]))
 
 
-async def _call(work: Work, image: int, picture: Image.Image) -> dict[str, Any]:
+async def _call(work: AnswerFiles, image: int, picture: Image.Image) -> dict[str, Any]:
     return {
         "type": f"{TOOL}_call",
         "id": _id(work, image),
@@ -147,7 +147,7 @@ async def _call(work: Work, image: int, picture: Image.Image) -> dict[str, Any]:
     }
 
 
-def _id(work: Work, image: int) -> str:
+def _id(work: AnswerFiles, image: int) -> str:
     return f"ig_{work.stream.id}_{image}"
 
 
