@@ -15,7 +15,7 @@ from jaxl.diffusion.noise import image_key
 from jaxl.nn.layers import Params
 from jaxl.run.bucket import Beginning, Branch, Bucket, Conditioning, Text
 from jaxl.run.embeddings import Embeddings
-from jaxl.run.programs import Programs
+from jaxl.run.programs import ENCODE_IMAGE, ENCODE_TEXT, GATHER, Programs
 
 NO_FREEU = np.ones(4, np.float32)  # what leaves the skip connections as they are
 
@@ -42,7 +42,7 @@ class Encoder:
         """A chunk of text, without the last `skip` layers of the encoders."""
         key = (skip, *(array.tobytes() for arrays in chunk.values() for array in arrays))
         if key not in self._texts:
-            run = self.programs.get("encode_text")
+            run = self.programs.get(ENCODE_TEXT)
             encoders = {name: self.params[name] for name in chunk}
             ids, weights = ({name: arrays[i] for name, arrays in chunk.items()} for i in (0, 1))
             self._texts[key] = self.embeddings.get(key, lambda: run(encoders, ids, weights, np.int32(skip)))
@@ -51,7 +51,7 @@ class Encoder:
     def latents(self, of: Picture | Mask, pixels: np.ndarray, bucket: Bucket) -> np.ndarray:
         """The latents [1, h, w, C] of pixels [1, H, W, 3] that a picture or mask has."""
         if of not in self._pictures:
-            self._pictures[of] = np.asarray(self.programs.get("encode_image", bucket)(self.params["vae"], pixels))
+            self._pictures[of] = np.asarray(self.programs.get(ENCODE_IMAGE, bucket)(self.params["vae"], pixels))
         return self._pictures[of]
 
 
@@ -140,7 +140,7 @@ class Inputs:
             # what fills a text up to the bucket is not looked at
             texts.append([each + each[:1] * (bucket.chunks - len(each)) for each in chunks])
         time_ids = np.stack([plan.time_ids[branch] for branch in branches])
-        context, pooled = self.programs.get("gather", bucket)(self.encoder.params["unet"], texts)
+        context, pooled = self.programs.get(GATHER, bucket)(self.encoder.params["unet"], texts)
         return Conditioning(
             context=context,
             pooled=pooled,
