@@ -215,7 +215,7 @@ def make_report(request: Request, tell: Callable[[str], None]) -> dict[str, Any]
         "versions": {"jax": jax.__version__, "libtpu": _version("libtpu")},
         "programs": {},
     }
-    large = (DECODE, ADVANCE)  # with the batch
+    large = (DECODE, ADVANCE)  # where the batch is what takes memory
     for program in (*(each for each in PICTURE if each not in large), *large):
         made, facts = compiled(program, batch)
         found = hlo.operations(made.as_text(), topology.chip.rates)

@@ -124,22 +124,25 @@ class Inputs:
         Encodes each chunk of text once, then gathers the batch on the devices.
         """
         plan, zeros = self.plan, self.programs.zero_text()
-        branches = [branch.reads for branch in bucket.order]
+
+        def read(branch: Branch) -> Branch:
+            # an image without guidance, in a bucket that has room for it, is told the same in both branches
+            return branch.reads if branch.reads in plan.bucket.order else Branch.POSITIVE
 
         def encoded(image: int, branch: Branch) -> list[Text]:
-            text = plan.texts[segment.version][image][branch]
+            text = plan.texts[segment.version][image][read(branch)]
             # diffusers, the reference, skips layers for the positive text alone
-            skip = plan.clip_skip if branch is Branch.POSITIVE else 0
+            skip = plan.clip_skip if branch.reads is Branch.POSITIVE else 0
             return [self.encoder.text(chunk, skip) for chunk in text] if text else [zeros]
 
         texts: list[list[list[Text]]] = []
         lengths: list[list[int]] = []
         for i in plan.filled:
-            chunks = [encoded(i, branch) for branch in branches]
+            chunks = [encoded(i, branch) for branch in bucket.order]
             lengths.append([len(each) * zeros.prompt_embeds.shape[1] for each in chunks])
             # what fills a text up to the bucket is not looked at
             texts.append([each + each[:1] * (bucket.chunks - len(each)) for each in chunks])
-        time_ids = np.stack([plan.time_ids[branch] for branch in branches])
+        time_ids = np.stack([plan.time_ids[read(branch)] for branch in bucket.order])
         context, pooled = self.programs.get(GATHER, bucket)(self.encoder.params["unet"], texts)
         return Conditioning(
             context=context,
