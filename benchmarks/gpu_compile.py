@@ -29,7 +29,7 @@ from jaxl.kernels import Kernels
 from jaxl.presets import SDXL_BASE
 from jaxl.run.bucket import Bucket
 from jaxl.run.model import Model
-from jaxl.run.programs import Programs
+from jaxl.run.programs import ADVANCE, Programs
 from jaxl.run.sharding import make_mesh, place_parameters
 from jaxl.weights.source import open_checkpoint
 
@@ -74,7 +74,7 @@ def main() -> None:
     programs = Programs(model, mesh, place_parameters(model.shapes(jnp.bfloat16), mesh, split=False))
     bucket = Bucket(args.batch, model.default_size, model.default_size, guided=True)
     began = time.perf_counter()
-    lowered = programs.trace("advance", bucket).lower(lowering_platforms=("cuda",))
+    lowered = programs.trace(ADVANCE, bucket).lower(lowering_platforms=("cuda",))
     compiled = lowered.compile(compiler_options=UNMERGED if args.unmerged else {})
     seconds = time.perf_counter() - began
 

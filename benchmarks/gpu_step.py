@@ -29,7 +29,7 @@ from jaxl.kernels import Kernels
 from jaxl.presets import SDXL_BASE
 from jaxl.run.bucket import Beginning, Bucket, Conditioning
 from jaxl.run.model import Model
-from jaxl.run.programs import Programs
+from jaxl.run.programs import ADVANCE, DECODE, GATHER, START, Programs
 from jaxl.run.sharding import make_mesh, place_parameters
 from jaxl.weights.layout import flatten, unflatten
 from jaxl.weights.source import open_checkpoint
@@ -69,13 +69,13 @@ def main() -> None:
         programs = Programs(replace(model, kernels=kernels), mesh, shapes)
         began = time.perf_counter()
         compiled[name] = tuple(
-            programs.trace(kind, bucket).lower().compile(compiler_options=options) for kind in ("advance", "decode")
+            programs.trace(program, bucket).lower().compile(compiler_options=options) for program in (ADVANCE, DECODE)
         )
         compile_s[name] = time.perf_counter() - began
 
     programs = Programs(model, mesh, shapes)
     begin, cond = (
-        partial(programs.get("start", bucket), beginning(programs, bucket, args.steps)),
+        partial(programs.get(START, bucket), beginning(programs, bucket, args.steps)),
         told(programs, bucket, params),
     )
     step_ms, decode_ms = ({name: [] for name in compiled} for _ in range(2))
@@ -152,7 +152,7 @@ def told(programs: Programs, bucket: Bucket, params: dict[str, Any]) -> Conditio
         return rng.standard_normal(leaf.shape, np.float32).astype(leaf.dtype)
 
     branches = [[jax.tree.map(random, programs.zero_text())] for _ in range(bucket.branches)]
-    context, pooled = programs.get("gather", bucket)(params["unet"], [branches] * bucket.batch)
+    context, pooled = programs.get(GATHER, bucket)(params["unet"], [branches] * bucket.batch)
     size = [bucket.height, bucket.width]
     return Conditioning(
         context=context,

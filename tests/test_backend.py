@@ -3,6 +3,7 @@
 import random
 import time
 from concurrent.futures import wait
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -87,6 +88,19 @@ def test_an_image_is_what_generate_draws(backend: PipelineBackend, more: dict[st
     same = backend.pipe.generate(backend.params, **kind).images
     for a, b in zip(drawn, same, strict=True):
         assert np.abs(a.astype(int) - np.asarray(b)).max() <= 1
+
+
+def test_an_unguided_image_in_a_guided_lane_is_told_the_same_twice(backend: PipelineBackend) -> None:
+    lane = replace(backend.lanes[0], chunks=1)
+    asked: dict[str, Any] = {"width": 64, "height": 64, "negative_prompt": "dark", "negative_original_size": (32, 32)}
+
+    def told(guidance: float) -> Any:
+        plan = backend.pipe.plan("a cat", guidance_scale=guidance, **asked)
+        cond = backend.pipe.inputs(backend.params, plan).conditioning(plan.segments[0], lane)
+        return jax.tree.map(lambda a: bool((a[0, 0] == a[0, 1]).all()), (cond.pooled, cond.time_ids))
+
+    assert told(1.0) == (True, True)
+    assert told(2.0) == (False, False)
 
 
 def test_batches_of_several_sizes(backend: PipelineBackend) -> None:

@@ -13,6 +13,7 @@ from jaxl.call.options import LoadOptions
 from jaxl.call.plan import Plan, Segment
 from jaxl.diffusion.loop import Slots
 from jaxl.diffusion.rows import COLUMNS
+from jaxl.run.programs import ADVANCE, START
 
 SMALL: dict[str, Any] = {"width": 64, "height": 64}
 PROMPTS = ["a rocket on a purple background, noto style", "a llama", "a red apple"]
@@ -29,10 +30,10 @@ def slots_of(pipe: Any, params: Any, plan: Plan, rows: np.ndarray, ends: list[in
     """Slots for a plan of one segment with other rows and ends, what its program is told, and the program."""
     inputs = pipe.inputs(params, plan)
     beginning = replace(inputs.beginning(), rows=rows, end=np.array(ends, np.int32))
-    slots = pipe.programs.get("start", plan.bucket)(beginning)
+    slots = pipe.programs.get(START, plan.bucket)(beginning)
     slots = replace(slots, features=pipe.programs.no_features(plan.bucket))
     cond = inputs.conditioning(plan.segments[0], plan.bucket)
-    return slots, cond, pipe.programs.get("advance", plan.bucket)
+    return slots, cond, pipe.programs.get(ADVANCE, plan.bucket)
 
 
 def test_which_rows_are_shallow(small: Any) -> None:
@@ -181,7 +182,7 @@ def test_features_have_the_dtype_of_the_compute_and_lie_with_their_images(small:
     assert features is not None
     assert (features.shape, features.dtype) == ((8, 2, 8, 8, 32), jnp.bfloat16)
     assert {shard.data.shape[0] for shard in features.addressable_shards} == {1}
-    out = half.programs.trace("advance", bucket).out_info.features
+    out = half.programs.trace(ADVANCE, bucket).out_info.features
     assert (out.shape, out.dtype) == (features.shape, features.dtype)
     assert half.programs.no_features(bucket.plain).shape[1] == 1  # pyright: ignore[reportOptionalMemberAccess]
     assert half.programs.no_features(replace(bucket, cached=False)) is None

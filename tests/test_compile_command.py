@@ -16,7 +16,9 @@ from jaxl.call.options import LoadOptions
 from jaxl.cli import run
 from jaxl.cli.compile import _compile
 from jaxl.run.bucket import Bucket
-from jaxl.run.programs import KINDS
+from jaxl.run.programs import PICTURE, AnyProgram
+
+KINDS = [program.name for program in PICTURE]
 
 # commands, and then how many programs were asked for and how many of them came from the cache
 CODE = """
@@ -66,8 +68,8 @@ def test_what_buckets_share_is_told_once(monkeypatch: pytest.MonkeyPatch, small:
     pipe = jaxl.Pipeline(small[0].checkpoint, LoadOptions(dtype="float32", mesh=small[0].mesh))
     traced: list[str] = []
 
-    def trace(kind: str, bucket: Bucket | None) -> Any:
-        traced.append(kind)
+    def trace(program: AnyProgram, bucket: Bucket | None) -> Any:
+        traced.append(program.name)
         return jax.jit(lambda x: x).trace(np.float32(1))
 
     monkeypatch.setattr(pipe.programs, "trace", trace)

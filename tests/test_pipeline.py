@@ -15,6 +15,7 @@ import jaxl
 from jaxl.call.options import LoadOptions
 from jaxl.diffusion.schedulers import SOLVERS
 from jaxl.loading import open_pipeline
+from jaxl.run.programs import ADVANCE, START
 from jaxl.weights.source import EMBEDDED
 
 PROMPT = "a rocket on a purple background, noto style"
@@ -33,7 +34,7 @@ def test_nothing_but_shapes_compiles(small: Any, compilations: Any) -> None:
         pipe.generate(params, ["a dog"], steps=1, output="latents", callback=lambda *_: None)
     assert seen == []
     with compilations() as seen:
-        pipe.programs.get("start", pipe.bucket(1, 64, 72))
+        pipe.programs.get(START, pipe.bucket(1, 64, 72))
     assert seen, "another size must compile, or this test counts nothing"
 
 
@@ -248,9 +249,9 @@ def test_programs_compile_while_weights_load(small: Any) -> None:
         progress=watch,
     )
     assert "compile advance" in at_first
-    advance = pipe.programs.get("advance", bucket)
+    advance = pipe.programs.get(ADVANCE, bucket)
     pipe.generate(params, PROMPT, width=64, height=64, steps=1)
-    assert pipe.programs.get("advance", bucket) is advance
+    assert pipe.programs.get(ADVANCE, bucket) is advance
 
 
 def test_save_and_load_again(small: Any, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from jaxl.errors import InputError
 from jaxl.loading import open_pipeline
 from jaxl.pipeline import Decoded, Params, Pipeline, ShowProgress
 from jaxl.run.bucket import Bucket
-from jaxl.run.programs import Programs
+from jaxl.run.programs import ADVANCE, DECODE, JOIN, OBSERVE, PREVIEW, PROGRAMS, START, TAKE, Programs
 from jaxl.run.sharding import make_mesh, replicated, spare_device, use_cores, with_sharding
 
 __all__ = ["PipelineBackend", "open_backend"]
@@ -32,11 +32,9 @@ __all__ = ["PipelineBackend", "open_backend"]
 SLOTS = 4  # images in the making at once, or as many as there are devices
 CHUNKS = 3  # that a prompt may have, of 75 tokens each
 
-# what each program of a lane is compiled for: a batch, or one image on its way into it or out of it
-OF_BATCH, OF_IMAGE = (
-    ("advance", "join", "take", "preview"),
-    ("decode", "start", "gather", "encode_text", "encode_image"),
-)
+# the programs of a running batch; all others but calibration's are for one image on its way into it or out of it
+OF_BATCH = (ADVANCE, JOIN, TAKE, PREVIEW)
+OF_IMAGE = tuple(program for program in PROGRAMS if program not in (*OF_BATCH, OBSERVE))
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,14 +69,15 @@ class RunningBatch:
         self.backend = backend
         self.bucket = bucket
         programs = backend.pipe.programs
-        self._advance, self._join, self._take = (programs.get(kind, bucket) for kind in ("advance", "join", "take"))
+        self._advance, self._join = programs.get(ADVANCE, bucket), programs.get(JOIN, bucket)
+        self._take = programs.get(TAKE, bucket)
         self._slots, self._cond = programs.no_images(bucket)
         self._joined: dict[int, tuple[PlannedImage, int]] = {}  # by place: the image and its stage
 
     def join(self, place: int, drawing: PlannedImage, stage: int, state: Slots | None) -> None:
-        programs, alone = self.backend.pipe.programs, replace(self.bucket, batch=1)
-        slots = programs.get("start", alone)(drawing.inputs.beginning()) if state is None else state
-        self._put(place, drawing, stage, replace(slots, features=programs.no_features(alone)))
+        programs, single = self.backend.pipe.programs, self.bucket.single
+        slots = programs.get(START, single)(drawing.inputs.beginning()) if state is None else state
+        self._put(place, drawing, stage, replace(slots, features=programs.no_features(single)))
 
     def take(self, place: int) -> Slots:
         return self._take(self._slots, np.int32(place))
@@ -87,9 +86,8 @@ class RunningBatch:
         other._put(to, *self._joined[place], self.take(place))
 
     def _put(self, place: int, drawing: PlannedImage, stage: int, state: Slots) -> None:
-        segment, alone = drawing.plan.segments[stage], replace(self.bucket, batch=1)
-        told = drawing.inputs.conditioning(segment, alone)
-        self._slots, self._cond = self._join(self._slots, self._cond, (state, told), np.int32(place))
+        cond = drawing.inputs.conditioning(drawing.plan.segments[stage], self.bucket.single)
+        self._slots, self._cond = self._join(self._slots, self._cond, (state, cond), np.int32(place))
         self._joined[place] = drawing, stage
 
     def advance(self, rows: int) -> None:
@@ -99,7 +97,7 @@ class RunningBatch:
         self._slots.row.block_until_ready()
 
     def previews(self) -> np.ndarray:
-        show = self.backend.pipe.programs.get("preview", self.bucket)
+        show = self.backend.pipe.programs.get(PREVIEW, self.bucket)
         return np.asarray(show(self.backend.params.get("preview"), self._slots.denoised))
 
 
@@ -140,12 +138,12 @@ class PipelineBackend:
         may have, and what is drawn where a request does not say, which is the first size, `scheduler`, `steps` and
         `guidance_scale`.
         """
-        preset, own = self.pipe.preset, self.pipe.model.scheduler
+        preset = self.pipe.preset
         return {
             "schedulers": tuple(sorted(SCHEDULERS)),
             "sizes": tuple(dict.fromkeys((lane.width, lane.height) for lane in self.lanes)),
             "chunks": max(lane.chunks for lane in self.lanes),
-            "scheduler": scheduler_name(own, preset.scheduler),
+            "scheduler": scheduler_name(self.pipe.model.scheduler, preset.scheduler),
             "steps": preset.steps,
             "guidance_scale": preset.guidance_scale,
         }
@@ -159,7 +157,7 @@ class PipelineBackend:
     def read(self, arguments: Mapping[str, Any]) -> list[PlannedImage]:
         plan = self.pipe.plan(**arguments)
         stages = tuple(Stage(self._lane(plan.bucket_of(segment)), segment.rows) for segment in plan.segments)
-        return [PlannedImage(own, stages) for own in self.pipe.inputs(self.params, plan).by_image()]
+        return [PlannedImage(inputs, stages) for inputs in self.pipe.inputs(self.params, plan).by_image()]
 
     def batch(self, lane: Bucket, size: int) -> RunningBatch:
         return RunningBatch(self, self._bucket(lane, size))
@@ -169,7 +167,7 @@ class PipelineBackend:
         return lambda: self.pipe.to_images(params, drawing.plan, decoded)[0]
 
     def _decode(self, bucket: Bucket, latents: jax.Array) -> Decoded:
-        return self._decoder.get("decode", bucket)(self._decoding, self._beside(latents))
+        return self._decoder.get(DECODE, bucket)(self._decoding, self._beside(latents))
 
     def _beside(self, tree: Any) -> Any:
         """Arrays that the mesh has, on the device that decodes."""
@@ -179,11 +177,10 @@ class PipelineBackend:
 
     def begin(self) -> list[Future[Any]]:
         """Begin to compile every program, which needs no parameters."""
-        images = [replace(lane, batch=1) for lane in self.lanes]
-        wanted = [(kind, bucket) for bucket in self._batches() for kind in OF_BATCH]
-        wanted += [(kind, bucket) for bucket in images for kind in OF_IMAGE]
-        futures = [self.pipe.programs.begin(*each) for each in wanted]
-        futures += [self._decoder.begin("decode", bucket) for bucket in images]
+        programs, singles = self.pipe.programs, [lane.single for lane in self.lanes]
+        futures = [programs.begin(program, batch) for batch in self._batches() for program in OF_BATCH]
+        futures += [programs.begin(program, single) for single in singles for program in OF_IMAGE]
+        futures += [self._decoder.begin(DECODE, single) for single in singles]
         return list(dict.fromkeys(futures))
 
     def warm_up(self, progress: Callable[[int, int], None] | None = None) -> None:
@@ -197,7 +194,7 @@ class PipelineBackend:
             batch = RunningBatch(self, bucket)
             batch.advance(1)
             batch.previews()
-            jax.block_until_ready(self._decode(replace(bucket, batch=1), batch.take(0).latents))
+            jax.block_until_ready(self._decode(bucket.single, batch.take(0).latents))
         if progress is not None:
             progress(len(futures), len(futures))
 
@@ -253,8 +250,8 @@ def open_backend(
     guided = pipe.preset.guidance_scale > 1
     lanes = []
     for width, height in sizes or [(side, side)]:
-        one = pipe.bucket(1, height, width, guided=guided)
-        lanes += [replace(one, batch=1, chunks=n) for n in sorted({1, chunks})]
+        bucket = pipe.bucket(1, height, width, guided=guided)
+        lanes += [replace(bucket.single, chunks=n) for n in sorted({1, chunks})]
     backend = PipelineBackend(pipe, {}, lanes, at_once, spare_device())
     backend.begin()
     backend.take_params(pipe.load_params(progress))

@@ -208,12 +208,12 @@ class FlaxStableDiffusionXLPipeline:
         prompt_ids, neg_prompt_ids, key, scale, latents = inputs
         b = prompt_ids.shape[0]
         bucket = Bucket(b, height, width, guided)
-        own = {Branch.POSITIVE: self._encode(params, prompt_ids)}
+        encoded = {Branch.POSITIVE: self._encode(params, prompt_ids)}
         if neg_prompt_ids is not None and guided:
-            own[Branch.NEGATIVE] = self._encode(params, neg_prompt_ids)
+            encoded[Branch.NEGATIVE] = self._encode(params, neg_prompt_ids)
         elif guided:
-            own[Branch.NEGATIVE] = jax.tree.map(jnp.zeros_like, own[Branch.POSITIVE])
-        texts = jax.tree.map(lambda *each: jnp.stack(each, axis=1), *(own[branch] for branch in bucket.order))
+            encoded[Branch.NEGATIVE] = jax.tree.map(jnp.zeros_like, encoded[Branch.POSITIVE])
+        texts = jax.tree.map(lambda *each: jnp.stack(each, axis=1), *(encoded[branch] for branch in bucket.order))
         sizes = arguments.time_ids({}, height, width, model.time_ids)
         ids = np.stack([sizes[branch] for branch in bucket.order])
         cond = Conditioning(

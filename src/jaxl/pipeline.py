@@ -36,7 +36,7 @@ from jaxl.nn.layers import Shapes
 from jaxl.run.bucket import Bucket, Conditioning
 from jaxl.run.embeddings import Embeddings
 from jaxl.run.model import Model
-from jaxl.run.programs import Programs
+from jaxl.run.programs import ADVANCE, DECODE, ENCODE_IMAGE, OBSERVE, PREVIEW, PROGRAMS, START, Programs
 from jaxl.run.sharding import gathered, make_mesh, on_host, own_images, place_parameters
 from jaxl.weights.checkpoint import Checkpoint, first_broken
 from jaxl.weights.folder import TOKENIZERS
@@ -186,10 +186,10 @@ class Pipeline:
             some = list(prompts[first : first + at_once])
             plan = self.plan(some, seed=first)
             inputs = Inputs(plan, encoder)
-            slots = self.exact.get("start", plan.bucket)(inputs.beginning())
+            slots = self.exact.get(START, plan.bucket)(inputs.beginning())
             done = first // at_once * plan.count
             for segment, cond in zip(plan.segments, inputs.conditionings(), strict=True):
-                run = self.exact.get("observe", plan.bucket_of(segment))
+                run = self.exact.get(OBSERVE, plan.bucket_of(segment))
                 for _ in range(segment.rows):
                     slots, largest = run(params["unet"], slots, cond, largest)
                     done += 1
@@ -354,7 +354,7 @@ class Pipeline:
                 slots.row.block_until_ready()
                 progress("generate", done, total)
             if preview is not None:
-                show = self.programs.get("preview", part.bucket)
+                show = self.programs.get(PREVIEW, part.bucket)
                 preview(done, total, on_host(show(params.get("preview"), slots.denoised), self._own(part)))
             if callback is None:
                 return False
@@ -369,7 +369,7 @@ class Pipeline:
             with _stopwatch(timings, "text"):
                 told = inputs.conditionings()
             with _stopwatch(timings, "denoise"):
-                slots = self.programs.get("start", part.bucket)(beginning)
+                slots = self.programs.get(START, part.bucket)(beginning)
                 slots, rows, stopped = self._advance(params, part, slots, told, watch if watched else None)
                 final = on_host(slots.latents, self._own(part))
             self._check_finite(params, part, np.asarray(np.isfinite(final).all((1, 2, 3))))
@@ -385,13 +385,10 @@ class Pipeline:
 
     def compile(self, plan: Plan, *, decode: bool = True, preview: bool = False) -> list[Future[Any]]:
         """Begin to compile what a plan needs, the longest programs first."""
-        of_rows = {plan.bucket_of(segment) for segment in plan.segments}
-        kinds = ["decode"] * decode + ["encode_image"] * (plan.pictures is not None) + ["preview"] * preview
-        return [
-            *(self.programs.begin("advance", bucket) for bucket in of_rows),
-            *(self.programs.begin(kind, plan.bucket) for kind in (*kinds, "encode_text", "start")),
-            *(self.programs.begin("gather", bucket) for bucket in of_rows),
-        ]
+        asked = {DECODE: decode, ENCODE_IMAGE: plan.pictures is not None, PREVIEW: preview}
+        wanted = [program for program in PROGRAMS if asked.get(program, program.always)]
+        buckets = dict.fromkeys(plan.bucket_of(segment) for segment in plan.segments)
+        return list(dict.fromkeys(self.programs.begin(program, bucket) for program in wanted for bucket in buckets))
 
     def _check_params(self, params: Params) -> None:
         """A tree of another dtype or structure would otherwise fail deep inside jax, with a page of shapes."""
@@ -422,7 +419,7 @@ class Pipeline:
         done = 0
         for segment, cond in zip(plan.segments, told, strict=True):
             bucket = plan.bucket_of(segment)
-            run = self.programs.get("advance", bucket)
+            run = self.programs.get(ADVANCE, bucket)
             slots = replace(slots, features=self.programs.no_features(bucket))
             n = segment.rows if watch is None else 1
             for _ in range(0, segment.rows, n):
@@ -433,7 +430,7 @@ class Pipeline:
         return slots, done, False
 
     def _decode(self, params: Params, plan: Plan, latents: jax.Array, output: Output) -> list[Any]:
-        decoded = self.programs.get("decode", plan.bucket)(params["vae"], latents)
+        decoded = self.programs.get(DECODE, plan.bucket)(params["vae"], latents)
         if output == "numpy":
             self._check_finite(params, plan, on_host(decoded[2], self._own(plan)))
             return [on_host(decoded[0], self._own(plan))]

@@ -14,6 +14,7 @@ from torch_weights import relative_error
 import jaxl
 from jaxl.nn.unet import unet, unet_context
 from jaxl.nn.vae import encode
+from jaxl.run.programs import ENCODE_TEXT
 
 Golden = dict[str, np.ndarray]
 
@@ -43,7 +44,7 @@ def test_token_ids(tiny: Any, golden: Golden) -> None:
 
 def test_text_embeddings(tiny: Any, golden: Golden) -> None:
     pipe, params = tiny
-    encode_text = pipe.programs.get("encode_text")
+    encode_text = pipe.programs.get(ENCODE_TEXT)
     encoders = {name: params[name] for name in pipe.tokenizers}
     texts = [*golden["prompts"], str(golden["negative_prompt"])]
     embeds = [*golden["prompt_embeds"], golden["negative_prompt_embeds"][0]]

@@ -15,7 +15,7 @@ from jaxl.kernels.attention import attention
 from jaxl.presets import SDXL_BASE
 from jaxl.run.bucket import Bucket
 from jaxl.run.model import Model
-from jaxl.run.programs import Programs
+from jaxl.run.programs import ADVANCE, DECODE, ENCODE_TEXT, Programs
 from jaxl.run.sharding import make_mesh, place_parameters
 
 CUDNN = Kernels(attention="cudnn")
@@ -55,21 +55,21 @@ def lowered(run: Any, *args: jax.ShapeDtypeStruct) -> str:
 @pytest.mark.usefixtures("cudnn")
 def test_a_full_size_step_is_lowered_with_every_kernel() -> None:
     bucket = Bucket(1, 1024, 1024, guided=True)
-    module = full_size(BOTH).trace("advance", bucket).lower(lowering_platforms=("cuda",)).as_text()
+    module = full_size(BOTH).trace(ADVANCE, bucket).lower(lowering_platforms=("cuda",)).as_text()
     calls = custom_calls(module)
     assert calls["__cudnn$fmhaSoftmax"] == 2 * 70  # self- and cross-attention of every block
     # 28 norms of one kernel each; of the other 18, nine read two pictures
     assert calls["__gpu$xla.gpu.triton"] == 28 + 18 + 9
     # slots are given away: each leaf is written where it was
-    assert module.count("tf.aliasing_output") == len(jax.tree.leaves(full_size(BOTH).trace("advance", bucket).out_info))
+    assert module.count("tf.aliasing_output") == len(jax.tree.leaves(full_size(BOTH).trace(ADVANCE, bucket).out_info))
 
 
 @pytest.mark.usefixtures("cudnn")
 def test_full_size_texts_and_pictures_are_lowered() -> None:
     programs, bucket = full_size(BOTH), Bucket(1, 1024, 1024, guided=False)
     texts, decode = (
-        custom_calls(programs.trace(kind, bucket).lower(lowering_platforms=("cuda",)).as_text())
-        for kind in ("encode_text", "decode")
+        custom_calls(programs.trace(program, bucket).lower(lowering_platforms=("cuda",)).as_text())
+        for program in (ENCODE_TEXT, DECODE)
     )
     assert texts["__cudnn$fmhaSoftmax"] == sum(cfg.layers for cfg in programs.target.model.text_encoders.values())
     assert decode["__cudnn$fmhaSoftmax"] == 0  # one head of 512

@@ -12,6 +12,7 @@ import pytest
 
 from jaxl.run.bucket import Text
 from jaxl.run.embeddings import MAX_TEXTS, Embeddings
+from jaxl.run.programs import ENCODE_TEXT, AnyProgram
 
 
 def text(value: float) -> Text:
@@ -51,11 +52,11 @@ def test_a_text_is_encoded_once_for_the_same_parameters(small: Any, monkeypatch:
     pipe, params = small
     get, runs = pipe.programs.get, []
 
-    def counting(kind: str, bucket: Any = None) -> Callable[..., Any]:
-        program = get(kind, bucket)
-        if kind != "encode_text":
-            return program
-        return lambda *given: (runs.append(kind), program(*given))[1]
+    def counting(program: AnyProgram, bucket: Any = None) -> Callable[..., Any]:
+        run = get(program, bucket)
+        if program is not ENCODE_TEXT:
+            return run
+        return lambda *given: (runs.append(program), run(*given))[1]
 
     monkeypatch.setattr(pipe.programs, "get", counting)
     pipe.embeddings = Embeddings({})

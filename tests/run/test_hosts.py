@@ -22,7 +22,7 @@ from jaxl.cli import bench, run
 from jaxl.cli.options import Hosts
 from jaxl.errors import InputError
 from jaxl.run import hosts
-from jaxl.run.programs import KINDS
+from jaxl.run.programs import PICTURE
 from jaxl.run.sharding import gathered, own_images
 
 PROMPT = "a red apple on a blue background, flat style"
@@ -109,9 +109,9 @@ def one_host(small: Any) -> Any:
 
 def test_nothing_goes_from_device_to_device(one_host: Any) -> None:
     pipe, *_ = one_host
-    for kind in KINDS:
-        program = pipe.programs.get(kind, pipe.bucket(8)).as_text()
-        assert not re.findall(r"\b(all-\w+|collective-\w+|reduce-scatter)[\w-]*\(", program), kind
+    for program in PICTURE:
+        text = pipe.programs.get(program, pipe.bucket(8)).as_text()
+        assert not re.findall(r"\b(all-\w+|collective-\w+|reduce-scatter)[\w-]*\(", text), program.name
 
 
 def test_two_hosts(small: Any, one_host: Any, tmp_path: Path) -> None:

@@ -1,9 +1,11 @@
-"""The compiled programs: for other platforms, in a failing compiler, in the cache on disk."""
+"""The compiled programs: their records, for other platforms, in a failing compiler, in the cache on disk."""
 
 import json
 import os
 import subprocess
 import sys
+from dataclasses import MISSING, fields, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +14,37 @@ import jax.numpy as jnp
 import pytest
 
 from jaxl.presets import SDXL_BASE
-from jaxl.run.bucket import Bucket
+from jaxl.run.bucket import Beginning, Branch, Bucket, Conditioning, Text
 from jaxl.run.model import Model
-from jaxl.run.programs import Programs
+from jaxl.run.programs import ADVANCE, ALL, NEUTRAL, PICTURE, PROGRAMS, AnyProgram, Programs
 from jaxl.run.sharding import make_mesh, place_parameters
 
-KINDS = ("encode_text", "start", "advance", "decode")
+FULL = Bucket(2, 64, 72, guided=True, chunks=2, pag_layers=("mid_block",), freeu=True, cached=True)
+
+
+@pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.name)
+def test_a_program_depends_on_what_its_record_says(small: Any, program: AnyProgram) -> None:
+    """Each can be traced, and is the same for a bucket as for the part of it that counts."""
+    assert all(getattr(FULL, name) != getattr(NEUTRAL, name) for name in ALL)
+    own, whole = (
+        small[0].programs.trace(each, FULL).lower().as_text() for each in (program, replace(program, depends_on=ALL))
+    )
+    assert own == whole
+
+
+@pytest.mark.parametrize("inputs", [Text, Conditioning, Beginning])
+def test_no_input_is_left_out_without_a_word(inputs: Any) -> None:
+    """A field that is added must be given its shape, and what fills it, wherever there are inputs."""
+    assert [field.name for field in fields(inputs) if field.default is not MISSING] == []
+
+
+def test_branches_have_one_order() -> None:
+    for guided, layers in product([False, True], [(), ("mid_block",)]):
+        bucket = Bucket(1, 64, 64, guided=guided, pag_layers=layers)
+        assert list(bucket.order) == sorted(bucket.order)
+        assert (Branch.NEGATIVE in bucket.order, Branch.PERTURBED in bucket.order) == (guided, bool(layers))
+        assert Branch.POSITIVE in bucket.order
+        assert bucket.branches == len(bucket.order)
 
 
 def full_size(split: bool) -> Programs:
@@ -30,8 +57,8 @@ def test_full_size_programs_lower_for_accelerators(platform: str) -> None:
     """Nothing in the programs is bound to the machine that traces them."""
     programs = full_size(split=False)
     bucket = Bucket(8, 1024, 1024, guided=True)
-    for kind in KINDS:
-        lowered = programs.trace(kind, None if kind == "encode_text" else bucket).lower(lowering_platforms=(platform,))
+    for program in PICTURE:
+        lowered = programs.trace(program, bucket).lower(lowering_platforms=(platform,))
         assert "sdy.sharding" in lowered.as_text()
 
 
@@ -51,11 +78,11 @@ def test_an_error_of_the_compiler_reaches_the_caller_each_time(tiny: Any) -> Non
     programs = Programs(pipe.model, pipe.mesh, {**pipe.programs.shapes, "unet": {}})
     for _ in range(2):
         with pytest.raises(KeyError, match="conv_in"):
-            programs.get("advance", Bucket(1, 64, 64, guided=False))
+            programs.get(ADVANCE, Bucket(1, 64, 64, guided=False))
 
 
 def test_the_next_process_starts_from_the_cache(small: Any, tmp_path: Path) -> None:
-    """The second process finds all four programs on disk."""
+    """The second process finds all programs on disk."""
     code = """
 import json, sys, jax, jaxl
 events = []
@@ -78,8 +105,8 @@ print(json.dumps([events.count(f"/jax/compilation_cache/cache_{kind}") for kind 
     ]
     (first_hits, first_misses), (hits, misses) = (json.loads(output.splitlines()[-1]) for output in outputs)
     assert first_hits == 0
-    assert first_misses >= len(KINDS)
-    assert hits >= len(KINDS)
+    assert first_misses >= len(PICTURE)
+    assert hits >= len(PICTURE)
     assert misses == 0
 
 

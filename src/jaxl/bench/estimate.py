@@ -35,7 +35,6 @@ ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # else it refuses while another process has it loaded
 }
-KINDS = ("encode_text", "gather", "start", "decode", "advance")
 TOP = 12
 MAX_BATCH = 256
 
@@ -175,7 +174,7 @@ def make_report(request: EstimateRequest, tell: Callable[[str], None]) -> dict[s
     from jaxl.kernels import Kernels
     from jaxl.run.bucket import Bucket
     from jaxl.run.model import Model
-    from jaxl.run.programs import Programs
+    from jaxl.run.programs import ADVANCE, DECODE, PICTURE, AnyProgram, Programs
     from jaxl.run.sharding import make_mesh, place_parameters
 
     topology = read_topology(request.topology)
@@ -193,12 +192,12 @@ def make_report(request: EstimateRequest, tell: Callable[[str], None]) -> dict[s
     resident = {name: sum(map(_bytes_per_device, jax.tree.leaves(tree))) for name, tree in shapes.items()}
     room = topology.chip.memory_bytes * topology.chips // len(devices)
 
-    def compiled(kind: str, batch: int) -> tuple[Any, dict[str, Any]]:
-        tell(f"{kind}, {batch} images")
+    def compiled(program: AnyProgram, batch: int) -> tuple[Any, dict[str, Any]]:
+        tell(f"{program.name}, {batch} images")
         began = time.perf_counter()
-        program = programs.trace(kind, Bucket(batch, height, width, guided=True)).lower().compile()
-        memory = _memory(program, kind, model, resident)
-        return program, {**memory, "fits": memory["total"] <= room, "compile_s": time.perf_counter() - began}
+        made = programs.trace(program, Bucket(batch, height, width, guided=True)).lower().compile()
+        memory = _memory(made, program.name, model, resident)
+        return made, {**memory, "fits": memory["total"] <= room, "compile_s": time.perf_counter() - began}
 
     report: dict[str, Any] = {
         "topology": topology.name,
@@ -216,20 +215,21 @@ def make_report(request: EstimateRequest, tell: Callable[[str], None]) -> dict[s
         "versions": {"jax": jax.__version__, "libtpu": _version("libtpu")},
         "programs": {},
     }
-    for kind in KINDS:
-        program, facts = compiled(kind, batch)
-        found = hlo.operations(program.as_text(), topology.chip.rates)
+    large = (DECODE, ADVANCE)  # where the batch is what takes memory
+    for program in (*(each for each in PICTURE if each not in large), *large):
+        made, facts = compiled(program, batch)
+        found = hlo.operations(made.as_text(), topology.chip.rates)
         facts["seconds"] = hlo.total(found) / topology.chip.clock_hz
         facts["cycles"] = hlo.total(found)
         facts["kinds"] = hlo.by_kind(found)
         facts["unknown"] = sum(operation.cycles is None for operation in found)
         facts["top"] = [asdict(operation) for operation in found[:TOP]]
-        report["programs"][kind] = facts
+        report["programs"][program.name] = facts
     report |= times(report)
     if request.largest_batch:
 
         def fits(batch: int) -> bool:
-            return all(compiled(kind, batch * len(devices))[1]["fits"] for kind in ("decode", "advance"))
+            return all(compiled(program, batch * len(devices))[1]["fits"] for program in large)
 
         report["largest_batch"] = len(devices) * largest(fits, batch // len(devices), report["fits"])
     return report

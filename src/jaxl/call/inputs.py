@@ -15,7 +15,7 @@ from jaxl.diffusion.noise import image_key
 from jaxl.nn.layers import Params
 from jaxl.run.bucket import Beginning, Branch, Bucket, Conditioning, Text
 from jaxl.run.embeddings import Embeddings
-from jaxl.run.programs import Programs
+from jaxl.run.programs import ENCODE_IMAGE, ENCODE_TEXT, GATHER, Programs
 
 NO_FREEU = np.ones(4, np.float32)  # what leaves the skip connections as they are
 
@@ -42,7 +42,7 @@ class Encoder:
         """A chunk of text, without the last `skip` layers of the encoders."""
         key = (skip, *(array.tobytes() for arrays in chunk.values() for array in arrays))
         if key not in self._texts:
-            run = self.programs.get("encode_text")
+            run = self.programs.get(ENCODE_TEXT)
             encoders = {name: self.params[name] for name in chunk}
             ids, weights = ({name: arrays[i] for name, arrays in chunk.items()} for i in (0, 1))
             self._texts[key] = self.embeddings.get(key, lambda: run(encoders, ids, weights, np.int32(skip)))
@@ -51,7 +51,7 @@ class Encoder:
     def latents(self, of: Picture | Mask, pixels: np.ndarray, bucket: Bucket) -> np.ndarray:
         """The latents [1, h, w, C] of pixels [1, H, W, 3] that a picture or mask has."""
         if of not in self._pictures:
-            self._pictures[of] = np.asarray(self.programs.get("encode_image", bucket)(self.params["vae"], pixels))
+            self._pictures[of] = np.asarray(self.programs.get(ENCODE_IMAGE, bucket)(self.params["vae"], pixels))
         return self._pictures[of]
 
 
@@ -124,23 +124,26 @@ class Inputs:
         Encodes each chunk of text once, then gathers the batch on the devices.
         """
         plan, zeros = self.plan, self.programs.zero_text()
-        branches = [branch.reads for branch in bucket.order]
+
+        def read(branch: Branch) -> Branch:
+            # an image without guidance, in a bucket that has room for it, is told the same in both branches
+            return branch.reads if branch.reads in plan.bucket.order else Branch.POSITIVE
 
         def encoded(image: int, branch: Branch) -> list[Text]:
-            text = plan.texts[segment.version][image][branch]
+            text = plan.texts[segment.version][image][read(branch)]
             # diffusers, the reference, skips layers for the positive text alone
-            skip = plan.clip_skip if branch is Branch.POSITIVE else 0
+            skip = plan.clip_skip if branch.reads is Branch.POSITIVE else 0
             return [self.encoder.text(chunk, skip) for chunk in text] if text else [zeros]
 
         texts: list[list[list[Text]]] = []
         lengths: list[list[int]] = []
         for i in plan.filled:
-            chunks = [encoded(i, branch) for branch in branches]
+            chunks = [encoded(i, branch) for branch in bucket.order]
             lengths.append([len(each) * zeros.prompt_embeds.shape[1] for each in chunks])
             # what fills a text up to the bucket is not looked at
             texts.append([each + each[:1] * (bucket.chunks - len(each)) for each in chunks])
-        time_ids = np.stack([plan.time_ids[branch] for branch in branches])
-        context, pooled = self.programs.get("gather", bucket)(self.encoder.params["unet"], texts)
+        time_ids = np.stack([plan.time_ids[read(branch)] for branch in bucket.order])
+        context, pooled = self.programs.get(GATHER, bucket)(self.encoder.params["unet"], texts)
         return Conditioning(
             context=context,
             pooled=pooled,

@@ -138,14 +138,14 @@ def _ready(work: list[tuple[Pipeline, Bucket]], progress: ShowProgress | None, r
     """Yield the programs for `_compile`; `read` are the names of the threads that found theirs in the cache."""
     import jax
 
-    from jaxl.run.programs import KINDS
+    from jaxl.run.programs import PICTURE
 
-    done, total = 0, len(work) * len(KINDS)
+    done, total = 0, len(work) * len(PICTURE)
     known: set[Future[Any]] = set()
     for pipe, bucket in work:
         began = time.perf_counter()
         read.clear()
-        for kind, future in zip(KINDS, pipe.programs.compile(bucket), strict=True):
+        for program, future in zip(PICTURE, pipe.programs.compile(bucket), strict=True):
             if progress is not None:
                 progress("compile", done, total)
             try:
@@ -153,16 +153,16 @@ def _ready(work: list[tuple[Pipeline, Bucket]], progress: ShowProgress | None, r
             except jax.errors.JaxRuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
-                what = f"{bucket.batch} images of {bucket.width}x{bucket.height}"
-                raise JaxlError(f"{kind} of {what} does not fit into the memory; give fewer or smaller ones") from error
+                what = f"{program.name} of {bucket.batch} images of {bucket.width}x{bucket.height}"
+                raise JaxlError(f"{what} does not fit into the memory; give fewer or smaller ones") from error
             done += 1
             if future not in known:
                 known.add(future)
                 size = f"{bucket.width}x{bucket.height}"
                 seconds = round(time.perf_counter() - began, 2)
                 # the name of the program's thread
-                cached = f"compile {kind}" in read
-                yield Compiled(kind, size, bucket.batch, bucket.guided, pipe.mesh.size, seconds, cached)
+                cached = f"compile {program.name}" in read
+                yield Compiled(program.name, size, bucket.batch, bucket.guided, pipe.mesh.size, seconds, cached)
 
 
 def _keep_all() -> None:
