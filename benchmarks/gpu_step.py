@@ -158,7 +158,6 @@ def told(programs: Programs, bucket: Bucket, params: dict[str, Any]) -> Conditio
         context=context,
         pooled=pooled,
         time_ids=np.tile(np.array([*size, 0, 0, *size], np.float32), (bucket.batch, bucket.branches, 1)),
-        rescale=np.zeros(bucket.batch, np.float32),
         lengths=None,
         freeu=None,
         inpaint=None,

@@ -220,7 +220,6 @@ class FlaxStableDiffusionXLPipeline:
             context=unet_context(params["unet"], texts.prompt_embeds),
             pooled=texts.pooled,
             time_ids=jnp.broadcast_to(ids, (b, *ids.shape)),
-            rescale=jnp.zeros_like(scale),
             lengths=None,
             freeu=None,
             inpaint=None,

@@ -148,7 +148,6 @@ class Inputs:
             context=context,
             pooled=pooled,
             time_ids=np.broadcast_to(time_ids, (bucket.batch, *time_ids.shape)),
-            rescale=plan.rescale[plan.filled],
             lengths=np.asarray(lengths, np.int32) if bucket.chunks > 1 else None,
             freeu=np.broadcast_to(NO_FREEU if plan.freeu is None else plan.freeu, (bucket.batch, 4))
             if bucket.freeu

@@ -67,7 +67,6 @@ class Plan:
     clip_skip: int
     seeds: list[int] = field(metadata=OF_IMAGE)
     time_ids: dict[Branch, np.ndarray]
-    rescale: np.ndarray = field(metadata=OF_IMAGE)
     freeu: np.ndarray | None
     noise: np.ndarray | None = field(metadata=OF_IMAGE)
     noise_scale: float
@@ -198,7 +197,10 @@ def make_plan(
     segments = tuple(Segment(len(list(run)), *kind) for kind, run in groupby(kinds))
     every = arguments.whole_number("cache_interval", options.get("cache_interval", 1), least=1)
     shallow = _shallow(places, len(times), segments, every)
-    own = [table.with_columns(guidance=guidance[i], pag=pag[i], shallow=shallow) for i in range(batch)]
+    rescale = arguments.per_image("guidance_rescale", options.get("guidance_rescale", 0.0), batch, least=0, most=1)
+    own = [
+        table.with_columns(guidance=guidance[i], rescale=rescale[i], pag=pag[i], shallow=shallow) for i in range(batch)
+    ]
     per_round = devices.rounds(batch)
     bucket = Bucket(
         max(per_round),
@@ -229,7 +231,6 @@ def make_plan(
         clip_skip=_clip_skip(model, asked.get("clip_skip")),
         seeds=arguments.seeds_per_image(asked.get("seed"), batch),
         time_ids=arguments.time_ids(micro, height, width, model.time_ids),
-        rescale=arguments.per_image("guidance_rescale", options.get("guidance_rescale", 0.0), batch, least=0, most=1),
         freeu=_freeu(options),
         noise=None if latents is None else arguments.check_latents(latents, (batch, h, w, model.vae.latent_channels)),
         noise_scale=0.0 if goes_on else table.init_scale if from_noise else float(table.sigmas[0]),

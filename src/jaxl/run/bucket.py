@@ -133,15 +133,14 @@ class Conditioning:
     """What the network is told about B images, each in G branches (the bucket's, in their order).
 
     `context` [B, G, ...] is what cross-attention sees (`unet_context`); `pooled`: [B, G, P]; `time_ids`: float32
-    [B, G, 5 or 6]. `rescale`: float32 [B], guidance_rescale. `lengths` int32 [B, G], the tokens of each text, where the
-    bucket has several chunks, else None. `freeu`: float32 [B, 4], s1, s2, b1 and b2, where the bucket has it.
+    [B, G, 5 or 6]. `lengths` int32 [B, G], the tokens of each text, where the bucket has several chunks, else None.
+    `freeu`: float32 [B, 4], s1, s2, b1 and b2, where the bucket has it.
     `inpaint`: float32 [B, h, w, 5], the mask and the masked picture's latents, for models that were trained on them.
     """
 
     context: Params
     pooled: Leaf
     time_ids: Leaf
-    rescale: Leaf
     lengths: Leaf | None
     freeu: Leaf | None
     inpaint: Leaf | None
@@ -158,7 +157,6 @@ class Conditioning:
             context=jax.tree.map(lambda leaf: to.split((b, g, *leaf.shape[1:]), leaf.dtype, branches=g), context),
             pooled=to.split((b, g, *text.pooled.shape[1:]), text.pooled.dtype, branches=g),
             time_ids=to.split((b, g, to.model.time_ids), branches=g),
-            rescale=to.split((b,)),
             lengths=to.split((b, g), jnp.int32, branches=g) if bucket.chunks > 1 else None,
             freeu=to.split((b, 4)) if bucket.freeu else None,
             inpaint=to.split((*latents[:3], extra)) if extra else None,

@@ -116,18 +116,18 @@ def denoise(
         kernels=model.kernels,
     )
     outputs = out.astype(jnp.float32).reshape(b, g, *out.shape[1:])
-    guided = guide(bucket, outputs, row["guidance"], row["pag"], cond.rescale)
+    guided = guide(bucket, outputs, row)
     return guided, None if features is None else deep.reshape(features.shape)
 
 
-def guide(bucket: Bucket, outputs: Array, guidance: Array, pag: Array, rescale: Array) -> Array:
-    """One prediction [B, h, w, C] from those of the branches [B, G, h, w, C]; the scales are [B].
+def guide(bucket: Bucket, outputs: Array, row: Row) -> Array:
+    """Return one prediction [B, h, w, C] from those of the branches [B, G, h, w, C], by the scales in the row.
 
     Classifier-free guidance (Ho and Salimans 2022, arXiv:2207.12598, equation 6), perturbed-attention guidance (Ahn et
     al. 2024, arXiv:2403.17377, equation 16), then the share `rescale` of the way back to the positive prediction's
     deviation (Lin et al. 2023, arXiv:2305.08891, section 3.4).
     """
-    guidance, pag, rescale = (a[:, None, None, None] for a in (guidance, pag, rescale))
+    guidance, pag, rescale = (row[name][:, None, None, None] for name in ("guidance", "pag", "rescale"))
 
     def of(branch: Branch) -> Array:
         return outputs[:, bucket.order.index(branch)]
