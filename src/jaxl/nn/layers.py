@@ -6,7 +6,6 @@ softmax are float32 whatever that dtype is.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -15,17 +14,11 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import DTypeLike
 
-from jaxl.kernels import XLA, Kernels, winograd
+from jaxl.kernels import XLA, Kernels
 from jaxl.kernels.group_norm import group_norm, scale_and_shift
-from jaxl.nn.quantised import observed, quantised_conv, quantised_linear
+from jaxl.nn.layer_kinds import Params, Plain, layer_of
 
-Params = Mapping[str, Any]
 Shapes = dict[str, Any]
-
-
-# Winograd's tiles take four times the memory of the picture; where they fit no cache, reading them costs more than the
-# products they save.
-MAX_TILES_BYTES = 2**25
 
 
 def linear_shapes(inputs: int, outputs: int, dtype: DTypeLike, *, bias: bool = True) -> Shapes:
@@ -48,13 +41,7 @@ def norm_shapes(channels: int, dtype: DTypeLike) -> Shapes:
 
 def linear(p: Params, x: Array) -> Array:
     """[..., I] -> [..., O]. A 1x1 convolution's weight [1, 1, I, O] is taken as the linear layer it is."""
-    if "input_scale" in p:
-        return quantised_linear(p, x)
-    if "input_largest" in p:
-        x = observed(x, p["input_largest"])
-    weight = p["weight"]
-    y = (x.reshape(-1, x.shape[-1]) @ weight.reshape(weight.shape[-2:])).reshape(*x.shape[:-1], weight.shape[-1])
-    return y + p["bias"] if "bias" in p else y
+    return layer_of(p).linear(x)
 
 
 def conv(
@@ -62,22 +49,7 @@ def conv(
 ) -> Array:
     """[B, H, W, I] -> [B, H', W', O]; `padding` (before, after) on both axes keeps the size by default."""
     kernel = p["weight"].shape[0]
-    pad = padding or (kernel // 2, kernel // 2)
-    if "input_scale" in p:
-        return quantised_conv(p, x, stride, pad)
-    if "input_largest" in p:
-        x = observed(x, p["input_largest"])
-    if "winograd" in p and 16 * x.size <= MAX_TILES_BYTES:
-        return winograd.convolve(x, p["winograd"]) + p["bias"]
-    if kernels.conv == "tpu" and stride == 1 and pad == (1, 1):
-        from jaxl.kernels import tpu_conv as tpu  # Pallas takes a third of a second to import
-
-        if tpu.takes(x, p["weight"]):
-            return tpu.conv(x, p["weight"], p["bias"])
-    y = lax.conv_general_dilated(
-        x, p["weight"], (stride, stride), (pad, pad), dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
-    return y + p["bias"]
+    return layer_of(p).conv(x, stride, padding or (kernel // 2, kernel // 2), kernels)
 
 
 def normalised_conv(
@@ -93,14 +65,16 @@ def normalised_conv(
     residual: Array | None = None,
 ) -> Array:
     """Group norm of `x` (`added` and `skip` as there) and SiLU, a 3x3 convolution, plus `residual`."""
-    if kernels.conv == "tpu" and p.keys() == {"weight", "bias"}:
-        from jaxl.kernels import tpu_conv as tpu
+    layer = layer_of(p)
+    if kernels.conv == "tpu" and isinstance(layer, Plain) and layer.bias is not None:
+        from jaxl.kernels import tpu_conv as tpu  # Pallas takes a third of a second to import
 
         whole = x if skip is None else jnp.concatenate([x, skip], axis=-1)
-        if tpu.takes(whole, p["weight"]):
+        if tpu.takes(whole, layer.weight):
             by_channel = scale_and_shift(norm, [whole], groups, eps, added=added, kernels=kernels)
-            return tpu.conv(whole, p["weight"], p["bias"], by_channel, residual)
-    y = conv(p, group_norm(norm, x, groups, eps, silu=True, added=added, skip=skip, kernels=kernels))
+            return tpu.conv(whole, layer.weight, layer.bias, by_channel, residual)
+    x = group_norm(norm, x, groups, eps, silu=True, added=added, skip=skip, kernels=kernels)
+    y = layer.conv(x, 1, (1, 1), kernels)
     return y if residual is None else residual + y
 
 
@@ -150,18 +124,10 @@ def resnet(
     h = normalised_conv(p["norm1"], p["conv1"], x, groups, eps, kernels, skip=skip)
     added = None if temb is None else linear(p["time_emb_proj"], temb)
     if skip is not None:
-        x = _linear_of_both(p["conv_shortcut"], x, skip)
+        x = layer_of(p["conv_shortcut"]).linear_of_both(x, skip)
     elif "conv_shortcut" in p:
         x = linear(p["conv_shortcut"], x)
     return normalised_conv(p["norm2"], p["conv2"], h, groups, eps, kernels, added=added, residual=x)
-
-
-def _linear_of_both(p: Params, x: Array, skip: Array) -> Array:
-    """[..., I] and [..., S] -> [..., O] by a weight of I+S rows, as if they were joined."""
-    if p.keys() != {"weight", "bias"}:  # quantised layers have one scale for all of their input, and write it anyway
-        return linear(p, jnp.concatenate([x, skip], axis=-1))
-    own, behind = jnp.split(p["weight"].reshape(-1, p["weight"].shape[-1]), [x.shape[-1]])
-    return x @ own + skip @ behind + p["bias"]
 
 
 def upsample(x: Array, height: int, width: int, kernels: Kernels = XLA) -> Array:

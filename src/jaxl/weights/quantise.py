@@ -24,6 +24,7 @@ from jax.typing import DTypeLike
 
 from jaxl.errors import CheckpointError, InputError, nearest
 from jaxl.files import cache_folder, write_text
+from jaxl.nn.layer_kinds import INPUT_SCALE, LARGEST, SCALE
 from jaxl.nn.quantised import quantise_weight, scale_of
 from jaxl.weights.checkpoint import Checkpoint
 from jaxl.weights.layout import flatten, placed, unflatten
@@ -95,8 +96,8 @@ def layers(tree: Mapping[str, Any]) -> list[str]:
 
 
 def observing(tree: Mapping[str, Any], largest: Mapping[str, Any]) -> dict[str, Any]:
-    """The U-Net's tree with an `input_largest` in each of these layers: see `nn.quantised.observed`."""
-    return unflatten({**flatten(tree), **{f"{path}.input_largest": value for path, value in largest.items()}})
+    """The U-Net's tree in which each of these layers measures its inputs: see `nn.layer_kinds.Observed`."""
+    return unflatten({**flatten(tree), **{f"{path}.{LARGEST}": value for path, value in largest.items()}})
 
 
 def quantised_shapes(shapes: Mapping[str, Any], precision: Precision) -> dict[str, Any]:
@@ -105,8 +106,8 @@ def quantised_shapes(shapes: Mapping[str, Any], precision: Precision) -> dict[st
     for path in filter(precision.covers, layers(shapes)):
         weight = leaves[f"{path}.weight"]
         made = jax.eval_shape(partial(quantise_weight, dtype=precision.dtype), weight)
-        leaves[f"{path}.weight"], leaves[f"{path}.scale"] = made
-        leaves[f"{path}.input_scale"] = jax.ShapeDtypeStruct((), jnp.float32)
+        leaves[f"{path}.weight"], leaves[f"{path}.{SCALE}"] = made
+        leaves[f"{path}.{INPUT_SCALE}"] = jax.ShapeDtypeStruct((), jnp.float32)
     return unflatten(leaves)
 
 
@@ -124,11 +125,11 @@ def quantise_params(
         if path == key or not precision.covers(path):
             tree[key] = leaves.pop(key)
             continue
-        shardings = tuple(wanted[f"{path}.{name}"].sharding for name in ("weight", "scale"))
+        shardings = tuple(wanted[f"{path}.{name}"].sharding for name in ("weight", SCALE))
         make = jax.jit(quantise_weight, static_argnums=1, out_shardings=shardings)
-        tree[key], tree[f"{path}.scale"] = jax.block_until_ready(make(leaves.pop(key), precision.dtype))
+        tree[key], tree[f"{path}.{SCALE}"] = jax.block_until_ready(make(leaves.pop(key), precision.dtype))
         scale = np.asarray(scale_of(jnp.float32(largest[path]), precision.dtype))
-        tree[f"{path}.input_scale"] = placed(scale, wanted[f"{path}.input_scale"].sharding)
+        tree[f"{path}.{INPUT_SCALE}"] = placed(scale, wanted[f"{path}.{INPUT_SCALE}"].sharding)
     return unflatten(tree)
 
 

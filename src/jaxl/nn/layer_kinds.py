@@ -1,0 +1,166 @@
+"""The kinds of layer: which parameters a linear layer or a convolution may have, and what it does with them.
+
+In the tree of parameters a layer is a mapping. Its names say its kind; `layer_of` reads them, and nothing else does.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.typing import DTypeLike
+
+from jaxl.kernels import Kernels
+from jaxl.kernels.winograd import convolve
+from jaxl.nn.quantised import observed, quantise
+
+Params = Mapping[str, Any]
+
+# What a layer may have besides the `weight` and `bias` of its checkpoint.
+SCALE, INPUT_SCALE = "scale", "input_scale"  # Quantised
+WINOGRAD = "winograd"  # Winograd
+LARGEST = "input_largest"  # Observed
+
+# Winograd's tiles take four times the memory of the picture; where they fit no cache, reading them costs more than the
+# products they save.
+MAX_TILES_BYTES = 2**25
+
+
+def layer_of(p: Params) -> Layer:
+    """Return the layer that has these parameters. Raises ValueError for names that no kind has together."""
+    weight, bias, more = p["weight"], p.get("bias"), p.keys() - {"weight", "bias"}
+    if more == {SCALE, INPUT_SCALE}:
+        return Quantised(weight, bias, p[SCALE], p[INPUT_SCALE])
+    if more - {WINOGRAD, LARGEST}:
+        raise ValueError(f"no kind of layer has these parameters together: {', '.join(sorted(p))}")
+    exact = Winograd(weight, bias, p[WINOGRAD]) if WINOGRAD in more else Plain(weight, bias)
+    return Observed(exact, p[LARGEST]) if LARGEST in more else exact
+
+
+class Layer(ABC):
+    """A linear layer or a convolution."""
+
+    @abstractmethod
+    def linear(self, x: Array) -> Array:
+        """[..., I] -> [..., O]."""
+
+    def linear_of_both(self, x: Array, skip: Array) -> Array:
+        """[..., I] and [..., S] -> [..., O], by a weight of I+S rows: joined, unless a kind has a better way."""
+        return self.linear(jnp.concatenate([x, skip], axis=-1))
+
+    @abstractmethod
+    def conv(self, x: Array, stride: int, padding: tuple[int, int], kernels: Kernels) -> Array:
+        """[B, H, W, I] -> [B, H', W', O]; `padding` is (before, after), on both axes."""
+
+
+@dataclass(frozen=True)
+class Plain(Layer):
+    """A layer as the checkpoint has it: weight [I, O] or [h, w, I, O], bias [O]."""
+
+    weight: Array
+    bias: Array | None
+
+    def linear(self, x: Array) -> Array:
+        weight = self.weight
+        y = (x.reshape(-1, x.shape[-1]) @ weight.reshape(weight.shape[-2:])).reshape(*x.shape[:-1], weight.shape[-1])
+        return _plus(y, self.bias)
+
+    def linear_of_both(self, x: Array, skip: Array) -> Array:
+        own, behind = jnp.split(self.weight.reshape(-1, self.weight.shape[-1]), [x.shape[-1]])
+        return _plus(x @ own + skip @ behind, self.bias)
+
+    def conv(self, x: Array, stride: int, padding: tuple[int, int], kernels: Kernels) -> Array:
+        if kernels.conv == "tpu" and self.bias is not None and stride == 1 and padding == (1, 1):
+            from jaxl.kernels import tpu_conv as tpu  # Pallas takes a third of a second to import
+
+            if tpu.takes(x, self.weight):
+                return tpu.conv(x, self.weight, self.bias)
+        return _plus(_convolved(x, self.weight, stride, padding), self.bias)
+
+
+@dataclass(frozen=True)
+class Winograd(Plain):
+    """A 3x3 convolution of stride 1 that has its weight transformed as well: see `kernels.winograd`."""
+
+    transformed: Array
+
+    def conv(self, x: Array, stride: int, padding: tuple[int, int], kernels: Kernels) -> Array:
+        if 16 * x.size <= MAX_TILES_BYTES:
+            return _plus(convolve(x, self.transformed), self.bias)
+        return super().conv(x, stride, padding, kernels)
+
+
+@dataclass(frozen=True)
+class Quantised(Layer):
+    """A layer of eight-bit numbers. The scales are what one unit of the weight and of the rounded input stands for.
+
+    An int8 weight is laid out as a plain one, with `scale` float32 [O]; one of float8_e4m3fn is [O, I] in a linear
+    layer, with `scale` float32 []. `input_scale` is float32 []. Results have the dtype of what comes in.
+    """
+
+    weight: Array
+    bias: Array | None
+    scale: Array
+    input_scale: Array
+
+    def linear(self, x: Array) -> Array:
+        axis = 0 if self.weight.dtype == jnp.int8 else 1
+
+        def product(x: Array, weight: Array, dtype: DTypeLike) -> Array:
+            return lax.dot_general(x, weight, (((x.ndim - 1,), (axis,)), ((), ())), preferred_element_type=dtype)
+
+        return self._apply(x, product)
+
+    def conv(self, x: Array, stride: int, padding: tuple[int, int], kernels: Kernels) -> Array:
+        def product(x: Array, weight: Array, dtype: DTypeLike) -> Array:
+            return _convolved(x, weight, stride, padding, dtype)
+
+        return self._apply(x, product)
+
+    def _apply(self, x: Array, product: Callable[[Array, Array, DTypeLike], Array]) -> Array:
+        """Multiply in the form of `nn.quantised`; `product` takes values, weights and the dtype of the result."""
+        weight, scale, input_scale = self.weight, self.scale, self.input_scale
+        rounded = quantise(x, input_scale, weight.dtype)
+        if weight.dtype == jnp.int8:
+            y = product(rounded, weight, jnp.int32).astype(jnp.float32) * (scale * input_scale)
+            return _plus(y, None if self.bias is None else self.bias.astype(jnp.float32)).astype(x.dtype)
+        # or XLA may convert the weights once, before a loop over timesteps, and multiply wide numbers, as on CPUs
+        rounded, weight = lax.optimization_barrier((rounded, weight))
+        values, weights = (a.astype(x.dtype) * s.astype(x.dtype) for a, s in ((rounded, input_scale), (weight, scale)))
+        return _plus(product(values, weights, x.dtype), self.bias)
+
+
+@dataclass(frozen=True)
+class Observed(Layer):
+    """An exact layer that measures its input: the gradient by `largest` is the greatest magnitude in it.
+
+    A quantised one cannot, because no gradient comes back through what is rounded to integers.
+    """
+
+    exact: Plain
+    largest: Array
+
+    def linear(self, x: Array) -> Array:
+        return self.exact.linear(observed(x, self.largest))
+
+    def conv(self, x: Array, stride: int, padding: tuple[int, int], kernels: Kernels) -> Array:
+        return self.exact.conv(observed(x, self.largest), stride, padding, kernels)
+
+
+def _plus(y: Array, bias: Array | None) -> Array:
+    return y if bias is None else y + bias
+
+
+def _convolved(x: Array, weight: Array, stride: int, padding: tuple[int, int], dtype: DTypeLike | None = None) -> Array:
+    return lax.conv_general_dilated(
+        x,
+        weight,
+        (stride, stride),
+        (padding, padding),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        preferred_element_type=dtype,
+    )
