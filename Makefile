@@ -8,7 +8,7 @@ INSTALL := $(BIN)/pip install --quiet --no-compile
 export PYTHONDONTWRITEBYTECODE :=
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: demo test test-web check clean
+.PHONY: demo test test-web check format docs wheel clean
 
 demo: .venv/installed
 	$(BIN)/jaxl generate "a red apple on a blue background, flat style" -n 4 --seed 7 --steps 25 --output demo
@@ -26,6 +26,20 @@ check: .venv/tested
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
+format: .venv/tested
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# the site of the pages, in site/
+docs: .venv/docs
+	$(BIN)/mkdocs build
+
+# jaxl as it is handed out, in dist/, and tried in an environment with nothing else in it
+wheel: .venv/bin/python
+	rm -rf dist
+	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .
+	$(BIN)/python tools/try_wheel.py dist/jaxl-*.whl
+
 .venv/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "jaxl needs Python 3.11 or newer; try make PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv
@@ -39,6 +53,10 @@ check: .venv/tested
 	$(INSTALL) --group test
 	touch $@
 
+.venv/docs: pyproject.toml | .venv/bin/python
+	$(INSTALL) --group docs
+	touch $@
+
 .venv/web: pyproject.toml .venv/tested
 	$(INSTALL) --group web
 	touch $@
@@ -49,4 +67,4 @@ chromium:
 	command -v chromium > /dev/null || { $(SUDO) apt-get update -q && $(SUDO) apt-get install -q -y --no-install-recommends chromium; }
 
 clean:
-	rm -rf .venv demo
+	rm -rf .venv demo site dist

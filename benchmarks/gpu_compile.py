@@ -27,8 +27,9 @@ from jax.experimental import topologies
 
 from jaxl.kernels import Kernels
 from jaxl.presets import SDXL_BASE
+from jaxl.run.bucket import Bucket
 from jaxl.run.model import Model
-from jaxl.run.programs import Bucket, Programs
+from jaxl.run.programs import Programs
 from jaxl.run.sharding import make_mesh, place_parameters
 from jaxl.weights.source import open_checkpoint
 

@@ -27,8 +27,9 @@ from jaxl.diffusion.noise import image_key
 from jaxl.diffusion.tables import build_table
 from jaxl.kernels import Kernels
 from jaxl.presets import SDXL_BASE
+from jaxl.run.bucket import Beginning, Bucket, Conditioning
 from jaxl.run.model import Model
-from jaxl.run.programs import Beginning, Bucket, Conditioning, Programs
+from jaxl.run.programs import Programs
 from jaxl.run.sharding import make_mesh, place_parameters
 from jaxl.weights.layout import flatten, unflatten
 from jaxl.weights.source import open_checkpoint
@@ -127,8 +128,8 @@ def random_params(shapes: dict[str, Any]) -> dict[str, Any]:
 
 def beginning(programs: Programs, bucket: Bucket, steps: int) -> Beginning:
     """Noise, and the table of Euler."""
-    b, latents = bucket.batch, np.zeros(programs.latents_shape(bucket), np.float32)
-    table = build_table(programs.model.scheduler, steps, "euler")
+    b, latents = bucket.batch, np.zeros(bucket.latents_shape(programs.target.model), np.float32)
+    table = build_table(programs.target.model.scheduler, steps, "euler")
     return Beginning(
         rows=np.stack([table.rows] * b),
         first=np.zeros(b, np.int32),
@@ -158,6 +159,9 @@ def told(programs: Programs, bucket: Bucket, params: dict[str, Any]) -> Conditio
         pooled=pooled,
         time_ids=np.tile(np.array([*size, 0, 0, *size], np.float32), (bucket.batch, bucket.branches, 1)),
         rescale=np.zeros(bucket.batch, np.float32),
+        lengths=None,
+        freeu=None,
+        inpaint=None,
     )
 
 

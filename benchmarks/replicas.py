@@ -33,7 +33,7 @@ SERVE = (sys.executable, "-m", "jaxl", "serve", "--port", "0", "--replicas", "2"
 SCALED = """
 import socket, sys, threading, ray
 from ray import serve
-from jaxl.cli.replicas import start_ray
+from jaxl.server.ray.local import start_ray
 from jaxl.server.ray.application import app
 with socket.create_server(("127.0.0.1", 0)) as free:
     port = free.getsockname()[1]

@@ -11,7 +11,8 @@ import statistics
 import time
 
 from jaxl.diffusion.schedule import EDM, NoiseSchedule, SchedulerConfig
-from jaxl.diffusion.tables import SCHEDULERS, build_table
+from jaxl.diffusion.schedulers import SCHEDULERS
+from jaxl.diffusion.tables import build_table
 
 STEPS = (25, 50, 1000)
 BUILDS = 20

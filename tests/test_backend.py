@@ -16,7 +16,7 @@ from jaxl.backend import PipelineBackend
 from jaxl.bench.measure import compilations
 from jaxl.engine import Engine, Request, Ticket
 from jaxl.errors import InputError, NonFiniteError
-from jaxl.run.programs import Bucket
+from jaxl.run.bucket import Bucket
 
 A_WHILE = 600.0  # no measure of anything: only who fails waits so long
 

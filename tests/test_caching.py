@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import jaxl
+from jaxl.call.options import LoadOptions
 from jaxl.call.plan import Plan, Segment
 from jaxl.diffusion.loop import Slots
 from jaxl.diffusion.rows import COLUMNS
@@ -174,7 +175,7 @@ def test_inpainting_keeps_what_the_mask_keeps(small: Any) -> None:
 
 def test_features_have_the_dtype_of_the_compute_and_lie_with_their_images(small: Any) -> None:
     pipe, _ = small
-    half = jaxl.Pipeline(pipe.checkpoint, dtype=jnp.bfloat16, mesh=jaxl.make_mesh())
+    half = jaxl.Pipeline(pipe.checkpoint, LoadOptions(dtype=jnp.bfloat16, mesh=jaxl.make_mesh()))
     bucket = half.plan(["a cat"] * 8, **SMALL, cache_interval=2).bucket
     features = half.programs.no_features(bucket)
     assert features is not None

@@ -10,11 +10,14 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from xla_flags import xla_flags
 
 import jaxl
+from jaxl.call.options import LoadOptions
 from jaxl.cli import run
 from jaxl.cli.compile import _compile
-from jaxl.run.programs import KINDS, Bucket
+from jaxl.run.bucket import Bucket
+from jaxl.run.programs import KINDS
 
 # commands, and then how many programs were asked for and how many of them came from the cache
 CODE = """
@@ -29,7 +32,7 @@ print(json.dumps([max(codes), events.count("compile_requests_use_cache"), events
 
 def process(folder: Path, *commands: list[str]) -> tuple[list[str], list[int]]:
     """Run commands in a fresh process: what they print, and the highest exit status and counts."""
-    environment = {**os.environ, "JAXL_CACHE_DIR": str(folder / "programs"), "XLA_FLAGS": ""}
+    environment = {**os.environ, "JAXL_CACHE_DIR": str(folder / "programs"), "XLA_FLAGS": xla_flags(1)}
     done = subprocess.run(
         [sys.executable, "-c", CODE, json.dumps(commands)], env=environment, cwd=folder, capture_output=True, text=True
     )
@@ -61,7 +64,7 @@ def test_generate_starts_from_what_was_compiled(tmp_path: Path, small: Any) -> N
 
 
 def test_what_buckets_share_is_told_once(monkeypatch: pytest.MonkeyPatch, small: Any) -> None:
-    pipe = jaxl.Pipeline(small[0].checkpoint, dtype="float32", mesh=small[0].mesh)
+    pipe = jaxl.Pipeline(small[0].checkpoint, LoadOptions(dtype="float32", mesh=small[0].mesh))
     traced: list[str] = []
 
     def trace(kind: str, bucket: Bucket | None) -> Any:

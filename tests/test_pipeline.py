@@ -1,6 +1,5 @@
 """What `generate` promises: exactness in any company, no recompiling, clear refusals."""
 
-import inspect
 import math
 import threading
 from collections.abc import Callable
@@ -13,9 +12,9 @@ import numpy as np
 import pytest
 
 import jaxl
-from jaxl.call.arguments import DEFAULTS, DrawOptions, Options
-from jaxl.diffusion.tables import SOLVERS
-from jaxl.pipeline import open_pipeline
+from jaxl.call.options import LoadOptions
+from jaxl.diffusion.schedulers import SOLVERS
+from jaxl.loading import open_pipeline
 from jaxl.weights.source import EMBEDDED
 
 PROMPT = "a rocket on a purple background, noto style"
@@ -112,7 +111,7 @@ def test_zeros_for_a_negative_prompt_that_is_not_given(small: Any) -> None:
     from dataclasses import replace
 
     pipe, params = small
-    zeroing = jaxl.Pipeline(pipe.checkpoint, dtype=jnp.float32, mesh=pipe.mesh)
+    zeroing = jaxl.Pipeline(pipe.checkpoint, LoadOptions(dtype=jnp.float32, mesh=pipe.mesh))
     zeroing.model = replace(pipe.model, zero_negative=True)
     settings: dict[str, Any] = {"seed": 3, "steps": 2, "output": "latents"}
     empty = pipe.generate(params, PROMPT, **settings).latents
@@ -149,9 +148,9 @@ def test_lost_words_are_reported(small: Any) -> None:
 
 def test_a_unet_brings_its_preset(tmp_path: Path) -> None:
     (tmp_path / "sdxl_lightning_2step_unet").symlink_to(EMBEDDED["tiny"] / "unet")
-    pipe = open_pipeline("tiny", unet=tmp_path / "sdxl_lightning_2step_unet")
+    pipe = open_pipeline("tiny", LoadOptions(unet=tmp_path / "sdxl_lightning_2step_unet"))
     assert (pipe.preset.name, pipe.preset.steps) == ("lightning", 2)
-    assert open_pipeline("tiny", unet="tiny").preset.name == "sdxl"
+    assert open_pipeline("tiny", LoadOptions(unet="tiny")).preset.name == "sdxl"
 
 
 def test_broken_numbers_are_an_error_not_an_image(small: Any) -> None:
@@ -210,14 +209,6 @@ def test_bad_arguments(small: Any, compilations: Any, arguments: dict[str, Any],
         pipe.generate(params, **{"prompt": PROMPT, **arguments})
     assert "\n" not in str(error.value)
     assert seen == []
-
-
-def test_plan_takes_what_generate_takes() -> None:
-    """The signature is written out for readers and editors; behind it the options are one value."""
-    signature = inspect.signature(jaxl.Pipeline.generate).parameters
-    named = {name: each.default for name, each in signature.items() if name in DrawOptions.__annotations__}
-    assert {name: default for name, default in named.items() if default is not None} == DEFAULTS
-    assert set(DrawOptions.__annotations__) - set(Options.__annotations__) == set(named)
 
 
 def test_a_misspelt_argument_is_a_type_error(small: Any) -> None:

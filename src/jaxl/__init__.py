@@ -1,7 +1,9 @@
 """jaxl: Stable Diffusion XL in JAX, on TPU, GPU and CPU.
 
-pipe, params = jaxl.from_pretrained("tiny")
-result = pipe.generate(params, "a red apple on a blue background, flat style", seed=7, num_images=4)
+    pipe, params = jaxl.from_pretrained("tiny")
+    result = pipe.generate(params, "a red apple on a blue background, flat style", seed=7, num_images=4)
+
+docs/api.md lists the other modules that are public.
 """
 
 from __future__ import annotations
@@ -12,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 from jaxl.errors import CheckpointError, InputError, JaxlError, NonFiniteError, OutputError, TruncationWarning
 
 if TYPE_CHECKING:
-    from jaxl.pipeline import Pipeline, Result, from_pretrained
-    from jaxl.run.programs import Bucket
+    from jaxl.loading import from_pretrained
+    from jaxl.pipeline import Pipeline, Result
+    from jaxl.run.bucket import Bucket
     from jaxl.run.sharding import make_mesh
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Bucket",
@@ -34,10 +37,10 @@ __all__ = [
 ]
 
 _MODULES = {
-    "Bucket": "run.programs",
+    "Bucket": "run.bucket",
     "Pipeline": "pipeline",
     "Result": "pipeline",
-    "from_pretrained": "pipeline",
+    "from_pretrained": "loading",
     "make_mesh": "run.sharding",
 }
 

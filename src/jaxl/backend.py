@@ -14,14 +14,20 @@ from PIL import Image
 
 from jaxl.call.arguments import whole_number
 from jaxl.call.inputs import Inputs
+from jaxl.call.options import LoadOptions
 from jaxl.call.plan import Plan
 from jaxl.diffusion.loop import Slots
-from jaxl.diffusion.tables import SCHEDULERS, scheduler_name
+from jaxl.diffusion.schedulers import SCHEDULERS
+from jaxl.diffusion.tables import scheduler_name
 from jaxl.engine.backend import Stage
 from jaxl.errors import InputError
-from jaxl.pipeline import Decoded, Params, Pipeline, Progress, open_pipeline
-from jaxl.run.programs import Bucket, Programs
+from jaxl.loading import open_pipeline
+from jaxl.pipeline import Decoded, Params, Pipeline, Progress
+from jaxl.run.bucket import Bucket
+from jaxl.run.programs import Programs
 from jaxl.run.sharding import make_mesh, replicated, spare_device, use_cores, with_sharding
+
+__all__ = ["PipelineBackend", "open_backend"]
 
 SLOTS = 4  # images in the making at once, or as many as there are devices
 CHUNKS = 3  # that a prompt may have, of 75 tokens each
@@ -120,7 +126,7 @@ class PipelineBackend:
         if decode_on is not None:
             mesh = make_mesh([decode_on])
             shapes = {"vae": with_sharding(pipe.programs.shapes["vae"], replicated(mesh))}
-            self._decoder = Programs(pipe.model, mesh, shapes, pipe.programs.tile)
+            self._decoder = Programs(pipe.model, mesh, shapes, pipe.programs.target.tile)
         self.take_params(params)
 
     def take_params(self, params: Params) -> None:
@@ -199,7 +205,7 @@ class PipelineBackend:
         return list(dict.fromkeys(self._bucket(lane, size) for lane in self.lanes for size in self.sizes))
 
     def _bucket(self, lane: Bucket, size: int) -> Bucket:
-        return replace(lane, batch=self.pipe.devices.batch(size, lane.branches))
+        return self.pipe.devices.filled(replace(lane, batch=size))
 
     def _lane(self, bucket: Bucket) -> Bucket:
         """The cheapest lane that covers a bucket. Raises InputError that names what none has."""
@@ -230,7 +236,7 @@ def open_backend(
     batch_sizes: the batches that programs are compiled for, of which the smallest that holds the images is run; by
         default one of all slots.
     chunks: parts of 75 tokens that a prompt may have; prompts of one part have a lane of their own.
-    dtype: auto is float32 on a CPU, else bfloat16. options: further ones of `open_pipeline`.
+    dtype: auto is float32 on a CPU, else bfloat16. options: further ones of `LoadOptions`.
 
     Images are guided if the model's preset says so; then those without guidance share their lanes. Raises InputError
     for the arguments and CheckpointError for the model.
@@ -240,8 +246,7 @@ def open_backend(
             whole_number(name, value, least=1)
     use_cores(spare=1)
     mesh = make_mesh()
-    precise = dtype == "float32" or (dtype == "auto" and mesh.devices.flat[0].platform == "cpu")
-    pipe = open_pipeline(model, mesh=mesh, dtype="float32" if precise else "bfloat16", **options)
+    pipe = open_pipeline(model, LoadOptions(mesh=mesh, dtype=dtype, **options))
     slots = slots or max([SLOTS, mesh.size, *batch_sizes])
     at_once = sorted({whole_number("batch_sizes", size, least=1, most=slots) for size in batch_sizes} | {slots})
     side = pipe.model.default_size

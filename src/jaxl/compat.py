@@ -2,10 +2,9 @@
 
     from jaxl.compat import FlaxStableDiffusionXLPipeline
 
-The calls, shapes and conventions are the removed class's; what was wrong with it is not. Weights compute in the
-dtype they have, the scheduler is never rounded, guidance may differ from image to image, guidance of 1 or less costs
-one pass, and only the batch, the size and the kind of guidance compile anew. New programs are better served by
-`jaxl.from_pretrained`.
+The calls, shapes and conventions are the removed class's; its faults are not. Weights compute in the dtype they
+have, the scheduler is never rounded, guidance may differ from image to image, guidance of 1 or less costs one pass,
+and only the batch, the size and the kind of guidance compile anew. New programs should use `jaxl.from_pretrained`.
 """
 
 from __future__ import annotations
@@ -24,17 +23,21 @@ from jax.typing import DTypeLike
 from PIL import Image
 
 from jaxl.call import arguments
+from jaxl.call.options import LoadOptions
 from jaxl.diffusion import loop
 from jaxl.diffusion.rows import COLUMNS, Table
 from jaxl.diffusion.tables import build_table
 from jaxl.errors import InputError
 from jaxl.nn.unet import unet_context
 from jaxl.pipeline import Pipeline
+from jaxl.run.bucket import Branch, Bucket, Conditioning, Text
 from jaxl.run.disk_cache import enable_disk_cache
-from jaxl.run.programs import Bucket, Conditioning, Text, advance, decode, encode_text
 from jaxl.run.sharding import AXIS, make_mesh
+from jaxl.run.steps import advance, decode, encode_text
 from jaxl.weights.folder import TOKENIZERS
 from jaxl.weights.source import open_checkpoint
+
+__all__ = ["FlaxStableDiffusionXLPipeline", "FlaxStableDiffusionXLPipelineOutput"]
 
 Params = dict[str, Any]
 
@@ -76,7 +79,7 @@ class FlaxStableDiffusionXLPipeline:
 
         `params` has the keys `unet`, `vae`, `text_encoder`, `text_encoder_2` and `scheduler`; the last is
         informative, and survives being popped, cast and put back. `split_head_dim`, `from_pt` and
-        `use_memory_efficient_attention` chose between implementations that are one here, and change nothing.
+        `use_memory_efficient_attention` chose between implementations; here there is one, and they change nothing.
         `scheduler` is one of jaxl's names.
         """
         enable_disk_cache()
@@ -89,7 +92,7 @@ class FlaxStableDiffusionXLPipeline:
             local_files_only=local_files_only,
         )
         mesh = make_mesh(jax.local_devices()[:1])
-        pipeline = Pipeline(checkpoint, dtype=jnp.float32 if dtype is None else dtype, mesh=mesh)
+        pipeline = Pipeline(checkpoint, LoadOptions(dtype=jnp.float32 if dtype is None else dtype, mesh=mesh))
         build_table(pipeline.model.scheduler, 1, scheduler)  # an unknown name is refused here, not after loading
         params = pipeline.load_params()
         schedule = pipeline.model.scheduler.noise
@@ -98,7 +101,7 @@ class FlaxStableDiffusionXLPipeline:
         }
 
     def prepare_inputs(self, prompt: str | Sequence[str]) -> np.ndarray:
-        """Token ids int32 [B, 2, 77]: the same text for both tokenizers ([B, 1, 77] for the refiner)."""
+        """Return token ids int32 [B, 2, 77]: the same text for both tokenizers ([B, 1, 77] for the refiner)."""
         prompts = arguments.prompts_per_image("prompt", prompt, None, 1)
         return np.stack([t.encode(prompts).ids for t in self.pipeline.tokenizers.values()], axis=1)
 
@@ -165,7 +168,7 @@ class FlaxStableDiffusionXLPipeline:
         neg_prompt_ids: Array | None = None,
         return_latents: bool = False,
     ) -> Array:
-        """One device's share, to be traced by `jax.jit` or `jax.pmap` and compiled ahead of time.
+        """Make one device's share, to be traced by `jax.jit` or `jax.pmap` and compiled ahead of time.
 
         Steps, height, width and `return_latents` are static. Nothing can be raised from inside, so NaN stays NaN.
         """
@@ -178,7 +181,7 @@ class FlaxStableDiffusionXLPipeline:
         return out
 
     def _map(self, params: Params, inputs: Any, table: Any, **static: Any) -> tuple[Array, Array]:
-        """`_sample` on each device: the leading axis of everything but the table is that of the devices."""
+        """Run `_sample` on each device; the leading axis of everything but the table counts devices."""
         devices = inputs[0].shape[0]
         mesh = make_mesh(jax.devices()[:devices])
 
@@ -202,37 +205,43 @@ class FlaxStableDiffusionXLPipeline:
         guided: bool,
         return_latents: bool,
     ) -> tuple[Array, Array]:
-        """Images [B, H, W, 3] or NCHW latents, and whether each is finite [B]."""
+        """Return images [B, H, W, 3] or NCHW latents, and whether each is finite [B]."""
         model = self.pipeline.model
         prompt_ids, neg_prompt_ids, key, scale, latents = inputs
         b = prompt_ids.shape[0]
-        positive = self._encode(params, prompt_ids)
-        branches = [positive]
-        if guided:
-            negative = None if neg_prompt_ids is None else self._encode(params, neg_prompt_ids)
-            branches.insert(0, negative or jax.tree.map(jnp.zeros_like, positive))
-        texts = jax.tree.map(lambda *each: jnp.stack(each, axis=1), *branches)
-        context = unet_context(params["unet"], texts.prompt_embeds)
-        ids = arguments.time_ids({}, height, width, model.time_ids)[-len(branches) :]
+        bucket = Bucket(b, height, width, guided)
+        own = {Branch.POSITIVE: self._encode(params, prompt_ids)}
+        if neg_prompt_ids is not None and guided:
+            own[Branch.NEGATIVE] = self._encode(params, neg_prompt_ids)
+        elif guided:
+            own[Branch.NEGATIVE] = jax.tree.map(jnp.zeros_like, own[Branch.POSITIVE])
+        texts = jax.tree.map(lambda *each: jnp.stack(each, axis=1), *(own[branch] for branch in bucket.order))
+        sizes = arguments.time_ids({}, height, width, model.time_ids)
+        ids = np.stack([sizes[branch] for branch in bucket.order])
         cond = Conditioning(
-            context, texts.pooled, jnp.broadcast_to(ids, (b, *ids.shape)), rescale=jnp.zeros_like(scale)
+            context=unet_context(params["unet"], texts.prompt_embeds),
+            pooled=texts.pooled,
+            time_ids=jnp.broadcast_to(ids, (b, *ids.shape)),
+            rescale=jnp.zeros_like(scale),
+            lengths=None,
+            freeu=None,
+            inpaint=None,
         )
         if latents is None:
             latents = jax.random.normal(key, (b, *self._latent_shape(height, width)), jnp.float32)
         rows, used, init_scale = (jnp.broadcast_to(a, (b, *a.shape)) for a in table)
         rows = rows.at[:, :, COLUMNS.index("guidance")].set(scale[:, None])
         slots = loop.init_slots(rows, used, jax.random.split(key, b), latents.transpose(0, 2, 3, 1), init_scale)
-        bucket = Bucket(b, height, width, guided)
-        out = advance(params["unet"], model, bucket, slots, cond, table[1]).latents
+        out = advance(model, bucket, params["unet"], slots, cond, table[1]).latents
         if return_latents:
             return out.transpose(0, 3, 1, 2), jnp.isfinite(out).all((1, 2, 3))
-        images, _, finite = decode(params["vae"], model, out)
+        images, _, finite = decode(model, params["vae"], out)
         return images, finite
 
     def _encode(self, params: Params, ids: Array) -> Text:
         by_encoder = {name: ids[:, i] for i, name in enumerate(self.pipeline.tokenizers)}
         weights = {name: jnp.ones(rows.shape, jnp.float32) for name, rows in by_encoder.items()}
-        return encode_text(params, self.pipeline.model, by_encoder, weights, 0)
+        return encode_text(self.pipeline.model, params, by_encoder, weights, 0)
 
     @property
     def components(self) -> dict[str, Any]:
@@ -243,18 +252,18 @@ class FlaxStableDiffusionXLPipeline:
         return networks | tokenizers
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], params: Params) -> None:
-        """As `Pipeline.save_pretrained`; `params` may hold the scheduler's state."""
+        """Save as `Pipeline.save_pretrained` does; `params` may hold the scheduler's state."""
         self.pipeline.save_pretrained(save_directory, {k: v for k, v in params.items() if k != "scheduler"})
 
     @staticmethod
     def numpy_to_pil(images: Any) -> list[Image.Image]:
-        """Images [B, H, W, 3] or [H, W, 3] in 0..1 as PIL images."""
+        """Return images [B, H, W, 3] or [H, W, 3] in 0..1 as PIL images."""
         images = np.asarray(images)
         images = images[None] if images.ndim == 3 else images
         return [Image.fromarray((image * 255).round().astype(np.uint8)) for image in images]
 
     def set_progress_bar_config(self, **kwargs: Any) -> None:
-        """Accepted and without effect: everything runs in one dispatch, so there is no bar to configure."""
+        """Do nothing: everything runs in one dispatch, so there is no bar to configure."""
 
     def _size(self, height: int | None, width: int | None) -> tuple[int, int]:
         model = self.pipeline.model
@@ -280,12 +289,12 @@ class FlaxStableDiffusionXLPipeline:
 
 
 def _traced(table: Table) -> tuple[np.ndarray, np.generic, np.generic]:
-    """A table as arguments of a program: rows, rows used, initial scale."""
+    """Return a table as arguments of a program: rows, rows used, initial scale."""
     return table.rows, np.int32(table.used), np.float32(table.init_scale)
 
 
 def _key_data(key: Any) -> Any:
-    """A key or an array of keys as uint32 words, whether old style or new."""
+    """Return a key or an array of keys as uint32 words, whether old style or new."""
     return jax.random.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key
 
 

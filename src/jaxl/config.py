@@ -2,7 +2,7 @@
 
 Reading is strict. A field is *used* (it becomes part of the dataclass), *fixed* (jaxl implements one value of it), or
 *inert* (it changes no result at inference). Anything else that is switched on is refused by name, because a field
-that is ignored silently is a wrong picture later.
+that is silently ignored means a wrong picture later.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from jaxl.errors import CheckpointError, InputError, nearest
 
 Json = Mapping[str, Any]
 
-# how a moving average of the weights was kept, which diffusers' EMAModel writes into the config beside them
+# diffusers' EMAModel writes into the config how it averaged the weights
 AVERAGE = ("decay", "min_decay", "optimization_step", "update_after_step", "use_ema_warmup", "inv_gamma", "power")
 
 
 def read_fields(
     raw: Json, *, what: str, used: Json, fixed: Mapping[str, tuple[Any, ...]], inert: Iterable[str]
 ) -> dict[str, Any]:
-    """The `used` fields of `raw`, with the given defaults for absent ones.
+    """Return the `used` fields of `raw`, with the given defaults for absent ones.
 
     `fixed` maps a field to the values jaxl implements. Fields in `inert`, and those that start with `_`, are skipped.
-    Any other field is refused unless it is null or false, that is, switched off. So is a value that is no whole number,
-    or no list of such, where the default is one. `what` names the file in errors.
+    Any other field is refused unless it is null or false, that is, switched off. Where the default is a whole number,
+    the value must be one, or a list of them. Raises CheckpointError; `what` names the file in errors.
     """
     known = set(used) | set(fixed) | set(inert)
     for name, value in raw.items():
@@ -52,7 +52,7 @@ def _whole(value: Any) -> bool:
 
 
 def _each(value: Any, n: int) -> list[Any]:
-    """One value for each of `n` blocks: a list is taken as it is, a single value is repeated."""
+    """Return one value for each of `n` blocks: a list as it is, a single value repeated."""
     return list(value) if isinstance(value, (list, tuple)) else [value] * n
 
 
@@ -89,7 +89,7 @@ class UNetConfig:
 
     @property
     def pag_places(self) -> tuple[str, ...]:
-        """Blocks with transformers, and these, by the path of their parameters: where attention can be perturbed."""
+        """The places where attention can be perturbed: blocks with transformers, and these, by parameters' path."""
         blocks = {f"down_blocks.{i}": depths for i, depths in enumerate(self.down)}
         blocks["mid_block"] = self.mid or ()
         blocks |= {f"up_blocks.{i}": depths for i, depths in enumerate(self.up)}
@@ -155,7 +155,7 @@ class UNetConfig:
                 "attention_type": ("default",),
                 "cross_attention_norm": (None,),
             },
-            # softmax is always float32 here, so upcast_attention asks for nothing more
+            # softmax is always float32 here, so upcast_attention changes nothing
             inert=("dropout", "upcast_attention", "addition_embed_type_num_heads", *AVERAGE),
         )
         channels = tuple(f["block_out_channels"])
@@ -231,14 +231,14 @@ class UNetConfig:
 
 
 def _divide(what: str, channels: Iterable[int], parts: Iterable[int], name: str) -> None:
-    """Raise CheckpointError where channels are not a whole number of parts."""
+    """Raise CheckpointError where channels do not divide evenly into parts."""
     for width, number in zip(channels, parts, strict=True):
         if width % number:
             raise CheckpointError(f"{what}: {width} channels are not {number} {name}")
 
 
 def check_pag_layers(cfg: UNetConfig, layers: Iterable[str]) -> None:
-    """Raises InputError at the first name that is not one of `cfg.pag_places`."""
+    """Raise InputError at the first name that is not one of `cfg.pag_places`."""
     for layer in layers:
         if layer not in cfg.pag_places:
             raise InputError("pag_layers", layer, nearest(layer, cfg.pag_places))
@@ -332,7 +332,7 @@ class TinyVAEConfig:
     """A distilled autoencoder without norms or attention (TAESD, https://github.com/madebyollin/taesd).
 
     `encoder_blocks` and `decoder_blocks` are the residual blocks of each level, in the order in which they run. Its
-    latents are what the U-Net works on, with no scale of their own.
+    latents are those of the U-Net, with no scale of their own.
     """
 
     in_channels: int
@@ -396,7 +396,7 @@ class TinyVAEConfig:
 
 
 def read_vae_config(raw: Json, what: str = "vae/config.json") -> VAEConfig | TinyVAEConfig:
-    """The config of either kind of autoencoder, by its `_class_name`: `AutoencoderKL` where there is none."""
+    """Read the config of either kind of autoencoder, by its `_class_name`: `AutoencoderKL` where there is none."""
     kinds = {"AutoencoderKL": VAEConfig, "AutoencoderTiny": TinyVAEConfig}
     name = raw.get("_class_name", "AutoencoderKL")
     if name not in kinds:

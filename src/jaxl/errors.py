@@ -1,4 +1,4 @@
-"""What can go wrong, as one tree of exceptions.
+"""The errors that jaxl raises, as one tree of exceptions.
 
     JaxlError
     ├── InputError          an argument is wrong: it names the argument, the value and the remedy (also a ValueError)
@@ -6,14 +6,15 @@
     ├── OutputError         a result could not be written
     ├── NonFiniteError      a computation gave NaN or infinity; raised instead of returning a black image
     └── RequestError        a request to the engine that is in order was not answered
-        ├── QueueFullError      so many wait that it was turned away; come again after `retry_after` seconds
+        ├── QueueFullError      too many wait already; try again after `retry_after` seconds
         ├── DrainingError       the engine is going to stop, and takes nothing new
+        ├── UnloadedError       the engine has no model at the moment
         ├── DeadlineError       its deadline has passed
         ├── CancelledError      somebody cancelled it
         └── EngineError         the devices failed
 
 Every message is one line. Where a remedy names an argument, it stands between backticks, alone or with a value: give
-`image`, or `prompt_syntax='plain'`. So `respelled` can tell users of the command and of an API what they call it.
+`image`, or `prompt_syntax='plain'`. So `respelled` can put the names that users of the command and of an API know.
 
 `PromptWarning` is the one kind of warning: a prompt is not read as it may have been meant.
 `TruncationWarning` is one: words of it did not fit.
@@ -27,6 +28,23 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
+__all__ = [
+    "CancelledError",
+    "CheckpointError",
+    "DeadlineError",
+    "DrainingError",
+    "EngineError",
+    "InputError",
+    "JaxlError",
+    "NonFiniteError",
+    "OutputError",
+    "PromptWarning",
+    "QueueFullError",
+    "RequestError",
+    "TruncationWarning",
+    "UnloadedError",
+]
+
 ARGUMENT = re.compile(r"`([A-Za-z_]\w*)(?:=([^`]*))?`")
 
 
@@ -34,7 +52,7 @@ class JaxlError(Exception):
     """Base of all errors that jaxl raises on purpose. They can be pickled."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Have it made anew without `__init__`, whose arguments are not the message."""
+        """Rebuild it without `__init__`, whose arguments are not the message."""
         return copyreg.__newobj__, (type(self), *self.args), vars(self)  # pyright: ignore[reportAttributeAccessIssue]
 
 
@@ -42,7 +60,7 @@ class InputError(JaxlError, ValueError):
     """An argument has a value that cannot work.
 
     `argument` is the name of the offending argument, as the caller wrote it; `shown` is its `value` in the message, and
-    `remedy` what is to be done about it.
+    `remedy` says what to do.
     """
 
     def __init__(self, argument: str, value: object, remedy: str):
@@ -84,7 +102,7 @@ class DrainingError(RequestError):
 
 
 class UnloadedError(RequestError):
-    """The engine has given its model up, and has to get another first."""
+    """The engine has given its model up, and needs one first."""
 
 
 class DeadlineError(RequestError):
@@ -100,7 +118,7 @@ class EngineError(RequestError):
 
 
 class PromptWarning(UserWarning):
-    """A prompt is not read as whoever wrote it may have meant it."""
+    """A prompt may be read otherwise than its author meant it."""
 
 
 class TruncationWarning(PromptWarning):
@@ -108,7 +126,7 @@ class TruncationWarning(PromptWarning):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """The sentence that offers the known names, the closest one first: `did you mean 'ddim'? known: ...`."""
+    """Return the sentence that offers the known names, the closest one first: `did you mean 'ddim'? known: ...`."""
     known = sorted(known)
     close = difflib.get_close_matches(str(name).lower(), known, n=1, cutoff=0.5)
     hint = f"did you mean {close[0]!r}? " if close else ""
@@ -116,10 +134,10 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def respelled(message: str, spell: Callable[[str, str | None], str]) -> str:
-    """The message with each argument between backticks as `spell` writes it, from a name and a value or None."""
+    """Return the message with each argument between backticks as `spell` writes it, from a name and a value or None."""
     return ARGUMENT.sub(lambda match: spell(match[1], match[2]), message)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error, of Python or of XLA, says that memory is used up."""
+    """Return whether an error, of Python or of XLA, says that memory is used up."""
     return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)

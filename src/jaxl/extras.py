@@ -1,7 +1,7 @@
-"""How further parts of jaxl are installed.
+"""The command that installs further parts of jaxl.
 
-No package index has jaxl, and a stranger could put something of this name there. So nobody is told to install it by its
-name: extras come from the folder that this jaxl was installed from.
+No package index has jaxl, and a stranger could put something of this name there. So messages never tell users to
+install it by its name: extras come from the folder that this jaxl was installed from.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from urllib.parse import unquote, urlsplit
 
 
 def install_command(extra: str) -> str:
-    """The command line that adds an extra, such as "serve", to this environment."""
+    """Return the command line that adds an extra, such as "serve", to this environment."""
     clone = _clone()
     if clone is None:
         return f'pip install ".[{extra}]" in a clone of jaxl'
@@ -23,7 +23,7 @@ def install_command(extra: str) -> str:
 
 
 def _clone() -> Path | None:
-    """The folder that jaxl was installed from, if it is still there: pip notes it (PEP 610)."""
+    """Return the folder that jaxl was installed from, if it is still there: pip notes it (PEP 610)."""
     try:
         noted = json.loads(metadata.distribution("jaxl").read_text("direct_url.json") or "{}")
     except (metadata.PackageNotFoundError, ValueError):

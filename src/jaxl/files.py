@@ -1,4 +1,4 @@
-"""Files that jaxl keeps: where, and written whole or not at all."""
+"""Folders for files that jaxl keeps, and writing files whole or not at all."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from jaxl.errors import OutputError
 
 
 def user_folder() -> Path:
-    """jaxl's part of the user's cache folder. Raises RuntimeError where nobody knows the user's home."""
+    """Return jaxl's part of the user's cache folder. Raises RuntimeError where the user's home is not known."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxl"
 
 
 def cache_folder(name: str) -> Path:
-    """Where things of a kind are kept: in `$JAXL_CACHE_DIR`, else in the user's cache folder."""
+    """Return the folder for one kind of files: in `$JAXL_CACHE_DIR`, else in the user's cache folder."""
     return Path(os.environ.get("JAXL_CACHE_DIR") or user_folder()) / name
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file, whole or not at all, into a folder that is made if need be. Raises OutputError."""
+    """Write a file, whole or not at all, and make its folder if need be. Raises OutputError."""
     temporary = path.with_name(f".jaxl-{secrets.token_hex(8)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -13,39 +13,38 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Unpack
+from typing import Any, Literal, NamedTuple, TypedDict, Unpack, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 from jax.typing import DTypeLike
 from PIL import Image
 
 from jaxl import presets
 from jaxl.call import arguments
-from jaxl.call.arguments import DrawOptions, Options
 from jaxl.call.inputs import Encoder, Inputs
-from jaxl.call.plan import Devices, Plan, make_plan
+from jaxl.call.options import DrawOptions, LoadOptions, Options
+from jaxl.call.plan import OTHER_PROMPTS, Devices, Plan, make_plan
+from jaxl.call.prompts import open_tokenizers
 from jaxl.diffusion.loop import Slots
-from jaxl.errors import CheckpointError, InputError, NonFiniteError
+from jaxl.errors import InputError, NonFiniteError
 from jaxl.kernels import Kernels
 from jaxl.nn.layers import Shapes
-from jaxl.run.disk_cache import enable_disk_cache
+from jaxl.run.bucket import Bucket, Conditioning
 from jaxl.run.embeddings import Embeddings
 from jaxl.run.model import Model
-from jaxl.run.programs import Bucket, Conditioning, Programs
+from jaxl.run.programs import Programs
 from jaxl.run.sharding import gathered, make_mesh, on_host, own_images, place_parameters
-from jaxl.text.tokenizer import Tokenizer
-from jaxl.weights.checkpoint import Checkpoint, first_broken, load_params
+from jaxl.weights.checkpoint import Checkpoint, first_broken
 from jaxl.weights.folder import TOKENIZERS
-from jaxl.weights.layout import flatten, placed
-from jaxl.weights.prediction import with_prediction
+from jaxl.weights.layout import flatten
+from jaxl.weights.params import read_params
 from jaxl.weights.quantise import (
     PROMPTS,
+    Precision,
     check_prompts,
     layers,
     quantise_params,
@@ -56,8 +55,7 @@ from jaxl.weights.quantise import (
     write_scales,
 )
 from jaxl.weights.save import save_checkpoint
-from jaxl.weights.source import open_checkpoint, open_unet, open_vae, with_unet, with_vae
-from jaxl.weights.winograd import with_winograd, with_winograd_shapes, without_winograd
+from jaxl.weights.winograd import with_winograd_shapes
 
 Params = dict[str, Any]
 Preview = Callable[[int, int, np.ndarray], None]
@@ -66,7 +64,26 @@ Callback = Callable[[int, int, np.ndarray], bool | None]
 Decoded = tuple[jax.Array, jax.Array, jax.Array]  # floats, bytes, whether all is finite
 Output = Literal["pil", "numpy", "latents"]
 
+# options of a base model that its refiner does not take over
+OF_BASE = ("denoising_end", "mask", "strength", "padding_mask_crop", "width", "height", "latents")
+
 log = logging.getLogger(__name__)
+
+
+class Shown(TypedDict):
+    """Who is told of a call while it runs."""
+
+    callback: Callback | None
+    preview: Preview | None
+    progress: Progress | None
+
+
+class Quantised(NamedTuple):
+    """The precision of a pipeline, and the prompts that its scales are measured on and the file that keeps them."""
+
+    precision: Precision
+    prompts: list[str]
+    scales_file: Path
 
 
 @dataclass(frozen=True)
@@ -88,253 +105,91 @@ class Result:
     timings: dict[str, float]
 
 
-def from_pretrained(
-    model: str | os.PathLike[str] = "tiny",
-    *,
-    dtype: DTypeLike = jnp.bfloat16,
-    mesh: Mesh | None = None,
-    shard_params: bool = False,
-    revision: str | None = None,
-    variant: str | None = None,
-    token: str | None = None,
-    cache_dir: str | os.PathLike[str] | None = None,
-    local_files_only: bool = False,
-    unet: str | os.PathLike[str] | None = None,
-    vae: str | os.PathLike[str] | None = None,
-    vae_dtype: DTypeLike | None = None,
-    vae_tile: int | None = None,
-    preview: str | os.PathLike[str] | None = None,
-    preset: str | None = None,
-    prediction_type: str | None = None,
-    batch_sizes: Sequence[int] = (),
-    precision: str | None = None,
-    calibration: Sequence[str] = PROMPTS,
-    kernels: Kernels | None = None,
-    compile_for: Sequence[Bucket] = (),
-    progress: Progress | None = None,
-) -> tuple[Pipeline, Params]:
-    """Load a checkpoint: the pipeline, and its parameters on the devices.
-
-    Args:
-        model: a hub id, a folder in diffusers' layout, a `.safetensors` file in the original layout, or "tiny".
-        dtype: of weights and compute, bfloat16 or float32. The scheduler and the loop are float32 always.
-        mesh: the devices, all by default, of all hosts (`run.hosts`); batches are split over them.
-        shard_params: split the parameters over the devices, of one host, instead of keeping all of them on each.
-        revision, token, cache_dir, local_files_only: passed on to the hub. variant: of the weight files, such as
-        "fp16".
-        unet: a U-Net in place of the checkpoint's, such as one of SDXL-Lightning: a hub id, a folder, or a
-            `.safetensors` file in diffusers' names or in the original ones.
-        vae: an autoencoder in place of the checkpoint's: a hub id, a folder or a file, of SDXL's kind, as the "fp16
-            fix" is, or of TAESD's, which is small and fast.
-        vae_dtype: of the autoencoder; by default float32 if its config has `force_upcast`, else `dtype`.
-        vae_tile: pixels; larger images are encoded and decoded in overlapping tiles of this size, which takes far less
-            memory and is not quite the same (docs/performance.md).
-        preview: an autoencoder of TAESD's kind for previews, in place of a linear map.
-        preset: a name in `jaxl.presets.PRESETS`, such as "turbo", "lightning" or "hyper": what `generate` does where it
-            is not told the steps, the guidance or the scheduler. By default, what the checkpoint's name or configs say.
-        prediction_type: "epsilon", "v_prediction" or "sample", where the checkpoint does not say, or wrongly, what its
-            network predicts. A single file says it in a tensor `v_pred`, in its metadata or in a .yaml beside it.
-        batch_sizes: the numbers of images that programs are compiled for; other numbers are filled up, or drawn in
-            several rounds. By default every number of images compiles programs of its own.
-        precision: "fp8" or "int8": the linear layers of the U-Net's transformer blocks in eight bits, faster on chips
-            that have units for them, and not quite the same (docs/performance.md); with "+conv" the convolutions of
-            its residual blocks too.
-        calibration: the prompts that the range of the layers' inputs is measured on, once, before the first use of a
-            precision; what was found is kept in the cache folder.
-        kernels: how the networks compute; by default what is best on the platform, `Kernels.plain` is XLA alone.
-        compile_for: buckets whose programs are compiled while the weights load.
-        progress: called with ("load", tensors placed, tensors in all), and ("calibrate", rows, rows in all).
-
-    Raises CheckpointError if the checkpoint is missing, damaged or not of SDXL's kind; InputError for the arguments.
-    """
-    pipe = open_pipeline(
-        model,
-        dtype=dtype,
-        mesh=mesh,
-        shard_params=shard_params,
-        revision=revision,
-        variant=variant,
-        token=token,
-        cache_dir=cache_dir,
-        local_files_only=local_files_only,
-        unet=unet,
-        vae=vae,
-        vae_dtype=vae_dtype,
-        vae_tile=vae_tile,
-        preview=preview,
-        preset=preset,
-        prediction_type=prediction_type,
-        batch_sizes=batch_sizes,
-        precision=precision,
-        calibration=calibration,
-        kernels=kernels,
-    )
-    for bucket in compile_for:
-        pipe.programs.compile(bucket)
-    return pipe, pipe.load_params(progress=progress)
-
-
-def open_pipeline(
-    model: str | os.PathLike[str] = "tiny",
-    *,
-    dtype: DTypeLike = jnp.bfloat16,
-    mesh: Mesh | None = None,
-    shard_params: bool = False,
-    revision: str | None = None,
-    variant: str | None = None,
-    token: str | None = None,
-    cache_dir: str | os.PathLike[str] | None = None,
-    local_files_only: bool = False,
-    unet: str | os.PathLike[str] | None = None,
-    vae: str | os.PathLike[str] | None = None,
-    vae_dtype: DTypeLike | None = None,
-    vae_tile: int | None = None,
-    preview: str | os.PathLike[str] | None = None,
-    preset: str | None = None,
-    prediction_type: str | None = None,
-    batch_sizes: Sequence[int] = (),
-    precision: str | None = None,
-    calibration: Sequence[str] = PROMPTS,
-    kernels: Kernels | None = None,
-) -> Pipeline:
-    """What `from_pretrained` does, without loading the parameters: `Pipeline.load_params` does that."""
-    enable_disk_cache()
-    hub: dict[str, Any] = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
-    checkpoint = open_checkpoint(model, revision=revision, variant=variant, **hub)
-    if unet is not None:
-        checkpoint = with_unet(checkpoint, open_unet(unet, checkpoint, variant=variant, **hub))
-    if prediction_type is not None:
-        checkpoint = with_prediction(checkpoint, prediction_type)
-    for component, name in (("vae", vae), ("preview", preview)):
-        if name is not None:
-            checkpoint = with_vae(checkpoint, open_vae(name, variant=variant, **hub), component)
-    return Pipeline(
-        checkpoint,
-        dtype=dtype,
-        mesh=mesh or make_mesh(),
-        shard_params=shard_params,
-        vae_dtype=vae_dtype,
-        vae_tile=vae_tile,
-        preset=preset,
-        batch_sizes=batch_sizes,
-        precision=precision,
-        calibration=calibration,
-        kernels=kernels,
-    )
-
-
 class Pipeline:
     """A loaded checkpoint without its parameters, which every call is given: see `from_pretrained`."""
 
-    def __init__(
-        self,
-        checkpoint: Checkpoint,
-        *,
-        dtype: DTypeLike,
-        mesh: Mesh,
-        shard_params: bool = False,
-        vae_dtype: DTypeLike | None = None,
-        vae_tile: int | None = None,
-        preset: str | None = None,
-        batch_sizes: Sequence[int] = (),
-        precision: str | None = None,
-        calibration: Sequence[str] = PROMPTS,
-        kernels: Kernels | None = None,
-    ):
-        for argument, value in (("dtype", dtype), ("vae_dtype", vae_dtype or dtype)):
-            if value not in (jnp.bfloat16, jnp.float32, "bfloat16", "float32"):
-                raise InputError(argument, value, "use jax.numpy.bfloat16 or jax.numpy.float32")
-        if shard_params and mesh.is_multi_process:
-            raise InputError("shard_params", shard_params, "each host needs all parameters; leave it out with several")
-        self.checkpoint = checkpoint
+    def __init__(self, checkpoint: Checkpoint, options: LoadOptions):
+        """Make the programs and tokenizers of a checkpoint that was opened. Raises InputError and CheckpointError."""
+        mesh = options.mesh or make_mesh()
+        if options.shard_params and mesh.is_multi_process:
+            raise InputError("shard_params", True, "each host needs all parameters; leave it out with several")
         device = mesh.devices.flat[0]
-        kernels = kernels or Kernels.of_device(device)
+        kernels = options.kernels or Kernels.of_device(device)
+        self.checkpoint = checkpoint
         self.model = Model.from_configs(checkpoint.configs, kernels)
-        self.dtype = jnp.dtype(dtype)
         self.mesh = mesh
+        self.dtype = read_dtype("dtype", options.dtype, jnp.float32 if device.platform == "cpu" else jnp.bfloat16)
         own = presets.preset_by_name(checkpoint.source) or self.model.preset
         # a U-Net on its own knows best how it wants to be sampled
-        self.preset = presets.choose_preset(preset, checkpoint.source_of("unet"), own)
+        self.preset = presets.choose_preset(options.preset, checkpoint.source_of("unet"), own)
         predicted = self.model.scheduler.noise.prediction_type
         log.info("preset %s; the network predicts %s, by %s", self.preset, predicted, checkpoint.predicts_by)
-        sizes = [arguments.whole_number("batch_sizes", size, least=1) for size in batch_sizes]
+        sizes = [arguments.whole_number("batch_sizes", size, least=1) for size in options.batch_sizes]
         self.devices = Devices(mesh.size, sizes)
-        shapes = self.model.shapes(dtype, vae_dtype or self.model.vae_dtype(dtype))
-        if vae_tile is not None:
-            arguments.image_size("vae_tile", vae_tile, 0, self.model.vae.factor)
+        of_vae = read_dtype("vae_dtype", options.vae_dtype or "auto", self.model.vae_dtype(self.dtype))
+        shapes = self.model.shapes(self.dtype, of_vae)
+        if options.vae_tile is not None:
+            arguments.image_size("vae_tile", options.vae_tile, 0, self.model.vae.factor)
 
         def programs(unet: Shapes) -> Programs:
             own = {**shapes, "unet": with_winograd_shapes(unet) if kernels.conv == "winograd" else unet}
-            return Programs(self.model, mesh, place_parameters(own, mesh, split=shard_params), vae_tile)
+            placed = place_parameters(own, mesh, split=options.shard_params)
+            return Programs(self.model, mesh, placed, options.vae_tile)
 
-        self.programs = programs(shapes["unet"])
-        self.tokenizers: dict[str, Tokenizer] = {}
-        for encoder in self.model.text_encoders:
-            folder = checkpoint.tokenizers[TOKENIZERS[encoder]]
-            pad = "!" if encoder == "text_encoder_2" else "<|endoftext|>"
-            tokenizer = Tokenizer.clip(pad) if folder is None else Tokenizer.from_dir(folder)
-            cfg = self.model.text_encoders[encoder]
-            # an id or position beyond the table would silently read its last row
-            if tokenizer.vocab_size > cfg.vocab_size or tokenizer.max_length > cfg.max_length:
-                raise CheckpointError(
-                    f"{checkpoint.source}: the tokenizer has {tokenizer.vocab_size} ids and {tokenizer.max_length} "
-                    f"positions, more than the {cfg.vocab_size} and {cfg.max_length} of {encoder}"
-                )
-            self.tokenizers[encoder] = tokenizer
+        self.tokenizers = open_tokenizers(checkpoint, self.model)
         self.embeddings = Embeddings({})
-        self.precision = None
-        if precision is not None:
-            self.exact = copy(self)
-            self.precision = read_precision(precision, device.platform)
-            self.calibration = check_prompts(calibration)
-            self.scales_file = scales_file(checkpoint, self.calibration)
-            self.programs = programs(quantised_shapes(shapes["unet"], self.precision))
+        self.exact = self.programs = programs(shapes["unet"])
+        self.quantised = None
+        if options.precision is not None:
+            prompts = check_prompts(PROMPTS if options.calibration is None else options.calibration)
+            precision = read_precision(options.precision, device.platform)
+            self.quantised = Quantised(precision, prompts, scales_file(checkpoint, prompts))
+            self.programs = programs(quantised_shapes(shapes["unet"], precision))
 
     def load_params(self, progress: Progress | None = None) -> Params:
         """Read, cast and place the checkpoint's tensors, one at a time; with a `precision`, quantise them then.
 
-        The scales of the inputs are those of `scales_file`, or are measured and written there.
+        The scales of the inputs are those of its file, or are measured and written there.
         """
+
+        def tell(done: int, total: int) -> None:
+            if progress is not None:
+                progress("load", done, total)
+
+        if self.quantised is None:
+            return read_params(self.checkpoint, self.exact.shapes, tell)
+        precision, prompts, file = self.quantised
         unet = self.programs.shapes["unet"]
-        if self.precision is not None:
-            largest = read_scales(self.scales_file, layers(unet))
-            params = self.exact.load_params(progress)
-            # several hosts draw together, so all measure if one has to
-            if not gathered(largest is not None, self.mesh).all() or largest is None:
-                largest = self.exact.calibrate(params, self.calibration, progress)
-                if not np.isfinite(list(largest.values())).all():
-                    raise self.exact.not_finite(params, "what was drawn to measure the ranges")
-                write_scales(self.scales_file, largest)
-            wanted = flatten(unet)  # no transformed weights of convolutions that are quantised
-            leaves = {key: leaf for key, leaf in flatten(params.pop("unet")).items() if key in wanted}
-            return {"unet": quantise_params(leaves, largest, self.precision, unet), **params}
-        shapes = {**self.programs.shapes, "unet": without_winograd(unet)}
-        shardings = {name: {key: leaf.sharding for key, leaf in flatten(tree).items()} for name, tree in shapes.items()}
-        params = load_params(
-            self.checkpoint,
-            shapes,
-            place=lambda component, key, array: placed(array, shardings[component][key]),
-            progress=None if progress is None else lambda done, total: progress("load", done, total),
-        )
-        return {**params, "unet": with_winograd(params["unet"], unet)}
+        largest = read_scales(file, layers(unet))
+        params = read_params(self.checkpoint, self.exact.shapes, tell)
+        # several hosts draw together, so all measure if one has to
+        if not gathered(largest is not None, self.mesh).all() or largest is None:
+            largest = self.calibrate(params, prompts, progress)
+            if not np.isfinite(list(largest.values())).all():
+                raise self.not_finite(params, "what was drawn to measure the ranges")
+            write_scales(file, largest)
+        wanted = flatten(unet)  # no transformed weights of convolutions that are quantised
+        leaves = {key: leaf for key, leaf in flatten(params.pop("unet")).items() if key in wanted}
+        return {"unet": quantise_params(leaves, largest, precision, unet), **params}
 
     def calibrate(
         self, params: Params, prompts: Sequence[str] = PROMPTS, progress: Progress | None = None
     ) -> dict[str, float]:
-        """The greatest magnitude that each layer of the U-Net that may be quantised is fed while it draws the prompts.
+        """Return the greatest magnitude that each layer of the U-Net that may be quantised is fed for some prompts.
 
-        One image of each prompt, in the steps of the model's preset, with exact parameters.
+        One image of each is drawn, in the steps of the model's preset, with exact parameters.
         """
         largest = dict.fromkeys(layers(params["unet"]), np.float32(0.0))
+        encoder = Encoder(self.exact, params, Embeddings({}))
         at_once = self.devices.count
         for first in range(0, len(prompts), at_once):
             some = list(prompts[first : first + at_once])
             plan = self.plan(some, seed=first)
-            inputs = self.inputs(params, plan)
-            slots = self.programs.get("start", plan.bucket)(inputs.beginning())
+            inputs = Inputs(plan, encoder)
+            slots = self.exact.get("start", plan.bucket)(inputs.beginning())
             done = first // at_once * plan.count
             for segment, cond in zip(plan.segments, inputs.conditionings(), strict=True):
-                run = self.programs.get("observe", plan.bucket_of(segment))
+                run = self.exact.get("observe", plan.bucket_of(segment))
                 for _ in range(segment.rows):
                     slots, largest = run(params["unet"], slots, cond, largest)
                     done += 1
@@ -345,8 +200,10 @@ class Pipeline:
 
     def save_pretrained(self, folder: str | os.PathLike[str], params: Params) -> None:
         """Write a folder that diffusers and jaxl open. Raises OutputError, leaving nothing behind."""
-        if self.precision is not None:
-            raise InputError("precision", self.precision.name, "only exact parameters are saved; load without it")
+        if self.quantised is not None:
+            raise InputError(
+                "precision", self.quantised.precision.name, "only exact parameters are saved; load without it"
+            )
         tokenizers = {TOKENIZERS[encoder]: tokenizer.save for encoder, tokenizer in self.tokenizers.items()}
         configs, own = ({k: v for k, v in each.items() if k != "preview"} for each in (self.checkpoint.configs, params))
         save_checkpoint(Path(folder), configs, own, tokenizers)
@@ -356,12 +213,8 @@ class Pipeline:
     ) -> Bucket:
         """The bucket that `images` images of a size run in: filled up to a multiple of the devices."""
         size, factor = self.model.default_size, self.model.vae.factor
-        return Bucket(
-            self.devices.batch(images, 1 + guided),
-            arguments.image_size("height", height, size, factor),
-            arguments.image_size("width", width, size, factor),
-            guided,
-        )
+        height = arguments.image_size("height", height, size, factor)
+        return self.devices.filled(Bucket(images, height, arguments.image_size("width", width, size, factor), guided))
 
     def generate(
         self,
@@ -384,6 +237,8 @@ class Pipeline:
         callback: Callback | None = None,
         preview: Preview | None = None,
         progress: Progress | None = None,
+        refiner: tuple[Pipeline, Params] | None = None,
+        refiner_at: float = 0.8,
         **options: Unpack[Options],
     ) -> Result:
         """Make pictures of a prompt, or of each prompt of a list.
@@ -409,36 +264,57 @@ class Pipeline:
             preview: called after each step with (steps done, steps in all, pictures), uint8 [B, h, w, 3]: small
                 pictures of what the images are going to be.
             progress: called with ("compile" or "generate", done, in all).
-            **options: `arguments.Options`: pictures and masks to start from (`Start`), guidance (`Guidance`), choices
-                of sampling (`Sampling`), less work at some distance from the exact picture (`Caching`), the syntax of
-                prompts, and what SDXL is told of sizes (`MicroConditioning`).
+            refiner: the pipeline and the parameters of a second model, as `from_pretrained` gives them, which draws the
+                last steps (arXiv:2307.01952, section 2.5), from the share `refiner_at` of the noise levels on.
+                Where the callback stops before that, there are latents alone.
+            **options: `Options` in `jaxl.call.options`: pictures and masks to start from (`Start`), guidance
+                (`Guidance`), choices of sampling (`Sampling`), less work at some distance from the exact picture
+                (`Caching`), the syntax of prompts, and what SDXL is told of sizes (`MicroConditioning`).
 
         No argument compiles anything anew but the number of images, their size, and whether any of them is guided, is
         guided by perturbed attention, has FreeU, keeps features from step to step, or has a prompt of more than 75
         tokens. Raises InputError for an argument that cannot work and NonFiniteError rather than return a broken image;
         warns with TruncationWarning when a prompt was cut.
         """
-        plan = self.plan(
-            prompt,
-            prompt_2=prompt_2,
-            negative_prompt=negative_prompt,
-            negative_prompt_2=negative_prompt_2,
-            seed=seed,
-            steps=steps,
-            guidance_scale=guidance_scale,
-            width=width,
-            height=height,
-            num_images=num_images,
-            scheduler=scheduler,
-            latents=latents,
-            clip_skip=clip_skip,
-            **options,
-        )
-        return self.run(params, plan, output=output, callback=callback, preview=preview, progress=progress)
+        given = locals()  # by name, so that no option is forgotten on the way
+        named = {name: given[name] for name in DrawOptions.__annotations__ if name in given}
+        asked = cast(DrawOptions, {**named, **options})
+        shown: Shown = {"callback": callback, "preview": preview, "progress": progress}
+        if refiner is None:
+            return self.run(params, self.plan(prompt, **asked), output=output, **shown)
+        pipe, its_params = refiner
+        asked["denoising_end"] = arguments.share("refiner_at", refiner_at)
+        plan = self.plan(prompt, **asked)
+        pipe.plan_refining(plan, None, prompt, **asked)  # so that a mistake is told before anything is drawn
+        base = self.run(params, plan, output="latents", **shown)
+        if base.steps < plan.count:
+            return base
+        refining = pipe.plan_refining(plan, base.latents, prompt, **asked)
+        refined = pipe.run(its_params, refining, output=output, **shown)
+        timings = {name: base.timings.get(name, 0.0) + seconds for name, seconds in refined.timings.items()}
+        return replace(refined, steps=base.steps + refined.steps, timings=timings)
 
     def plan(self, prompt: str | Sequence[str], **options: Unpack[DrawOptions]) -> Plan:
         """Check the arguments of `generate` and give each image its own, before anything is loaded or compiled."""
         return make_plan(self.model, self.tokenizers, self.preset, self.devices, prompt, options)
+
+    def plan_refining(
+        self, base: Plan, noisy: np.ndarray | None, /, prompt: str | Sequence[str], **options: Unpack[DrawOptions]
+    ) -> Plan:
+        """Return the plan with which this model, a refiner, goes on where another model's plan ends.
+
+        noisy: the latents that it gave, [B, h, w, C]; None for zeros, to check the options and to compile for them.
+        prompt, options: what `base` was made of, with a `denoising_end`.
+        """
+        each, batch = options.get("num_images", 1), base.batch
+        texts = {"prompt": prompt} | {name: text for name in OTHER_PROMPTS if (text := options.get(name)) is not None}
+        own = {name: arguments.prompts_per_image(name, text, batch // each, each) for name, text in texts.items()}
+        height, width = base.bucket.height, base.bucket.width
+        if noisy is None:
+            noisy = np.zeros(Bucket(batch, height, width, guided=False).latents_shape(self.model), np.float32)
+        goes_on: DrawOptions = {"image": noisy, "denoising_start": options.get("denoising_end", 1.0), "num_images": 1}
+        kept = {name: value for name, value in options.items() if name not in OF_BASE}
+        return self.plan(**cast(Any, {**kept, **own, **goes_on}))
 
     def run(
         self,
@@ -595,6 +471,15 @@ class Pipeline:
             if self.dtype != np.float32:
                 remedy = f"use `dtype=float32`, or {remedy}"
         return NonFiniteError(f"{what} became NaN or infinite; {remedy}")
+
+
+def read_dtype(argument: str, value: DTypeLike, auto: DTypeLike) -> np.dtype:
+    """Return bfloat16 or float32, or `auto` for "auto". Raises InputError for others."""
+    if value == "auto":
+        return jnp.dtype(auto)
+    if value not in (jnp.bfloat16, jnp.float32, "bfloat16", "float32"):
+        raise InputError(argument, value, "use jax.numpy.bfloat16 or jax.numpy.float32")
+    return jnp.dtype(value)
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 Two text chunks go into a file. `parameters` is the text that AUTOMATIC1111's web UI writes and that most galleries read
 (https://github.com/AUTOMATIC1111/stable-diffusion-webui, `modules/infotext_utils.py`). `jaxl` is JSON with every
-setting under its name in `Pipeline.generate`, and is what `read_settings` gives back.
+setting under its name in `Pipeline.generate`, which `read_settings` reads.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from jaxl.call.infotext import a1111_text
 from jaxl.call.infotext import read_a1111_text as read_a1111_text
 from jaxl.errors import InputError, OutputError
 
+__all__ = ["png_bytes", "read_settings", "write_new_png", "write_png"]
+
 Settings = Mapping[str, Any]
 
 MAX_SETTINGS_CHARACTERS = 1_000_000
@@ -33,7 +35,7 @@ MAX_FILE_BYTES = 256 * 2**20
 
 
 def write_png(path: Path, image: Image.Image, settings: Settings | None) -> None:
-    """Write an image with its settings, if any, replacing a regular file at `path`, or what a link there points to.
+    """Write an image with its settings, if any, replacing a regular file at `path`, or the file a link there points to.
 
     The folder is made if need be. Raises OutputError, with the old file untouched and nothing new left behind.
     """
@@ -44,7 +46,7 @@ def write_png(path: Path, image: Image.Image, settings: Settings | None) -> None
 
 
 def write_new_png(paths: Iterable[Path], image: Image.Image, settings: Settings) -> Path:
-    """Write to the first of `paths`, endless and in one folder, where there is nothing yet; returns it.
+    """Write to the first of `paths`, endless and in one folder, where there is nothing yet, and return it.
 
     The folder is made if need be. Raises OutputError, with nothing left behind.
     """
@@ -57,7 +59,7 @@ def write_new_png(paths: Iterable[Path], image: Image.Image, settings: Settings)
 
 
 def check_writable(argument: str, path: Path, *, folder: bool) -> None:
-    """Raise InputError, naming `argument`, unless a file can be written to `path`, or to files in it if it is a folder.
+    """Raise InputError, naming `argument`, unless `path`, or with `folder` a file in it, can be written.
 
     A folder that is not there yet passes if it can be made; it is not made here.
     """
@@ -73,9 +75,9 @@ def check_writable(argument: str, path: Path, *, folder: bool) -> None:
 
 
 def png_bytes(image: Image.Image, settings: Settings | None, xmp: str | None = None) -> bytes:
-    """The image as a PNG file, with both text chunks: tEXt, or iTXt for what is not Latin-1.
+    """Return the image as a PNG file, with both text chunks: tEXt, or iTXt for text that is not Latin-1.
 
-    `xmp` is an XMP packet, which goes where part 3 of the XMP specification has it (section 1.1.5): an iTXt chunk.
+    `xmp` is an XMP packet, for an iTXt chunk as in part 3 of the XMP specification (section 1.1.5).
     """
     info = PngInfo()
     if settings is not None:
@@ -89,7 +91,7 @@ def png_bytes(image: Image.Image, settings: Settings | None, xmp: str | None = N
 
 
 def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The settings that jaxl wrote into a PNG file, as they were given to `write_png`.
+    """Read the settings that jaxl wrote into a PNG file, as they were given to `write_png`.
 
     No pixel is decoded. Raises InputError if the file is missing, no PNG, larger than 256 MiB or without settings, or
     if these are longer than a million characters, damaged, or say anything twice.
@@ -114,7 +116,7 @@ def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def read_settings_text(text: str, argument: str, shown: str | None = None) -> dict[str, Any]:
-    """The settings in the `jaxl` text of a file. Raises InputError, as `read_settings` does, naming `argument`.
+    """Read the settings in the `jaxl` text of a file. Raises InputError, as `read_settings` does, naming `argument`.
 
     `shown` is its value in the message; by default, the beginning of the text.
     """
@@ -146,7 +148,7 @@ def _failing(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _temporary(folder: Path, data: bytes, *, make: bool = True) -> Iterator[Path]:
-    """A file in the folder, its bytes on disk, that is gone afterwards unless it was renamed."""
+    """Yield a file in the folder, its bytes on disk, that is removed afterwards unless it was renamed."""
     if make:
         folder.mkdir(parents=True, exist_ok=True)
     path = folder / f".jaxl-{secrets.token_hex(8)}.tmp"
@@ -161,9 +163,9 @@ def _temporary(folder: Path, data: bytes, *, make: bool = True) -> Iterator[Path
 
 
 def _rename_new(temporary: Path, path: Path) -> bool:
-    """Give the file this name too; False if there is something of the name already."""
+    """Give the file this name too; return False if something has the name already."""
     try:
-        os.link(temporary, path)  # unlike a rename, never replaces what another process wrote just now
+        os.link(temporary, path)  # unlike a rename, never replaces a file that another process wrote just now
     except FileExistsError:
         return False
     except OSError:  # a file system without links

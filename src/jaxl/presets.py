@@ -1,4 +1,4 @@
-"""What is known of published models: SDXL's configs, and how its fast relatives want to be sampled."""
+"""Facts about published models: SDXL's configs, and the sampling settings of its fast relatives."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from typing import Any
 
 from jaxl.errors import InputError, nearest
 
+__all__ = ["PRESETS", "SPEEDS", "Preset"]
+
 
 @dataclass(frozen=True)
 class Preset:
-    """Settings for what a caller leaves open. None leaves it to the checkpoint; `eta` goes with `scheduler`.
+    """Settings that a caller leaves open. None leaves them to the checkpoint; `eta` goes with `scheduler`.
 
-    `reason` says why it was taken.
+    `reason` says why the preset was chosen.
     """
 
     name: str
@@ -37,9 +39,9 @@ PRESETS: Mapping[str, Preset] = {
         Preset("sdxl"),
         # Sauer et al. 2023, arXiv:2311.17042: 1 to 4 steps without guidance
         Preset("turbo", 1, 1.0, "euler_a", timestep_spacing="trailing"),
-        # fine-tunes with its weights in them, as the cards of DreamShaper XL and TurboVision XL ask for
+        # fine-tunes that contain SDXL-Turbo, as the cards of DreamShaper XL and TurboVision XL ask for
         Preset("turbo_finetune", 6, 2.0, "dpm++sde_karras"),
-        # Lin et al. 2024, arXiv:2402.13929: 2, 4 or 8 steps, as the weights were distilled for
+        # Lin et al. 2024, arXiv:2402.13929: 2, 4 or 8 steps, those for which the weights were distilled
         Preset("lightning", 4, 1.0, "euler", timestep_spacing="trailing"),
         # Ren et al. 2024, arXiv:2404.13686: TCD's sampler for any number of steps
         Preset("hyper", 4, 1.0, "tcd", eta=1.0),
@@ -53,25 +55,26 @@ PRESETS: Mapping[str, Preset] = {
         Preset("playground", 25, 3.0),
     )
 }
+"""The presets by their names, which `preset=` takes."""
 
 
 def preset(name: str) -> Preset:
-    """The preset of this name; InputError for another."""
+    """Return the preset of this name. Raises InputError for an unknown one."""
     if name not in PRESETS:
         raise InputError("preset", name, nearest(name, PRESETS))
     return PRESETS[name]
 
 
-# how much of a run is guided, and how much of it is whole; benchmarks/speed_and_quality.py says what they cost
 SPEEDS: Mapping[str, Mapping[str, Any]] = {
     "exact": {},
     "balanced": {"cache_interval": 3},
     "fast": {"cache_interval": 5, "guidance_interval": (0.0, 0.8)},
 }
+"""The options that each `speed=` stands for; benchmarks/speed_and_quality.py says what they cost."""
 
 
 def speed(name: str) -> Mapping[str, Any]:
-    """The options that a speed stands for; InputError for another name."""
+    """Return the options that a speed stands for. Raises InputError for an unknown one."""
     if not isinstance(name, str) or name not in SPEEDS:
         raise InputError("speed", name, nearest(name, SPEEDS))
     return SPEEDS[name]
@@ -79,7 +82,7 @@ def speed(name: str) -> Mapping[str, Any]:
 
 # Stability's own files and folder; a fine-tune has more in its name
 SDXL_TURBO = re.compile(r"sd_?xl[-_]turbo([-_.](v?1[._]0|fp16|fp32|bf16|onnx|tensorrt))*")
-# in the order in which they are looked for, in words with `_` between; "hyper" alone may be HyperRealism
+# in the order of the search, in words with `_` between; "hyper" alone may be HyperRealism
 DISTILLED: Mapping[str, re.Pattern[str]] = {
     "hyper": re.compile(
         r"(^|_)hyper(_?sd|_?sdxl)?(_(sd|sdxl|[0-9]+|v|steps?|cfg|bakedvae|baked|vae|fp|lora|unet)(_|$)|$)"
@@ -93,14 +96,14 @@ DISTILLED: Mapping[str, re.Pattern[str]] = {
 
 
 def is_sdxl_turbo(name: str) -> bool:
-    """Whether a file or a repository is named as SDXL-Turbo itself, which was trained for 512 pixels."""
+    """Return whether a file or a repository has the name of SDXL-Turbo itself, which was trained for 512 pixels."""
     return SDXL_TURBO.fullmatch(_stem(name).lower()) is not None
 
 
 def preset_by_name(source: str) -> Preset | None:
-    """The preset that a model's own name tells of, with the steps it mentions: "sdxl_lightning_8step.safetensors".
+    """Return the preset that a model's name tells of, with the steps in it: "sdxl_lightning_8step.safetensors".
 
-    Of a path or a hub's id the last part counts. Words may be set apart by capitals, as in "xlLightningBakedvae".
+    The last part of a path or a hub's id counts. Words may be set apart by capitals, as in "xlLightningBakedvae".
     """
     stem = _stem(source)
     words = "_".join(re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+", stem)).lower()
@@ -114,7 +117,7 @@ def preset_by_name(source: str) -> Preset | None:
 
 
 def choose_preset(asked: str | None, source: str, own: Preset) -> Preset:
-    """The preset that was asked for, that a model's name tells of, or the `own` one of its configs, in this order."""
+    """Return the preset that was asked for, else the one that a model's name tells of, else `own`, its configs'."""
     if asked is not None:
         return replace(preset(asked), reason="as asked for")
     return preset_by_name(source) or own

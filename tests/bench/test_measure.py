@@ -7,7 +7,8 @@ import pytest
 import jaxl
 from jaxl.bench.measure import compilations, in_turns, measure, ratio
 from jaxl.bench.workload import Spread, Stages, Workload, combinations
-from jaxl.pipeline import open_pipeline
+from jaxl.call.options import LoadOptions
+from jaxl.loading import open_pipeline
 
 
 def test_combinations() -> None:
@@ -59,7 +60,7 @@ def test_compilations_are_counted() -> None:
 
 def test_two_devices() -> None:
     """Parameters load once for both workloads; one image on each device is two a call."""
-    pipe = open_pipeline(dtype=jnp.float32, mesh=jaxl.make_mesh(jax.devices()[:2]))
+    pipe = open_pipeline("tiny", LoadOptions(dtype=jnp.float32, mesh=jaxl.make_mesh(jax.devices()[:2])))
     workloads = [Workload(2, 32, 32, 1, steps, "euler", 1.0) for steps in (1, 2)]
     shown: list[tuple[str, int, int]] = []
     rows = measure({2: pipe}, workloads, warmup=1, runs=2, progress=lambda *now: shown.append(now))

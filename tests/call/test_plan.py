@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 import jaxl
+from jaxl.call.options import LoadOptions
 from jaxl.call.plan import Plan
 from jaxl.errors import PromptWarning
 
@@ -212,7 +213,7 @@ def test_a_prompt_that_is_not_composed_is_told(small: Any) -> None:
 
 def test_batches_in_rounds(small: Any) -> None:
     pipe, params = small
-    in_rounds = jaxl.Pipeline(pipe.checkpoint, dtype="float32", mesh=pipe.mesh, batch_sizes=(1, 2))
+    in_rounds = jaxl.Pipeline(pipe.checkpoint, LoadOptions(dtype="float32", mesh=pipe.mesh, batch_sizes=(1, 2)))
     alone = [pipe.generate(params, "a cat", **SMALL, steps=2, seed=seed).latents[0] for seed in range(3, 8)]
     settings: dict[str, Any] = {**SMALL, "steps": 2, "num_images": 5, "seed": 3}
     steps: list[tuple[int, int]] = []
@@ -275,7 +276,7 @@ def test_presets(small: Any, tmp_path: Path) -> None:
     assert pipe.preset.name == "sdxl"
 
     def planned(preset: str, **options: Any) -> tuple[int, str, bool]:
-        other = jaxl.Pipeline(pipe.checkpoint, dtype="float32", mesh=pipe.mesh, preset=preset)
+        other = jaxl.Pipeline(pipe.checkpoint, LoadOptions(dtype="float32", mesh=pipe.mesh, preset=preset))
         plan = other.plan("a cat", **options)
         return plan.steps, plan.scheduler, plan.bucket.guided
 

@@ -5,7 +5,16 @@ import itertools
 import numpy as np
 import pytest
 
-from jaxl.call.sizes import BUCKETS, aspect_bucket, buckets_for, nearest_bucket, rounds, smallest_that_fits
+from jaxl.call.sizes import (
+    BUCKETS,
+    aspect_bucket,
+    buckets_for,
+    nearest_bucket,
+    nearest_size,
+    read_size,
+    rounds,
+    smallest_that_fits,
+)
 from jaxl.errors import InputError
 
 
@@ -41,6 +50,34 @@ def test_rounding(side: int, factor: int) -> None:
     for width, height in BUCKETS:
         exact = np.array((width, height)) * side / 1024
         assert min(np.abs(np.array(size) - exact).max() for size in sizes) <= factor / 2
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("1024x768", (1024, 768)),
+        ("64X32", (64, 32)),
+        ("0x8", (0, 8)),
+        ("", None),
+        ("large", None),
+        ("1024", None),
+        ("x8", None),
+        ("8x8x8", None),
+        ("8 x 8", None),
+        ("-8x8", None),
+        ("1234567x8", None),
+        ("16:9", None),
+    ],
+)
+def test_texts_of_sizes(text: str, size: tuple[int, int] | None) -> None:
+    assert read_size(text) == size
+
+
+def test_of_equal_shapes_the_nearest_area() -> None:
+    sizes = [(256, 256), (1024, 1024), (512, 512), (512, 256)]
+    assert nearest_size((500, 500), sizes) == (512, 512)
+    assert nearest_size((2000, 1999), sizes) == (1024, 1024)
+    assert nearest_size((900, 300), sizes) == (512, 256)
 
 
 @pytest.mark.parametrize(

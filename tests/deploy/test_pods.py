@@ -9,7 +9,7 @@ import typer
 import yaml
 
 from jaxl.cli.app import app
-from jaxl.cli.serve import GRACE
+from jaxl.server.supervisor import GRACE
 
 ROOT = Path(__file__).parents[2]
 KUBERNETES = ROOT / "deploy" / "kubernetes"

@@ -10,7 +10,8 @@ from jaxl.diffusion.loop import Row, Slots, advance, init_slots
 from jaxl.diffusion.noise import image_key, initial_noise, step_noise
 from jaxl.diffusion.rows import COLUMNS, MIXED
 from jaxl.diffusion.schedule import EDM, NoiseSchedule, SchedulerConfig
-from jaxl.diffusion.tables import SCHEDULERS, build_table
+from jaxl.diffusion.schedulers import SCHEDULERS
+from jaxl.diffusion.tables import build_table
 
 SHAPE = (5, 6, 4)
 CONFIG = SchedulerConfig(

@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from jaxl.diffusion.diffusers_config import read_scheduler_config
 from jaxl.diffusion.rows import COLUMNS, MIXED, Table
-from jaxl.diffusion.schedule import DIFFUSERS_CLASSES, EDM, NoiseSchedule, SchedulerConfig
+from jaxl.diffusion.schedule import EDM, NoiseSchedule, SchedulerConfig
+from jaxl.diffusion.schedulers import DIFFUSERS_CLASSES
 from jaxl.diffusion.solvers.multistep import growing_orders
 from jaxl.diffusion.spacing import karras_sigmas
 from jaxl.diffusion.tables import build_table
@@ -172,17 +174,17 @@ def test_unipc_ends_at_a_clean_image_with_every_solver(solver: dict[str, Any]) -
 @pytest.mark.parametrize("scheduler", NEW)
 def test_a_checkpoint_s_own_class_is_read(scheduler: str) -> None:
     raw = {"_class_name": DIFFUSERS_CLASSES[scheduler], "clip_sample": False, "skip_prk_steps": scheduler == "plms"}
-    config = SchedulerConfig.from_json(json.loads(json.dumps(raw)))
+    config = read_scheduler_config(json.loads(json.dumps(raw)))
     assert config.scheduler == scheduler
     np.testing.assert_array_equal(build_table(config, 9).rows, build_table(config, 9, scheduler).rows)
 
 
 def test_options_of_the_class_are_read() -> None:
     raw = {"_class_name": "UniPCMultistepScheduler", "disable_corrector": [0, 1], "solver_order": 3, "solver_p": None}
-    config = SchedulerConfig.from_json({**raw, "solver_type": "bh1", "predict_x0": False})
+    config = read_scheduler_config({**raw, "solver_type": "bh1", "predict_x0": False})
     assert hash(config)
     assert (config.disable_corrector, config.solver_type, config.predict_x0) == ((0, 1), "bh1", False)
-    lcm = SchedulerConfig.from_json({"_class_name": "LCMScheduler", "original_inference_steps": 25})
+    lcm = read_scheduler_config({"_class_name": "LCMScheduler", "original_inference_steps": 25})
     assert build_table(lcm, 25, "tcd").timesteps[1] == 959
     # what is stated for one class does not reach another
     np.testing.assert_array_equal(build_table(config, 9, "deis").rows, build_table(SchedulerConfig(), 9, "deis").rows)
@@ -200,7 +202,7 @@ def test_options_of_the_class_are_read() -> None:
 )
 def test_options_that_jaxl_lacks_are_refused_by_name(raw: dict[str, Any], message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
-        SchedulerConfig.from_json(raw)
+        read_scheduler_config(raw)
 
 
 @pytest.mark.parametrize("scheduler", ["ddim", "ddpm", "lcm", "tcd"])

@@ -5,8 +5,9 @@ import re
 import pytest
 
 from jaxl.diffusion.names import _LACKING, a1111_name
-from jaxl.diffusion.schedule import DIFFUSERS_CLASSES, SchedulerConfig
-from jaxl.diffusion.tables import SCHEDULERS, SOLVERS, scheduler_name
+from jaxl.diffusion.schedule import SchedulerConfig
+from jaxl.diffusion.schedulers import DIFFUSERS_CLASSES, SCHEDULERS, SOLVERS
+from jaxl.diffusion.tables import scheduler_name
 from jaxl.errors import InputError
 
 CONFIG = SchedulerConfig()

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from jaxl.diffusion.diffusers_config import config_for_solver, read_scheduler_config
 from jaxl.diffusion.schedule import EDM, NoiseSchedule, SchedulerConfig
 from jaxl.diffusion.tables import scheduler_name
 from jaxl.errors import CheckpointError
@@ -83,7 +84,7 @@ def test_zero_terminal_snr_ends_at_no_signal_and_keeps_the_first_level() -> None
 )
 def test_what_would_change_the_result_is_refused_by_name(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(CheckpointError, match=message) as caught:
-        SchedulerConfig.from_json({**EULER, **fields}, what="some/file.json")
+        read_scheduler_config({**EULER, **fields}, what="some/file.json")
     assert str(caught.value).startswith("some/file.json: ")
 
 
@@ -98,7 +99,7 @@ def test_what_would_change_the_result_is_refused_by_name(fields: dict[str, Any],
 )
 def test_the_noise_is_read_of_classes_that_jaxl_lacks(fields: dict[str, Any], own: str) -> None:
     betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
-    config = SchedulerConfig.from_json({**fields, **betas, "timestep_spacing": "trailing"})
+    config = read_scheduler_config({**fields, **betas, "timestep_spacing": "trailing"})
     assert config.noise == NoiseSchedule(**betas)
     assert scheduler_name(config, "euler") == "euler"
     with pytest.raises(CheckpointError, match=f"'{own}' is not supported; choose one with `scheduler`"):
@@ -107,7 +108,7 @@ def test_the_noise_is_read_of_classes_that_jaxl_lacks(fields: dict[str, Any], ow
 
 def test_fields_that_are_switched_off_or_empty_are_taken() -> None:
     off = {"thresholding": False, "sigma_min": None, "use_karras_sigmas": None, "lambda_min_clipped": -math.inf}
-    assert SchedulerConfig.from_json({**EULER, **off}) == SchedulerConfig()
+    assert read_scheduler_config({**EULER, **off}) == SchedulerConfig()
 
 
 @pytest.mark.parametrize(
@@ -132,28 +133,28 @@ def test_fields_that_are_switched_off_or_empty_are_taken() -> None:
     ],
 )
 def test_the_class_decides_the_scheduler(raw: dict[str, Any], name: str) -> None:
-    assert SchedulerConfig.from_json(raw).scheduler == name
+    assert read_scheduler_config(raw).scheduler == name
 
 
 def test_absent_fields_have_the_defaults_of_their_class() -> None:
-    assert SchedulerConfig.from_json({"_class_name": "LCMScheduler"}).noise == SDXL
-    assert SchedulerConfig.from_json(EULER).noise == NoiseSchedule()
-    assert SchedulerConfig.from_json({"_class_name": "DDIMScheduler"}).clip_sample is True
-    assert SchedulerConfig.from_json(EULER).clip_sample is None
+    assert read_scheduler_config({"_class_name": "LCMScheduler"}).noise == SDXL
+    assert read_scheduler_config(EULER).noise == NoiseSchedule()
+    assert read_scheduler_config({"_class_name": "DDIMScheduler"}).clip_sample is True
+    assert read_scheduler_config(EULER).clip_sample is None
 
 
 def test_another_solver_s_fields_do_not_reach_dpm() -> None:
     for other in ({"_class_name": "UniPCMultistepScheduler", "solver_type": "bh2"}, {**EULER, "solver_type": "heun"}):
-        config = SchedulerConfig.from_json({**other, "solver_order": 3}).for_solver("dpm++2m")
+        config = config_for_solver(read_scheduler_config({**other, "solver_order": 3}), "dpm++2m")
         assert (config.solver_order, config.solver_type) == (None, None)
-    heun = SchedulerConfig.from_json({**DPM, "solver_type": "heun"})
-    assert heun.for_solver("dpm++3m_sde").solver_type == "heun"
-    assert heun.for_solver("euler").solver_type is None
+    heun = read_scheduler_config({**DPM, "solver_type": "heun"})
+    assert config_for_solver(heun, "dpm++3m_sde").solver_type == "heun"
+    assert config_for_solver(heun, "euler").solver_type is None
 
 
 @pytest.mark.parametrize("schedule", ["karras", "exponential", "beta"])
 def test_one_field_says_which_sigmas_are_wanted(schedule: str) -> None:
-    config = SchedulerConfig.from_json({**EULER, f"use_{schedule}_sigmas": True})
+    config = read_scheduler_config({**EULER, f"use_{schedule}_sigmas": True})
     assert config == SchedulerConfig(sigma_schedule=schedule)
 
 
@@ -161,15 +162,15 @@ def test_playground_s_noise() -> None:
     # playgroundai/playground-v2.5-1024px-aesthetic
     raw = {**EDM_DPM, "num_train_timesteps": 1000, "prediction_type": "epsilon", "rho": 7.0, "sigma_data": 0.5}
     raw |= {"sigma_max": 80.0, "sigma_min": 0.002, "solver_order": 2, "solver_type": "midpoint", "thresholding": False}
-    config = SchedulerConfig.from_json({**raw, "lower_order_final": True, "final_sigmas_type": "zero"})
+    config = read_scheduler_config({**raw, "lower_order_final": True, "final_sigmas_type": "zero"})
     assert config.noise.edm == EDM()
     assert isinstance(hash(config), int)
-    cosxl = SchedulerConfig.from_json({**EDM_EULER, "sigma_schedule": "exponential", "sigma_data": 1.0})
+    cosxl = read_scheduler_config({**EDM_EULER, "sigma_schedule": "exponential", "sigma_data": 1.0})
     assert (cosxl.sigma_schedule, cosxl.noise.edm) == ("exponential", EDM(sigma_data=1.0))
 
 
 def test_the_embedded_checkpoint() -> None:
     raw = json.loads((resources.files("jaxl") / "models/tiny/scheduler/scheduler_config.json").read_text())
-    config = SchedulerConfig.from_json(raw)
+    config = read_scheduler_config(raw)
     assert config.noise == SDXL
     assert isinstance(hash(config), int)

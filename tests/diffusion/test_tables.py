@@ -12,10 +12,11 @@ import pytest
 
 from jaxl.diffusion.loop import Row, advance, init_slots
 from jaxl.diffusion.noise import image_key
-from jaxl.diffusion.rows import MIXED
+from jaxl.diffusion.rows import COLUMNS, MAX_ROWS, MIXED, Table
 from jaxl.diffusion.schedule import EDM, NoiseSchedule, SchedulerConfig
+from jaxl.diffusion.schedulers import SCHEDULERS, SOLVERS
 from jaxl.diffusion.spacing import karras_sigmas, sigma_to_timestep, spread_timesteps, timestep_to_sigma
-from jaxl.diffusion.tables import COLUMNS, MAX_ROWS, SCHEDULERS, SOLVERS, Table, build_table, scheduler_name
+from jaxl.diffusion.tables import build_table, scheduler_name
 from jaxl.errors import CheckpointError, InputError
 
 SDXL = NoiseSchedule(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
@@ -82,7 +83,7 @@ def simulate(table: Table, x: Any, estimate: Callable[[int, Any], Any], noise: C
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 def test_every_number_of_steps_gives_finite_rows(scheduler: str) -> None:
     predictions = itertools.cycle(("epsilon", "v_prediction", "sample"))
-    finals = ("zero", "sigma_min") if SCHEDULERS[scheduler].finals else ("zero",)
+    finals = ("zero", "sigma_min") if SCHEDULERS[scheduler].solver.finals else ("zero",)
     spacings = SPACINGS if SCHEDULERS[scheduler].sigma_schedule is None else ("leading",)
     for steps, spacing, zero_snr, final in itertools.product((1, 2, 3, 25, 999, 1000), spacings, (False, True), finals):
         config = config_for(scheduler)
@@ -91,7 +92,7 @@ def test_every_number_of_steps_gives_finite_rows(scheduler: str) -> None:
         if config is CONFIG:
             noise = replace(SDXL, prediction_type=next(predictions), rescale_betas_zero_snr=zero_snr)
             # what counts timesteps cannot find an image in pure noise from the noise that is predicted
-            if noise.prediction_type == "epsilon" and zero_snr and not SCHEDULERS[scheduler].schedules:
+            if noise.prediction_type == "epsilon" and zero_snr and not SCHEDULERS[scheduler].solver.schedules:
                 continue
             config = replace(CONFIG, noise=noise, timestep_spacing=spacing)
         table = build_table(replace(config, final_sigmas_type=final), steps, scheduler)
@@ -113,7 +114,7 @@ def test_a_perfect_estimate_leads_from_each_level_to_the_next(scheduler: str) ->
         # nor do PNDM's rows lead to a level of linspace, and each goes on from where the one before led
         if (scheduler, spacing) in (("plms", "linspace"), ("pndm", "linspace")):
             continue
-        table = build_table(config, 20, scheduler, eta=None if SCHEDULERS[scheduler].eta is None else 0.7)
+        table = build_table(config, 20, scheduler, eta=None if SCHEDULERS[scheduler].solver.eta is None else 0.7)
         basis = np.eye(table.used + 2)
         x = table.alphas[0] * basis[0] + table.sigmas[0] * basis[1]
         states = np.array(

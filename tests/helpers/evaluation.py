@@ -41,6 +41,15 @@ def small_inputs(height: int, width: int) -> tuple[np.ndarray, ...]:
     )
 
 
+def input_shapes(cfg: UNetConfig, height: int, width: int) -> list[jax.ShapeDtypeStruct]:
+    """Two rows of any family's inputs: latents, timesteps, prompt_embeds, pooled, time_ids."""
+    # the pooled text and the sizes share the projection's input
+    sizes = 5 if cfg.projection_input_dim % cfg.addition_time_embed_dim == 5 else 6
+    pooled = cfg.projection_input_dim - sizes * cfg.addition_time_embed_dim
+    shapes = [(2, height, width, cfg.in_channels), (2,), (2, 7, cfg.cross_attention_dim), (2, pooled), (2, sizes)]
+    return [jax.ShapeDtypeStruct(shape, np.float32) for shape in shapes]
+
+
 def whole_unet(
     params: Any, cfg: UNetConfig, x: Any, t: Any, prompt_embeds: Any, pooled: Any, time_ids: Any, **options: Any
 ) -> jax.Array:

@@ -17,9 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
+from jaxl.diffusion.diffusers_config import read_scheduler_config
 from jaxl.diffusion.loop import Row, Slots, advance, init_slots
 from jaxl.diffusion.noise import image_key, initial_noise, step_noise
-from jaxl.diffusion.schedule import SchedulerConfig
 from jaxl.diffusion.tables import Table, build_table
 
 with patch.dict(sys.modules, {"torchsde": ModuleType("torchsde")}):  # it draws noise, which is given here
@@ -39,7 +39,7 @@ class Case:
     table: Table = field(init=False)
 
     def __post_init__(self) -> None:
-        table = build_table(SchedulerConfig.from_json(self.raw), self.steps, **self.options)
+        table = build_table(read_scheduler_config(self.raw), self.steps, **self.options)
         object.__setattr__(self, "table", table)
 
 

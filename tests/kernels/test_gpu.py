@@ -13,8 +13,9 @@ from jax import Array
 from jaxl.kernels import Kernels
 from jaxl.kernels.attention import attention
 from jaxl.presets import SDXL_BASE
+from jaxl.run.bucket import Bucket
 from jaxl.run.model import Model
-from jaxl.run.programs import Bucket, Programs
+from jaxl.run.programs import Programs
 from jaxl.run.sharding import make_mesh, place_parameters
 
 CUDNN = Kernels(attention="cudnn")
@@ -70,7 +71,7 @@ def test_full_size_texts_and_pictures_are_lowered() -> None:
         custom_calls(programs.trace(kind, bucket).lower(lowering_platforms=("cuda",)).as_text())
         for kind in ("encode_text", "decode")
     )
-    assert texts["__cudnn$fmhaSoftmax"] == sum(cfg.layers for cfg in programs.model.text_encoders.values())
+    assert texts["__cudnn$fmhaSoftmax"] == sum(cfg.layers for cfg in programs.target.model.text_encoders.values())
     assert decode["__cudnn$fmhaSoftmax"] == 0  # one head of 512
     assert decode["__gpu$xla.gpu.triton"] == 30  # all norms of the decoder, each by one pass for statistics
 

@@ -3,10 +3,9 @@
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from evaluation import SMALL, small_inputs, small_params
+from evaluation import SMALL, input_shapes, small_inputs, small_params
 from families import FAMILIES
 
 from jaxl.config import UNetConfig
@@ -68,19 +67,13 @@ def test_the_first_and_the_last_layer_are_run_anew(params: Any, given: Any) -> N
 @pytest.mark.parametrize("raw", FAMILIES.values(), ids=FAMILIES)
 def test_the_shape_is_known_beforehand(raw: dict[str, Any]) -> None:
     cfg = UNetConfig.from_json(raw)
-    b, h, w = 2, 24, 16
-    arrays = [(b, h, w, cfg.in_channels), (b,), (b, 7, cfg.cross_attention_dim)]
-    # the pooled text and the sizes share the projection's input
-    sizes = 5 if cfg.projection_input_dim % cfg.addition_time_embed_dim == 5 else 6
-    arrays += [(b, cfg.projection_input_dim - sizes * cfg.addition_time_embed_dim), (b, sizes)]
-    given = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in arrays]
 
     def whole(params: Any, x: Any, t: Any, prompt_embeds: Any, *rest: Any) -> tuple[jax.Array, jax.Array]:
         return unet(params, cfg, x, t, unet_context(params, prompt_embeds), *rest)
 
-    out, features = jax.eval_shape(whole, unet_shapes(cfg), *given)
-    assert out.shape == (b, h, w, cfg.out_channels)
-    assert (features.shape, features.dtype) == ((b, *features_shape(cfg, h, w)), out.dtype)
+    out, features = jax.eval_shape(whole, unet_shapes(cfg), *input_shapes(cfg, 24, 16))
+    assert out.shape == (2, 24, 16, cfg.out_channels)
+    assert (features.shape, features.dtype) == ((2, *features_shape(cfg, 24, 16)), out.dtype)
 
 
 def test_arguments_that_need_each_other(params: Any, given: Any) -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import jaxl
+from jaxl.call.options import LoadOptions
 from jaxl.pipeline import Pipeline
 from jaxl.weights.source import EMBEDDED, open_checkpoint
 
@@ -59,7 +60,7 @@ def test_saved_by_diffusers(reference: Any, tmp_path: Path, largest: str, varian
             np.testing.assert_array_equal(found[key].read(), value, err_msg=f"{component}: {key}")
     parts = {tensor.file for tensor in opened.tensors["unet"].values()}
     assert len(parts) == (1 if largest == "10GB" else 12)
-    pipe = Pipeline(opened, dtype=jnp.bfloat16, mesh=jaxl.make_mesh())
+    pipe = Pipeline(opened, LoadOptions(dtype=jnp.bfloat16, mesh=jaxl.make_mesh()))
     for name, tokenizer in pipe.tokenizers.items():
         theirs = getattr(reference, name.replace("text_encoder", "tokenizer"))
         wanted = theirs(PROMPT, padding="max_length", truncation=True).input_ids

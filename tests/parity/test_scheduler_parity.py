@@ -6,12 +6,14 @@ import itertools
 from collections.abc import Iterator
 from typing import Any
 
+import diffusers
 import numpy as np
 import pytest
 import torch
 from trajectories import SDXL, Batch, Case, follow, make_scheduler
 
-from jaxl.diffusion.schedule import DIFFUSERS_CLASSES, SchedulerConfig
+from jaxl.diffusion.diffusers_config import CLASSES, read_scheduler_config
+from jaxl.diffusion.schedulers import DIFFUSERS_CLASSES
 
 # torch tensors and NumPy 2, inside diffusers
 pytestmark = pytest.mark.filterwarnings("ignore:__array_.* (implementation|must accept):DeprecationWarning")
@@ -128,7 +130,7 @@ def cases_of(scheduler: str) -> list[tuple[int, Case]]:
     return [
         (number, case)
         for number, case in enumerate(BATCH.cases)
-        if SchedulerConfig.from_json(case.raw).scheduler == scheduler
+        if read_scheduler_config(case.raw).scheduler == scheduler
     ]
 
 
@@ -143,6 +145,11 @@ def reference(case: Case) -> Any:
         theirs.timesteps = torch.from_numpy(case.table.timesteps.astype(np.int64))
         theirs.prk_timesteps = theirs.timesteps.numpy()[: len(theirs.prk_timesteps)]
     return theirs
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_the_classes_are_those_of_diffusers(kind: str) -> None:
+    assert hasattr(diffusers, kind)
 
 
 @pytest.mark.parametrize("scheduler", NAMES)

@@ -129,6 +129,14 @@ def test_base_and_refiner(tiny: Any, reference: Any, steps: int, spacing: str, t
     got = pipe.generate(params, **settings, **size, denoising_end=0.8, latents=NOISE)
     assert_close(got, half)
     assert_close(second.generate(its_params, **settings, **scores, image=got.latents, denoising_start=0.8), wanted)
+    both: dict[str, Any] = {"refiner": (second, its_params), "refiner_at": 0.8}
+    refined = pipe.generate(params, **settings, **size, **scores, **both, latents=NOISE)
+    assert_close(refined, wanted)
+    assert refined.steps == steps
+    stopped = pipe.generate(params, **settings, **size, **both, callback=lambda *_: False)
+    assert (stopped.images, stopped.steps) == ([], 1)
+    with pytest.raises(jaxl.InputError, match="refiner_at=2"):
+        pipe.generate(params, **settings, **size, **{**both, "refiner_at": 2})
 
 
 @pytest.mark.parametrize("scheduler", ["euler", "ddim"])

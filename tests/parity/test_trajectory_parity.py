@@ -13,7 +13,8 @@ import torch
 from diffusers.schedulers.scheduling_utils import AysSchedules
 from trajectories import SDXL, Batch, Case, follow, make_scheduler
 
-from jaxl.diffusion.schedule import DIFFUSERS_CLASSES, SchedulerConfig
+from jaxl.diffusion.diffusers_config import read_scheduler_config
+from jaxl.diffusion.schedulers import DIFFUSERS_CLASSES
 from jaxl.diffusion.tables import build_table
 from jaxl.errors import CheckpointError
 
@@ -167,7 +168,7 @@ def test_every_step_of_every_trajectory_agrees_with_diffusers(scheduler: str, mo
     correct_curvature(monkeypatch)
     for number, case in enumerate(BATCH.cases):
         if case.raw["_class_name"] != DIFFUSERS_CLASSES[scheduler] or (
-            scheduler in DPM and SchedulerConfig.from_json(case.raw).scheduler != scheduler
+            scheduler in DPM and read_scheduler_config(case.raw).scheduler != scheduler
         ):
             continue
         theirs = make_scheduler(case)
@@ -203,16 +204,16 @@ def test_the_noise_schedule_of_other_classes_is_theirs(name: str) -> None:
     theirs = getattr(diffusers, name)()
     raw = {key: value for key, value in theirs.config.items() if key != "_use_default_values"}
     for written in (raw, {}):
-        config = SchedulerConfig.from_json({**written, "_class_name": name})
+        config = read_scheduler_config({**written, "_class_name": name})
         np.testing.assert_allclose(config.noise.alphas_cumprod(), theirs.alphas_cumprod.numpy(), rtol=1e-4)
     euler: Any = getattr(diffusers, DIFFUSERS_CLASSES["euler"]).from_config(raw)
     euler.set_timesteps(10)
-    chosen = build_table(SchedulerConfig.from_json({**raw, "_class_name": name}), 10, "euler")
+    chosen = build_table(read_scheduler_config({**raw, "_class_name": name}), 10, "euler")
     np.testing.assert_allclose(chosen.sigmas, euler.sigmas.numpy(), rtol=1e-4)
     np.testing.assert_allclose(chosen.timesteps, euler.timesteps.numpy(), rtol=1e-4)
 
 
 def test_a_checkpoint_s_own_scheduler_that_jaxl_lacks_is_named() -> None:
-    config = SchedulerConfig.from_json({"_class_name": "DPMSolverSinglestepScheduler"})
+    config = read_scheduler_config({"_class_name": "DPMSolverSinglestepScheduler"})
     with pytest.raises(CheckpointError, match=r"DPMSolverSinglestepScheduler.*choose one with `scheduler`"):
         build_table(config, 10)

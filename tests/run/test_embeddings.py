@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxl.run.bucket import Text
 from jaxl.run.embeddings import MAX_TEXTS, Embeddings
-from jaxl.run.programs import Text
 
 
 def text(value: float) -> Text:

@@ -3,7 +3,7 @@
 import pytest
 
 from jaxl.diffusion.names import a1111_name
-from jaxl.diffusion.tables import SCHEDULERS
+from jaxl.diffusion.schedulers import SCHEDULERS
 from jaxl.errors import InputError
 from jaxl.server.a1111.fields import scheduler_of
 from jaxl.server.errors import ApiError

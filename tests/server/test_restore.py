@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from jaxl.call.infotext import a1111_text
+from jaxl.call.infotext import LABELS, a1111_text
 from jaxl.server.a1111.fields import scheduler_of
-from jaxl.server.restore import NUMBERS, a1111_settings
+from jaxl.server.restore import a1111_settings
 
 PATH = "/v1/images/settings"
 MADE = {"prompt": "a castle", "seed": 2**64 - 1, "steps": 9, "scheduler": "ddim", "width": 64, "height": 32}
@@ -118,7 +118,7 @@ def test_clip_skip(told: str, skip: int | None) -> None:
     assert (found.get("clip_skip"), found["unread"]) == (skip, [])
 
 
-@given(st.dictionaries(st.sampled_from([*NUMBERS, "Size", "Sampler", "Scheduler", "Clip skip"]), st.text()))
+@given(st.dictionaries(st.sampled_from([*LABELS.values(), "Size", "Sampler", "Scheduler", "Clip skip"]), st.text()))
 def test_any_settings(told: dict[str, str]) -> None:
     json.dumps(a1111_settings(told, "euler"), allow_nan=False)
 

@@ -93,7 +93,7 @@ def test_the_layers_that_cost_are_quantised_and_sensitive_ones_are_not(precision
 
 def test_what_was_measured_is_kept(tiny: Any, load: Load) -> None:
     pipe, _ = load("int8")
-    kept = read_scales(pipe.scales_file, layers(tiny[1]["unet"]))
+    kept = read_scales(pipe.quantised.scales_file, layers(tiny[1]["unet"]))
     assert kept is not None
     stages: list[str] = []
     again = tiny[0].calibrate(tiny[1], CALIBRATION, progress=lambda stage, done, total: stages.append(stage))

@@ -18,7 +18,8 @@ from original_sdxl import FAMILIES, UNET, Model, State, original_openclip, origi
 from safetensors.torch import save_file
 
 from jaxl.config import TextConfig, UNetConfig, VAEConfig
-from jaxl.diffusion.schedule import EDM, SchedulerConfig
+from jaxl.diffusion.diffusers_config import read_scheduler_config
+from jaxl.diffusion.schedule import EDM
 from jaxl.errors import CheckpointError
 from jaxl.nn.clip import clip_shapes
 from jaxl.nn.unet import unet_shapes
@@ -390,14 +391,14 @@ def test_playground(tmp_path: Path, base: State) -> None:
     configs = read_single_file(write(tmp_path, base | marks)).configs
     vae = VAEConfig.from_json(configs["vae"])
     assert (vae.latents_mean, vae.latents_std, vae.scaling_factor) == (tuple(mean), tuple(std), 0.5)
-    scheduler = SchedulerConfig.from_json(configs["scheduler"])
+    scheduler = read_scheduler_config(configs["scheduler"])
     assert (scheduler.scheduler, scheduler.noise.edm) == ("edm_dpm++2m", EDM(0.002, 80.0, 0.5, 7.0))
     assert configs["model_index"]["scheduler"] == ["diffusers", "EDMDPMSolverMultistepScheduler"]
 
 
 def test_cosxl(tmp_path: Path, base: State) -> None:
     marks = {"edm_vpred.sigma_max": torch.tensor(100.0), "edm_vpred.sigma_min": torch.tensor(0.25)}
-    scheduler = SchedulerConfig.from_json(read_single_file(write(tmp_path, base | marks)).configs["scheduler"])
+    scheduler = read_scheduler_config(read_single_file(write(tmp_path, base | marks)).configs["scheduler"])
     assert (scheduler.scheduler, scheduler.sigma_schedule) == ("edm_euler", "exponential")
     assert (scheduler.noise.prediction_type, scheduler.noise.edm) == ("v_prediction", EDM(0.25, 100.0, 1.0, 7.0))
 

@@ -173,8 +173,9 @@ def make_report(request: Request, tell: Callable[[str], None]) -> dict[str, Any]
     import jax.numpy as jnp
 
     from jaxl.kernels import Kernels
+    from jaxl.run.bucket import Bucket
     from jaxl.run.model import Model
-    from jaxl.run.programs import Bucket, Programs
+    from jaxl.run.programs import Programs
     from jaxl.run.sharding import make_mesh, place_parameters
 
     topology = read_topology(request.topology)

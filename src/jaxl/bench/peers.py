@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any
 
 from jaxl.bench.workload import Stages, Workload
-from jaxl.diffusion.schedule import CLASSES
+from jaxl.diffusion.schedulers import USUAL_SOLVERS
 from jaxl.errors import InputError, JaxlError, nearest
 
 # of stable-diffusion.cpp's program: the variable that names it, its names on PATH, and the schedulers it has
@@ -24,7 +24,7 @@ SD_CPP, SD_CPP_PROGRAMS = "SD_CPP", ("sd-cli", "sd")
 SD_CPP_SCHEDULERS = ("ddim", "dpm++2m", "dpm2", "euler", "euler_a", "heun", "lcm", "tcd")
 
 # the class of diffusers that runs a scheduler as it comes
-DIFFUSERS_SCHEDULERS = {each.names[0]: name for name, each in CLASSES.items() if each.names}
+DIFFUSERS_SCHEDULERS = {solver: kind for kind, solver in USUAL_SOLVERS.items()}
 
 
 def check_peer(name: str) -> None:

@@ -195,12 +195,13 @@ def open_pipeline_system(
     Raises InputError and CheckpointError.
     """
     from jaxl.backend import SLOTS
-    from jaxl.pipeline import open_pipeline
+    from jaxl.call.options import LoadOptions
+    from jaxl.loading import open_pipeline
     from jaxl.run.sharding import make_mesh
 
     mesh = make_mesh()
     batch = batch or max(SLOTS, mesh.size)
-    pipe = open_pipeline(model, mesh=mesh, batch_sizes=(batch,), dtype=_dtype(mesh, options.pop("dtype")), **options)
+    pipe = open_pipeline(model, LoadOptions(mesh=mesh, batch_sizes=(batch,), **options))
     pipe.plan("", **picture.arguments([""]))  # what cannot be is told before the weights are read
     with ThreadPoolExecutor(1, thread_name_prefix="pipeline") as worker:
         system = PipelineSystem(pipe, pipe.load_params(progress), picture, batch, worker)
@@ -286,12 +287,6 @@ def _facts(pipe: Pipeline, picture: Picture) -> dict[str, Any]:
         "dtype": str(pipe.dtype),
         "devices": f"{pipe.mesh.size} x {device.device_kind}",
     }
-
-
-def _dtype(mesh: Any, dtype: str) -> str:
-    if dtype != "auto":
-        return dtype
-    return "float32" if mesh.devices.flat[0].platform == "cpu" else "bfloat16"
 
 
 def _message(text: str) -> str:

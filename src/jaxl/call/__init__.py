@@ -1,1 +1,1 @@
-"""What a caller asks, up to what programs are fed."""
+"""The arguments of a call, read and checked, up to the inputs of the programs."""

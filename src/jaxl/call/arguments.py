@@ -5,134 +5,13 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Sequence
-from typing import Any, Literal, TypedDict, TypeVar, cast
+from typing import Any
 
 import numpy as np
 
-from jaxl.diffusion.tables import Sampling
+from jaxl.call.options import MicroConditioning
 from jaxl.errors import InputError
-from jaxl.text.prompt import Syntax
-
-T = TypeVar("T")
-
-
-class MicroConditioning(TypedDict, total=False):
-    """What SDXL was told in training about each picture's origin (arXiv:2307.01952, section 2.2).
-
-    Sizes are (height, width), corners (top, left). `original_size` and `target_size` default to the size of the image,
-    `crops_coords_top_left` to (0, 0), and the negative ones, for the unconditional branch, to the positive. The scores
-    are the refiner's: 6.0 and 2.5 by default.
-    """
-
-    original_size: tuple[int, int]
-    crops_coords_top_left: tuple[int, int]
-    target_size: tuple[int, int]
-    negative_original_size: tuple[int, int]
-    negative_crops_coords_top_left: tuple[int, int]
-    negative_target_size: tuple[int, int]
-    aesthetic_score: float
-    negative_aesthetic_score: float
-
-
-class Guidance(TypedDict, total=False):
-    """How the prompt is followed, beyond `guidance_scale`.
-
-    guidance_rescale: 0 to 1, one or one for each image; takes back what guidance adds to the deviation of the
-        prediction (Lin et al. 2023, arXiv:2305.08891, section 3.4).
-    guidance_interval: (start, end), shares of the steps from 0 to 1; outside them nothing but the prompt's own branch
-        is computed, which is faster (Kynkaanniemi et al. 2024, arXiv:2404.07724).
-    pag_scale: 0 or more, one or one for each image; perturbed-attention guidance (Ahn et al. 2024, arXiv:2403.17377).
-    pag_adaptive_scale: by how much `pag_scale` falls for each timestep below the last, down to 0.
-    pag_layers: the perturbed places, such as "mid_block" (the default), "down_blocks.2" or "up_blocks.0.attentions.1".
-    freeu: s1, s2, b1 and b2 of FreeU (Si et al. 2023, arXiv:2309.11497); its authors give (0.6, 0.4, 1.1, 1.2) for
-        SDXL.
-    """
-
-    guidance_rescale: float | Sequence[float]
-    guidance_interval: tuple[float, float]
-    pag_scale: float | Sequence[float]
-    pag_adaptive_scale: float
-    pag_layers: Sequence[str]
-    freeu: tuple[float, float, float, float]
-
-
-class Caching(TypedDict, total=False):
-    """Less work than the exact run does; the pictures are not quite the same (docs/performance.md).
-
-    cache_interval: 1 or more; after the first fifth of the schedule the whole U-Net is run every so many steps, and on
-        the others its first and its last layer alone, with deep features from the last whole one (Ma et al. 2023,
-        DeepCache, arXiv:2312.00858). 1 is exact.
-    speed: "exact", "balanced" or "fast": a `cache_interval`, or that and a `guidance_interval`, where not given
-        (`jaxl.presets.SPEEDS`). For runs of 20 steps and more.
-    """
-
-    cache_interval: int
-    speed: Literal["exact", "balanced", "fast"]
-
-
-class Start(TypedDict, total=False):
-    """What the images start from, and where they end.
-
-    image: a picture to start from, or one for each prompt: a path, a PIL image, an array, or latents [B, h, w, 4] as
-        `Result.latents` has them.
-    strength: 0 to 1, the share of the steps that is run from `image`; 0.6 by default, 1 with a mask, 0.3 in a refiner.
-    mask: a picture of the same size, or one for each prompt: white where `image` is painted anew.
-    padding_mask_crop: pixels around the mask's white part; that region alone is worked on, enlarged, and pasted back.
-    denoising_end: 0 to 1; stops after this share of the noise levels and gives latents that still have noise.
-    denoising_start: 0 to 1; `image` is such latents, and the run goes on from there (arXiv:2211.01324).
-    """
-
-    image: Any
-    strength: float
-    mask: Any
-    padding_mask_crop: int
-    denoising_start: float
-    denoising_end: float
-
-
-class Options(Sampling, Guidance, Caching, Start, MicroConditioning, total=False):
-    """Every further setting of a picture.
-
-    prompt_syntax: "a1111", the syntax of AUTOMATIC1111's web UI (see `jaxl.text.prompt`), which refuses what is broken;
-        "lenient", the same as the web UI reads it, where that is text; "literal", which takes all as text; or "plain",
-        which does so too and cuts it at 75 tokens, as diffusers does. With the others, longer prompts are encoded in
-        chunks.
-    """
-
-    prompt_syntax: Syntax
-
-
-class DrawOptions(Options, total=False):
-    """Every setting of a picture but its prompt: what `Pipeline.generate` names in its signature, and explains."""
-
-    prompt_2: str | Sequence[str] | None
-    negative_prompt: str | Sequence[str] | None
-    negative_prompt_2: str | Sequence[str] | None
-    seed: int | Sequence[int]
-    steps: int | None
-    guidance_scale: Any
-    width: int | None
-    height: int | None
-    num_images: int
-    scheduler: str | None
-    latents: Any
-    clip_skip: int
-
-
-# of those that cannot be None, as `Pipeline.generate` has them
-DEFAULTS: DrawOptions = {"seed": 0, "num_images": 1, "clip_skip": 0}
-
-
-def check_names(options: DrawOptions) -> None:
-    """TypeError, as for any function, for a setting that there is not."""
-    unknown = set(options) - set(DrawOptions.__annotations__)
-    if unknown:
-        raise TypeError(f"generate() got an unexpected keyword argument {sorted(unknown)[0]!r}")
-
-
-def part(options: Options, kind: type[T]) -> T:
-    """Those of the options that belong to one of the groups above."""
-    return cast(T, {name: value for name, value in options.items() if name in kind.__annotations__})
+from jaxl.run.bucket import Branch
 
 
 def whole_number(argument: str, value: Any, *, least: int, most: int | None = None, remedy: str = "") -> int:
@@ -254,23 +133,24 @@ def check_latents(value: Any, shape: tuple[int, ...]) -> np.ndarray:
     return latents
 
 
-def time_ids(micro: MicroConditioning, height: int, width: int, count: int) -> np.ndarray:
-    """float32 [2, count]: the size ids of the negative and of the positive branch; 6 of them, or 5 for the refiner."""
+def time_ids(micro: MicroConditioning, height: int, width: int, count: int) -> dict[Branch, np.ndarray]:
+    """The size ids of the negative and of the positive branch, float32 [count]; 6 of them, or 5 for the refiner."""
     positive = {
         "original_size": micro.get("original_size", (height, width)),
         "crops_coords_top_left": micro.get("crops_coords_top_left", (0, 0)),
         "target_size": micro.get("target_size", (height, width)),
     }
-    branches = []
-    for prefix, score in (("negative_", 2.5), ("", 6.0)):
+    ids: dict[Branch, np.ndarray] = {}
+    for branch, score in ((Branch.NEGATIVE, 2.5), (Branch.POSITIVE, 6.0)):
         row: list[float] = []
+        prefix = branch.prefix
         for name, default in positive.items():
             if name != "target_size" or count == 6:
                 row += _pair(prefix + name, micro.get(prefix + name, default))
         if count == 5:
             row.append(_number(f"{prefix}aesthetic_score", micro.get(f"{prefix}aesthetic_score", score)))
-        branches.append(row)
-    return np.asarray(branches, np.float32)
+        ids[branch] = np.asarray(row, np.float32)
+    return ids
 
 
 def _pair(argument: str, value: Any) -> list[float]:

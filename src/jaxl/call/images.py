@@ -1,8 +1,8 @@
-"""Pictures and masks that callers pass in, and what inpainting does with them on the host.
+"""Pictures and masks that callers pass in, and inpainting's work on them on the host.
 
-`read_image` and `read_mask` check and decode. Everything else is arithmetic on the pixels, and equals diffusers'
-`VaeImageProcessor`, as `StableDiffusionXLInpaintPipeline` uses it, to the pixel. Inpainting, with `region` None or
-the `crop_region` of `padding_mask_crop`, goes like this:
+`read_image` and `read_mask` check and decode. The rest is arithmetic on the pixels, equal to the pixel to diffusers'
+`VaeImageProcessor` as `StableDiffusionXLInpaintPipeline` uses it. Inpainting, with `region` None or the
+`crop_region` of `padding_mask_crop`, goes like this:
 
     picture = to_array(fit(image, width, height, region))
     repaint = binarize(fit(mask, width, height, region))
@@ -25,19 +25,19 @@ from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
 from jaxl.errors import InputError
 
 Region = tuple[int, int, int, int]  # left, top, right, bottom
-Refusal = Callable[[str], InputError]  # makes the error of an argument and its value from the remedy
+Refusal = Callable[[str], InputError]  # makes the error about an argument and its value from a remedy
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
 MAX_FILE_BYTES = 256 * 2**20
 MAX_PIXELS = 64 * 2**20
-# between channels of a grey mask, for what lossy compression adds
+# between channels of a grey mask, to allow for lossy compression
 MAX_COLOUR_DIFFERENCE = 32
-# those of PIL's whose numbers mean one colour
+# PIL's modes with a fixed range of colours
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV")
 
 
 def read_image(value: Any, argument: str) -> Image.Image:
-    """A picture, upright and in mode RGB; `value` itself is not changed.
+    """Return a picture, upright and in mode RGB; `value` itself is not changed.
 
     `value` is a path, the bytes of a file, a PIL image, or an array [H, W] or [H, W, 1, 3 or 4], uint8 or floating in
     0..1. Files are PNG, JPEG, WebP, BMP, TIFF or GIF, of one frame, at most `MAX_PIXELS` and `MAX_FILE_BYTES`. EXIF
@@ -52,13 +52,13 @@ def read_image(value: Any, argument: str) -> Image.Image:
 
 
 def read_mask(value: Any, argument: str, size: tuple[int, int]) -> Image.Image:
-    """A mask in mode L, white where the picture of `size` (width, height) is repainted; an array may also be bool.
+    """Return a mask in mode L, white where the picture of `size` (width, height) is repainted; arrays may be bool.
 
     Grey is kept, for soft edges in `overlay`; `binarize` decides what the network repaints. A transparent image is a
-    mask if all that is visible in it is white: painted over a transparent layer, as drawing programs do. Programs
-    differ in what other transparency means, so it is refused.
+    mask if its visible pixels are white: painted on a transparent layer, as in drawing programs. Other transparency
+    means different things in different programs, so it is refused.
 
-    Raises InputError, naming `argument`, for what `read_image` refuses, another size, colours, or nothing to repaint.
+    Raises InputError, naming `argument`, as `read_image` does, and for another size, colours, or nothing to repaint.
     """
     refuse = partial(InputError, argument, _shown(value))
     if isinstance(value, np.ndarray) and value.dtype == np.bool_:
@@ -75,9 +75,9 @@ def read_mask(value: Any, argument: str, size: tuple[int, int]) -> Image.Image:
 
 
 def crop_region(mask: Image.Image, width: int, height: int, pad: int) -> Region:
-    """What to crop from the picture so that a mask that is not black fills more of an image of `width` x `height`.
+    """Return the region to crop, so that a mask that is not black fills more of an image of `width` x `height`.
 
-    The bounding box of the mask with `pad` pixels around it, widened to the image's aspect as far as the picture goes.
+    It is the mask's bounding box with `pad` pixels around it, widened to the image's aspect as far as the picture goes.
     """
     values = np.asarray(mask)
     columns, rows = np.flatnonzero(values.any(axis=0)), np.flatnonzero(values.any(axis=1))
@@ -92,8 +92,10 @@ def crop_region(mask: Image.Image, width: int, height: int, pad: int) -> Region:
 
 
 def fit(image: Image.Image, width: int, height: int, region: Region | None = None) -> Image.Image:
-    """A picture or mask, stretched to a size with Lanczos; with a region that alone, unstretched, its borders smeared
-    over what its aspect leaves empty."""
+    """Return a picture or mask stretched to a size with Lanczos.
+
+    Given a region, return that alone, scaled without stretching, its borders smeared over the space that is left.
+    """
     if region is None:
         return image.resize((width, height), Image.Resampling.LANCZOS)
     part = image.crop(region)
@@ -114,18 +116,20 @@ def fit(image: Image.Image, width: int, height: int, region: Region | None = Non
 
 
 def to_array(image: Image.Image) -> np.ndarray:
-    """An RGB picture as the VAE takes it: float32 [H, W, 3] in -1..1."""
+    """Return an RGB picture as the VAE takes it: float32 [H, W, 3] in -1..1."""
     return np.asarray(image).astype(np.float32) / 255.0 * 2.0 - 1.0
 
 
 def binarize(mask: Image.Image) -> np.ndarray:
-    """A grey mask as float32 [H, W]: 1 to repaint, from half white on, else 0."""
+    """Return a grey mask as float32 [H, W]: 1 to repaint, from half white on, else 0."""
     return (np.asarray(mask).astype(np.float32) / 255.0 >= 0.5).astype(np.float32)
 
 
 def mask_to_latents(mask: np.ndarray, h: int, w: int) -> np.ndarray:
-    """A mask [H, W] at the size of latents [h, w]: the nearest pixel as `torch.nn.functional.interpolate` has it, which
-    is the upper left one of each block. A speck between these vanishes."""
+    """Return a mask [H, W] at the size of latents [h, w], from the upper left pixel of each block.
+
+    `torch.nn.functional.interpolate` calls it nearest. A speck between these pixels vanishes.
+    """
     rows, columns = (
         np.minimum(np.floor(np.arange(new, dtype=np.float32) * np.float32(old / new)).astype(int), old - 1)
         for new, old in ((h, mask.shape[0]), (w, mask.shape[1]))
@@ -136,12 +140,12 @@ def mask_to_latents(mask: np.ndarray, h: int, w: int) -> np.ndarray:
 def overlay(
     mask: Image.Image, original: Image.Image, generated: Image.Image, region: Region | None = None
 ) -> Image.Image:
-    """The original picture, RGB, with the generated one where the mask, of the original's size, is white.
+    """Return the original picture, RGB, with the generated one where the mask, of the original's size, is white.
 
-    Grey blends. With a region, the generated picture is cropped to its aspect, scaled, and put in its place; without,
-    it has the original's size.
+    Grey blends. With a region, the generated picture is cropped to the region's aspect, scaled, and put in its place;
+    without, it has the original's size.
     """
-    # PIL's compositing step by step as diffusers has it, for its rounding
+    # diffusers' steps of compositing, so that the rounding is the same
     kept = Image.new("RGBa", original.size)
     kept.paste(original.convert("RGBA").convert("RGBa"), mask=ImageOps.invert(mask))
     if region is not None:
@@ -153,7 +157,7 @@ def overlay(
 
 
 def _load(value: Any, refuse: Refusal) -> Image.Image:
-    """Any picture, checked, upright, and in mode RGB, or RGBA if it can be transparent."""
+    """Return any picture, checked, upright, and in mode RGB, or RGBA if it can be transparent."""
     if isinstance(value, np.ndarray):
         image = _from_array(value, refuse)
     elif isinstance(value, Image.Image):
@@ -166,7 +170,7 @@ def _load(value: Any, refuse: Refusal) -> Image.Image:
         raise refuse("give a path, the bytes of a file, a PIL image or a NumPy array")
     _check_size(image.size, refuse)
     try:
-        # an MPO file is a photo, which comes with a smaller one or with a depth map
+        # an MPO file is one photo with a smaller one or a depth map as further frames
         animated = image.format != "MPO" and getattr(image, "is_animated", False)
         image = image if animated else ImageOps.exif_transpose(image)
     except Exception as error:  # decoders raise all kinds of errors at damaged files
@@ -257,7 +261,7 @@ def _grey(image: Image.Image, refuse: Refusal) -> Image.Image:
 
 
 def _shown(value: Any) -> str:
-    """`value` as errors name it."""
+    """Return the name of a value for errors."""
     if isinstance(value, np.ndarray):
         return f"{value.dtype} array of shape {value.shape}"
     if isinstance(value, Image.Image):
@@ -268,7 +272,7 @@ def _shown(value: Any) -> str:
 
 
 def _widen(low: int, high: int, length: float, limit: int) -> tuple[int, int]:
-    """An interval grown to a length around its middle, moved to lie in 0..limit, and cut if it is too long for that."""
+    """Return an interval grown around its middle to a length, moved into 0..limit, and cut if it is longer."""
     extra = int(length - (high - low))
     low, high = low - extra // 2, high + extra - extra // 2
     over = max(high - limit, 0)
@@ -278,12 +282,12 @@ def _widen(low: int, high: int, length: float, limit: int) -> tuple[int, int]:
 
 
 def _smear(image: Image.Image, size: tuple[int, int], border: Region) -> Image.Image:
-    """A border of the image, a box without area, stretched to a size."""
+    """Return a border of the image, a box without area, stretched to a size."""
     return image.resize(size, Image.Resampling.BICUBIC, box=border)
 
 
 def _cover(image: Image.Image, width: int, height: int) -> Image.Image:
-    """The image scaled to cover a size, and cut at both ends."""
+    """Return the image scaled to cover a size, and cut at both ends."""
     wide = width / height > image.width / image.height
     inner_width = width if wide else image.width * height // image.height
     inner_height = image.height * width // image.width if wide else height

@@ -1,7 +1,7 @@
-"""Settings in the text that AUTOMATIC1111's web UI writes into pictures, and most programs write and read after it.
+"""Settings in the text that AUTOMATIC1111's web UI writes into pictures, as most programs do after it.
 
 It is the prompt, the negative prompt and a line of settings (https://github.com/AUTOMATIC1111/stable-diffusion-webui,
-`modules/infotext_utils.py`). Each program has fields of its own; what does not fit is passed over, and the rest read.
+`modules/infotext_utils.py`). Each program has fields of its own; parts that cannot be read are passed over.
 """
 
 from __future__ import annotations
@@ -12,18 +12,19 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from PIL import ExifTags, Image
 
+from jaxl.call.options import DrawOptions
 from jaxl.diffusion.names import a1111_name
 
 MAX_CHARACTERS = 1_000_000
-# a line with fewer is a part of the prompt
+# a line with fewer pairs is a part of the prompt
 LEAST_PAIRS = 3
-# what is between commas: so many are read
+# as many parts between commas are read
 MOST_PARTS = 10_000
-# values that begin as JSON does and are none, after which none is looked for, so that no text takes long
+# after as many values that begin like JSON but are not, JSON is not tried again, so that no text takes long
 MOST_BROKEN = 10
 
 SEPARATORS = re.compile(r"[\s,]*")
@@ -31,7 +32,7 @@ NAME = re.compile(r"([^\s:,\"\[\]{}][^:,\"\[\]{}]{0,99}):(?:\s+|$)")
 VALUE = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"(?=\s*(?:,|$))|[^,]*')
 END = re.compile(r"\s*(?:,|$)")
 FIRST = re.compile(r"\s*Steps: *[0-9]")
-# what extensions for wildcards write under the settings
+# extensions for wildcards write these under the settings
 TEMPLATE = re.compile(r"\s*(?:Negative )?Template:")
 
 # Fooocus' own names (https://github.com/lllyasviel/Fooocus, `modules/meta_parser.py`) for those of A1111
@@ -49,23 +50,32 @@ FOOOCUS = {
     "version": "Version",
 }
 
-# how EXIF's UserComment begins (CIPA DC-008, 4.6.6): with UTF-16, or with what is UTF-8 or less
+# the options that stand in the text as numbers: their names in it, and how each is read
+_HINTS = {
+    name: get_args(hint)
+    for name, hint in get_type_hints(DrawOptions, include_extras=True).items()
+    if get_origin(hint) is Annotated
+}
+LABELS: dict[str, str] = {name: label for name, (_, label) in _HINTS.items()}
+READERS = {name: int if int in get_args(hint) else float for name, (hint, _) in _HINTS.items()}
+
+# the beginnings of EXIF's UserComment (CIPA DC-008, 4.6.6) before UTF-16, and before UTF-8 or ASCII
 WIDE, PLAIN = b"UNICODE\0", (b"ASCII\0\0\0", b"\0" * 8)
 
 
 def a1111_text(settings: Mapping[str, Any]) -> str:
-    """The text for a picture: prompt, negative prompt and a line of settings, as A1111 1.9 and later write them.
+    """Return the text for a picture: prompt, negative prompt and a line of settings, as A1111 1.9 and later write it.
 
     `settings` has at least prompt, steps, scheduler, guidance_scale, seed, width and height. A1111 has no second
-    prompt, so that is left out. A scheduler that A1111 lacks keeps its own name.
+    prompt; it is left out. A scheduler that A1111 lacks keeps its own name.
     """
     sampler, schedule = a1111_name(settings["scheduler"])
     pairs = {
-        "Steps": settings["steps"],
+        LABELS["steps"]: settings["steps"],
         "Sampler": sampler,
         "Schedule type": schedule,
-        "CFG scale": f"{settings['guidance_scale']:.10g}",
-        "Seed": settings["seed"],
+        LABELS["guidance_scale"]: f"{settings['guidance_scale']:.10g}",
+        LABELS["seed"]: settings["seed"],
         "Size": f"{settings['width']}x{settings['height']}",
     }
     if settings.get("resized_to"):
@@ -73,11 +83,11 @@ def a1111_text(settings: Mapping[str, Any]) -> str:
     if settings.get("model"):
         # a path would tell strangers about the machine, and A1111 has names alone
         pairs["Model"] = Path(settings["model"]).name.removesuffix(".safetensors")
-    for label, name in (("Denoising strength", "strength"), ("CFG Rescale phi", "guidance_rescale"), ("Eta", "eta")):
-        if settings.get(name) is not None:
+    for name, label in LABELS.items():
+        if label not in pairs and settings.get(name) is not None:
             pairs[label] = f"{settings[name]:g}"
     if settings.get("clip_skip"):
-        # counted from the last layer there, from SDXL's usual second-to-last one here
+        # A1111 counts from the last layer, jaxl from SDXL's usual second-to-last one
         pairs["Clip skip"] = settings["clip_skip"] + 2
     if settings.get("version"):
         pairs["Version"] = f"jaxl {settings['version']}"
@@ -87,15 +97,15 @@ def a1111_text(settings: Mapping[str, Any]) -> str:
         *([f"Negative prompt: {negative}"] if negative else []),
         ", ".join(f"{name}: {_quoted(str(value))}" for name, value in pairs.items()),
     ]
-    return _whole("\n".join(lines)).replace("\0", "")  # which PNG does not allow in a text
+    return _whole("\n".join(lines)).replace("\0", "")  # PNG allows no NUL in a text
 
 
 def read_a1111_text(text: str) -> dict[str, str]:
-    """What such a text says, under the names in it, and "Prompt" and "Negative prompt"; never raises.
+    """Read such a text: the settings by their names in it, "Prompt" and "Negative prompt". Never raises.
 
     The settings are the last lines from "Steps: " on, or the last line, if that has three pairs. JSON in them is one
-    value. Fooocus' JSON is read too, under A1111's names. Empty for other JSON objects, and for more than a million
-    characters.
+    value. Fooocus' JSON is read too, under A1111's names. The result is empty for other JSON objects and for texts of
+    more than MAX_CHARACTERS.
     """
     text = text.strip()
     if not text or len(text) > MAX_CHARACTERS:
@@ -110,26 +120,26 @@ def read_a1111_text(text: str) -> dict[str, str]:
 
 
 def text_of(image: Image.Image) -> str:
-    """The text in a picture, empty if there is none: of a PNG its `parameters`, or else EXIF's UserComment."""
+    """Return the text in a picture, "" if there is none: a PNG's `parameters`, or else EXIF's UserComment."""
     text = image.info.get("parameters")
     if isinstance(text, str):
         return text
     try:
         comment = image.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment)
-    except Exception:  # of damaged metadata, all kinds
+    except Exception:  # damaged metadata raises all kinds of errors
         return ""
     if not isinstance(comment, bytes):
         return comment if isinstance(comment, str) else ""
     head, rest = comment[:8], comment[8:]
     if head == WIDE:
-        # the order of the bytes is not said: those above Latin letters are zeros
+        # the order of the bytes is not said; the upper bytes of Latin letters are zeros
         order = "utf-16-le" if rest[1::2].count(0) > rest[::2].count(0) else "utf-16-be"
         return rest.decode(order, "replace")
     return (rest if head in PLAIN else comment).decode("utf-8", "replace")
 
 
 def _split(lines: list[str]) -> tuple[list[str], dict[str, str]]:
-    """The lines of the prompts, and the pairs of the line of settings that may be behind them."""
+    """Return the lines of the prompts, and the pairs of the line of settings that may follow."""
     begins = next((i for i in reversed(range(len(lines))) if FIRST.match(lines[i])), len(lines) - 1)
     for start in dict.fromkeys((begins, len(lines) - 1)):
         pairs = _pairs(_joined(lines[start:]))
@@ -139,7 +149,7 @@ def _split(lines: list[str]) -> tuple[list[str], dict[str, str]]:
 
 
 def _joined(lines: Sequence[str]) -> str:
-    """A line of settings and those in which it goes on: to a template, or to an empty line."""
+    """Return a line of settings, joined with the lines after it up to a template or an empty line."""
     parts = [lines[0]]
     for before, line in pairwise(lines):
         if not line.strip() or TEMPLATE.match(line):
@@ -189,7 +199,7 @@ def _json_object(text: str) -> dict[str, Any] | None:
 
 
 def _fooocus(told: Mapping[str, Any]) -> dict[str, str]:
-    """Nothing, if another program has made the object."""
+    """Return the settings of Fooocus' JSON; none of an object that another program wrote."""
     if told.get("metadata_scheme") != "fooocus" and not str(told.get("version")).startswith("Fooocus"):
         return {}
     found = {"Prompt": "", "Negative prompt": ""}
@@ -213,5 +223,5 @@ def _unquoted(value: str) -> str:
 
 
 def _whole(text: str) -> str:
-    """Without halves of surrogate pairs, which JSON may have and UTF-8 may not."""
+    """Replace halves of surrogate pairs: JSON may have them, UTF-8 may not."""
     return text.encode("utf-8", "replace").decode()

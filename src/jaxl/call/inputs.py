@@ -13,8 +13,9 @@ from jaxl.call.prompts import Chunk
 from jaxl.call.starts import Mask, Picture
 from jaxl.diffusion.noise import image_key
 from jaxl.nn.layers import Params
+from jaxl.run.bucket import Beginning, Branch, Bucket, Conditioning, Text
 from jaxl.run.embeddings import Embeddings
-from jaxl.run.programs import Beginning, Bucket, Conditioning, Programs, Text
+from jaxl.run.programs import Programs
 
 NO_FREEU = np.ones(4, np.float32)  # what leaves the skip connections as they are
 
@@ -87,7 +88,7 @@ class Inputs:
         if not masks:
             return Given(picture)
         mask = np.stack([m.latents for m in masks])
-        if not self.programs.model.inpaints:
+        if not self.programs.target.model.inpaints:
             return Given(picture, mask)
         masked = np.concatenate([latents(m, m.masked) for m in masks])
         return Given(picture, inpaint=np.concatenate([mask, masked], axis=-1))
@@ -96,7 +97,7 @@ class Inputs:
         """What `start` is told of the plan's bucket."""
         plan, given = self.plan, self.given
         size, order = plan.bucket.batch, plan.filled
-        shape = self.programs.latents_shape(plan.bucket)
+        shape = plan.bucket.latents_shape(self.programs.target.model)
         return Beginning(
             rows=plan.rows[order],
             first=np.full(size, plan.first, np.int32),
@@ -123,17 +124,22 @@ class Inputs:
         Encodes each chunk of text once, then gathers the batch on the devices.
         """
         plan, zeros = self.plan, self.programs.zero_text()
+        branches = [branch.reads for branch in bucket.order]
+
+        def encoded(image: int, branch: Branch) -> list[Text]:
+            text = plan.texts[segment.version][image][branch]
+            # diffusers, the reference, skips layers for the positive text alone
+            skip = plan.clip_skip if branch is Branch.POSITIVE else 0
+            return [self.encoder.text(chunk, skip) for chunk in text] if text else [zeros]
+
         texts: list[list[list[Text]]] = []
         lengths: list[list[int]] = []
         for i in plan.filled:
-            own = plan.texts[segment.version][i]
-            # diffusers, the reference, skips layers for the positive text alone
-            branches = [(own[0], 0)] * bucket.guided + [(own[-1], plan.clip_skip)] * (1 + bool(bucket.pag_layers))
-            chunks = [[self.encoder.text(c, skip) for c in text] if text else [zeros] for text, skip in branches]
+            chunks = [encoded(i, branch) for branch in branches]
             lengths.append([len(each) * zeros.prompt_embeds.shape[1] for each in chunks])
             # what fills a text up to the bucket is not looked at
             texts.append([each + each[:1] * (bucket.chunks - len(each)) for each in chunks])
-        time_ids = plan.time_ids[[0] * bucket.guided + [int(plan.bucket.guided)] * (1 + bool(bucket.pag_layers))]
+        time_ids = np.stack([plan.time_ids[branch] for branch in branches])
         context, pooled = self.programs.get("gather", bucket)(self.encoder.params["unet"], texts)
         return Conditioning(
             context=context,

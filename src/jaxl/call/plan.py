@@ -10,7 +10,7 @@ from typing import Any, cast
 import numpy as np
 
 from jaxl.call import arguments
-from jaxl.call.arguments import DrawOptions, Guidance, MicroConditioning, Options, Start
+from jaxl.call.options import DEFAULTS, DrawOptions, Guidance, MicroConditioning, Options, Start, check_names, part
 from jaxl.call.prompts import Chunk, read_prompts
 from jaxl.call.sizes import rounds, smallest_that_fits
 from jaxl.call.starts import Paste, Picture, default_size, read_sources, read_starts, span
@@ -18,8 +18,8 @@ from jaxl.config import check_pag_layers
 from jaxl.diffusion.tables import Sampling, build_table, scheduler_name
 from jaxl.errors import InputError
 from jaxl.presets import Preset, speed
+from jaxl.run.bucket import Branch, Bucket
 from jaxl.run.model import Model
-from jaxl.run.programs import Bucket
 from jaxl.text.tokenizer import Tokenizer
 
 OTHER_PROMPTS = ("prompt_2", "negative_prompt", "negative_prompt_2")
@@ -63,10 +63,10 @@ class Plan:
     first: int
     count: int
     segments: tuple[Segment, ...]
-    texts: list[list[list[list[Chunk] | None]]]
+    texts: list[list[dict[Branch, list[Chunk] | None]]]
     clip_skip: int
     seeds: list[int] = field(metadata=OF_IMAGE)
-    time_ids: np.ndarray
+    time_ids: dict[Branch, np.ndarray]
     rescale: np.ndarray = field(metadata=OF_IMAGE)
     freeu: np.ndarray | None
     noise: np.ndarray | None = field(metadata=OF_IMAGE)
@@ -86,7 +86,7 @@ class Plan:
 
     def by_image(self) -> Iterator[Plan]:
         """The plan of each image alone."""
-        return replace(self, rounds=[1] * self.batch, bucket=replace(self.bucket, batch=1)).by_round()
+        return replace(self, rounds=[1] * self.batch, bucket=self.bucket.single).by_round()
 
     def by_round(self) -> Iterator[Plan]:
         """The plan of each round."""
@@ -116,12 +116,12 @@ class Devices:
     count: int
     batch_sizes: Sequence[int] = ()
 
-    def batch(self, images: int, branches: int = 1) -> int:
-        """The batch that holds `images`, or the largest there is: a multiple of the devices, or 1 by its branches."""
-        batch = smallest_that_fits(images, self.batch_sizes) if self.batch_sizes else images
-        if batch == 1 and branches % self.count == 0:
-            return 1
-        return -(-batch // self.count) * self.count
+    def filled(self, bucket: Bucket) -> Bucket:
+        """The bucket for its images, or the largest there is: of a multiple of the devices, or of 1 by its branches."""
+        batch = smallest_that_fits(bucket.batch, self.batch_sizes) if self.batch_sizes else bucket.batch
+        if batch > 1 or bucket.branches % self.count:
+            batch = -(-batch // self.count) * self.count
+        return replace(bucket, batch=batch)
 
     def rounds(self, images: int) -> list[int]:
         return rounds(images, self.batch_sizes) if self.batch_sizes else [images]
@@ -136,8 +136,8 @@ def make_plan(
     options: DrawOptions,
 ) -> Plan:
     """The plan of a call of `Pipeline.generate`, which explains the options and what is raised."""
-    arguments.check_names(options)
-    asked: DrawOptions = {**arguments.DEFAULTS, **options}
+    check_names(options)
+    asked: DrawOptions = {**DEFAULTS, **options}
     options = cast(DrawOptions, {name: value for name, value in options.items() if value is not None})
     options = cast(DrawOptions, {**speed(options.get("speed", "exact")), **options})
     each = arguments.whole_number("num_images", asked.get("num_images"), least=1)
@@ -148,7 +148,7 @@ def make_plan(
         name: arguments.prompts_per_image(name, value, prompts, each) for name, value in others.items()
     }
 
-    begin = arguments.part(options, Start)
+    begin = part(options, Start)
     sources = read_sources(begin, model, prompts)
     if model.inpaints and "mask" not in begin:
         raise InputError("mask", None, "this model repaints pictures; pass `image` and `mask`")
@@ -157,7 +157,7 @@ def make_plan(
     height = arguments.image_size("height", options.get("height"), native_height, model.vae.factor)
     pictures, pastes = (None, None) if sources is None else read_starts(begin, sources, model, prompts, width, height)
 
-    sampling = arguments.part(options, Sampling)
+    sampling = part(options, Sampling)
     custom = bool({"timesteps", "sigmas"} & set(sampling))
     steps, scheduler = options.get("steps"), options.get("scheduler")
     if steps is None and not custom:
@@ -176,7 +176,7 @@ def make_plan(
 
     scale = options.get("guidance_scale", preset.guidance_scale)
     latents = options.get("latents")
-    guidance, pag = _scales(arguments.part(options, Guidance), scale, batch, times)
+    guidance, pag = _scales(part(options, Guidance), scale, batch, times)
     guidance, pag = guidance[:, places], pag[:, places]
     distilled = model.unet.time_cond_proj_dim is not None  # takes the scale as an input, in one evaluation
     guided_rows = np.any(guidance > 1, axis=0) & (not distilled)
@@ -201,7 +201,7 @@ def make_plan(
     own = [table.with_columns(guidance=guidance[i], pag=pag[i], shallow=shallow) for i in range(batch)]
     per_round = devices.rounds(batch)
     bucket = Bucket(
-        devices.batch(max(per_round), 1 + guided + perturbed),
+        max(per_round),
         height,
         width,
         guided=guided,
@@ -210,15 +210,14 @@ def make_plan(
         freeu="freeu" in options,
         cached=every > 1,
     )
-    branches = [0] * guided + [1] + [1] * perturbed  # of the size ids: the negative ones, the positive ones
-    micro = arguments.part(options, MicroConditioning)
+    micro = part(options, MicroConditioning)
     h, w = height // model.vae.factor, width // model.vae.factor
     from_noise = pictures is None or (skip == 0 and "mask" in begin)
     goes_on = "denoising_start" in begin
     return Plan(
         batch=batch,
         rounds=per_round,
-        bucket=bucket,
+        bucket=devices.filled(bucket),
         scheduler=scheduler_name(config, named, custom=custom),
         steps=len(times),
         # what a row draws depends on its number: a run that goes on from another's end draws other noise than that did
@@ -229,7 +228,7 @@ def make_plan(
         texts=texts.chunks,
         clip_skip=_clip_skip(model, asked.get("clip_skip")),
         seeds=arguments.seeds_per_image(asked.get("seed"), batch),
-        time_ids=arguments.time_ids(micro, height, width, model.time_ids)[branches],
+        time_ids=arguments.time_ids(micro, height, width, model.time_ids),
         rescale=arguments.per_image("guidance_rescale", options.get("guidance_rescale", 0.0), batch, least=0, most=1),
         freeu=_freeu(options),
         noise=None if latents is None else arguments.check_latents(latents, (batch, h, w, model.vae.latent_channels)),

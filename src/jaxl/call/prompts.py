@@ -1,4 +1,4 @@
-"""What each branch of each image is told, step by step: prompts as chunks of token ids and weights."""
+"""Prompts as chunks of token ids and weights, for each branch of each image at each step."""
 
 from __future__ import annotations
 
@@ -11,37 +11,60 @@ from functools import cache
 
 import numpy as np
 
-from jaxl.errors import InputError, PromptWarning, TruncationWarning
+from jaxl.errors import CheckpointError, InputError, PromptWarning, TruncationWarning
+from jaxl.run.bucket import Branch
 from jaxl.run.model import Model
 from jaxl.text.chunks import Chunks, chunk, pad
 from jaxl.text.prompt import SYNTAXES, Syntax, is_composed, parse, schedule
 from jaxl.text.tokenizer import Tokenizer
+from jaxl.weights.checkpoint import Checkpoint
+from jaxl.weights.folder import TOKENIZERS
 
 Chunk = dict[str, tuple[np.ndarray, np.ndarray]]  # by text encoder: ids int32 and weights float32, [1, T] each
 
-# every number of chunks is a program of its own, and the memory of attention grows with it
+# each number of chunks needs a program of its own, and the memory of attention grows with it
 MAX_CHUNKS = 16
+
+
+def open_tokenizers(checkpoint: Checkpoint, model: Model) -> dict[str, Tokenizer]:
+    """Return the tokenizer of each text encoder, CLIP's own where the checkpoint has none.
+
+    Raises CheckpointError for one that the encoder has no room for.
+    """
+    tokenizers = {}
+    for encoder, cfg in model.text_encoders.items():
+        folder = checkpoint.tokenizers[TOKENIZERS[encoder]]
+        pad = "!" if encoder == "text_encoder_2" else "<|endoftext|>"
+        tokenizer = Tokenizer.clip(pad) if folder is None else Tokenizer.from_dir(folder)
+        # an id or position beyond the table would silently read its last row
+        if tokenizer.vocab_size > cfg.vocab_size or tokenizer.max_length > cfg.max_length:
+            raise CheckpointError(
+                f"{checkpoint.source}: the tokenizer has {tokenizer.vocab_size} ids and {tokenizer.max_length} "
+                f"positions, more than the {cfg.vocab_size} and {cfg.max_length} of {encoder}"
+            )
+        tokenizers[encoder] = tokenizer
+    return tokenizers
 
 
 @dataclass(frozen=True)
 class Texts:
     """Texts by version, image and branch, as chunks; None where the embedding is zeros.
 
-    `versions` are the steps at which any text changes, the first one 0. Branches are the negative one, if there is one,
-    and the positive one.
+    A version begins at each step at which a text changes; `versions` are these steps, the first one 0. The branches are
+    the negative prompt, if there is one, and the positive one.
     """
 
     versions: tuple[int, ...]
-    chunks: list[list[list[list[Chunk] | None]]]
+    chunks: list[list[dict[Branch, list[Chunk] | None]]]
 
     def version(self, step: int) -> int:
-        """The index of the version that holds at a step."""
+        """Return the index of the version that holds at a step."""
         return bisect_right(self.versions, step) - 1
 
     @property
     def most(self) -> int:
-        """The most chunks that any text has."""
-        return max(len(text or [{}]) for images in self.chunks for branches in images for text in branches)
+        """The largest number of chunks that a text has."""
+        return max(len(text or [{}]) for images in self.chunks for texts in images for text in texts.values())
 
 
 def read_prompts(
@@ -54,11 +77,11 @@ def read_prompts(
     syntax: Syntax,
     guided: bool,
 ) -> Texts:
-    """The texts of `batch` images over a schedule of `steps`.
+    """Return the texts of `batch` images over a schedule of `steps`.
 
     `given` maps the arguments `prompt`, `prompt_2`, `negative_prompt` and `negative_prompt_2`, where they are, to one
-    text for each image. Raises InputError for a text that breaks the syntax; warns of words that the plain one loses,
-    and of an `AND` that the lenient one takes as a word.
+    text for each image. Raises InputError for a text that breaks the syntax; warns of words that the plain
+    syntax loses, and of an `AND` that the lenient one takes as a word.
     """
     if syntax not in SYNTAXES:
         raise InputError("prompt_syntax", syntax, f"give one of {', '.join(map(repr, SYNTAXES))}")
@@ -79,7 +102,7 @@ def read_prompts(
         return chunks
 
     def sources(prefix: str, image: int) -> dict[str, tuple[str, str]] | None:
-        """For each text encoder the argument it reads, and its text; None for zeros."""
+        """Return for each text encoder the argument it reads, and its text; None for zeros."""
         first, second = f"{prefix}prompt", f"{prefix}prompt_2"
         if first not in given and second not in given and model.zero_negative:
             return None
@@ -101,14 +124,18 @@ def read_prompts(
             for i in range(n)
         ]
 
-    branches = [[sources(prefix, image) for prefix in ["negative_", ""][not guided :]] for image in range(batch)]
-    read = {source for image in branches for texts in image if texts for source in texts.values()}
+    branches = (Branch.NEGATIVE, Branch.POSITIVE) if guided else (Branch.POSITIVE,)
+    images = [{branch: sources(branch.prefix, image) for branch in branches} for image in range(batch)]
+    read = {source for image in images for texts in image.values() if texts for source in texts.values()}
     starts = sorted({first for source in read for first, _ in versions(*source)} | {0})
-    return Texts(tuple(starts), [[[chunks(texts, at) for texts in image] for image in branches] for at in starts])
+    return Texts(
+        versions=tuple(starts),
+        chunks=[[{branch: chunks(texts, at) for branch, texts in image.items()} for image in images] for at in starts],
+    )
 
 
 def _cut(tokenizer: Tokenizer, argument: str, text: str) -> Chunks:
-    """The one chunk of a text that is taken literally."""
+    """Return the one chunk of a text in the plain syntax; warn of what is cut."""
     encoded = tokenizer.encode([text], argument)
     if encoded.lost[0]:
         message = f"{argument} is cut at {tokenizer.max_length} tokens; lost: {encoded.lost[0]!r}"
@@ -117,7 +144,7 @@ def _cut(tokenizer: Tokenizer, argument: str, text: str) -> Chunks:
 
 
 def _warn(message: str, category: type[PromptWarning]) -> None:
-    """Warn whoever called jaxl: the first frame outside of it."""
+    """Warn with the first frame outside of jaxl as the place."""
     frame, level = sys._getframe(), 1
     while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("jaxl."):
         frame, level = frame.f_back, level + 1

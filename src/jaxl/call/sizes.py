@@ -1,21 +1,20 @@
-"""Sizes of images that SDXL knows, and numbers of images that are compiled for."""
+"""Sizes of images that SDXL knows, and batch sizes of compiled programs."""
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from typing import Any
 
 from jaxl.errors import InputError
 
+__all__ = ["BUCKETS", "aspect_bucket", "buckets_for", "nearest_bucket"]
+
 Size = tuple[int, int]  # width, height
 
 NATIVE_SIDE = 1024
 
-# The 40 sizes of SDXL's multi-aspect training (Podell et al. 2023, arXiv:2307.01952, appendix I), each about 1024**2
-# pixels. The paper lists height and width; here it is width and height. It has 1344x704, but not 704x1344.
 BUCKETS: tuple[Size, ...] = (
     *((2048, 512), (1984, 512), (1920, 512), (1856, 512)),
     *((1792, 576), (1728, 576), (1664, 576)),
@@ -35,28 +34,48 @@ BUCKETS: tuple[Size, ...] = (
     *((576, 1664), (576, 1728), (576, 1792)),
     *((512, 1856), (512, 1920), (512, 1984), (512, 2048)),
 )
+"""The 40 sizes of SDXL's multi-aspect training (Podell et al. 2023, arXiv:2307.01952, appendix I), as (width, height).
+
+Each has about 1024**2 pixels. The paper lists height and width. It has 1344x704, but not 704x1344.
+"""
 
 
 def buckets_for(side: int, factor: int = 8) -> tuple[Size, ...]:
-    """SDXL's sizes for a model whose native size is `side`, in multiples of `factor`, the VAE's pixels per latent.
+    """Return SDXL's sizes for a model of native size `side`, in multiples of `factor`, the VAE's pixels per latent.
 
-    A scaled side is rounded to the nearest multiple: native sides that divide 1024 need none, as 256 gives multiples of
-    16. Where rounding makes two sizes equal, one is left.
+    A scaled side is rounded to the nearest multiple: native sides that divide 1024 need no rounding, as 256 gives
+    multiples of 16. Where rounding makes two sizes equal, one is left.
     """
     scaled = [(_scaled(width, side, factor), _scaled(height, side, factor)) for width, height in BUCKETS]
     return tuple(dict.fromkeys(scaled))
 
 
 def nearest_bucket(width: float, height: float, side: int = NATIVE_SIDE) -> Size:
-    """The size, of a model whose native size is `side`, whose aspect is nearest to that of `width` x `height`.
+    """Return the size, of a model whose native size is `side`, whose shape is nearest to that of `width` x `height`."""
+    return nearest_size((width, height), buckets_for(side))
 
-    Aspects are compared by logarithm, so that landscape and portrait are treated alike.
+
+def nearest_size(wanted: tuple[float, float], sizes: Iterable[Size]) -> Size:
+    """Return the size whose shape is nearest; of equal shapes, the one whose area is."""
+
+    def distance(size: Size) -> tuple[float, float]:
+        areas = size[0] * size[1], wanted[0] * wanted[1]
+        return stretch(wanted, size), max(areas) / min(areas)
+
+    return min(sizes, key=distance)
+
+
+def stretch(size: tuple[float, float], other: tuple[float, float]) -> float:
+    """Return how many times longer than the other's the longer side of one is, where the shorter ones are equal.
+
+    It is at least 1, and the same for landscape and portrait.
     """
-    return min(buckets_for(side), key=lambda size: abs(math.log(size[0] / size[1]) - math.log(width / height)))
+    ratio = size[0] / size[1] / (other[0] / other[1])
+    return max(ratio, 1 / ratio)
 
 
 def aspect_bucket(argument: str, value: Any, side: int = NATIVE_SIDE) -> Size:
-    """The size for an aspect such as "16:9", "3:2" or "2.39:1", width first, from 1:4 to 4:1.
+    """Return the size for an aspect such as "16:9", "3:2" or "2.39:1", width first, from 1:4 to 4:1.
 
     Raises InputError, naming `argument`.
     """
@@ -70,20 +89,26 @@ def aspect_bucket(argument: str, value: Any, side: int = NATIVE_SIDE) -> Size:
     return nearest_bucket(float(width), float(height), side)
 
 
+def read_size(text: str) -> Size | None:
+    """Return width and height of a text such as 1024x768, or None where it is not like that."""
+    match = re.fullmatch(r"([0-9]{1,6})[xX]([0-9]{1,6})", text)
+    return (int(match[1]), int(match[2])) if match else None
+
+
 def smallest_that_fits(batch: int, sizes: Sequence[int]) -> int:
-    """The smallest of the allowed batch sizes that holds `batch` images, or the largest of all if none does."""
+    """Return the smallest allowed batch size that holds `batch` images, or the largest of all if none does."""
     return min((size for size in sizes if size >= batch), default=max(sizes))
 
 
 def rounds(images: int, sizes: Sequence[int]) -> list[int]:
-    """How many images each dispatch draws, in as few dispatches as `sizes` allow, and then with the least padding.
+    """Return how many images each dispatch draws: the fewest dispatches, and among these the least padding.
 
-    Each is run at the batch size that `smallest_that_fits`; all but the last are full.
+    Each runs at the size of `smallest_that_fits`; all but the last are full.
     """
     largest = max(sizes)
     count = -(-images // largest)
     spare = count * largest - images
-    # what each size saves against the largest; for every saving in all that is possible, the fewest that add up to it.
+    # the places that each size saves against the largest; for each possible total, the fewest savings that add up to it
     savings = sorted({largest - size for size in sizes} - {0})
     fewest: dict[int, list[int]] = {0: []}
     for total in range(1, spare + 1):

@@ -1,4 +1,4 @@
-"""What images start from: pictures, masks and latents, checked and brought to the size of the bucket."""
+"""The starts of images: pictures, masks and latents, checked and brought to the size of the bucket."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import numpy as np
 from PIL import Image
 
 from jaxl.call import arguments
-from jaxl.call.arguments import Start
 from jaxl.call.images import (
     Region,
     binarize,
@@ -21,19 +20,20 @@ from jaxl.call.images import (
     read_mask,
     to_array,
 )
+from jaxl.call.options import STRENGTH, Start
 from jaxl.call.sizes import nearest_bucket
 from jaxl.errors import InputError
 from jaxl.run.model import Model
 
-# how much of the steps is run, where a caller does not say
-STRENGTH, STRENGTH_WITH_MASK, STRENGTH_OF_REFINER = 0.6, 1.0, 0.3
+# the share of the steps that is run where a caller does not say
+STRENGTH_WITH_MASK, STRENGTH_OF_REFINER = 1.0, 0.3
 
 Source = Image.Image | np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
 class Mask:
-    """`latents` float32 [h, w, 1] is 1 where the picture is painted anew; `masked` are its pixels without that part."""
+    """`latents` float32 [h, w, 1] is 1 where the picture is repainted; `masked` is the picture without that part."""
 
     latents: np.ndarray
     masked: np.ndarray
@@ -41,7 +41,7 @@ class Mask:
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """What an image starts from: pixels [1, H, W, 3] in -1..1, or with `encoded` latents [1, h, w, C]; float32."""
+    """The start of an image: pixels [1, H, W, 3] in -1..1, or latents [1, h, w, C] if `encoded`; float32."""
 
     array: np.ndarray
     encoded: bool = False
@@ -50,7 +50,7 @@ class Picture:
 
 @dataclass(frozen=True, eq=False)
 class Paste:
-    """Puts a generated image where it was cut out of the picture: `padding_mask_crop`."""
+    """Puts a generated image back where `padding_mask_crop` cut it out of the picture."""
 
     picture: Image.Image
     mask: Image.Image
@@ -61,7 +61,7 @@ class Paste:
 
 
 def read_sources(start: Start, model: Model, prompts: int) -> list[Source] | None:
-    """`image` as RGB pictures or latents [1, h, w, C], one for all prompts or one for each; None without."""
+    """Read `image` as RGB pictures or latents [1, h, w, C], one for all prompts or one for each; None without."""
     value = start.get("image")
     if value is None:
         for name, other in start.items():
@@ -79,7 +79,7 @@ def read_sources(start: Start, model: Model, prompts: int) -> list[Source] | Non
 
 
 def default_size(sources: list[Source] | None, model: Model) -> tuple[int, int]:
-    """Width and height where the caller gives none: the model's own, or the nearest to the picture's aspect."""
+    """Return width and height where the caller gives none: the model's own, or the nearest to the picture's aspect."""
     if sources is None:
         return model.default_size, model.default_size
     first = sources[0]
@@ -91,7 +91,7 @@ def default_size(sources: list[Source] | None, model: Model) -> tuple[int, int]:
 def read_starts(
     start: Start, sources: list[Source], model: Model, prompts: int, width: int, height: int
 ) -> tuple[list[Picture], list[Paste] | None]:
-    """The pictures at the size of the image, and how to put each result back, one for all prompts or one for each."""
+    """Return the pictures at the size of the image, and their pastes, one for all prompts or one for each."""
     masks, pad = start.get("mask"), start.get("padding_mask_crop")
     if pad is not None:
         pad = arguments.whole_number("padding_mask_crop", pad, least=0)
@@ -121,7 +121,7 @@ def read_starts(
 
 
 def span(start: Start, model: Model, times: np.ndarray) -> tuple[int, int]:
-    """The first step to run and the first not to, of a schedule whose steps begin at `times`."""
+    """Return the first step to run and the one after the last, of a schedule whose steps begin at `times`."""
     steps, total = len(times), model.scheduler.noise.num_train_timesteps
     begin = arguments.share("denoising_start", start.get("denoising_start", 0.0))
     end = arguments.share("denoising_end", start.get("denoising_end", 1.0))
@@ -130,14 +130,14 @@ def span(start: Start, model: Model, times: np.ndarray) -> tuple[int, int]:
         raise InputError(name, start.get(name), "this model's noise has no timesteps to hand over at; leave it out")
     if begin >= end:
         raise InputError("denoising_start", begin, f"must lie below denoising_end, which is {end:g}")
-    # of the noise levels, not of the steps, so that two models with other spacings hand over at the same level
+    # shares of the noise levels, not of the steps, so that two models with other spacings hand over at the same level
     skip, stop = (int(np.count_nonzero(times >= round(total - bound * total))) for bound in (begin, end))
     stop = steps if end == 1 else stop
     if "strength" in start or ("image" in start and "denoising_start" not in start):
         strength = arguments.share("strength", start.get("strength", default_strength(start, model)))
         if "denoising_start" in start:
             raise InputError("strength", strength, "leave it out: denoising_start says where to begin")
-        # a share that nobody gave runs at least one step, so that models of one step have a default
+        # the default share runs at least one step, for models of one step
         skip = steps - max(int(steps * strength), "strength" not in start)
     if skip >= stop:
         name = next(name for name in ("denoising_end", "strength", "denoising_start") if name in start)

@@ -35,7 +35,7 @@ INTERRUPTED = 130
 
 QUOTES = "'\""
 
-# the arguments of `Pipeline.generate` that the command calls by another name
+# the command's names for arguments of `Pipeline.generate`, where not the same
 FLAGS = {
     "prompt": "PROMPT",
     "negative_prompt": "--negative",
@@ -66,20 +66,20 @@ app = typer.Typer(
 
 def main() -> None:
     """Run the command line of this process and exit."""
-    if sys.stdout is not None:  # file names may be any bytes
+    if sys.stdout is not None:  # names of files may be any bytes
         sys.stdout.reconfigure(errors="surrogateescape")  # pyright: ignore[reportAttributeAccessIssue]
     code = run(sys.argv[1:])
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
-            with suppress(OSError, ValueError):  # nobody reads any more
+            with suppress(OSError, ValueError):  # the reader is gone
                 stream.flush()
-    # Programs may be compiling still, in threads that can neither be stopped nor outlive the interpreter; and to take
+    # Programs may still be compiling, in threads that can neither be stopped nor outlive the interpreter; and taking
     # compiled ones apart, as the interpreter would, keeps the user waiting 0.4 s for nothing.
     os._exit(code)
 
 
 def run(argv: Sequence[str]) -> int:
-    """Run one command line; returns its exit status."""
+    """Run one command line, and return its exit status."""
     try:
         with _plain_warnings():
             code = typer.main.get_command(app).main(argv, prog_name="jaxl", standalone_mode=False) or 0
@@ -185,7 +185,8 @@ def devices(as_json: JsonOption = False) -> None:
 def _inspect(**source: Any) -> dict[str, Any]:
     from dataclasses import asdict
 
-    from jaxl.diffusion.tables import SCHEDULERS, scheduler_name
+    from jaxl.diffusion.schedulers import SCHEDULERS
+    from jaxl.diffusion.tables import scheduler_name
     from jaxl.presets import SDXL_BASE, choose_preset
     from jaxl.run.model import Model
     from jaxl.weights.contents import components, family
@@ -195,7 +196,7 @@ def _inspect(**source: Any) -> dict[str, Any]:
     missing = [name for name in ("vae",) if name not in checkpoint.configs]
     model = Model.from_configs({**{name: SDXL_BASE[name] for name in missing}, **checkpoint.configs})
     parts = components(checkpoint)
-    own = model.scheduler.scheduler  # inspecting does not ask that jaxl can run it
+    own = model.scheduler.scheduler  # also of a scheduler that jaxl cannot run
     return {
         "model": checkpoint.source,
         "family": family(model.unet),
@@ -215,7 +216,7 @@ def _inspect(**source: Any) -> dict[str, Any]:
 
 @contextmanager
 def _plain_warnings() -> Iterator[None]:
-    """Show warnings, and what libraries log as such, as one line each."""
+    """Show warnings, and those that libraries log, as one line each."""
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("jaxl: warning: %(message)s"))
     handler.setLevel(logging.WARNING)
@@ -238,6 +239,6 @@ def _message(error: JaxlError | typer.TyperException) -> str:
 
 
 def _flag(argument: str, value: str | None = None) -> str:
-    """How an argument is given on the command line."""
+    """Return an argument as users write it on the command line."""
     flag = FLAGS.get(argument, f"--{argument.replace('_', '-')}")
     return flag if value is None else f"{flag} {value.strip(QUOTES)}"

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from jaxl.bench.workload import PROMPT, Workload, combinations
+from jaxl.call.sizes import read_size
 from jaxl.cli.bench_loadgen import bench_loadgen
 from jaxl.cli.machine import find_chips
 from jaxl.cli.options import (
@@ -28,7 +29,6 @@ from jaxl.cli.options import (
     TimeoutOption,
     read_count,
     read_counts,
-    read_size,
 )
 from jaxl.cli.terminal import in_background, note, print_line, print_table, progress_bars, to_terminal
 from jaxl.errors import InputError, JaxlError
@@ -125,7 +125,7 @@ def bench(
         devices=None if devices is None else read_counts("devices", devices),
         guidance=guidance,
         dtype=dtype,
-        vae_dtype=None if vae_dtype == AUTO else vae_dtype,
+        vae_dtype=vae_dtype,
         warmup=read_count("warmup", warmup),
         runs=read_count("runs", runs),
         startup=startup,
@@ -136,7 +136,7 @@ def bench(
     def measure() -> list[dict[str, Any]]:
         with machines.joined() as number, progress_bars(not quiet and to_terminal()) as progress:
             report = in_background(lambda: options.measure(progress))
-        if number:  # what is measured is the same on all hosts, and the first one says it
+        if number:  # all hosts measure the same, and the first one reports it
             raise typer.Exit
         return [report]
 
@@ -161,7 +161,7 @@ def merge(
 def _report(
     measure: Callable[[], list[dict[str, Any]]], prices: Path | None, output: Path | None, as_json: bool
 ) -> None:
-    """Print and write what `measure` finds; where that cannot be written is told before."""
+    """Print and write the results of `measure`; refuse a folder that cannot be written before it measures."""
     from jaxl.bench.prices import DEFAULT, read_prices
     from jaxl.bench.report import priced, tables
 
@@ -187,7 +187,7 @@ def _report(
 
 @dataclass(frozen=True)
 class _Options:
-    """What is asked for; sizes and devices are None where the model and the machine decide."""
+    """The options of the command; sizes and devices are None where the model and the machine decide."""
 
     model: str
     sizes: list[tuple[int, int]] | None
@@ -197,7 +197,7 @@ class _Options:
     devices: list[int] | None
     guidance: float
     dtype: str
-    vae_dtype: str | None
+    vae_dtype: str
     warmup: int
     runs: int
     startup: bool
@@ -205,7 +205,7 @@ class _Options:
     quiet: bool
 
     def measure(self, progress: ShowProgress | None) -> dict[str, Any]:
-        """The report of all combinations. What cannot work is refused before anything is loaded or compiled."""
+        """Return the report of all combinations. Options that cannot work are refused before anything is loaded."""
         from jaxl.bench.peers import Opening, Peer, check_peer
 
         for name in self.peers:
@@ -219,7 +219,8 @@ class _Options:
 
         from jaxl.bench import measure
         from jaxl.bench.report import make_report
-        from jaxl.pipeline import open_pipeline
+        from jaxl.call.options import LoadOptions
+        from jaxl.loading import open_pipeline
         from jaxl.run.sharding import make_mesh
 
         # reading programs from disk would hide how long they take to compile
@@ -233,10 +234,9 @@ class _Options:
         if jax.process_count() > 1 and counts != [len(found)]:
             raise InputError("devices", self.devices, "several hosts measure on all they have; leave it out")
         platform = found[0][0].platform
-        dtype = self.dtype if self.dtype != AUTO else "float32" if platform == "cpu" else "bfloat16"
         meshes = {count: make_mesh([device for chip in found[:count] for device in chip]) for count in counts}
         pipes = {
-            count: open_pipeline(path, dtype=dtype, vae_dtype=self.vae_dtype, mesh=mesh)
+            count: open_pipeline(path, LoadOptions(dtype=self.dtype, vae_dtype=self.vae_dtype, mesh=mesh))
             for count, mesh in meshes.items()
         }
         pipe = pipes[counts[0]]
@@ -255,7 +255,7 @@ class _Options:
             command=shlex.join(["jaxl", *sys.argv[1:]]),
             devices=[chip[0] for chip in found],
             model=self.model,
-            dtype=dtype,
+            dtype=str(pipe.dtype),
             vae_dtype=_vae_dtype(pipe),
             prompt=PROMPT,
             warmup=self.warmup,
@@ -264,7 +264,7 @@ class _Options:
         )
 
     def _path(self) -> str:
-        """The model, of which a random one is written first if need be."""
+        """Return the model's name or folder; a random model is written first if need be."""
         if not self.model.startswith(RANDOM):
             return self.model
         from jaxl.bench.random_model import ensure_random_model, random_folder
@@ -285,7 +285,7 @@ class _Options:
         )
 
     def _startups(self, path: str, progress: ShowProgress | None) -> list[Startup]:
-        """Measured before this process takes a device, because a TPU, or a GPU's memory, serves one at a time."""
+        """Measure start-ups, before this process takes a device: a TPU, or a GPU's memory, serves one at a time."""
         from jaxl.bench.startup import count_devices, measure_startup
         from jaxl.run.model import Model
         from jaxl.weights.source import open_checkpoint
@@ -299,7 +299,7 @@ class _Options:
     def _openings(
         self, opening: Callable[..., Any], pipe: Pipeline, workloads: Sequence[Workload], platform: str
     ) -> list[Any]:
-        """What each peer opens: the very files that jaxl reads."""
+        """Return what each peer is to open: the very files that jaxl reads."""
         from jaxl.bench.peers import check_scheduler
 
         file = pipe.checkpoint.files()[0]

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from jaxl.cli.options import JsonOption, LocalOption, RevisionOption, VariantOption, read_count, read_size
+from jaxl.call.sizes import read_size
+from jaxl.cli.options import JsonOption, LocalOption, RevisionOption, VariantOption, read_count
 from jaxl.cli.terminal import in_background, note, print_line, print_table, progress_bars, to_terminal
 from jaxl.errors import InputError, JaxlError
 
@@ -176,7 +177,7 @@ def _open(
 
 
 def _refuse(options: Mapping[str, Any], remedy: str) -> None:
-    """Raise InputError for the first of these options that was given."""
+    """Raise InputError for the first of the options that was given."""
     for name, value in options.items():
         if value is not None:
             raise InputError(name, str(value), remedy)

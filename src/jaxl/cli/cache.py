@@ -32,7 +32,7 @@ def cache(
 
 
 def _look(clear: bool) -> dict[str, Any]:
-    """What is there, or was before it was removed."""
+    """Return the facts about the cache, from before it was cleared."""
     import jax
 
     from jaxl.run import disk_cache

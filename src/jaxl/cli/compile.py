@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from jaxl.call.sizes import read_size
 from jaxl.cli.generate import Opener
-from jaxl.cli.options import JsonOption, LocalOption, RevisionOption, UnetOption, VariantOption, read_size
+from jaxl.cli.options import JsonOption, LocalOption, RevisionOption, UnetOption, VariantOption
 from jaxl.cli.terminal import in_background, print_line, progress_bars, to_terminal
 from jaxl.errors import InputError, JaxlError, is_out_of_memory
 
@@ -22,7 +23,7 @@ from jaxl.errors import InputError, JaxlError, is_out_of_memory
 if TYPE_CHECKING:
     from jaxl.pipeline import Pipeline
     from jaxl.pipeline import Progress as ShowProgress
-    from jaxl.run.programs import Bucket
+    from jaxl.run.bucket import Bucket
 
 
 def compile_programs(
@@ -71,13 +72,15 @@ def compile_programs(
     with progress_bars(not quiet and to_terminal()) as progress:
 
         def compile_all() -> list[Compiled]:
-            opened: dict[int, Pipeline] = {}  # by the images, on as many devices as they are drawn on
-            pipes: dict[int, Pipeline] = {}  # by the devices
+            opened: dict[int, Pipeline] = {}  # by number of images, each on as many devices as draw that number
+            pipes: dict[int, Pipeline] = {}  # by number of devices
             work: list[tuple[Pipeline, Bucket]] = []
             for width, height, images in asked:
                 if images not in opened:
                     opened[images] = Opener(dtype, shard_params, images, local_files_only, progress)(
-                        {"model": model, "revision": revision, "variant": variant},
+                        model,
+                        revision=revision,
+                        variant=variant,
                         unet=unet,
                         vae=vae,
                         vae_tile=vae_tile,
@@ -100,7 +103,7 @@ def compile_programs(
 
 @dataclass(frozen=True)
 class Compiled:
-    """A program that is in the cache now; `cached`: that it was there before. `seconds` are those it was waited for."""
+    """A program that is in the cache now. `seconds` is the time waited for it; `cached` if it was there before."""
 
     program: str
     size: str
@@ -116,7 +119,7 @@ class Compiled:
 
 
 def _compile(work: list[tuple[Pipeline, Bucket]], progress: ShowProgress | None) -> Iterator[Compiled]:
-    """The programs of one bucket at a time, as they become ready; those that buckets share, once."""
+    """Yield programs as they become ready, one bucket after another; a program that buckets share comes once."""
     import jax
 
     read: set[str] = set()
@@ -133,7 +136,7 @@ def _compile(work: list[tuple[Pipeline, Bucket]], progress: ShowProgress | None)
 
 
 def _ready(work: list[tuple[Pipeline, Bucket]], progress: ShowProgress | None, read: set[str]) -> Iterator[Compiled]:
-    """What `_compile` gives; `read` are the names of the threads that found theirs in the cache."""
+    """Yield the programs for `_compile`; `read` are the names of the threads that found theirs in the cache."""
     import jax
 
     from jaxl.run.programs import KINDS
@@ -158,13 +161,13 @@ def _ready(work: list[tuple[Pipeline, Bucket]], progress: ShowProgress | None, r
                 known.add(future)
                 size = f"{bucket.width}x{bucket.height}"
                 seconds = round(time.perf_counter() - began, 2)
-                # its thread has this name
+                # the name of the program's thread
                 cached = f"compile {kind}" in read
                 yield Compiled(kind, size, bucket.batch, bucket.guided, pipe.mesh.size, seconds, cached)
 
 
 def _keep_all() -> None:
-    """Keep those that compile in no time too. Raises JaxlError if none are kept."""
+    """Keep programs that compile quickly too. Raises JaxlError if none are kept."""
     import jax
 
     if not jax.config.jax_compilation_cache_dir or not jax.config.jax_enable_compilation_cache:  # pyright: ignore[reportAttributeAccessIssue]
@@ -173,7 +176,7 @@ def _keep_all() -> None:
 
 
 def _sizes(text: str | None) -> list[tuple[int | None, int | None]]:
-    """Widths and heights, each once; the model's own are None."""
+    """Return widths and heights, each pair once; None is the model's own."""
     if text is None:
         return [(None, None)]
     sizes = [read_size(part) for part in text.split(",")]
@@ -183,7 +186,7 @@ def _sizes(text: str | None) -> list[tuple[int | None, int | None]]:
 
 
 def _batches(text: str) -> list[int]:
-    """Whole numbers of at least 1, each once."""
+    """Return whole numbers of at least 1, each once."""
     parts = text.split(",")
     if not all(re.fullmatch(r"[0-9]{1,6}", part) and int(part) for part in parts):
         raise InputError("batches", text, "give whole numbers of at least 1 with commas between them")

@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from jaxl.cli.options import JsonOption, read_size
+from jaxl.call.sizes import read_size
+from jaxl.cli.options import JsonOption
 from jaxl.cli.terminal import in_background, note, print_line
 from jaxl.errors import InputError
 
@@ -99,7 +100,7 @@ def estimate(
 
 
 def _lines(report: Mapping[str, Any]) -> Iterator[str]:
-    """The report as text."""
+    """Yield the lines of the report."""
     where = f"{report['chips']} x {report['chip']} ({report['topology']})"
     yield f"{report['model']} on {where}: {report['batch']} images of {report['size']}, {report['steps']} guided steps"
     yield f"{report['dtype']}, autoencoder {report['vae_dtype']}; estimated by the compiler, not measured"

@@ -30,7 +30,6 @@ from jaxl.cli.options import (
     TimeoutOption,
     UnetOption,
     VariantOption,
-    read_size,
 )
 from jaxl.cli.terminal import in_background, note, print_line, progress_bars, to_terminal
 from jaxl.errors import InputError, JaxlError, is_out_of_memory
@@ -40,12 +39,14 @@ if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
 
-    from jaxl.call.plan import Plan
     from jaxl.pipeline import Pipeline, Preview, Result
     from jaxl.pipeline import Progress as ShowProgress
 
 # evaluations of the network for a guided image
 BRANCHES = 2
+
+# flags of several numbers, and the mark between them
+LISTS = {"guidance_interval": ":", "freeu": ",", "timesteps": ",", "sigmas": ","}
 
 # names that ask for another format than PNG
 OTHER_FORMATS = (".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".tif", ".tiff", ".webp")
@@ -54,21 +55,23 @@ OTHER_FORMATS = (".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".tif", ".tiff", ".we
 def generate(
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What to draw.")],
     model: Annotated[str, typer.Option(help="A hub id, a folder, a .safetensors file, or tiny (embedded).")] = "tiny",
-    negative: Annotated[str | None, typer.Option(metavar="TEXT", help="What not to draw.")] = None,
+    negative_prompt: Annotated[str | None, typer.Option("--negative", metavar="TEXT", help="What not to draw.")] = None,
     seed: Annotated[int | None, typer.Option(help="Counts up from image to image; random by default.")] = None,
     steps: Annotated[
         int | None, typer.Option(show_default=False, help="Of the scheduler; 25, or what the model was made for.")
     ] = None,
-    guidance: Annotated[
+    guidance_scale: Annotated[
         float | None,
         typer.Option(
-            show_default=False, help="How closely to follow the prompt: 5, or the model's own; 1 is off, and faster."
+            "--guidance",
+            show_default=False,
+            help="How closely to follow the prompt: 5, or the model's own; 1 is off, and faster.",
         ),
     ] = None,
     size: Annotated[
         str | None, typer.Option(metavar="WxH", help="Pixels, or an aspect such as 16:9; the model's own by default.")
     ] = None,
-    count: Annotated[int, typer.Option("--count", "-n", help="Number of images.")] = 1,
+    num_images: Annotated[int, typer.Option("--count", "-n", help="Number of images.")] = 1,
     scheduler: Annotated[
         str | None,
         typer.Option(
@@ -78,14 +81,16 @@ def generate(
     output: Annotated[
         str, typer.Option("--output", "-o", metavar="DIR_OR_FILE", help="A folder, or the name of a .png file.")
     ] = ".",
-    init_image: Annotated[str | None, typer.Option(metavar="FILE", help="A picture to start from.")] = None,
+    image: Annotated[str | None, typer.Option("--init-image", metavar="FILE", help="A picture to start from.")] = None,
     strength: Annotated[
         float | None, typer.Option(show_default=False, help="0 to 1: how much of it changes; 0.6, or 1 with a mask.")
     ] = None,
     mask: Annotated[str | None, typer.Option(metavar="FILE", help="White where it is painted anew.")] = None,
-    mask_padding: Annotated[
+    padding_mask_crop: Annotated[
         int | None,
-        typer.Option(metavar="PIXELS", help="Enlarge the mask's surroundings of this width, and paste back."),
+        typer.Option(
+            "--mask-padding", metavar="PIXELS", help="Enlarge the mask's surroundings of this width, and paste back."
+        ),
     ] = None,
     refiner: Annotated[str | None, typer.Option(metavar="MODEL", help="A second model for the last steps.")] = None,
     refiner_at: Annotated[float, typer.Option(help="Where it takes over, as a share of the noise levels.")] = 0.8,
@@ -115,12 +120,16 @@ def generate(
     speed: Annotated[
         str | None, typer.Option(metavar="NAME", help="exact, balanced or fast: intervals of caching and of guidance.")
     ] = None,
-    pag: Annotated[float | None, typer.Option(help="Scale of perturbed-attention guidance, such as 3.")] = None,
+    pag_scale: Annotated[
+        float | None, typer.Option("--pag", help="Scale of perturbed-attention guidance, such as 3.")
+    ] = None,
     freeu: Annotated[str | None, typer.Option(metavar="S1,S2,B1,B2", help="FreeU, such as 0.6,0.4,1.1,1.2.")] = None,
     eta: Annotated[
         float | None, typer.Option(help="0 to 1: noise of ancestral and SDE schedulers, and of ddim.")
     ] = None,
-    spacing: Annotated[str | None, typer.Option(help="Of timesteps: leading, linspace or trailing.")] = None,
+    timestep_spacing: Annotated[
+        str | None, typer.Option("--spacing", help="Of timesteps: leading, linspace or trailing.")
+    ] = None,
     timesteps: Annotated[str | None, typer.Option(metavar="T,T,...", help="Instead of --steps.")] = None,
     sigmas: Annotated[
         str | None, typer.Option(metavar="S,S,...", help="Instead of --steps; the last is the end.")
@@ -133,7 +142,9 @@ def generate(
         ),
     ] = "a1111",
     prompt_2: Annotated[str | None, typer.Option(metavar="TEXT", help="PROMPT of the second text encoder.")] = None,
-    negative_2: Annotated[str | None, typer.Option(metavar="TEXT", help="--negative of the second one.")] = None,
+    negative_prompt_2: Annotated[
+        str | None, typer.Option("--negative-2", metavar="TEXT", help="--negative of the second one.")
+    ] = None,
     clip_skip: Annotated[int, typer.Option(help="Last layers of the text encoders to skip beyond the usual.")] = 0,
     dtype: Annotated[
         Literal["auto", "bfloat16", "float32"], typer.Option(help="auto is float32 on a CPU, else bfloat16.")
@@ -171,50 +182,30 @@ def generate(
     The PNG files are called jaxl-SEED.png and replace no other; one that --output names for a single image is replaced.
     They tell how they were made, in A1111's text and in jaxl's own. Write -- before a prompt that begins with a dash.
     """
+    given = dict(locals())
     from jaxl.call.arguments import per_image, seeds_per_image, share, whole_number
     from jaxl.call.images import read_image
+    from jaxl.call.options import DrawOptions
 
     began = time.perf_counter()
-    whole_number("num_images", count, least=1)
-    if guidance is not None:
-        per_image("guidance_scale", guidance, count)
+    whole_number("num_images", num_images, least=1)
+    if guidance_scale is not None:
+        per_image("guidance_scale", guidance_scale, num_images)
     # 32 bits, because many other programs read no more
-    seeds = seeds_per_image(secrets.randbelow(2**32) if seed is None else seed, count)
-    destination = _destination(output, count)
+    seeds = seeds_per_image(secrets.randbelow(2**32) if seed is None else seed, num_images)
+    destination = _destination(output, num_images)
     source = {"model": model, "revision": revision, "variant": variant}
-    request = {
-        "prompt": prompt,
-        "prompt_2": prompt_2,
-        "negative_prompt": negative,
-        "negative_prompt_2": negative_2,
-        "clip_skip": clip_skip,
-        "prompt_syntax": prompt_syntax,
-        "strength": strength,
-        "padding_mask_crop": mask_padding,
-        "guidance_rescale": guidance_rescale,
-        "guidance_interval": _numbers("guidance_interval", guidance_interval, ":"),
-        "cache_interval": cache_interval,
-        "speed": speed,
-        "pag_scale": pag,
-        "freeu": _numbers("freeu", freeu),
-        "eta": eta,
-        "timestep_spacing": spacing,
-        "timesteps": _numbers("timesteps", timesteps),
-        "sigmas": _numbers("sigmas", sigmas),
-    }
+    # flags have the names of the library's options, so that none is forgotten on the way
+    options = {name: given[name] for name in ("prompt", *DrawOptions.__annotations__) if name in given}
+    options |= {name: _numbers(name, given[name], mark) for name, mark in LISTS.items()}
     asked: dict[str, Any] = {
-        **request,
-        "steps": steps,
-        "guidance_scale": guidance,
+        **options,
         "seed": seeds,
-        "num_images": count,
-        "scheduler": scheduler,
         # read here, so that a mistake is told before anything is loaded
-        "image": None if init_image is None else read_image(init_image, "image"),
-        "mask": mask,
+        "image": None if image is None else read_image(image, "image"),
     }
     if refiner is not None:
-        asked["denoising_end"] = share("denoising_end", refiner_at)
+        asked["denoising_end"] = share("refiner_at", refiner_at)
     show = None if preview is None else _preview_file(preview)
     machines = Hosts(distributed, coordinator, hosts, host, timeout)
     if machines.several:
@@ -228,10 +219,10 @@ def generate(
 
         def draw() -> tuple[Pipeline, Result, int, float]:
             if machines.several and seed is None:
-                asked["seed"] = seeds_per_image(_seed_of_host_0(seeds[0]), count)
-            open_model = Opener(dtype, shard_params, count, local_files_only, progress, kernels)
+                asked["seed"] = seeds_per_image(_seed_of_host_0(seeds[0]), num_images)
+            open_model = Opener(dtype, shard_params, num_images, local_files_only, progress, kernels)
             pipe = open_model(
-                source,
+                **source,
                 unet=unet,
                 vae=vae,
                 vae_tile=vae_tile,
@@ -242,10 +233,11 @@ def generate(
             )
             if preset is None and pipe.preset.name != "sdxl" and not quiet:
                 note(f"preset {pipe.preset}")
-            if pipe.precision is not None and not quiet and not pipe.scales_file.exists():
-                note(f"measuring on {len(pipe.calibration)} prompts, once for this model, for --precision {precision}")
+            if pipe.quantised is not None and not quiet and not pipe.quantised.scales_file.exists():
+                count_of = len(pipe.quantised.prompts)
+                note(f"measuring on {count_of} prompts, once for this model, for --precision {precision}")
             asked.update(_size(size, pipe))
-            second = None if refiner is None else open_model({"model": refiner}, vae=None, vae_tile=vae_tile)
+            second = None if refiner is None else open_model(refiner, vae_tile=vae_tile)
             return pipe, *_draw(pipe, asked, second, progress, show)
 
         pipe, result, steps, loading = in_background(draw)
@@ -255,33 +247,24 @@ def generate(
     images: list[Image.Image] = list(result.images)
     found = {
         "steps": steps,
-        "guidance_scale": pipe.preset.guidance_scale if guidance is None else guidance,
+        "guidance_scale": pipe.preset.guidance_scale if guidance_scale is None else guidance_scale,
         "scheduler": result.scheduler,
         "dtype": str(pipe.dtype),
     }
     if scheduler is None and eta is None:
         found["eta"] = pipe.preset.eta
-    if spacing is None and timesteps is None and sigmas is None:
+    if timestep_spacing is None and timesteps is None and sigmas is None:
         found["timestep_spacing"] = pipe.preset.timestep_spacing
     named = {"unet": unet, "vae": vae, "precision": precision, "refiner": refiner, "refiner_at": refiner and refiner_at}
     # names alone: a folder would tell strangers about the machine
-    pictures = {name: file and Path(file).name for name, file in (("image", init_image), ("mask", mask))}
+    pictures = {name: file and Path(file).name for name, file in (("image", image), ("mask", mask))}
     drawn = time.perf_counter()
     files = []
-    for image, own_seed in zip(images, result.seeds, strict=True):
-        size_of = {"width": image.width, "height": image.height}
-        settings = {
-            "version": __version__,
-            **source,
-            **request,
-            **pictures,
-            **named,
-            "seed": own_seed,
-            **size_of,
-            **found,
-        }
+    for made, own_seed in zip(images, result.seeds, strict=True):
+        own = {"seed": own_seed, "width": made.width, "height": made.height, "num_images": None}
+        settings = {"version": __version__, **source, **options, **pictures, **named, **own, **found}
         settings = {name: value for name, value in settings.items() if value is not None}
-        files.append(str(destination(image, settings)))
+        files.append(str(destination(made, settings)))
         if not as_json:
             print_line(files[-1])
     ended = time.perf_counter()
@@ -325,11 +308,12 @@ class Opener:
     progress: ShowProgress | None
     kernels: str = "auto"
 
-    def __call__(self, source: dict[str, Any], **options: Any) -> Pipeline:
+    def __call__(self, model: str, **options: Any) -> Pipeline:
         import jax
 
+        from jaxl.call.options import LoadOptions
         from jaxl.kernels import Kernels
-        from jaxl.pipeline import open_pipeline
+        from jaxl.loading import open_pipeline
         from jaxl.run.sharding import make_mesh
 
         found = find_chips()
@@ -337,17 +321,15 @@ class Opener:
         few = [device for chip in found[: max(self.images, BRANCHES)] for device in chip]
         if self.progress is None:
             os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
-        platform = found[0][0].platform
-        precise = self.dtype == "float32" or (self.dtype == "auto" and platform == "cpu")
-        return open_pipeline(
-            **source,
+        how = LoadOptions(
             **options,
-            dtype="float32" if precise else "bfloat16",
+            dtype=self.dtype,
             mesh=make_mesh(None if everywhere else few),
             shard_params=self.shard_params,
             local_files_only=self.local_files_only,
-            kernels=Kernels.plain(platform) if self.kernels == "xla" else None,
+            kernels=Kernels.plain(found[0][0].platform) if self.kernels == "xla" else None,
         )
+        return open_pipeline(model, how)
 
 
 def _draw(
@@ -359,27 +341,23 @@ def _draw(
 ) -> tuple[Result, int, float]:
     """Load while the programs compile, and generate; also the schedule's steps, and the seconds that loading took."""
     import jax
-    import numpy as np
 
     plan = pipe.plan(**asked)
     bucket = plan.bucket
-    second = None
-    if refiner is not None:  # with empty latents, to check the arguments and to know what to compile
-        shape = plan.batch, *pipe.programs.latents_shape(bucket)[1:]
-        second = _refine(refiner, asked, np.zeros(shape, np.float32))
+    second = None if refiner is None else refiner.plan_refining(plan, None, **asked)
+    shown: dict[str, Any] = {"preview": preview, "progress": progress}
     began = time.perf_counter()
     try:
         pipe.compile(plan, decode=refiner is None, preview=preview is not None)
         params = pipe.load_params(progress)
         if refiner is None or second is None:
             loading = time.perf_counter() - began
-            return pipe.run(params, plan, preview=preview, progress=progress), plan.steps, loading
+            return pipe.run(params, plan, **shown), plan.steps, loading
         refiner.compile(second, preview=preview is not None)
-        its_params = refiner.load_params(progress)
+        both = refiner, refiner.load_params(progress)
         loading = time.perf_counter() - began
-        half = pipe.run(params, plan, output="latents", preview=preview, progress=progress)
-        second = _refine(refiner, asked, half.latents)
-        return refiner.run(its_params, second, preview=preview, progress=progress), plan.steps, loading
+        share = asked["denoising_end"]
+        return pipe.generate(params, **asked, **shown, refiner=both, refiner_at=share), plan.steps, loading
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
         if not is_out_of_memory(error):
             raise
@@ -389,22 +367,9 @@ def _draw(
         ) from error
 
 
-def _refine(refiner: Pipeline, asked: dict[str, Any], latents: np.ndarray) -> Plan:
-    """The refiner's plan, which goes on from these latents."""
-    texts = ("prompt", "prompt_2", "negative_prompt", "negative_prompt_2")
-    start = {
-        **{name: asked[name] and [asked[name]] * asked["num_images"] for name in texts},
-        "num_images": 1,
-        "image": latents,
-        "denoising_start": asked["denoising_end"],
-        **dict.fromkeys(("denoising_end", "mask", "strength", "padding_mask_crop", "width", "height")),
-    }
-    return refiner.plan(**{**asked, **start})
-
-
 def _size(size: str | None, pipe: Pipeline) -> dict[str, int | None]:
     """Width and height, of which the model's own are None."""
-    from jaxl.call.sizes import aspect_bucket
+    from jaxl.call.sizes import aspect_bucket, read_size
 
     if size is None:
         return {"width": None, "height": None}
@@ -433,7 +398,7 @@ def _numbered(seeds: list[int]) -> str:
     return f"seed {seeds[0]}" if seeds else "no image"
 
 
-def _numbers(argument: str, text: str | None, mark: str = ",") -> list[float] | None:
+def _numbers(argument: str, text: str | None, mark: str) -> list[float] | None:
     """Numbers with a mark between them."""
     if text is None:
         return None

@@ -13,14 +13,14 @@ def find_devices() -> list[Any]:
 
     try:
         return jax.devices()
-    except (RuntimeError, AssertionError) as error:  # the latter where JAX_PLATFORMS names what is not there
+    except (RuntimeError, AssertionError) as error:  # an AssertionError where JAX_PLATFORMS names a missing one
         platforms = os.environ.get("JAX_PLATFORMS")
         asked = f" for JAX_PLATFORMS={platforms}" if platforms else ""
         raise JaxlError(f"jax finds no device{asked}{f' ({error})' if str(error) else ''}") from error
 
 
 def find_chips() -> list[list[Any]]:
-    """The devices of each chip; the cores that JAX knows as devices of their own are one (`sharding.use_cores`)."""
+    """Return the devices of each chip; a CPU is one chip, whose cores are devices to JAX (`sharding.use_cores`)."""
     import jax
 
     from jaxl.run.sharding import use_cores

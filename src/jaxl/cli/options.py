@@ -96,12 +96,6 @@ class Hosts:
         return jax.process_index()
 
 
-def read_size(text: str) -> tuple[int, int] | None:
-    """Width and height of a text such as 1024x768, or None where it is not like that."""
-    match = re.fullmatch(r"([0-9]{1,6})[xX]([0-9]{1,6})", text)
-    return (int(match[1]), int(match[2])) if match else None
-
-
 def read_counts(argument: str, text: str) -> list[int]:
     """Whole numbers of at least 1, each once."""
     parts = text.split(",")

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import errno
-import gc
 import logging
 import os
-import signal
 import socket
 import sys
 import threading
-import time
 import warnings
 import webbrowser
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, InvalidStateError
-from contextlib import closing, suppress
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from contextlib import closing
+from functools import partial
 from importlib.util import find_spec
 from ipaddress import ip_address
 from pathlib import Path
-from queue import SimpleQueue
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
@@ -35,31 +29,33 @@ from jaxl.cli.options import (
     VariantOption,
     read_count,
     read_counts,
-    read_size,
 )
 from jaxl.cli.terminal import note, print_line, progress_bars, to_terminal
-from jaxl.errors import DrainingError, EngineError, InputError, JaxlError, PromptWarning
+from jaxl.errors import InputError, PromptWarning
 from jaxl.extras import install_command
+from jaxl.server.settings import (
+    Dtype,
+    EngineOptions,
+    HttpOptions,
+    ModelOptions,
+    Settings,
+    SizePolicy,
+    public_name,
+    read_keys,
+    read_name,
+    read_sizes,
+)
 
-# jax, and what imports it, is imported while the server listens; the server's own packages are an extra
-if TYPE_CHECKING:
-    from jaxl.engine import AnyEngine
-    from jaxl.server.app import Front
-    from jaxl.server.settings import Settings
-
-# seconds in which answers that are done leave after the last image
-GRACE = 5
-
-# what the extra installs
+# what the extra installs; jax, and what imports it, is imported while the server listens
 PACKAGES = ("uvicorn", "fastapi", "prometheus_client", "python_multipart")
-# what the system says of an address that is somebody else's
-NO_ADDRESS = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 
 log = logging.getLogger("jaxl.server")
 
 
 def serve(
-    model: Annotated[str, typer.Option(help="A hub id, a folder, a .safetensors file, or tiny (embedded).")] = "tiny",
+    model: Annotated[
+        str, typer.Option(help="A hub id, a folder, a .safetensors file, or tiny (embedded).")
+    ] = ModelOptions.model,
     name: Annotated[
         str | None,
         typer.Option(
@@ -70,10 +66,10 @@ def serve(
         list[str] | None,
         typer.Option(metavar="NAME", help="Another name that clients may use, such as dall-e-3; repeatable."),
     ] = None,
-    host: Annotated[str, typer.Option(help="The address to listen on; 0.0.0.0 is every one of this machine.")] = (
-        "127.0.0.1"
-    ),
-    port: Annotated[int, typer.Option(help="0 is any that is free.")] = 8000,
+    host: Annotated[
+        str, typer.Option(help="The address to listen on; 0.0.0.0 is every one of this machine.")
+    ] = HttpOptions.host,
+    port: Annotated[int, typer.Option(help="0 is any that is free.")] = HttpOptions.port,
     api_key: Annotated[
         list[str] | None,
         typer.Option(
@@ -85,14 +81,14 @@ def serve(
         typer.Option(metavar="WxH", help="Of images; repeatable, the first is the default; the model's own if none."),
     ] = None,
     size_policy: Annotated[
-        Literal["auto", "nearest", "strict"],
+        SizePolicy,
         typer.Option(
             help="Other sizes: nearest scales to them, strict refuses; auto is nearest for A1111's API and for aliases."
         ),
-    ] = "auto",
+    ] = Settings.size_policy,
     slots: Annotated[
         int | None, typer.Option(show_default=False, help="Images in the making at once: 4, or one for each device.")
-    ] = None,
+    ] = ModelOptions.slots,
     replicas: Annotated[
         int | None,
         typer.Option(
@@ -107,22 +103,24 @@ def serve(
             help="Also compile smaller batches: fewer images take less time, and are the same to rounding alone.",
         ),
     ] = None,
-    chunks: Annotated[int, typer.Option(help="Parts of 75 tokens that a prompt may have.")] = 3,
-    max_waiting: Annotated[int, typer.Option(help="Images that may wait; more are turned away with 429.")] = 64,
-    max_images: Annotated[int, typer.Option(help="Of one request.")] = 10,
-    deadline: Annotated[float, typer.Option(help="Seconds after which a request is given up.")] = 600.0,
-    drain_timeout: Annotated[float, typer.Option(help="Seconds that running requests have when the server stops.")] = (
-        60.0
-    ),
+    chunks: Annotated[int, typer.Option(help="Parts of 75 tokens that a prompt may have.")] = ModelOptions.chunks,
+    max_waiting: Annotated[
+        int, typer.Option(help="Images that may wait; more are turned away with 429.")
+    ] = EngineOptions.max_waiting,
+    max_images: Annotated[int, typer.Option(help="Of one request.")] = Settings.max_images,
+    deadline: Annotated[float, typer.Option(help="Seconds after which a request is given up.")] = Settings.deadline,
+    drain_timeout: Annotated[
+        float, typer.Option(help="Seconds that running requests have when the server stops.")
+    ] = Settings.drain_timeout,
     max_connections: Annotated[
         int, typer.Option(help="Connections at once; requests on more are turned away with 503.")
-    ] = 500,
+    ] = HttpOptions.max_connections,
     keep_alive: Annotated[
         int, typer.Option(help="Seconds that a connection stays open without a request; more than a proxy's own.")
-    ] = 75,
+    ] = HttpOptions.keep_alive,
     static: Annotated[
         bool, typer.Option("--static", help="Begin no request before the running batch is done, for comparison.")
-    ] = False,
+    ] = not EngineOptions.joins,
     origin: Annotated[
         list[str] | None,
         typer.Option(
@@ -132,8 +130,8 @@ def serve(
     ] = None,
     root_path: Annotated[
         str, typer.Option(metavar="PATH", help="Under which a proxy has the server, such as /jaxl.")
-    ] = "",
-    ui: Annotated[bool, typer.Option("--ui", help="With the web page, at /.")] = False,
+    ] = Settings.root_path,
+    ui: Annotated[bool, typer.Option("--ui", help="With the web page, at /.")] = Settings.ui,
     open_page: Annotated[bool, typer.Option("--open", help="Open the web page in this machine's browser.")] = False,
     prices: Annotated[
         str | None,
@@ -141,34 +139,38 @@ def serve(
     ] = None,
     no_urls: Annotated[
         bool, typer.Option("--no-urls", help="Keep no pictures for an hour, so that answers cannot point to them.")
-    ] = False,
-    log_prompts: Annotated[bool, typer.Option("--log-prompts", help="Write prompts to the log.")] = False,
-    no_mark: Annotated[bool, typer.Option("--no-mark", help="Do not mark pictures as machine-made.")] = False,
+    ] = not Settings.urls,
+    log_prompts: Annotated[
+        bool, typer.Option("--log-prompts", help="Write prompts to the log.")
+    ] = Settings.log_prompts,
+    no_mark: Annotated[
+        bool, typer.Option("--no-mark", help="Do not mark pictures as machine-made.")
+    ] = not Settings.mark,
     c2pa_cert: Annotated[
         str | None, typer.Option(metavar="FILE", help="Sign pictures: PEM certificate, and its chain.")
     ] = None,
     c2pa_key: Annotated[str | None, typer.Option(metavar="FILE", help="The certificate's private key.")] = None,
-    unet: UnetOption = None,
-    vae: Annotated[str | None, typer.Option(metavar="MODEL", help="Another autoencoder, also of TAESD's kind.")] = None,
+    unet: UnetOption = ModelOptions.unet,
+    vae: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Another autoencoder, also of TAESD's kind.")
+    ] = ModelOptions.vae,
     vae_tile: Annotated[
         int | None,
         typer.Option(metavar="PIXELS", help="Decode in tiles of this size: less memory, not quite the same."),
-    ] = None,
+    ] = ModelOptions.vae_tile,
     preview_vae: Annotated[
         str | None, typer.Option(metavar="MODEL", help="A tiny autoencoder (TAESD) for previews in full size.")
-    ] = None,
-    preset: PresetOption = None,
-    prediction_type: PredictionOption = None,
+    ] = ModelOptions.preview,
+    preset: PresetOption = ModelOptions.preset,
+    prediction_type: PredictionOption = ModelOptions.prediction_type,
     precision: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="fp8 or int8 for most of the model: faster on chips with units for them."),
-    ] = None,
-    dtype: Annotated[
-        Literal["auto", "bfloat16", "float32"], typer.Option(help="auto is float32 on a CPU, else bfloat16.")
-    ] = "auto",
-    variant: VariantOption = None,
-    revision: RevisionOption = None,
-    local_files_only: LocalOption = False,
+    ] = ModelOptions.precision,
+    dtype: Annotated[Dtype, typer.Option(help="auto is float32 on a CPU, else bfloat16.")] = ModelOptions.dtype,
+    variant: VariantOption = ModelOptions.variant,
+    revision: RevisionOption = ModelOptions.revision,
+    local_files_only: LocalOption = ModelOptions.local_files_only,
 ) -> None:
     """Draw for others over HTTP, as OpenAI's, AUTOMATIC1111's and Hugging Face's servers do.
 
@@ -184,17 +186,16 @@ def serve(
         raise typer.TyperException(f"{missing[0]} is missing, which serving needs; {install_command('serve')}")
     if ui and find_spec("gradio") is None:
         raise typer.TyperException(f"gradio is missing, which the web page needs; {install_command('demo')}")
-
-    import uvicorn
+    if replicas is not None and find_spec("ray") is None:
+        raise typer.TyperException(f"ray is missing, which replicas need; {install_command('ray')}")
 
     from jaxl.server import logs
     from jaxl.server.app import Front
-    from jaxl.server.connections import Connection
     from jaxl.server.origins import read_origin
     from jaxl.server.paths import read_root
     from jaxl.server.pictures import Signer
     from jaxl.server.service import LEAST_DEADLINE
-    from jaxl.server.settings import Settings, public_name, read_keys, read_name
+    from jaxl.server.supervisor import Supervisor, http_server, listen
 
     for argument, number in (
         ("max_waiting", max_waiting),
@@ -212,10 +213,28 @@ def serve(
     if (c2pa_cert is None) != (c2pa_key is None):
         missing = "c2pa_key" if c2pa_key is None else "c2pa_cert"
         raise InputError(missing, None, "signing needs --c2pa-cert and --c2pa-key; give both")
+    options = ModelOptions(
+        model,
+        sizes=read_sizes(size or ()),
+        slots=slots,
+        batch_sizes=() if batch_sizes is None else tuple(read_counts("batch_sizes", batch_sizes)),
+        chunks=read_count("chunks", chunks),
+        dtype=dtype,
+        unet=unet,
+        vae=vae,
+        vae_tile=vae_tile,
+        preview=preview_vae,
+        preset=preset,
+        prediction_type=prediction_type,
+        precision=precision,
+        variant=variant,
+        revision=revision,
+        local_files_only=local_files_only,
+    )
     settings = Settings(
         model=public_name(model) if name is None else read_name(name, "name"),
         aliases=tuple(read_name(text, "alias") for text in alias or ()),
-        sizes=tuple(_read_size(text) for text in size or ()),
+        sizes=options.sizes,
         size_policy=size_policy,
         api_keys=read_keys(api_key or ()),
         max_images=max_images,
@@ -230,6 +249,7 @@ def serve(
         c2pa_key=None if c2pa_key is None else Path(c2pa_key),
         ui=ui,
     )
+    http = HttpOptions(host, port, max_connections, keep_alive)
     if open_page and not ui:
         raise InputError("open", True, "there is no page to open; give --ui too")
     known_prices = read_prices() if prices is None else read_prices(Path(prices))
@@ -237,296 +257,52 @@ def serve(
         Signer(settings.c2pa_certificate, settings.c2pa_key)  # so that a mistake is told before anything is loaded
     if not log_prompts:
         warnings.simplefilter("ignore", PromptWarning)  # which may quote the prompt
-    options: dict[str, Any] = {
-        "sizes": settings.sizes,
-        "slots": slots,
-        "batch_sizes": () if batch_sizes is None else read_counts("batch_sizes", batch_sizes),
-        "chunks": read_count("chunks", chunks),
-        "dtype": dtype,
-        "unet": unet,
-        "vae": vae,
-        "vae_tile": vae_tile,
-        "preview": preview_vae,
-        "preset": preset,
-        "prediction_type": prediction_type,
-        "precision": precision,
-        "variant": variant,
-        "revision": revision,
-        "local_files_only": local_files_only,
-    }
-
-    def load() -> Any:
-        from jaxl.backend import open_backend
-
-        with progress_bars(to_terminal()) as progress:
-            return open_backend(model, **options, progress=progress)
-
-    with closing(_listen(host, port)) as listener:
+    with closing(listen(http)) as listener:
         if to_terminal():
             logs.configure()
         else:
             logs.take_over()
         front = Front(ui, settings.root_path)
-        config = uvicorn.Config(
-            front,
-            http=Connection,
-            limit_concurrency=max_connections,
-            timeout_keep_alive=keep_alive,
-            log_config=None,
-            log_level="warning",
-            access_log=False,
-            lifespan="off",
-            ws="none",
-            server_header=False,
-            timeout_graceful_shutdown=GRACE,
+        make = Supervisor
+        if replicas is not None:
+            from jaxl.server.ray.supervisor import ReplicaSupervisor
+
+            make = partial(ReplicaSupervisor, count=replicas)
+        supervisor = make(
+            server=http_server(front, http),
+            listener=listener,
+            front=front,
+            load=partial(load, options),
+            settings=settings,
+            engine_options=EngineOptions(max_waiting, joins=not static),
+            announce=lambda: announce(listener, settings, open_page),
+            say=say,
+            usd_per_hour=partial(usd_per_hour, known_prices),
         )
-        supervised: dict[str, Any] = {
-            "server": uvicorn.Server(config),
-            "listener": listener,
-            "front": front,
-            "load": load,
-            "settings": settings,
-            "prices": known_prices,
-            "open_page": open_page,
-            "engine_options": {"max_waiting": max_waiting, "joins": not static},
-        }
-        if replicas is None:
-            Supervisor(**supervised).run()
-        else:
-            from jaxl.cli.replicas import run_replicas
-
-            run_replicas(replicas, **supervised)
+        supervisor.run()
 
 
-@dataclass
-class Loaded:
-    backend: Any
-    seconds: float
+def load(options: ModelOptions) -> Any:
+    """Return a model's backend, and show how far it is."""
+    with progress_bars(to_terminal()) as progress:
+        return options.open(progress)
 
 
-@dataclass
-class Failed:
-    error: BaseException
+def announce(listener: socket.socket, settings: Settings, open_page: bool) -> None:
+    """Tell where the server is, and what the operator should know of who reaches it."""
+    address, port = listener.getsockname()[:2]
+    url = f"http://{f'[{address}]' if ':' in address else address}:{port}"
+    print_line(url)
+    if open_page and has_screen():
+        threading.Thread(target=webbrowser.open, args=(url,), name="browser", daemon=True).start()
+    if not settings.api_keys and not ip_address(address.partition("%")[0]).is_loopback:
+        warn(f"whoever reaches {address} may draw; --api-key asks for a key")
+    if "null" in settings.origins:
+        warn("any web page can call as null; --origin null lets them all")
 
 
-@dataclass
-class Wanted:
-    """The model, on the devices or not; `done` says whether that could be."""
-
-    loaded: bool
-    done: Future[bool] = field(default_factory=Future)
-
-    def end(self, outcome: bool | JaxlError) -> None:
-        with suppress(InvalidStateError):  # whoever has waited is gone
-            if isinstance(outcome, bool):
-                self.done.set_result(outcome)
-            else:
-                self.done.set_exception(outcome)
-
-
-@dataclass
-class Ended:
-    """Of the thread with the HTTP server, or of the wait for running requests."""
-
-
-class Supervisor:
-    """Runs the HTTP server, the loading and the engine in threads, and in the main thread decides what comes next.
-
-    The inbox has signals as numbers, and what the threads report. No thread but the main one gets signals, so these are
-    obeyed at once, whatever is being compiled.
-    """
-
-    can_unload = True
-
-    def __init__(
-        self,
-        *,
-        server: Any,
-        listener: socket.socket,
-        front: Front,
-        load: Callable[[], Any],
-        settings: Settings,
-        prices: Sequence[Price],
-        open_page: bool,
-        engine_options: dict[str, Any],
-    ):
-        self.server = server
-        self.listener = listener
-        self.front = front
-        self.load = load
-        self.settings = settings
-        self.prices = prices
-        self.open_page = open_page
-        self.engine_options = engine_options
-        self.engine: AnyEngine | None = None
-        self.loading = False
-        self.waiting: list[Wanted] = []
-        self.inbox: SimpleQueue[int | Loaded | Failed | Wanted | Ended] = SimpleQueue()
-
-    def run(self) -> None:
-        """Until a signal ends it. Raises what loading the model for the first time does."""
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, lambda number, _: self.inbox.put(number))
-        serving = threading.Thread(target=self._serve, name="http", daemon=True)
-        serving.start()
-        address, port = self.listener.getsockname()[:2]
-        url = f"http://{f'[{address}]' if ':' in address else address}:{port}"
-        print_line(url)
-        if self.open_page and has_screen():
-            threading.Thread(target=webbrowser.open, args=(url,), name="browser", daemon=True).start()
-        if not self.settings.api_keys and not ip_address(address.partition("%")[0]).is_loopback:
-            warn(f"whoever reaches {address} may draw; --api-key asks for a key")
-        if "null" in self.settings.origins:
-            warn("any web page can call as null; --origin null lets them all")
-        self._begin_loading()
-        try:
-            self._watch()
-            if self.engine is not None:
-                self._drain(self.engine)
-        finally:
-            self.server.should_exit = True
-            serving.join(2 * GRACE)
-
-    def want_loaded(self, loaded: bool) -> Future[bool]:
-        """Have the model loaded, or unloaded; by any thread. What waits for it hears of it at the end."""
-        wanted = Wanted(loaded)
-        self.inbox.put(wanted)
-        return wanted.done
-
-    def _watch(self) -> None:
-        """Until the server is to stop."""
-        while self._obey(self.inbox.get()):
-            pass
-
-    def _obey(self, news: int | Loaded | Failed | Wanted | Ended) -> bool:
-        """Whether the server goes on. A backend in the news is not held any longer."""
-        match news:
-            case signal.SIGHUP:
-                if self.loading:
-                    say("the model is being loaded already")
-                else:
-                    self._begin_loading()
-            case Loaded():
-                self.loading = False
-                self._take(news)
-                self._tell(True)
-            case Failed(error):
-                self.loading = False
-                if self.engine is None:
-                    raise error
-                say(f"the model was not loaded anew, and {self._kept()}: {error}")
-                self._tell(EngineError("the model could not be loaded; the log says why"))
-            case Wanted(loaded=True):
-                self.waiting.append(news)
-                if self._is_loaded():
-                    self._tell(True)
-                elif not self.loading:
-                    self._begin_loading()
-            case Wanted():
-                news.end(self._unload())
-            case Ended():
-                raise JaxlError("the HTTP server ended by itself")
-            case _:
-                self._tell(DrainingError("the server is stopping; try again later"))
-                return False
-        return True
-
-    def _tell(self, outcome: bool | JaxlError) -> None:
-        """Those who wait for the model."""
-        for wanted in self.waiting:
-            wanted.end(outcome)
-        self.waiting = []
-
-    def _is_loaded(self) -> bool:
-        return getattr(self.engine, "backend", None) is not None
-
-    def _unload(self) -> bool:
-        from jaxl.engine import Engine
-
-        if self.loading or not isinstance(self.engine, Engine) or not self.engine.unload():
-            return False
-        gc.collect()
-        say(f"unloaded {self.settings.model}; the next request loads it again")
-        return True
-
-    def _take(self, loaded: Loaded) -> None:
-        """Draw with a backend from now on."""
-        from jaxl.engine import Engine
-
-        backend = loaded.backend
-        if isinstance(self.engine, Engine):
-            self.engine.replace(backend)
-            say(f"loaded {self.settings.model} anew in {loaded.seconds:.1f} s")
-            return
-        engine = Engine(backend, **self.engine_options)
-        app = self._app(engine, backend.defaults, usd_per_hour(backend.chips, self.prices))
-        engine.start()
-        self._open(engine, app, f"ready after {loaded.seconds:.1f} s")
-
-    def _app(self, engine: AnyEngine, defaults: Mapping[str, Any], usd: float | None) -> Any:
-        """The application before an engine, with what the model says of itself."""
-        from jaxl.server.app import create_app
-        from jaxl.server.service import Service
-
-        self.settings = replace(self.settings, **defaults, usd_per_hour=usd)
-        page = None
-        if self.settings.ui:
-            from jaxl.server.web.page import Page
-
-            page = Page(self.settings)
-        return create_app(Service(engine, self.settings, self.want_loaded if self.can_unload else None), page)
-
-    def _open(self, engine: AnyEngine, app: Any, said: str) -> None:
-        self.engine = engine
-        self.front.app = app
-        sizes = ", ".join(f"{width}x{height}" for width, height in self.settings.sizes)
-        say(f"{said}: {self.settings.model}, {sizes}")
-
-    def _kept(self) -> str:
-        return "the old one is kept" if self._is_loaded() else "none is there"
-
-    def _drain(self, engine: AnyEngine) -> None:
-        """Let running requests end, until the time is over or a second signal comes."""
-        say(f"stopping; running requests have {self.settings.drain_timeout:g} s")
-
-        def wait() -> None:
-            engine.drain(self.settings.drain_timeout)
-            self.inbox.put(Ended())
-
-        threading.Thread(target=wait, name="drain", daemon=True).start()
-        while True:
-            match self.inbox.get():
-                case signal.SIGINT | signal.SIGTERM | Ended():
-                    break
-                case Wanted() as wanted:
-                    wanted.end(DrainingError("the server is stopping; try again later"))
-        for ticket in engine.tickets():
-            ticket.cancel()
-
-    def _serve(self) -> None:
-        try:
-            self.server.run(sockets=[self.listener])
-        finally:
-            self.inbox.put(Ended())
-
-    def _begin_loading(self) -> None:
-        def work() -> None:
-            began = time.perf_counter()
-            try:
-                backend = self.load()
-            except BaseException as error:  # handed to the main thread
-                self.inbox.put(Failed(error))
-            else:
-                self.inbox.put(Loaded(backend, time.perf_counter() - began))
-
-        self.loading = True
-        say(f"loading {self.settings.model}")
-        threading.Thread(target=work, name="load", daemon=True).start()
-
-
-def usd_per_hour(chips: tuple[str, int], prices: Sequence[Price]) -> float | None:
-    """What they cost together; None if their price is not known."""
-    kind, count = chips
+def usd_per_hour(prices: Sequence[Price], kind: str, count: int) -> float | None:
+    """Return what so many chips of a kind cost together, or None if their price is not known."""
     price = price_of(kind, prices)
     return None if price is None else price.usd_per_chip_hour * count
 
@@ -550,25 +326,3 @@ def warn(line: str) -> None:
         note(f"warning: {line}")
     else:
         log.warning(line)
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    if not 0 <= port < 2**16:
-        raise InputError("port", port, "give a number from 0 to 65535")
-    try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    except (socket.gaierror, UnicodeError):
-        raise InputError("host", host, "no address of this machine; give 127.0.0.1, or 0.0.0.0 for all") from None
-    try:
-        return socket.create_server(address[:2], family=family, backlog=2048)
-    except OSError as error:
-        name, value = ("host", host) if error.errno in NO_ADDRESS else ("port", port)
-        remedy = "give an address of this machine" if name == "host" else "give another, or 0 for any that is free"
-        raise InputError(name, value, f"{os.strerror(error.errno or 0).lower()}; {remedy}") from None
-
-
-def _read_size(text: str) -> tuple[int, int]:
-    size = read_size(text)
-    if size is None or 0 in size:
-        raise InputError("size", text, "give WIDTHxHEIGHT in pixels, such as 1024x768")
-    return size

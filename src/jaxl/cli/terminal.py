@@ -1,4 +1,4 @@
-"""What the commands say, and how they wait: results on standard output, everything else on standard error."""
+"""Output of the commands, and waiting: results go to standard output, everything else to standard error."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def in_background(work: Callable[[], T]) -> T:
 
 @contextmanager
 def progress_bars(shown: bool) -> Iterator[ShowProgress | None]:
-    """What shows progress on standard error, or None."""
+    """Yield a function that shows progress on standard error, or None."""
     if not shown:
         yield None
         return
@@ -62,7 +62,7 @@ def progress_bars(shown: bool) -> Iterator[ShowProgress | None]:
 
 
 def to_terminal() -> bool:
-    """Whether a person sees standard error."""
+    """Return whether a person sees standard error."""
     return sys.stderr is not None and sys.stderr.isatty()
 
 
@@ -84,14 +84,14 @@ def note(line: str) -> None:
 def print_line(line: str) -> None:
     try:
         print(line, flush=True)
-    except BrokenPipeError:  # nobody reads any more
+    except BrokenPipeError:  # the reader is gone
         raise typer.Exit(1) from None
     except OSError as error:
         raise OutputError(f"standard output: {error.strerror}") from error
 
 
 def print_table(table: Table) -> None:
-    """In as many columns as a terminal has, and in a wide line elsewhere."""
+    """Print a table as wide as the terminal, or in wide lines where there is none."""
     import io
 
     from rich import box

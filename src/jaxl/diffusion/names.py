@@ -1,4 +1,4 @@
-"""What diffusers, AUTOMATIC1111's web UI and ComfyUI call jaxl's schedulers.
+"""Names of schedulers, read as diffusers, AUTOMATIC1111's web UI and ComfyUI write them, and written as A1111 does.
 
 Spelling is free: case, spaces, `_` and `-` do not count, and `pp` is `++`.
 """
@@ -7,31 +7,13 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
-from jaxl.diffusion.schedule import CLASSES, SIGMA_SCHEDULES
+from jaxl.diffusion.schedule import SIGMA_SCHEDULES
+from jaxl.diffusion.schedulers import SCHEDULERS, SOLVERS, USUAL_SOLVERS
+from jaxl.diffusion.solvers.solver import Solver
 from jaxl.errors import InputError
 
-# A1111's samplers
-_A1111: Mapping[str, str] = {
-    "ddim": "DDIM",
-    "dpm++2m": "DPM++ 2M",
-    "dpm++2m_sde": "DPM++ 2M SDE",
-    "dpm++2s_a": "DPM++ 2S a",
-    "dpm++3m_sde": "DPM++ 3M SDE",
-    "dpm++sde": "DPM++ SDE",
-    "dpm2": "DPM2",
-    "dpm2_a": "DPM2 a",
-    "edm_dpm++2m": "DPM++ 2M",
-    "edm_euler": "Euler",
-    "euler": "Euler",
-    "euler_a": "Euler a",
-    "heun": "Heun",
-    "lcm": "LCM",
-    "lms": "LMS",
-    "plms": "PLMS",
-    "unipc": "UniPC",
-}
 _A1111_SCHEDULES: Mapping[str, str] = {
     "karras": "Karras",
     "exponential": "Exponential",
@@ -40,31 +22,11 @@ _A1111_SCHEDULES: Mapping[str, str] = {
     "uniform": "Uniform",
     "ays": "Align Your Steps",
 }
-# what "Automatic" is there for a solver (`modules/sd_samplers_kdiffusion.py`); for the others it is uniform
-AUTOMATIC: Mapping[str, str] = {
-    "dpm++2m": "karras",
-    "dpm++2m_sde": "exponential",
-    "dpm++2s_a": "karras",
-    "dpm++3m_sde": "exponential",
-    "dpm++sde": "karras",
-    "dpm2": "karras",
-    "dpm2_a": "karras",
-}
+# the sigma schedule that "Automatic" is there for a solver; for the others it is uniform
+AUTOMATIC: Mapping[str, str] = {name: solver.automatic for name, solver in SOLVERS.items() if solver.automatic}
 # the levels that the checkpoint's config asks for, which have no name elsewhere
 CHECKPOINT = "Checkpoint"
 
-# further names, as they look without what does not count
-_SOLVER_ALIASES: Mapping[str, tuple[str, ...]] = {
-    "euler_a": ("eulerancestral",),
-    "dpm2_a": ("dpm2ancestral",),
-    "dpm++2m": ("dpmsolver", "dpmsolver++", "dpmsolvermultistep"),
-    "dpm++2s_a": ("dpm++2sancestral",),
-    "dpm++2m_sde": ("dpm++2msdegpu",),
-    "dpm++3m_sde": ("dpm++3msdegpu",),
-    "dpm++sde": ("dpm++sdegpu",),
-    "edm_dpm++2m": ("edmdpm++",),
-    "unipc": ("unipcbh2",),
-}
 # InvokeAI's and A1111's older short forms, and ComfyUI's "normal"
 _SCHEDULE_ALIASES: Mapping[str, tuple[str, ...]] = {
     "karras": ("k", "ka"),
@@ -92,23 +54,22 @@ _LACKING: Mapping[str, str] = {
 }
 
 
-def find_name(name: str, solvers: Mapping[str, Sequence[str]]) -> str:
-    """The full name of the scheduler that is called `name` in jaxl or elsewhere.
+def find_name(name: str) -> str:
+    """Return the full name of the scheduler that is called `name` in jaxl or elsewhere.
 
-    `solvers` are the names of jaxl's solvers, and the sigma schedules each can follow; one that counts timesteps spaces
-    them uniformly. Raises InputError that offers the nearest.
+    A solver that counts timesteps spaces them uniformly. Raises InputError that offers the nearest.
     """
     for plain in _readings(name):
-        for solver, schedules in solvers.items():
-            for spelling in _spellings(solver):
+        for solver in SOLVERS.values():
+            for spelling in spellings(solver):
                 if plain.startswith(spelling):
                     rest = plain.removeprefix(spelling)
-                    if rest in _NO_SCHEDULE or (not schedules and rest in _schedule_spellings("uniform")):
-                        return solver
-                    for schedule in schedules:
+                    if rest in _NO_SCHEDULE or (not solver.schedules and rest in _schedule_spellings("uniform")):
+                        return solver.name
+                    for schedule in solver.schedules:
                         if rest in _schedule_spellings(schedule):
-                            return f"{solver}_{schedule}"
-    raise InputError("scheduler", name, _nearest(name, solvers))
+                            return f"{solver.name}_{schedule}"
+    raise InputError("scheduler", name, _nearest(name))
 
 
 def a1111_name(name: str) -> tuple[str, str]:
@@ -119,11 +80,14 @@ def a1111_name(name: str) -> tuple[str, str]:
     """
     schedule = next((each for each in SIGMA_SCHEDULES if name.endswith(f"_{each}")), None)
     solver = name.removesuffix(f"_{schedule}")
-    if schedule is None:
-        own = "Karras" if solver.startswith("edm_") else CHECKPOINT if solver in AUTOMATIC else "Automatic"
-    else:
+    known = SOLVERS.get(solver)
+    if schedule is not None:
         own = _A1111_SCHEDULES[schedule]
-    return _A1111.get(solver, solver), own
+    elif known is not None and known.edm:
+        own = "Karras"
+    else:
+        own = CHECKPOINT if solver in AUTOMATIC else "Automatic"
+    return solver if known is None or known.a1111 is None else known.a1111, own
 
 
 def _readings(name: object) -> list[str]:
@@ -132,13 +96,18 @@ def _readings(name: object) -> list[str]:
     return [plain, plain[1:]] if plain.startswith("k") else [plain]
 
 
-def _spellings(solver: str) -> list[str]:
-    """The solver's names, the longest first."""
-    names = {solver, *_SOLVER_ALIASES.get(solver, ())}
-    if not solver.startswith("edm_") and solver in _A1111:
-        names.add(_A1111[solver])
-    names |= {known for known, each in CLASSES.items() if each.names[:1] == (solver,)}
-    return sorted(map(_plain, names), key=len, reverse=True)
+def spellings(solver: Solver) -> list[str]:
+    """Return the solver's names without what does not count, the longest first.
+
+    A sampler of A1111 and a class of diffusers that several solvers share means one of them alone: not the solver for
+    EDM noise, and the class's usual solver.
+    """
+    names = [solver.name, *solver.aliases]
+    if solver.a1111 and not solver.edm:
+        names.append(solver.a1111)
+    if solver.diffusers and USUAL_SOLVERS[solver.diffusers.name] == solver.name:
+        names.append(solver.diffusers.name)
+    return sorted({_plain(name) for name in names}, key=len, reverse=True)
 
 
 def _schedule_spellings(schedule: str) -> tuple[str, ...]:
@@ -149,16 +118,13 @@ def _plain(name: str) -> str:
     return re.sub(r"[\s_-]", "", name).lower().replace("pp", "++")
 
 
-def _nearest(name: object, solvers: Mapping[str, Sequence[str]]) -> str:
-    known = (
-        f"known: {', '.join(sorted(solvers))}, and most with a sigma schedule: euler_karras, dpm++2m_sgm_uniform, ..."
-    )
+def _nearest(name: object) -> str:
+    known = f"known: {', '.join(SOLVERS)}, and most with a sigma schedule: euler_karras, dpm++2m_sgm_uniform, ..."
     readings = _readings(name)
     # with a sigma schedule, too
     ends = ("", *(each for schedule in SIGMA_SCHEDULES for each in _schedule_spellings(schedule)))
     lacking = next((near for known, near in _LACKING.items() for end in ends if known + end in readings), None)
     if lacking is not None:
         return f"jaxl has no such sampler; the nearest is {lacking!r}; {known}"
-    full = [*solvers, *(f"{solver}_{schedule}" for solver in solvers for schedule in solvers[solver])]
-    close = difflib.get_close_matches(str(name).lower(), full, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(str(name).lower(), SCHEDULERS, n=1, cutoff=0.5)
     return f"did you mean {close[0]!r}? {known}" if close else known

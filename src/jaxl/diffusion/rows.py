@@ -23,6 +23,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import ArrayLike
 
+from jaxl.diffusion.schedule import NoiseSchedule
 from jaxl.errors import CheckpointError
 
 MIXED = ("x", "saved", "d", "h1", "h2", "h3", "noise")
@@ -113,3 +114,17 @@ def denoiser(prediction_type: str, alphas: np.ndarray, sigmas: np.ndarray) -> tu
     if prediction_type == "sample":
         return np.zeros_like(alphas), np.ones_like(alphas)
     raise CheckpointError(f"prediction_type={prediction_type!r} is not supported")
+
+
+def precondition(noise: NoiseSchedule, alphas: np.ndarray, sigmas: np.ndarray) -> dict[str, np.ndarray]:
+    """The columns `c_in`, `c_skip` and `c_out` for latents `alphas * image + sigmas * noise` of any scale.
+
+    Karras et al. 2022 (arXiv:2206.00364), table 1. EDM's network predicts the velocity of Salimans and Ho 2022
+    (arXiv:2202.00512) on divided data, with the sign turned for `epsilon`.
+    """
+    data = 1.0 if noise.edm is None else noise.edm.sigma_data
+    scale = np.hypot(data * alphas, sigmas)
+    kind = noise.prediction_type if noise.edm is None else "v_prediction"
+    c_skip, c_out = denoiser(kind, data * alphas / scale, sigmas / scale)
+    turned = noise.edm is not None and noise.prediction_type == "epsilon"
+    return {"c_in": 1 / scale, "c_skip": data * c_skip / scale, "c_out": -data * c_out if turned else data * c_out}

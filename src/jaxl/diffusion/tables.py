@@ -1,104 +1,22 @@
-"""The schedulers by name, and `build_table`."""
+"""From a scheduler's name and a number of steps to its table: `build_table`."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, TypedDict, Unpack
+from dataclasses import replace
+from typing import Annotated, Any, TypedDict, Unpack
 
 import numpy as np
 
+from jaxl.diffusion.diffusers_config import config_for_solver
 from jaxl.diffusion.names import find_name
 from jaxl.diffusion.randomness import Randomness
-from jaxl.diffusion.rows import COLUMNS, MAX_ROWS, Table
-from jaxl.diffusion.schedule import SIGMA_SCHEDULES, SchedulerConfig
-from jaxl.diffusion.solvers.consistency import consistency_levels, lcm, tcd
-from jaxl.diffusion.solvers.ddim import ddim
-from jaxl.diffusion.solvers.ddpm import ddpm
-from jaxl.diffusion.solvers.deis import deis, deis_levels
-from jaxl.diffusion.solvers.dpm import dpmpp_2m, dpmpp_2m_sde, dpmpp_3m, dpmpp_3m_sde
-from jaxl.diffusion.solvers.dpm2 import dpm2, dpm2_ancestral, dpmpp_2s_ancestral
-from jaxl.diffusion.solvers.dpm_sde import dpmpp_sde
-from jaxl.diffusion.solvers.euler import euler, euler_ancestral
-from jaxl.diffusion.solvers.heun import heun
-from jaxl.diffusion.solvers.lms import lms
-from jaxl.diffusion.solvers.pndm import plms, pndm
-from jaxl.diffusion.solvers.unipc import unipc
-from jaxl.diffusion.spacing import (
-    TIMESTEP_SCHEDULES,
-    Levels,
-    ddim_levels,
-    dpm_levels,
-    edm_levels,
-    euler_levels,
-    kdpm2_levels,
-    multistep_levels,
-    sigma_levels,
-    timestep_levels,
-)
+from jaxl.diffusion.rows import MAX_ROWS, Table
+from jaxl.diffusion.schedule import SchedulerConfig
+from jaxl.diffusion.schedulers import SCHEDULERS, SOLVERS, Scheduler
+from jaxl.diffusion.spacing import TIMESTEP_SCHEDULES, Levels, edm_levels, sigma_levels, timestep_levels
 from jaxl.errors import CheckpointError, InputError
-
-__all__ = ["COLUMNS", "MAX_ROWS", "SCHEDULERS", "SOLVERS", "Scheduler", "Table", "build_table"]
-
-
-@dataclass(frozen=True)
-class Scheduler:
-    """What makes a table: `solve(config, levels(config, steps), randomness)`.
-
-    `eta` is the default of a solver that adds noise of its own, None for one that adds none. `churns` says that it
-    knows churn, `finals` that it can end at another level than 0, and `custom` which levels of one's own it takes:
-    `timesteps`, `sigmas`. `schedules` are the sigma schedules it can follow, and `follows` says that it does so where
-    the checkpoint asks. `sigma_schedule` is the one that its full name asks for.
-    """
-
-    solve: Callable[[SchedulerConfig, Levels, Randomness], Table]
-    levels: Callable[[SchedulerConfig, int], Levels]
-    eta: float | None = None
-    churns: bool = False
-    finals: bool = False
-    custom: tuple[str, ...] = ("timesteps", "sigmas")
-    schedules: tuple[str, ...] = SIGMA_SCHEDULES
-    follows: bool = True
-    sigma_schedule: str | None = None
-
-
-# for solvers that count timesteps
-_COUNTING: Mapping[str, Any] = {"custom": (), "schedules": ()}
-
-SOLVERS: Mapping[str, Scheduler] = {
-    "ddim": Scheduler(ddim, ddim_levels, eta=0.0, **_COUNTING),
-    "ddpm": Scheduler(ddpm, ddim_levels, custom=("timesteps",), schedules=()),
-    "deis": Scheduler(deis, deis_levels),
-    "dpm++2m": Scheduler(dpmpp_2m, dpm_levels, finals=True),
-    "dpm++2m_sde": Scheduler(dpmpp_2m_sde, dpm_levels, eta=1.0, finals=True),
-    "dpm++2s_a": Scheduler(dpmpp_2s_ancestral, euler_levels, eta=1.0, follows=False),
-    "dpm++3m": Scheduler(dpmpp_3m, dpm_levels, finals=True),
-    "dpm++3m_sde": Scheduler(dpmpp_3m_sde, dpm_levels, eta=1.0, finals=True),
-    "dpm++sde": Scheduler(dpmpp_sde, euler_levels, eta=1.0),
-    "dpm2": Scheduler(dpm2, kdpm2_levels, churns=True),
-    "dpm2_a": Scheduler(dpm2_ancestral, kdpm2_levels, eta=1.0),
-    # the solvers of models that were trained with EDM noise, for which they are spaced as Karras et al. do
-    "edm_dpm++2m": Scheduler(dpmpp_2m, edm_levels, finals=True, custom=("sigmas",), schedules=("exponential",)),
-    "edm_euler": Scheduler(euler, edm_levels, churns=True, finals=True, custom=("sigmas",), schedules=("exponential",)),
-    "euler": Scheduler(euler, euler_levels, churns=True, finals=True),
-    # diffusers' ancestral class has no sigma schedules, so a checkpoint's wish for one does not reach it
-    "euler_a": Scheduler(euler_ancestral, euler_levels, eta=1.0, follows=False),
-    "heun": Scheduler(heun, euler_levels, churns=True),
-    "lcm": Scheduler(lcm, consistency_levels, custom=("timesteps",), schedules=()),
-    "lms": Scheduler(lms, euler_levels),
-    "plms": Scheduler(plms, ddim_levels, **_COUNTING),
-    "pndm": Scheduler(pndm, ddim_levels, **_COUNTING),
-    "tcd": Scheduler(tcd, consistency_levels, eta=0.3, custom=("timesteps",), schedules=()),
-    "unipc": Scheduler(unipc, multistep_levels, finals=True),
-}
-
-# every full name: a solver's, alone or with one of its sigma schedules
-SCHEDULERS: Mapping[str, Scheduler] = {
-    name if schedule is None else f"{name}_{schedule}": replace(solver, sigma_schedule=schedule)
-    for name, solver in SOLVERS.items()
-    for schedule in (None, *solver.schedules)
-}
 
 
 class Sampling(TypedDict, total=False):
@@ -108,7 +26,8 @@ class Sampling(TypedDict, total=False):
     the steps; `timestep_spacing` and `final_sigmas_type` replace what the checkpoint says.
     """
 
-    eta: float | None
+    # beside the type, its name in the settings that A1111 and its kin write into pictures
+    eta: Annotated[float | None, "Eta"]
     s_churn: float | None
     s_tmin: float | None
     s_tmax: float | None
@@ -131,10 +50,10 @@ def scheduler_name(config: SchedulerConfig, scheduler: str | None = None, *, cus
             f"the checkpoint's own scheduler {config.scheduler!r} is not supported; choose one with `scheduler`: "
             f"{', '.join(SOLVERS)}"
         )
-    schedules = {name: solver.schedules for name, solver in SOLVERS.items()}
-    name = config.scheduler if scheduler is None else find_name(scheduler, schedules)
+    name = config.scheduler if scheduler is None else find_name(scheduler)
     chosen, wish = SCHEDULERS[name], config.sigma_schedule
-    asks = chosen.sigma_schedule is None and chosen.follows and wish in chosen.schedules and not custom
+    follows = chosen.solver.follows and wish in chosen.solver.schedules
+    asks = chosen.sigma_schedule is None and follows and not custom
     return f"{name}_{wish}" if asks else name
 
 
@@ -157,21 +76,20 @@ def build_table(
     custom = [key for key in ("timesteps", "sigmas") if key in given]
     name = scheduler_name(config, scheduler, custom=bool(custom))
     chosen = SCHEDULERS[name]
-    solver = name.removesuffix(f"_{chosen.sigma_schedule}")
-    config = replace(config.for_solver(solver), sigma_schedule=chosen.sigma_schedule)
+    config = replace(config_for_solver(config, chosen.solver.name), sigma_schedule=chosen.sigma_schedule)
     config = _overridden(config, name, chosen, given)
     randomness = _randomness(name, chosen, given)
     if custom:
         levels = _custom_levels(config, name, chosen, steps, given)
     else:
         levels = _levels(config, chosen)(config, _checked_steps(config, steps))
-    return chosen.solve(config, levels.skip(skip), randomness)
+    return chosen.solver.solve(config, levels.skip(skip), randomness)
 
 
 def _levels(config: SchedulerConfig, chosen: Scheduler) -> Callable[[SchedulerConfig, int], Levels]:
     if config.noise.edm is not None:
         return edm_levels
-    return TIMESTEP_SCHEDULES.get(config.sigma_schedule or "", chosen.levels)
+    return TIMESTEP_SCHEDULES.get(config.sigma_schedule or "", chosen.solver.levels)
 
 
 def _checked_steps(config: SchedulerConfig, steps: int | None) -> int:
@@ -192,9 +110,9 @@ def _overridden(config: SchedulerConfig, name: str, chosen: Scheduler, given: Ma
         config = replace(config, timestep_spacing=spacing)
     if final not in (None, "zero", "sigma_min"):
         raise InputError("final_sigmas_type", final, "must be 'zero' or 'sigma_min'")
-    if final == "sigma_min" and not chosen.finals:
+    if final == "sigma_min" and not chosen.solver.finals:
         raise InputError("final_sigmas_type", final, f"scheduler {name!r} has an end of its own; leave it out")
-    return replace(config, final_sigmas_type=(final or config.final_sigmas_type) if chosen.finals else "zero")
+    return replace(config, final_sigmas_type=(final or config.final_sigmas_type) if chosen.solver.finals else "zero")
 
 
 def _custom_levels(
@@ -205,11 +123,11 @@ def _custom_levels(
     values = given[argument]
     if argument == "timesteps" and "sigmas" in given:
         raise InputError("sigmas", given["sigmas"], "timesteps are given too; give one of the two")
-    if argument not in chosen.custom:
-        takes = f"takes {chosen.custom[0]} alone" if chosen.custom else "has timesteps of its own"
+    if argument not in chosen.solver.custom:
+        takes = f"takes {chosen.solver.custom[0]} alone" if chosen.solver.custom else "has timesteps of its own"
         raise InputError(argument, values, f"scheduler {name!r} {takes}; leave it out or choose another scheduler")
     if chosen.sigma_schedule is not None:
-        remedy = f"scheduler {name!r} has sigmas of its own; use {name.removesuffix(f'_{chosen.sigma_schedule}')!r}"
+        remedy = f"scheduler {name!r} has sigmas of its own; use {chosen.solver.name!r}"
         raise InputError(argument, values, remedy)
     if "timestep_spacing" in given:
         raise InputError("timestep_spacing", given["timestep_spacing"], f"{argument} are given too; leave it out")
@@ -256,8 +174,8 @@ def _randomness(name: str, chosen: Scheduler, given: Mapping[str, Any]) -> Rando
     eta = numbers.get("eta")
     if eta is not None and eta > 1:
         raise InputError("eta", eta, "must be a number from 0 to 1")
-    if chosen.eta is None and eta:
+    if chosen.solver.eta is None and eta:
         raise InputError("eta", eta, f"scheduler {name!r} adds no noise that eta scales; leave it out")
-    if not chosen.churns and numbers.get("s_churn"):
+    if not chosen.solver.churns and numbers.get("s_churn"):
         raise InputError("s_churn", numbers["s_churn"], f"scheduler {name!r} has no churn; leave it out")
-    return Randomness(**{"eta": chosen.eta or 0.0, **numbers})
+    return Randomness(**{"eta": chosen.solver.eta or 0.0, **numbers})

@@ -1,4 +1,4 @@
-"""What a server asks of an engine, which many engines behind a router have too."""
+"""The interface that a server uses of an engine; a router in front of many engines has it too."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from jaxl.engine.request import Event, Request, Status, Ticket
 
 
 class AnyEngine(Protocol):
-    """Every method may be called from any thread, and is as that of `Engine`."""
+    """The methods are those of `Engine`; each may be called from any thread."""
 
     draining: bool
 

@@ -1,4 +1,4 @@
-"""What the engine asks of whoever draws: `jaxl.backend` does it with a pipeline, `jaxl.engine.fake` without one."""
+"""The interface through which the engine draws: `jaxl.backend` has it with a pipeline, `jaxl.engine.fake` without."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from PIL import Image
 
 @dataclass(frozen=True)
 class Stage:
-    """So many rows of an image, in a lane: images in one lane run together, whatever else they differ in."""
+    """A number of rows that an image runs in one lane; images of a lane run together, whatever else they differ in."""
 
     lane: Hashable
     rows: int
 
 
 class Drawing(Protocol):
-    """One image of a request, checked: what is to be done for it."""
+    """One image of a request, checked, and the stages that draw it."""
 
     @property
     def stages(self) -> Sequence[Stage]: ...
@@ -32,14 +32,14 @@ class Drawing(Protocol):
 
 
 class Batch(Protocol):
-    """The images of one lane in the making. Of one thread; `advance` and `join` may return before they are done."""
+    """The images that one lane runs. One thread uses it; `advance` and `join` may return before they are done."""
 
     def join(self, place: int, drawing: Any, stage: int, state: Any | None) -> None:
-        """Put an image at a free place, at the beginning of a stage; `state` is what `take` gave, None before."""
+        """Put an image at a free place, at the beginning of a stage; `state` comes from `take`, None in the first."""
         ...
 
     def take(self, place: int) -> Any:
-        """The state of the image at a place, which is free then."""
+        """Free a place, and return the state of the image that was there."""
         ...
 
     def advance(self, rows: int) -> None:
@@ -47,15 +47,15 @@ class Batch(Protocol):
         ...
 
     def wait(self) -> None:
-        """Until all that was asked is done."""
+        """Wait until the devices have done all that was asked."""
         ...
 
     def previews(self) -> np.ndarray:
-        """Small pictures, uint8 [places, h, w, 3], of what the images are going to be."""
+        """Return small pictures, uint8 [places, h, w, 3], of what the images are going to be."""
         ...
 
     def move(self, place: int, other: Any, to: int) -> None:
-        """Take the image at a place over to a free one of another batch of the same lane."""
+        """Move the image at a place to the free place `to` of another batch of the same lane."""
         ...
 
 
@@ -64,20 +64,20 @@ class Backend(Protocol):
 
     @property
     def sizes(self) -> Sequence[int]:
-        """How many places a batch may have, ascending."""
+        """The numbers of places that a batch may have, ascending."""
         ...
 
     def read(self, arguments: Mapping[str, Any]) -> Sequence[Any]:
-        """The drawings of a request, from the arguments of `Pipeline.generate`; by any thread. Raises InputError."""
+        """Return the drawings for arguments of `Pipeline.generate`; any thread may call it. Raises InputError."""
         ...
 
     def batch(self, lane: Any, size: int) -> Batch:
-        """A batch of so many free places."""
+        """Return a batch of `size` free places."""
         ...
 
     def finish(self, drawing: Any, state: Any) -> Callable[[], Image.Image]:
-        """Begin to turn the last state into a picture. The callable, for another thread, waits for it.
+        """Begin to turn the last state into a picture, and return a callable that waits for it in another thread.
 
-        It raises NonFiniteError.
+        The callable raises NonFiniteError.
         """
         ...

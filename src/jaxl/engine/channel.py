@@ -1,4 +1,4 @@
-"""From the engine's threads to an event loop."""
+"""The way of events from the engine's threads to an event loop."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from jaxl.engine.request import Event
 
 
 class Channel:
-    """Takes events from the engine's threads to those who follow them in the event loop."""
+    """Passes events of the engine's threads to the iterators that follow them in the event loop."""
 
     def __init__(self) -> None:
         self.ended = asyncio.Event()
@@ -32,7 +32,7 @@ class Channel:
         self._put(None)
 
     def follow(self) -> AsyncIterator[Event]:
-        """The events from now on."""
+        """Return an iterator over the events from now on."""
         queue: asyncio.Queue[Event | None] = asyncio.Queue()
         self._queues.append(queue)
         if self.ended.is_set():

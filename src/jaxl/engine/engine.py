@@ -1,8 +1,8 @@
 """The loop: requests join and leave the running batches between calls, so that the chip stays full.
 
-One thread calls the devices. Each turn it frees the places of those who gave up, picks the lane that has run the fewest
-rows, fills its free places with those who wait, and runs some rows of all its images. Images that are done are decoded
-behind the next calls. Nothing an image is made of depends on its neighbours.
+One thread calls the devices. Each turn it frees the places of cancelled requests, picks the lane that has run the
+fewest rows, fills its free places with images that wait, and runs some rows of all its images. Images that are done are
+decoded behind the next calls. Nothing an image is made of depends on its neighbours.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from jaxl.errors import (
     UnloadedError,
 )
 
-# calls that failed one after another, after which the devices are taken to be broken
+# after so many failed calls in a row the devices are taken to be broken
 MOST_FAILURES = 3
-# of one call, which is meant to take a fraction of a second; only a new process helps then
+# a call is meant to take a fraction of a second; after one that takes so long only a new process helps
 STALLED_SECONDS = 300.0
 
 log = logging.getLogger(__name__)
@@ -64,8 +64,7 @@ class Engine:
 
     max_waiting: images that may wait for a place; further requests are turned away.
     joins: whether requests join a batch that runs; False is static batching, for comparison.
-    quantum: seconds that a call may take where that is more than one row. Whoever joins, leaves or is shown waits as
-        long.
+    quantum: seconds that a call of more than one row may take; images wait as long to join, to leave or to be shown.
     """
 
     def __init__(self, backend: Backend, *, max_waiting: int = 64, joins: bool = True, quantum: float = 0.05):
@@ -80,7 +79,7 @@ class Engine:
         self._waiting: list[Work] = []
         self._finishing = 0
         self._lanes: dict[tuple[int, Hashable], Lane] = {}
-        self._wanted: list[Lane] = []  # those with something to do at the last turn
+        self._wanted: list[Lane] = []  # the lanes with something to do at the last turn
         self._tickets: dict[Ticket, None] = {}  # a set in order
         self._counts = {field.name: 0 for field in fields(Stats)}
         self._busy_seconds = 0.0
@@ -101,7 +100,7 @@ class Engine:
         self._thread.start()
 
     def close(self) -> None:
-        """Cancel what there is, and stop."""
+        """Cancel all requests, and stop."""
         self.draining = True
         for ticket in self.tickets():
             ticket.cancel()
@@ -118,7 +117,7 @@ class Engine:
             return self._wake.wait_for(lambda: not self._tickets, timeout)
 
     def submit(self, request: Request, listener: Callable[[Event], None] | None = None) -> Ticket:
-        """Check a request and put it in the queue; `listener` hears of it in a thread of the engine's.
+        """Check a request and put it in the queue; the engine's threads call `listener` with its events.
 
         Raises InputError for the arguments, QueueFullError, DrainingError and UnloadedError. The ticket's `future`
         gives the Result, or raises NonFiniteError, DeadlineError, CancelledError or EngineError.
@@ -143,13 +142,13 @@ class Engine:
         return ticket
 
     def replace(self, backend: Backend) -> None:
-        """Let new requests be drawn by another backend; those there are stay with theirs."""
+        """Draw new requests with another backend; the requests already here stay with theirs."""
         with self._wake:
             self.backend, self._places = backend, backend.sizes[-1]
-            self._wake.notify_all()  # so that what the old one has is given back
+            self._wake.notify_all()  # so that the loop drops the old one's lanes
 
     def unload(self) -> bool:
-        """Give the backend up, so that its memory is free, until `replace` gives another; False if images are drawn."""
+        """Give the backend up, so that its memory is free, until `replace` gives another; False if it has requests."""
         with self._wake:
             if self._tickets:
                 return False
@@ -164,11 +163,11 @@ class Engine:
 
     @property
     def healthy(self) -> bool:
-        """Whether the devices answer: not after several calls that failed in a row."""
+        """False once the loop has ended or several calls in a row have failed."""
         return self._thread.is_alive() and self._failures < MOST_FAILURES
 
     def stalled(self, seconds: float) -> bool:
-        """Whether a call has been under way for so long."""
+        """Return whether a call has been under way for more than `seconds`."""
         began = self._call_began
         return began is not None and time.monotonic() - began > seconds
 
@@ -195,7 +194,7 @@ class Engine:
             return ticket.status(self._waiting.index(first), self._starts(first.lane)[first])
 
     def _starts(self, key: Hashable) -> dict[Work, float]:
-        """In how many seconds each of those who wait for a lane begins, by what rows have taken."""
+        """Return the seconds until each image that waits for a lane begins, estimated from the time of past rows."""
         waiting = [work for work in self._waiting if work.lane == key]
         lane = self._lanes.get((id(self.backend), key))
         remaining = [work.rows_left for _, work in lane.running()] if lane else []
@@ -205,7 +204,7 @@ class Engine:
         return {work: rows * row_seconds * active for work, rows in zip(waiting, begun, strict=True)}
 
     def _room_in(self, images: int) -> float:
-        """Seconds until so many of those who wait have begun."""
+        """Return the seconds until that many of the waiting images have begun, at least 1."""
         seconds = sorted(at for key in {work.lane for work in self._waiting} for at in self._starts(key).values())
         return max(1.0, seconds[min(images, len(seconds)) - 1])
 
@@ -235,9 +234,9 @@ class Engine:
             try:
                 self._turn(lane, joining)
                 self._failures = 0
-            except Exception as error:  # of the devices: whatever it is, those who wait must hear of it
+            except Exception as error:  # whatever failed on the devices, the listeners must hear of it
                 self._fail(lane, joining, error)
-            del lane, joining  # they have a backend, which may be given up meanwhile
+            del lane, joining  # else they would hold a backend that `unload` gives up
 
     def _drop_unwanted(self) -> None:
         now = time.monotonic()
@@ -250,7 +249,7 @@ class Engine:
             self._waiting = [work for work in self._waiting if work.ticket not in unwanted]
             for lane in self._lanes.values():
                 lane.drop(unwanted)
-        for key, lane in list(self._lanes.items()):  # of a backend that was replaced
+        for key, lane in list(self._lanes.items()):  # lanes of a backend that was replaced
             if (
                 lane.backend is not self.backend
                 and not lane.count
@@ -263,10 +262,10 @@ class Engine:
         return None if expires == float("inf") else max(expires - time.monotonic(), 0.0) + 0.001
 
     def _next_lane(self) -> Lane | None:
-        """Of the lanes with something to do, the one that has run the fewest rows.
+        """Return the lane that has run the fewest rows, of those with something to do.
 
-        One that was idle has no claim to what it did not run, and if all were, none has a debt (Goyal, Vin and Cheng
-        1996, "Start-time Fair Queueing").
+        A lane that was idle cannot catch up on rows it did not run, and if all were idle, none is behind (Goyal, Vin
+        and Cheng 1996, "Start-time Fair Queueing").
         """
         wanted = [lane for lane in self._lanes.values() if lane.count]
         for work in self._waiting if self._has_room() else ():
@@ -282,11 +281,11 @@ class Engine:
         return min(wanted, key=lambda lane: lane.served, default=None)
 
     def _has_room(self) -> bool:
-        """Whether images may begin: not while many that are done wait to be decoded."""
+        """Return whether images may begin: not while many finished ones wait to be decoded."""
         return self._finishing < 2 * self._places
 
     def _admit(self, lane: Lane) -> list[Work]:
-        """Those who wait and get a place in the lane now, taken out of the queue."""
+        """Take the images that get a place in the lane now out of the queue, and return them."""
         room = lane.most - lane.count
         if not self._has_room() or (lane.count and not self.joins):
             room = 0
@@ -295,7 +294,7 @@ class Engine:
         return fitting
 
     def _turn(self, lane: Lane, joining: list[Work]) -> None:
-        """One call for a lane, and what follows from it."""
+        """Run one call for a lane, and tell its tickets what came of it."""
         lane.fit(lane.count + len(joining))
         for work in joining:
             self._begin(lane, work)
@@ -329,7 +328,7 @@ class Engine:
         first = work.state is None
         try:
             lane.join(work)
-        except JaxlError as error:  # of this image alone
+        except JaxlError as error:  # the fault of this image alone
             self._settle(work.ticket, error)
             return
         if first:
@@ -337,7 +336,7 @@ class Engine:
             work.ticket.tell(Started(work.index))
 
     def _count(self, work: Work, rows: int) -> bool:
-        """Count the rows of a work; whether it is to be shown."""
+        """Count the rows of a work, and return whether it is to be shown."""
         due = work.advance(rows)
         work.ticket.done += rows
         work.ticket.tell(Progress(work.index, work.before + work.done, work.total))
@@ -356,7 +355,7 @@ class Engine:
         self._finisher.submit(self._finish, work, picture)
 
     def _finish(self, work: Work, picture: Callable[[], Image.Image]) -> None:
-        """Wait for a picture and hand it over, in a thread of the finisher's."""
+        """Wait for a picture and give it to its ticket; a thread of the finisher's runs this."""
         ticket = work.ticket
         try:
             drawn = picture()

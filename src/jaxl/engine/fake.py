@@ -1,6 +1,6 @@
 """A backend without a model: it draws patterns, needs neither jax nor weights, and takes as long as it is told.
 
-What it draws depends on every row it was asked to run, so a row too many, too few, or of somebody else, shows.
+Its pictures depend on every row it was asked to run, so a row too many, too few, or of another image, shows.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class FakeDrawing:
 
 
 class FakeBatch:
-    """Each place holds a digest of all that was done to it."""
+    """A batch whose places each hold a digest of all that was done to them."""
 
     def __init__(self, backend: FakeBackend, lane: Hashable, size: int):
         self.backend = backend
@@ -69,7 +69,7 @@ class FakeBatch:
 
 
 class FakeBackend:
-    """Draws in `size` (width, height), or in any of `sizes_of_images`; a row of a batch takes `row_seconds`.
+    """Draws at `size` (width, height), or at any of `sizes_of_images`; a row of a batch takes `row_seconds`.
 
     Guided and unguided images are in lanes of their own. An interval of guidance makes an image go from one to the
     other, as the pipeline's do.
@@ -133,13 +133,13 @@ def _whole(given: Mapping[str, Any], name: str, default: int, least: int, most: 
 
 
 def _digest(value: Any) -> str:
-    """Of a setting; of pictures, of their pixels."""
+    """Return a digest of a setting; for a picture, of its pixels."""
     data = value.tobytes() if isinstance(value, Image.Image) else repr(value).encode()
     return hashlib.sha256(data).hexdigest()
 
 
 def _pattern(state: bytes, width: int, height: int) -> np.ndarray:
-    """A picture of blocks, uint8 [height, width, 3], that only this state makes."""
+    """Return a picture of blocks, uint8 [height, width, 3], that only this state makes."""
     blocks = np.frombuffer((state * 6)[:192], np.uint8).reshape(8, 8, 3)
     rows, columns = np.arange(height) * 8 // height, np.arange(width) * 8 // width
     return blocks[rows][:, columns]

@@ -1,4 +1,4 @@
-"""When those who wait are going to begin."""
+"""Forecasts of when waiting images begin."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from collections.abc import Sequence
 
 
 def starts(remaining: Sequence[int], places: int, waiting: Sequence[int]) -> list[int]:
-    """After how many rows each of the waiting images begins, in their order, at one row for all places at a time.
+    """Return after how many rows each waiting image begins, in their order; all places run one row at a time.
 
-    `remaining` are the rows that the running ones have before them, `waiting` all those of the others.
+    `remaining` are the rows left to each running image, `waiting` all rows of each waiting one.
     """
     free = [0] * max(places - len(remaining), 0) + list(remaining)
     heapq.heapify(free)
@@ -23,7 +23,7 @@ def starts(remaining: Sequence[int], places: int, waiting: Sequence[int]) -> lis
 
 
 class Window:
-    """How many of something there were for each second, of the last `seconds`."""
+    """Counts something; `rate` is the number per second over the last `seconds`."""
 
     def __init__(self, seconds: float = 60.0):
         self.seconds = seconds
@@ -41,7 +41,7 @@ class Window:
 
 
 class Average:
-    """A mean that forgets: what is new has the weight `share`. None before the first."""
+    """A moving average: each new value has the weight `share`. It is None before the first."""
 
     def __init__(self, share: float = 0.2):
         self.share = share

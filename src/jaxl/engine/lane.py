@@ -1,4 +1,4 @@
-"""The running batch of one lane: whose image is at which place, and how far it is."""
+"""The running batch of one lane: which image is at which place, and how far it is."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PRIORITY_SECONDS = 10.0
 class Work:
     """One image of a request on its way: `stage` of its drawing, of which `done` rows are run.
 
-    `state` is what a batch keeps of it while it is at no place; None before its first.
+    `state` is what `Batch.take` returned, while the image is at no place; None before its first.
     """
 
     def __init__(self, ticket: Ticket, index: int, drawing: Any, backend: Backend):
@@ -45,13 +45,13 @@ class Work:
 
     @property
     def order(self) -> tuple[bool, float, int]:
-        """Who goes first: those that have begun, then those that have waited longest, with their priority."""
+        """The key of the queue: images that have begun go first, then the longest wait, with the priority added."""
         ticket = self.ticket
         return (self.state is None, ticket.submitted - PRIORITY_SECONDS * ticket.request.priority, self.index)
 
     @property
     def rows_to_stop(self) -> int:
-        """Rows until something is to be done about it: its stage ends, or it is shown."""
+        """The number of rows until its stage ends or it is to be shown."""
         left, previews, total = (
             self.drawing.stages[self.stage].rows - self.done,
             self.ticket.request.previews,
@@ -63,7 +63,7 @@ class Work:
         return min(left, max(point - self.before - self.done, 1))
 
     def advance(self, rows: int) -> bool:
-        """Count rows that were run; whether it is to be shown now."""
+        """Count rows that were run, and return whether it is to be shown now."""
         self.done += rows
         previews, done = self.ticket.request.previews, self.before + self.done
         points = min(done * (previews + 1) // self.total, previews) if done < self.total else self.shown
@@ -71,7 +71,7 @@ class Work:
         return due
 
     def next_stage(self, state: Any) -> bool:
-        """Go on to the next stage; False after the last one."""
+        """Go on to the next stage; return False after the last one."""
         self.state = state
         self.before += self.done
         self.done = 0
@@ -107,7 +107,7 @@ class Lane:
         return sum(1 for _ in self.running())
 
     def fit(self, images: int) -> None:
-        """Have the smallest batch that holds so many images, and move those there are into it."""
+        """Open the smallest batch that holds that many images, and move the running ones into it."""
         size = next((size for size in self.backend.sizes if size >= images), self.most)
         if size == len(self.places):
             return
@@ -128,11 +128,11 @@ class Lane:
         return self.batch.take(place)
 
     def drop(self, unwanted: set[Ticket]) -> None:
-        """Free the places of tickets that nobody waits for."""
+        """Free the places of the tickets that are not wanted any more."""
         self.places = [None if work is None or work.ticket in unwanted else work for work in self.places]
 
     def rows_of_call(self, quantum: float) -> int:
-        """How many rows to run until somebody is to be looked at, or the call has taken `quantum` seconds."""
+        """Return how many rows to run: until an image stops or is shown, or the call has taken `quantum` seconds."""
         rows = min(work.rows_to_stop for _, work in self.running())
         seconds = self.row_seconds.value
         return max(1, min(rows, int(quantum / seconds))) if seconds else 1

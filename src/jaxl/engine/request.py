@@ -1,4 +1,4 @@
-"""What a caller asks of the engine, and what it hears."""
+"""A caller's requests to the engine, their tickets and results, and the events in between."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def new_id() -> str:
 
 @dataclass(frozen=True)
 class Request:
-    """`arguments` are those of `Pipeline.generate`, by name.
+    """A request for images; `arguments` are those of `Pipeline.generate`, by name.
 
     priority: higher ones go first; each step of it is worth ten seconds of waiting, so that nobody waits for ever.
     deadline: seconds from now after which nobody wants the images any more; None is never.
@@ -59,7 +59,7 @@ class Started:
 
 @dataclass(frozen=True)
 class Progress:
-    """An image has so many of its rows done."""
+    """An image has `done` of its `total` rows behind it."""
 
     image: int
     done: int
@@ -68,7 +68,7 @@ class Progress:
 
 @dataclass(frozen=True, eq=False)
 class Preview:
-    """What an image is going to be: uint8 [h, w, 3], smaller than the picture."""
+    """An image while it is made: uint8 [h, w, 3], smaller than the picture."""
 
     image: int
     done: int
@@ -90,7 +90,7 @@ State = Literal["queued", "running", "done", "failed", "cancelled"]
 
 @dataclass(frozen=True)
 class Status:
-    """Where a request stands.
+    """The state of a request, and how far it is.
 
     `position` counts the images of others that wait ahead, and `starts_in` is the estimate of seconds until the first
     image begins, 0 once it has. `done` and `total` count the rows of all images; `images` are those that are finished.
@@ -120,7 +120,7 @@ class Ticket:
         tell: Callable[[Event], None] | None,
         cancel: Callable[[Ticket], None],
     ):
-        """`tell` hears of its events; `cancel` is how the engine gives up on it."""
+        """`tell` is called with each event; `cancel` asks the engine to cancel the ticket."""
         self.request = request
         self.seeds = seeds
         self.scheduler = scheduler
@@ -139,12 +139,12 @@ class Ticket:
 
     @property
     def expires(self) -> float:
-        """When, on the monotonic clock, nobody wants it any more."""
+        """The time of its deadline on the monotonic clock; infinite without one."""
         deadline = self.request.deadline
         return float("inf") if deadline is None else self.submitted + deadline
 
     def cancel(self) -> None:
-        """Give up on it: its places are free before the engine's next call, and `future` raises CancelledError."""
+        """Cancel the request: its places are free before the engine's next call, and `future` raises CancelledError."""
         self._cancel(self)
 
     @property
@@ -155,7 +155,7 @@ class Ticket:
         return "done" if error is None else "cancelled" if isinstance(error, CancelledError) else "failed"
 
     def status(self, position: int, starts_in: float) -> Status:
-        """Where it stands; the engine knows its place in the queue."""
+        """Return its status; the engine gives the position, as it knows the queue."""
         images = sum(image is not None for image in self.images)
         return Status(self.state, position, starts_in, self.done, self.total, images)
 
@@ -164,14 +164,14 @@ class Ticket:
         self.started = self.started or time.monotonic()
 
     def result(self) -> Result:
-        """What there is to give when all images are done, which is now."""
+        """Return the result, now that all images are done."""
         images = [image for image in self.images if image is not None]
         now, started = time.monotonic(), self.started or self.submitted
         timings = {"queue": started - self.submitted, "run": now - started, "total": now - self.submitted}
         return Result(images, self.seeds, self.scheduler, self.total // len(images), timings)
 
     def settle(self, outcome: Result | JaxlError) -> bool:
-        """Give it its end. Whether it had none before."""
+        """Give it its end, unless it has one; return whether it had none."""
         if self.future.done():
             return False
         if isinstance(outcome, Result):

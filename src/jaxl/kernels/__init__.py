@@ -1,6 +1,6 @@
 """The operations that cost most, each in several forms: one that XLA compiles anywhere, others for one platform.
 
-`Kernels` says which form a program is compiled with. It is static and chosen once, for the devices a program is for
+`Kernels` says with which forms a program is compiled. It is static and chosen once, for the devices of the program
 (which need not be there), so that a program never holds code of another platform.
 """
 
@@ -9,19 +9,21 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+__all__ = ["Kernels"]
+
 # Attention works through heads, then through parts of the queries, so that the scores it holds at a time stay under
-# this many bytes. A row of the softmax never depends on another, so the result does not change. On a CPU that is
-# what the caches hold (1.3 to 3.4 times faster than all at once from 1024 tokens on); elsewhere it is a bound on
-# memory, which at 1024x1024 only the VAE's one layer of 16384 tokens and large batches of the U-Net come near.
+# this many bytes. Rows of the softmax do not depend on each other, so the result does not change. On a CPU the limit is
+# the size of the caches (1.3 to 3.4 times faster than all at once from 1024 tokens on); elsewhere it bounds memory, and
+# at 1024x1024 only the VAE's one layer of 16384 tokens and large batches of the U-Net come near it.
 CPU_SCORE_BYTES = 2**23
 MAX_SCORE_BYTES = 2**30
 
 
 @dataclass(frozen=True)
 class Kernels:
-    """Names of forms; shapes and dtypes that one does not take are left to XLA's. `conv` is that of the U-Net on CPUs.
+    """The form of each operation; XLA's takes the shapes and dtypes that a form does not. Winograd's is for the U-Net.
 
-    `layer_norm` may read its input once, where the sums are made as it is written.
+    A `layer_norm` in one pass reads its input once: XLA makes the sums where the input is written.
     """
 
     attention: Literal["xla", "cudnn", "tpu"] = "xla"
@@ -32,19 +34,19 @@ class Kernels:
 
     @classmethod
     def of(cls, platform: str, kind: str = "") -> Kernels:
-        """The forms that are best on a platform, as `jax.Device.platform` names it.
+        """Return the best forms for a platform, as `jax.Device.platform` names it.
 
         `kind` is the compute capability of a GPU, the `device_kind` of a TPU.
         """
         if platform == "cpu":
             return cls(conv="winograd", score_bytes=CPU_SCORE_BYTES)
         if platform == "tpu":
-            # the convolution wants more memory on the chip than a v4 has
+            # the convolution needs more memory on the chip than a v4 has
             attention = cls(attention="tpu", layer_norm="one_pass")
             small = kind.startswith(("TPU v2", "TPU v3", "TPU v4"))
             return attention if small else replace(attention, conv="tpu", group_norm="tpu")
         # cuDNN's attention needs bfloat16 units, which NVIDIA's GPUs have from 8.0 on. Triton's norm has yet to run on
-        # a GPU, so nobody gets it unasked.
+        # a GPU, so it must be asked for.
         major = kind.split(".")[0]
         if platform == "gpu" and major.isdecimal() and int(major) >= 8:
             return cls(attention="cudnn")
@@ -52,13 +54,13 @@ class Kernels:
 
     @classmethod
     def of_device(cls, device: Any) -> Kernels:
-        """The forms that are best on a device."""
+        """Return the best forms for a device."""
         kind = device.device_kind if device.platform == "tpu" else getattr(device, "compute_capability", "")
         return cls.of(device.platform, kind)
 
     @classmethod
     def plain(cls, platform: str) -> Kernels:
-        """What XLA compiles anywhere, and nothing else."""
+        """Return XLA's forms alone, with the platform's limit of scores."""
         return cls(score_bytes=cls.of(platform).score_bytes)
 
 

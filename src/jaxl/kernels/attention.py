@@ -20,7 +20,7 @@ def attention(
 ) -> Array:
     """q [B, T, N*D], k and v [B, S, N*D] -> [B, T, N*D], softmax in float32.
 
-    `lengths`, int32 [B] in 1..S, is how many keys of each row are real; finite ones from there on have no influence.
+    `lengths`, int32 [B] in 1..S, is how many keys of each row are real; the others, if finite, have no influence.
     """
     if kernels.attention == "cudnn" and cudnn_attention.takes(q, heads):
         return cudnn_attention.cudnn(q, k, v, heads, causal=causal, lengths=lengths)
@@ -35,13 +35,13 @@ def attention(
 def blockwise(
     q: Array, k: Array, v: Array, heads: int, *, causal: bool = False, lengths: Array | None = None, limit: int
 ) -> Array:
-    """Attention as XLA compiles it anywhere, with at most `limit` bytes of scores at a time."""
+    """Compute attention as XLA compiles it anywhere, with at most `limit` bytes of scores at a time."""
     b, t, width = q.shape
     q, k, v = (a.reshape(b, -1, heads, width // heads).transpose(2, 0, 1, 3) for a in (q, k, v))
     scale = (width // heads) ** -0.5
 
     def rows(q: Array, k: Array, v: Array, first: Array | int) -> Array:
-        """Some rows of the result, the first of them number `first`: q [..., t, D] with k and v [..., S, D]."""
+        """Return rows `first` and following of the result: q [..., t, D] with k and v [..., S, D]."""
         scores = jnp.einsum("...td,...sd->...ts", q, k, preferred_element_type=jnp.float32) * scale
         if causal:
             ahead = jnp.arange(k.shape[-2]) > first + jnp.arange(q.shape[-2])[:, None]
@@ -49,12 +49,12 @@ def blockwise(
         if lengths is not None:
             scores = jnp.where(jnp.arange(k.shape[-2]) < lengths[:, None, None], scores, -jnp.inf)
         weights = jnp.exp(scores - scores.max(-1, keepdims=True))
-        # the sum is divided out last, where there is least to divide
+        # dividing by the sum comes last, where there is least to divide
         out = jnp.einsum("...ts,...sd->...td", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
         return (out / weights.sum(-1, keepdims=True)).astype(v.dtype)
 
     def head(q: Array, k: Array, v: Array) -> Array:
-        """One head, [B, T, D], in as many parts as it takes."""
+        """Return one head, [B, T, D], in as many parts as the limit needs."""
         parts = 1
         while b * t // parts * k.shape[1] * 4 > limit and t % (2 * parts) == 0:
             parts *= 2

@@ -1,4 +1,4 @@
-"""Kernels of our own run on each device for its own images; XLA cannot see into them, and so cannot split them."""
+"""Kernels of our own, run on each device for its images; XLA cannot see into them, and so cannot split them."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from jax.sharding import PartitionSpec
 
 
 def by_image(kernel: Callable[..., Any], images: tuple[Array, ...], whole: tuple[Array, ...] = ()) -> Any:
-    """`kernel(*images, *whole)`, where the leading axis of `images` and of all results is that of images.
+    """Return `kernel(*images, *whole)`; the leading axis of `images` and of all results counts images.
 
-    Under `jax.sharding.use_abstract_mesh` it is split over the devices if it divides evenly; else each does all. In a
-    `jax.shard_map` it is split already.
+    Under `jax.sharding.use_abstract_mesh` that axis is split over the devices if it divides evenly; else each device
+    does all. In a `jax.shard_map` it is split already.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1 or mesh.manual_axes:

@@ -10,18 +10,18 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-# What the kernels take on every GPU from compute capability 8.0 on; Hopper's take heads of up to 256.
+# The limit on every GPU from compute capability 8.0 on; Hopper's kernels take heads of up to 256.
 MAX_HEAD_SIZE = 128
 
 
 def takes(q: Array, heads: int) -> bool:
-    """Whether there is a kernel for queries [B, T, N*D] of this dtype and head size."""
+    """Return whether there is a kernel for queries [B, T, N*D] of this dtype and head size."""
     size = q.shape[-1] // heads
     return q.dtype in (jnp.bfloat16, jnp.float16) and size % 8 == 0 and size <= MAX_HEAD_SIZE
 
 
 def cudnn(q: Array, k: Array, v: Array, heads: int, *, causal: bool = False, lengths: Array | None = None) -> Array:
-    """As `attention`. jax looks for cuDNN when it traces this, so the machine that does must have it."""
+    """Compute `attention`. jax looks for cuDNN while it traces this, so the tracing machine must have it."""
     out = jax.nn.dot_product_attention(
         *(a.reshape(*a.shape[:2], heads, -1) for a in (q, k, v)),
         key_value_seq_lengths=lengths,

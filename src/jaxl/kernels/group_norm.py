@@ -26,8 +26,8 @@ def group_norm(
     """Normalise [B, H, W, C] over space and groups of channels, then maybe SiLU; statistics are float32.
 
     `added` [B, C] is added to every pixel of `x` first. `skip` [B, H, W, S] stands behind `x` on the channel axis, and
-    groups may reach across the seam; the result is [B, H, W, C+S]. So neither a sum nor a concatenation is written
-    before it is normalised.
+    groups may reach across the seam; the result is [B, H, W, C+S]. This way neither the sum nor the concatenation is
+    written to memory before it is normalised.
     """
     parts = [x] if skip is None else [x, skip]
     if kernels.group_norm == "triton":
@@ -53,9 +53,9 @@ def scale_and_shift(
     added: Array | None = None,
     kernels: Kernels = XLA,
 ) -> tuple[Array, Array]:
-    """The norm of pictures [B, H, W, C], joined on the channel axis, as what each is multiplied by and what is added.
+    """Return the norm of pictures [B, H, W, C], joined on the channel axis, as a scale and a shift.
 
-    float32 [B, C] each; `added` as in `group_norm`.
+    Both are float32 [B, C]; `added` is as in `group_norm`.
     """
     by_channel = moments
     if kernels.group_norm == "triton":
@@ -87,7 +87,7 @@ def scale_and_shift(
 def moments(x: Array) -> tuple[Array, Array]:
     """[B, H, W, C] -> mean and variance by channel, float32 [B, C] each.
 
-    By channel, because reducing rows of channels needs no other layout than the one the picture has.
+    It is by channel, because reducing rows of channels needs no other layout than the picture's.
     """
     f = x.astype(jnp.float32)
     mean = f.mean((1, 2))

@@ -18,17 +18,17 @@ from jax.experimental.pallas import tpu
 from jaxl.kernels.by_image import by_image
 
 LANES = 128
-# Scores of a head that are held at a time, float32, of no more queries than keep the program short.
+# The most scores of a head to hold at a time, float32, and the most queries, to keep the program short.
 SCORES = 2**20
 MAX_QUERIES = 256
-# Keys and values are held twice, while the next ones arrive; a TPU v4 has 16 MiB for everything.
+# Keys and values are held twice, as the next ones arrive meanwhile; a TPU v4 has 16 MiB for everything.
 MAX_KEY_BYTES = 2**22
 
 
 def takes(q: Array, k: Array, heads: int) -> bool:
-    """Whether the kernel takes queries [B, T, N*D] and keys [B, S, N*D]: any T and B, and an S that fits the chip.
+    """Return whether the kernel takes queries [B, T, N*D] and keys [B, S, N*D]: any T and B, an S that fits the chip.
 
-    Head sizes are divisors or multiples of 128, of which the width must be a multiple.
+    The width must be a multiple of 128, the head size a divisor or multiple of it.
     """
     width, size = q.shape[-1], q.shape[-1] // heads
     fits = 2 * k.shape[1] * max(size, LANES) * k.dtype.itemsize <= MAX_KEY_BYTES
@@ -41,14 +41,14 @@ def takes(q: Array, k: Array, heads: int) -> bool:
 
 
 def occupied(size: int) -> int:
-    """The columns of the unit that so many channels or keys occupy; costs are stated by what keeps it busy."""
+    """Return how many columns of the unit `size` channels or keys occupy; cost estimates count these."""
     return -(-size // LANES) * LANES
 
 
 def tpu_attention(
     q: Array, k: Array, v: Array, heads: int, *, lengths: Array | None = None, interpret: bool = False
 ) -> Array:
-    """q [B, T, N*D], k and v [B, S, N*D] -> [B, T, N*D], softmax in float32. `lengths`, int32 [B], as `attention`."""
+    """q [B, T, N*D], k and v [B, S, N*D] -> [B, T, N*D], softmax in float32. `lengths` as in `attention`."""
     run = partial(_attention, heads=heads, interpret=interpret)
     return by_image(run, (q, k, v) if lengths is None else (q, k, v, lengths))
 
@@ -87,7 +87,7 @@ def _kernel(*refs, size: int) -> None:
     out = jnp.zeros(q.shape, jnp.float32)
     for first in range(0, q.shape[1], size):
         own = (lane >= first) & (lane < first + size)
-        # what the other heads' zeros cost is what a narrower product would leave idle
+        # the other heads' zeros cost nothing: a narrower product would leave those columns idle
         scores = _product(jnp.where(own, q, jnp.zeros_like(q)), k, 1) * size**-0.5
         if lengths:
             key = jax.lax.broadcasted_iota(jnp.int32, scores.shape, 1)

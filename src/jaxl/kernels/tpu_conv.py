@@ -1,9 +1,8 @@
 """Normalised 3x3 convolutions for TPUs, in Pallas.
 
 XLA's convolution of few images rearranges pictures to make a larger batch of them, which costs more than the
-convolution where pictures are large. This one reads rows of pixels as they are: nine products, of which those that
-belong to the column to the left and to the right are added one pixel further. Normalisation and SiLU come before, on
-the chip.
+convolution where pictures are large. This one reads rows of pixels as they are: nine products, of which those for the
+columns to the left and to the right are added one pixel further. Normalisation and SiLU come before, on the chip.
 """
 
 from __future__ import annotations
@@ -19,18 +18,18 @@ from jax.experimental.pallas import tpu
 from jaxl.kernels.by_image import by_image
 from jaxl.kernels.tpu_attention import occupied
 
-# Pixels that a program works on, and output channels.
+# The most pixels that a program works on, and its numbers of output channels.
 PIXELS = 256
 OUTPUTS = (256, 128)
-# Rows of pixels lie in tiles of so many.
+# Pixels of a row lie in tiles of this many.
 TILE_ROWS = {jnp.dtype(jnp.bfloat16): 16, jnp.dtype(jnp.float32): 8}
-# What a program may hold of the 128 MiB of a TPU v5e or v6e; XLA keeps activations in the rest.
+# A program's share of the 128 MiB of a TPU v5e or v6e; XLA keeps activations in the rest.
 CHIP_BYTES = 40 * 2**20
 MOMENTS_PIXELS = 1024
 
 
 def takes(x: Array | jax.ShapeDtypeStruct, weight: Array | jax.ShapeDtypeStruct) -> bool:
-    """Whether `conv` takes pictures [B, H, W, I] and a weight [3, 3, I, O], O of 64s."""
+    """Return whether `conv` takes pictures [B, H, W, I] and a weight [3, 3, I, O], O a multiple of 64."""
     tile = TILE_ROWS.get(jnp.dtype(x.dtype))
     if tile is None or x.shape[2] % tile or weight.shape[:2] != (3, 3) or weight.shape[-1] % 64:
         return False
@@ -57,12 +56,12 @@ def conv(
 
 
 def _rows(height: int, width: int) -> int:
-    """Rows of pixels that a program works on: a divisor of the height."""
+    """Return the number of rows that a program works on: a divisor of the height."""
     return max(rows for rows in range(1, height + 1) if height % rows == 0 and (rows == 1 or rows * width <= PIXELS))
 
 
 def _outputs(x: Array | jax.ShapeDtypeStruct, weight: Array | jax.ShapeDtypeStruct) -> int | None:
-    """Output channels that a program works on: the most with which it fits the chip."""
+    """Return the number of output channels that a program works on, the most that fits the chip; None if none does."""
     _, height, width, inputs = x.shape
     channels, size = weight.shape[-1], x.dtype.itemsize
     pixels = (_rows(height, width) + 2) * width
@@ -81,7 +80,7 @@ def _conv(x: Array, *rest: Array, normed: bool, interpret: bool) -> Array:
     assert outputs is not None
 
     def line(row: int) -> pl.BlockSpec:
-        """The row of pixels just above (-1) or below (`rows`) a program's own, or some row where there is none."""
+        """Return the row of pixels just above (-1) or below (`rows`) a program's own; any row where there is none."""
         return pl.BlockSpec(
             (1, 1, width, inputs), lambda out, image, part: (image, jnp.clip(part * rows + row, 0, height - 1), 0, 0)
         )
@@ -130,7 +129,7 @@ def _conv_kernel(above, own, below, *refs, normed: bool) -> None:
     lines[width + pixels :] = jnp.where(part < pl.num_programs(2) - 1, normalised(below[0, 0]), nothing)
 
     def of_column(column: int) -> Array:
-        """What the three pixels above each other in this column of the filter add, [pixels, O], at their own place."""
+        """Return the sum over one column of the filter, [pixels, O], before it is shifted to its place."""
         terms = [
             jax.lax.dot_general(
                 lines[i * width : i * width + pixels],
@@ -153,17 +152,17 @@ def _conv_kernel(above, own, below, *refs, normed: bool) -> None:
 
 
 def takes_moments(x: Array) -> bool:
-    """Whether `moments` takes pictures [B, H, W, C]: whole parts of pixels."""
+    """Return whether `moments` takes pictures [B, H, W, C]: the pixels must divide into whole parts."""
     pixels = x.shape[1] * x.shape[2]
     return x.dtype in (jnp.float32, jnp.bfloat16) and pixels % min(pixels, MOMENTS_PIXELS) == 0 and pixels % 16 == 0
 
 
 def moments(x: Array, *, interpret: bool = False) -> tuple[Array, Array]:
-    """[B, H, W, C] -> mean and variance by channel, float32 [B, C] each, of pictures that are read once."""
+    """[B, H, W, C] -> mean and variance by channel, float32 [B, C] each; the pictures are read once."""
     b, height, width, c = x.shape
     pixels = height * width
     means, squares = by_image(partial(_moments, interpret=interpret), (x.reshape(b, pixels, c),))
-    # parts of equal size joined as in Chan, Golub & LeVeque 1983 (Am. Stat. 37, 242), which loses no digits
+    # equal parts are joined as in Chan, Golub & LeVeque 1983 (Am. Stat. 37, 242), which loses no digits
     mean = means.mean(1)
     return mean[:, 0], squares.sum((1, 2)) / pixels + jnp.square(means - mean[:, None]).mean((1, 2))
 

@@ -1,8 +1,8 @@
 """Group normalisation by Triton kernels, written in Pallas, for NVIDIA's GPUs.
 
-Two kernels. `moments` reads a picture once for its statistics, where XLA reads it twice, and leaves the rest to XLA.
-`slab` does all of it in one launch where the share of a group, a slab, stays in the first-level cache, so that memory
-is read once and written once.
+`moments` reads a picture once for its statistics, where XLA reads it twice, and leaves the rest to XLA. `slab` does the
+whole norm in one launch where a group's part of a picture, a slab, stays in the first-level cache, so that memory is
+read once and written once.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from jax.experimental.pallas import triton
 
 from jaxl.kernels.by_image import by_image
 
-# A program of `moments` holds a tile of so many values in registers (64 of each of 256 threads), of so many channels:
+# A program of `moments` holds TILE values in registers (64 in each of 256 threads), of TILE_CHANNELS channels:
 # 256 bytes or more that lie together.
 TILE = 2**14
 TILE_CHANNELS = 128
-# A program of `slab` reads its slab three times, so that it should fit the first-level cache (256 KiB on H100, 192 on
+# A program of `slab` reads its slab three times, so the slab should fit the first-level cache (256 KiB on H100, 192 on
 # A100), and the channels of a group should fill a sector of memory.
 SLAB_BYTES = 192 * 2**10
 SECTOR_BYTES = 32
@@ -33,12 +33,12 @@ WARPS = 8
 
 
 def takes_moments(x: Array) -> bool:
-    """Whether `moments` takes a picture [B, H, W, C]: channels in parts of a power of two, 32 or more."""
+    """Return whether `moments` takes a picture [B, H, W, C]: channels in parts of a power of two, 32 or more."""
     return x.shape[-1] % 32 == 0 and x.dtype in (jnp.float32, jnp.bfloat16, jnp.float16)
 
 
 def takes_slab(x: Array, groups: int) -> bool:
-    """Whether `slab` takes a picture [B, H, W, C]: what belongs to a group is small, and not too thin."""
+    """Return whether `slab` takes a picture [B, H, W, C]: a group's slab must be small, and not too thin."""
     _, h, w, c = x.shape
     thickness = c // groups * x.dtype.itemsize
     return h * w * thickness <= SLAB_BYTES and thickness >= SECTOR_BYTES and x.dtype != jnp.float64

@@ -18,7 +18,7 @@ WEIGHT = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], np.
 
 
 def transformed_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of `transformed` of a weight of this shape."""
+    """Return the shape that `transformed` gives to a weight."""
     return (16, *shape[2:])
 
 
@@ -28,14 +28,14 @@ def transformed(weight: Any) -> np.ndarray:
     return np.tensordot(WEIGHT, down, (1, 1)).reshape(transformed_shape(down.shape))
 
 
-# A function of its own in the program, so that layers of the same shapes are compiled once.
+# Jitted on its own, so that layers of the same shapes are compiled once.
 @jax.jit
 def convolve(x: Array, weight: Array) -> Array:
     """[B, H, W, I] and a transformed weight [16, I, O] -> [B, H, W, O]: stride 1, one pixel of zeros all around."""
     b, h, w, c = x.shape
     tall, wide = -(-h // 2), -(-w // 2)  # tiles
     padded = jnp.pad(x, ((0, 0), (1, 1 + h % 2), (1, 1 + w % 2), (0, 0)))
-    # the stack of four comes first, so the products' operand needs no other layout
+    # the four stacked rows come first, so the products' operand needs no other layout
     rows = padded.reshape(b, tall + 1, 2, 2 * (wide + 1), c)
     rows = _four(rows[:, :-1, 0], rows[:, :-1, 1], rows[:, 1:, 0], rows[:, 1:, 1])
     columns = rows.reshape(4, b, tall, wide + 1, 2, c)

@@ -5,7 +5,8 @@ Podell et al. 2023, arXiv:2307.01952, section 2; a diffusers `UNet2DConditionMod
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial, reduce
 from operator import getitem
 
@@ -128,12 +129,55 @@ def unet(
         raise ValueError("perturbed and pag_layers need each other")
     if (features is None) != (shallow is None):
         raise ValueError("features and shallow need each other")
+
+    x = x.astype(params["conv_in"]["weight"].dtype)
+    temb = embedding(params, cfg, t, pooled, time_ids, guidance)
+    shared = Shared(cfg, kernels, temb, context, lengths, perturbed, pag_layers, freeu)
+    first = conv(params["conv_in"], x)
+
+    def deep() -> Array:
+        x, skips = down(params, shared, first)
+        return up(params, shared, middle(params, shared, x), skips)
+
+    if features is None or shallow is None:
+        now = deep()
+    else:
+        own = shallow[:, None, None, None]
+        now = lax.cond(shallow.all(), lambda: features, lambda: jnp.where(own, features, deep()))
+    x = _up_layer(params, shared, *_up_layers(cfg)[-1], now, first)
+    x = group_norm(params["conv_norm_out"], x, cfg.norm_num_groups, cfg.norm_eps, silu=True, kernels=kernels)
+    return conv(params["conv_out"], x), now
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What all blocks share in one evaluation: the network's form, and what it is told as in `unet`.
+
+    temb: the `embedding`, [B, time_embed_dim].
+    """
+
+    cfg: UNetConfig
+    kernels: Kernels
+    temb: Array
+    context: Params
+    lengths: Array | None = None
+    perturbed: Array | None = None
+    pag_layers: tuple[str, ...] = ()
+    freeu: Array | None = None
+
+
+def embedding(
+    params: Params, cfg: UNetConfig, t: Array, pooled: Array, time_ids: Array, guidance: Array | None = None
+) -> Array:
+    """Return what each residual block is told of timestep, guidance, pooled text and sizes, [B, time_embed_dim].
+
+    Raises ValueError if the guidance is missing, or if this U-Net does not take it.
+    """
     if guidance is not None and cfg.time_cond_proj_dim is None:
         raise ValueError("guidance is given, but this U-Net does not take it (no time_cond_proj_dim)")
-
     dtype = params["conv_in"]["weight"].dtype
-    x, pooled = x.astype(dtype), pooled.astype(dtype)
-    sizes = sinusoids(time_ids.reshape(-1), cfg.addition_time_embed_dim).reshape(x.shape[0], -1).astype(dtype)
+    pooled = pooled.astype(dtype)
+    sizes = sinusoids(time_ids.reshape(-1), cfg.addition_time_embed_dim).reshape(t.shape[0], -1).astype(dtype)
     time = sinusoids(t, cfg.channels[0]).astype(dtype)
     if cfg.time_cond_proj_dim is not None:
         if guidance is None:
@@ -142,62 +186,83 @@ def unet(
         time = time + linear(params["time_embedding"]["cond_proj"], scale)
     temb = _embed(params["time_embedding"], time)
     temb = temb + _embed(params["add_embedding"], jnp.concatenate([pooled, sizes], axis=-1))
-    temb = jax.nn.silu(temb)
+    return jax.nn.silu(temb)
 
-    def res(p: Params, x: Array, skip: Array | None = None) -> Array:
-        return resnet(p, x, cfg.norm_num_groups, cfg.norm_eps, kernels, temb, skip)
 
-    def transform(path: str, x: Array, heads: int) -> Array:
-        here = any(f"{path}.".startswith(f"{layer}.") for layer in pag_layers)
-        own, told = (reduce(getitem, path.split("."), tree) for tree in (params, context))
-        return _transformer(own, cfg, x, told, heads, lengths, perturbed if here else None, kernels)
+def down(params: Params, shared: Shared, x: Array) -> tuple[Array, list[Array]]:
+    """Run the blocks on the way down. Returns what leaves the last one, and the skips, of which `x` is the first."""
+    cfg, skips = shared.cfg, [x]
+    for i, depths in enumerate(cfg.down):
+        block = params["down_blocks"][str(i)]
+        for j, depth in enumerate(depths):
+            x = _residual(block["resnets"][str(j)], shared, x)
+            if depth:
+                x = _transformer(params, shared, f"down_blocks.{i}.attentions.{j}", x, cfg.heads[i])
+            skips.append(x)
+        if "downsamplers" in block:
+            x = conv(block["downsamplers"]["0"]["conv"], x, stride=2, padding=(1, 1))
+            skips.append(x)
+    return x, skips
 
-    def up(i: int, j: int, x: Array, skip: Array) -> Array:
-        block = params["up_blocks"][str(i)]
-        if freeu is not None and i < 2:
-            x, skip = reweigh(x, skip, skip_scale=freeu[:, i], backbone_scale=freeu[:, 2 + i])
-        x = res(block["resnets"][str(j)], x, skip)
-        return transform(f"up_blocks.{i}.attentions.{j}", x, cfg.heads[-1 - i]) if cfg.up[i][j] else x
 
-    *inner, last = ((i, j) for i, depths in enumerate(cfg.up) for j in range(len(depths)))
-
-    def deep(x: Array) -> Array:
-        """What enters the last layer of the last up block."""
-        skips = [x]
-        for i, depths in enumerate(cfg.down):
-            block = params["down_blocks"][str(i)]
-            for j, depth in enumerate(depths):
-                x = res(block["resnets"][str(j)], x)
-                if depth:
-                    x = transform(f"down_blocks.{i}.attentions.{j}", x, cfg.heads[i])
-                skips.append(x)
-            if "downsamplers" in block:
-                x = conv(block["downsamplers"]["0"]["conv"], x, stride=2, padding=(1, 1))
-                skips.append(x)
-        if cfg.mid is not None:
-            block = params["mid_block"]
-            x = res(block["resnets"]["0"], x)
-            for j in range(len(cfg.mid)):
-                x = transform(f"mid_block.attentions.{j}", x, cfg.heads[-1])
-                x = res(block["resnets"][str(j + 1)], x)
-        for i, j in inner:
-            x = up(i, j, x, skips.pop())
-            if j == len(cfg.up[i]) - 1:
-                sampler = params["up_blocks"][str(i)]["upsamplers"]["0"]
-                height, width = skips[-1].shape[1:3]
-                x = conv(sampler["conv"], upsample(x, height, width, kernels), kernels=kernels)
+def middle(params: Params, shared: Shared, x: Array) -> Array:
+    """Run the block between the ways down and up, if this U-Net has one."""
+    cfg = shared.cfg
+    if cfg.mid is None:
         return x
+    resnets = params["mid_block"]["resnets"]
+    x = _residual(resnets["0"], shared, x)
+    for j in range(len(cfg.mid)):
+        x = _transformer(params, shared, f"mid_block.attentions.{j}", x, cfg.heads[-1])
+        x = _residual(resnets[str(j + 1)], shared, x)
+    return x
 
-    x = conv(params["conv_in"], x)
-    if features is None or shallow is None:
-        now = deep(x)
-    else:
-        first, kept, own = x, features, shallow[:, None, None, None]
-        now = lax.cond(shallow.all(), lambda: kept, lambda: jnp.where(own, kept, deep(first)))
-    x = up(*last, now, x)
 
-    x = group_norm(params["conv_norm_out"], x, cfg.norm_num_groups, cfg.norm_eps, silu=True, kernels=kernels)
-    return conv(params["conv_out"], x), now
+def up(params: Params, shared: Shared, x: Array, skips: Sequence[Array]) -> Array:
+    """Run the layers on the way up, each with a skip from the way down. Returns what enters the last of them."""
+    left = list(skips)
+    for i, j in _up_layers(shared.cfg)[:-1]:
+        x = _up_layer(params, shared, i, j, x, left.pop())
+        if j == len(shared.cfg.up[i]) - 1:
+            sampler = params["up_blocks"][str(i)]["upsamplers"]["0"]
+            height, width = left[-1].shape[1:3]
+            x = conv(sampler["conv"], upsample(x, height, width, shared.kernels), kernels=shared.kernels)
+    return x
+
+
+def _up_layers(cfg: UNetConfig) -> list[tuple[int, int]]:
+    """The places, block and layer, on the way up."""
+    return [(i, j) for i, depths in enumerate(cfg.up) for j in range(len(depths))]
+
+
+def _up_layer(params: Params, shared: Shared, i: int, j: int, x: Array, skip: Array) -> Array:
+    cfg, freeu = shared.cfg, shared.freeu
+    if freeu is not None and i < 2:
+        x, skip = reweigh(x, skip, skip_scale=freeu[:, i], backbone_scale=freeu[:, 2 + i])
+    x = _residual(params["up_blocks"][str(i)]["resnets"][str(j)], shared, x, skip)
+    if not cfg.up[i][j]:
+        return x
+    return _transformer(params, shared, f"up_blocks.{i}.attentions.{j}", x, cfg.heads[-1 - i])
+
+
+def _residual(p: Params, shared: Shared, x: Array, skip: Array | None = None) -> Array:
+    cfg = shared.cfg
+    return resnet(p, x, cfg.norm_num_groups, cfg.norm_eps, shared.kernels, shared.temb, skip)
+
+
+def _transformer(params: Params, shared: Shared, path: str, x: Array, heads: int) -> Array:
+    """Blocks of self-attention, cross-attention to the context and a GEGLU layer, around a residual."""
+    p, told = (reduce(getitem, path.split("."), tree) for tree in (params, shared.context))
+    here = any(f"{path}.".startswith(f"{layer}.") for layer in shared.pag_layers)
+    perturbed = shared.perturbed if here else None
+    b, h, w, c = x.shape
+    tokens = group_norm(p["norm"], x, shared.cfg.norm_num_groups, 1e-6, kernels=shared.kernels).reshape(b, h * w, c)
+    tokens = linear(p["proj_in"], tokens)
+    blocks = p["transformer_blocks"]
+    for i in map(str, range(len(blocks))):
+        text = told["transformer_blocks"][i]["attn2"]
+        tokens = transformer_block(blocks[i], tokens, text, heads, shared.kernels, shared.lengths, perturbed)
+    return linear(p["proj_out"], tokens).reshape(x.shape) + x
 
 
 def features_shape(cfg: UNetConfig, height: int, width: int) -> tuple[int, int, int]:
@@ -282,27 +347,6 @@ def _transformer_shapes(cfg: UNetConfig, width: int, depth: int, dtype: DTypeLik
         "transformer_blocks": numbered([block] * depth),
         "proj_out": project,
     }
-
-
-def _transformer(
-    p: Params,
-    cfg: UNetConfig,
-    x: Array,
-    context: Params,
-    heads: int,
-    lengths: Array | None,
-    perturbed: Array | None,
-    kernels: Kernels,
-) -> Array:
-    """Blocks of self-attention, cross-attention to `context` and a GEGLU layer, around a residual."""
-    b, h, w, c = x.shape
-    tokens = group_norm(p["norm"], x, cfg.norm_num_groups, 1e-6, kernels=kernels).reshape(b, h * w, c)
-    tokens = linear(p["proj_in"], tokens)
-    blocks = p["transformer_blocks"]
-    for i in map(str, range(len(blocks))):
-        told = context["transformer_blocks"][i]["attn2"]
-        tokens = transformer_block(blocks[i], tokens, told, heads, kernels, lengths, perturbed)
-    return linear(p["proj_out"], tokens).reshape(x.shape) + x
 
 
 # Compiled as part of the program around it; `jit` here means that blocks of the same shapes are traced once, not each.

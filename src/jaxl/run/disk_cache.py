@@ -4,7 +4,7 @@ jax makes a program's key from the program itself (so code of another version ma
 of the platform's compiler, the devices (for a CPU, the instructions it has), XLA's flags and the options of the
 compiler. Nothing else is compiled in: no entry can be wrong, only unused, and those used longest ago are removed.
 
-Entries are machine code, which jax runs as it finds it. So the folder must be one where nobody else can put any.
+Entries are machine code, which jax runs as it finds it. So nobody else may be able to write into the folder.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from jaxl.files import user_folder
 
 MAX_BYTES = 2**33
 
-ENTRY, USED = "-cache", "-atime"  # the ends of the names of jax's two files for each program
+ENTRY, USED = "-cache", "-atime"  # the suffixes of jax's two files for each program
 
 
 def enable_disk_cache() -> None:
     """Keep compiled programs in a folder.
 
     The folder is the one jax is configured with, as it is; else `$JAXL_CACHE_DIR`, else `jaxl/programs` in the user's
-    cache folder. Of the last two, every part of the path must belong to this user or to root, with no right for others
-    to write. Raises InputError if `$JAXL_CACHE_DIR` is not so; programs are not kept, with a warning, if the default is
+    cache folder. Every part of these last two paths must belong to this user or to root, with no right for others to
+    write. Raises InputError if `$JAXL_CACHE_DIR` is not so; programs are not kept, with a warning, if the default is
     not. `$JAX_COMPILATION_CACHE_MAX_SIZE` is a bound in bytes other than `MAX_BYTES`.
     """
     if jax.config.jax_compilation_cache_dir is not None:  # pyright: ignore[reportAttributeAccessIssue]
@@ -41,13 +41,13 @@ def enable_disk_cache() -> None:
     named = os.environ.get("JAXL_CACHE_DIR")
     try:
         folder = _private_folder(Path(named) if named else user_folder() / "programs")
-    except (OSError, RuntimeError) as error:  # the latter where nobody knows the user's home
+    except (OSError, RuntimeError) as error:  # a RuntimeError where the user's home is not known
         problem = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error)
         if named:
             raise InputError("JAXL_CACHE_DIR", named, f"{problem}; name a folder of your own") from error
         warnings.warn(f"compiled programs are not kept ({problem}); set JAXL_CACHE_DIR", RuntimeWarning, stacklevel=2)
         return
-    # where nothing can be locked, as in a folder that is only read, jax can keep no bound
+    # where nothing can be locked, as in a read-only folder, jax can keep no bound
     with suppress(OSError, NotImplementedError):
         remove_incomplete(folder)
         if jax.config.jax_compilation_cache_max_size == -1:  # pyright: ignore[reportAttributeAccessIssue]
@@ -57,7 +57,7 @@ def enable_disk_cache() -> None:
 
 
 def entries(folder: Path) -> Iterator[Path]:
-    """The programs of a folder."""
+    """Return the programs of a folder."""
     return folder.glob(f"*{ENTRY}")
 
 
@@ -69,9 +69,9 @@ def clear(folder: Path) -> None:
 
 
 def remove_incomplete(folder: Path) -> None:
-    """Remove what a process was writing when it was killed, or the disk was full, which jax would never write again.
+    """Remove entries whose writing was cut short, by a kill or a full disk; jax would never write them again.
 
-    jax writes a program and then when it was used, and holds a lock meanwhile.
+    jax writes a program and then the time of its use, and holds a lock meanwhile.
     """
     try:
         with _lock(folder).acquire(timeout=0):
@@ -83,12 +83,12 @@ def remove_incomplete(folder: Path) -> None:
 
 
 def _lock(folder: Path) -> filelock.FileLock:
-    """The lock that jax holds while it reads or writes."""
+    """Return the lock that jax holds while it reads or writes."""
     return filelock.FileLock(folder / ".lockfile")
 
 
 def _private_folder(folder: Path) -> Path:
-    """The real path of a folder, made if need be. Raises PermissionError if another user could write into it."""
+    """Return the real path of a folder, made if need be. Raises PermissionError if another user could write into it."""
     for each in reversed((folder, *folder.parents)):
         each.mkdir(mode=0o700, exist_ok=True)
     real = folder.resolve()
@@ -101,8 +101,8 @@ def _private_folder(folder: Path) -> Path:
 def _check_private(folder: Path, listed: bool) -> None:
     """Raise PermissionError if another user could replace the folder, or put files there.
 
-    In a folder that is `listed` as part of a path, the sticky bit, as /tmp has it, keeps others from replacing what is
-    not theirs.
+    In a folder that is `listed` as part of a path, the sticky bit, as /tmp has it, keeps others from replacing files
+    that are not theirs.
     """
     info = folder.stat()
     if info.st_uid not in (0, os.getuid()):
@@ -115,7 +115,7 @@ def _check_private(folder: Path, listed: bool) -> None:
 
 
 def _is_of_one_user(group: int) -> bool:
-    """Whether it is the group that many systems give each user, named like him and with nobody else in it."""
+    """Return whether a group is the user's own: many systems give one to each user, of the same name."""
     import grp
     import pwd
 

@@ -9,13 +9,13 @@ from collections.abc import Callable, Hashable
 import jax
 
 from jaxl.nn.layers import Params
-from jaxl.run.programs import Text
+from jaxl.run.bucket import Text
 
 MAX_TEXTS = 64  # of 0.3 MB each in SDXL and bfloat16
 
 
 class Embeddings:
-    """What the text encoders with these parameters made of the texts asked for last, `MAX_TEXTS` at most.
+    """Keeps the texts last encoded with some parameters, `MAX_TEXTS` at most.
 
     The parameters are held weakly. Threads may share it.
     """
@@ -26,19 +26,19 @@ class Embeddings:
         self._lock = threading.Lock()
 
     def made_with(self, encoders: Params) -> bool:
-        """Whether the parameters are the very same arrays. NumPy's, which may change, never are."""
+        """Return whether the parameters are the very same arrays. NumPy's, which may change, never are."""
         leaves = jax.tree.leaves(encoders)
         return len(leaves) == len(self._leaves) and all(
             isinstance(leaf, jax.Array) and known() is leaf for known, leaf in zip(self._leaves, leaves, strict=True)
         )
 
     def get(self, key: Hashable, encode: Callable[[], Text]) -> Text:
-        """The text that was kept under `key`, else what `encode` makes."""
+        """Return the text that was kept under `key`, else the result of `encode`, and keep it."""
         with self._lock:
             text = self._texts.pop(key, None)
         text = encode() if text is None else text
         with self._lock:
-            self._texts[key] = text  # as the latest
+            self._texts[key] = text  # as the latest one
             if len(self._texts) > MAX_TEXTS:
                 del self._texts[next(iter(self._texts))]
         return text

@@ -1,13 +1,14 @@
 """One program over several hosts, each with devices of its own.
 
-from jaxl.run import hosts
-hosts.join()  # first of all, on a TPU pod; elsewhere hosts.join("10.0.0.1:9876", hosts=4, host=0)
-pipe, params = jaxl.from_pretrained("tiny")
-result = pipe.generate(params, "a red apple", num_images=32)  # `result` has the images of this host
-hosts.leave()
+    from jaxl.run import hosts
 
-What jax calls a process is a host here, though a machine may run several. All hosts make the same calls with the same
-arguments, in the same order: images are split over all devices (`jaxl.run.sharding`), and between hosts go a few flags.
+    hosts.join()  # first of all, on a TPU pod; elsewhere hosts.join("10.0.0.1:9876", hosts=4, host=0)
+    pipe, params = jaxl.from_pretrained("tiny")
+    result = pipe.generate(params, "a red apple", num_images=32)  # `result` has the images of this host
+    hosts.leave()
+
+A host here is a process of jax, though a machine may run several. All hosts make the same calls with the same
+arguments, in the same order: images are split over all devices (`jaxl.run.sharding`), and hosts exchange a few flags.
 """
 
 from __future__ import annotations
@@ -24,14 +25,16 @@ import jax
 
 from jaxl.errors import InputError, JaxlError
 
-SILENCE = 100  # seconds, after which a host is taken for dead
-NEVER = 10**6  # seconds, because where jax gives up it ends the process
+__all__ = ["join", "leave"]
+
+SILENCE = 100  # seconds after which a silent host is taken for dead
+NEVER = 10**6  # seconds; jax would end the process when it gives up
 
 
 def join(
     coordinator: str | None = None, hosts: int | None = None, host: int | None = None, *, timeout: float = 300.0
 ) -> None:
-    """Wait until all hosts are there, and tell jax of their devices: before anything else that jax does.
+    """Wait until all hosts are there, and tell jax of their devices; call it before anything else of jax.
 
     Args:
         coordinator: HOST:PORT where host 0 listens, and where the others reach it.
@@ -40,8 +43,8 @@ def join(
         timeout: seconds to wait for the others. Later a host that gives no sign of life for so long, or for 100 s,
             is taken for dead, and jax ends the other processes.
 
-    Raises InputError for the arguments. Raises JaxlError if not all hosts come in time; this process has to end then,
-    for jax waits still.
+    Raises InputError for the arguments. Raises JaxlError if not all hosts come in time; then this process has to
+    end, as jax still waits.
     """
     if not timeout >= 1:
         raise InputError("timeout", timeout, "give 1 second or more")
@@ -62,9 +65,9 @@ def join(
 
 
 def leave(patience: float | None = None) -> None:
-    """Wait until all hosts are here, and let go of each other, so that each may end.
+    """Wait until all hosts are here, and part from them, so that each may end.
 
-    With `patience`, for so many seconds at most: for a host that failed, and may have failed alone.
+    `patience` is the most seconds to wait, for a host that failed, maybe alone.
     """
     try:
         _do(jax.distributed.shutdown, patience)
@@ -79,7 +82,7 @@ def _initialize(coordinator: str | None, hosts: int | None, host: int | None, ti
         coordinator,
         hosts,
         host,
-        cluster_detection_method=None if coordinator is None else "deactivate",  # it would choose devices as well
+        cluster_detection_method=None if coordinator is None else "deactivate",  # else jax would choose devices as well
         initialization_timeout=NEVER,
         heartbeat_timeout_seconds=int(min(timeout, SILENCE)),
     )
@@ -99,7 +102,7 @@ def _check(coordinator: str | None, hosts: int | None, host: int | None) -> None
 
 
 def _missing(coordinator: str | None, hosts: int | None) -> str:
-    """Who is not there."""
+    """Return which hosts are missing, for an error."""
     if coordinator is None:
         return "not all hosts came"
     name, _, port = coordinator.rpartition(":")
@@ -111,13 +114,13 @@ def _missing(coordinator: str | None, hosts: int | None) -> str:
 
 
 def _do(work: Callable[[], None], seconds: float | None) -> None:
-    """Do it in another thread. Raises TimeoutError if that takes longer, and leaves it to itself then."""
+    """Do work in another thread. Raises TimeoutError after `seconds`; the thread goes on then."""
     future: Future[None] = Future()
 
     def do() -> None:
         try:
             future.set_result(work())
-        except BaseException as error:  # handed to whoever waits
+        except BaseException as error:  # raised where it is waited for
             future.set_exception(error)
 
     threading.Thread(target=do, name="hosts", daemon=True).start()

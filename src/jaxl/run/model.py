@@ -1,4 +1,4 @@
-"""What a checkpoint is: its networks' configurations, its scheduler, and the shapes of its parameters."""
+"""A checkpoint's structure: its networks' configurations, its scheduler, and the shapes of its parameters."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from jaxl.config import Json, TextConfig, TinyVAEConfig, UNetConfig, VAEConfig, read_vae_config
+from jaxl.diffusion.diffusers_config import read_scheduler_config
 from jaxl.diffusion.schedule import SchedulerConfig
 from jaxl.errors import CheckpointError
 from jaxl.kernels import XLA, Kernels
@@ -22,11 +23,11 @@ from jaxl.presets import PRESETS, Preset
 
 @dataclass(frozen=True)
 class Model:
-    """Hashable, so that it is a static part of every program.
+    """A model's structure, hashable, so that it is a static part of every program.
 
-    `text_encoder` is None in the refiner, which reads only the second one. `zero_negative` says that a negative prompt
-    that is not given means zeros rather than the encoded empty text. `preview` is a small autoencoder to look at images
-    in the making with. `kernels` is how the networks compute, on the platform they are for.
+    `text_encoder` is None in the refiner, which reads only the second one. `zero_negative` says that a missing negative
+    prompt means zeros rather than the encoded empty text. `preview` is a small autoencoder for pictures of images in
+    the making. `kernels` are the forms of the operations on the platform of the networks.
     """
 
     unet: UNetConfig
@@ -40,7 +41,7 @@ class Model:
 
     @classmethod
     def from_configs(cls, configs: Mapping[str, Json], kernels: Kernels = XLA) -> Model:
-        """Read a checkpoint's JSON files, by component; raises CheckpointError naming file and field."""
+        """Read a checkpoint's JSON files, by component. Raises CheckpointError naming file and field."""
         if "vae" not in configs:
             raise CheckpointError("the checkpoint has no VAE; give one as `vae`")
         first, index = configs.get("text_encoder"), configs.get("model_index", {})
@@ -50,7 +51,7 @@ class Model:
             vae=read_vae_config(configs["vae"]),
             text_encoder=None if first is None else TextConfig.from_json(first, "text_encoder/config.json"),
             text_encoder_2=TextConfig.from_json(configs["text_encoder_2"], "text_encoder_2/config.json"),
-            scheduler=SchedulerConfig.from_json(configs["scheduler"]),
+            scheduler=read_scheduler_config(configs["scheduler"]),
             zero_negative=bool(index.get("force_zeros_for_empty_prompt", True)),
             preview=None if preview is None else TinyVAEConfig.from_json(preview, "preview/config.json"),
             kernels=kernels,
@@ -91,7 +92,7 @@ class Model:
 
     @property
     def inpaints(self) -> bool:
-        """Whether the network was trained to see the mask and the masked picture."""
+        """True if the network was trained to see the mask and the masked picture."""
         return self.unet.in_channels == inpainting_channels(self.vae)
 
     @property
@@ -101,9 +102,9 @@ class Model:
 
     @property
     def preset(self) -> Preset:
-        """How the checkpoint wants to be sampled, as far as its configs tell."""
+        """The settings with which the checkpoint should be sampled, as far as its configs tell."""
         if self.unet.time_cond_proj_dim is not None:
-            # distilled with a scale of 2 to 14, which it takes as an input
+            # distilled with scales of 2 to 14, and takes the scale as an input
             return replace(PRESETS["lcm"], guidance_scale=8.0)
         scheduler = self.scheduler.scheduler
         if scheduler in ("lcm", "tcd"):
@@ -115,11 +116,11 @@ class Model:
         return PRESETS["sdxl"]
 
     def vae_dtype(self, dtype: DTypeLike) -> DTypeLike:
-        """That of the autoencoder beside networks of `dtype`: float32 if its config has `force_upcast`."""
+        """Return the autoencoder's dtype beside networks of `dtype`: float32 if its config has `force_upcast`."""
         return jnp.float32 if isinstance(self.vae, VAEConfig) and self.vae.force_upcast else dtype
 
     def shapes(self, dtype: DTypeLike = jnp.bfloat16, vae_dtype: DTypeLike | None = None) -> dict[str, Shapes]:
-        """The parameter tree of each component, as `jax.ShapeDtypeStruct`; autoencoders may have their own dtype."""
+        """Return each component's parameter tree of `jax.ShapeDtypeStruct`; autoencoders may have their own dtype."""
         return {
             "unet": unet_shapes(self.unet, dtype),
             "vae": _vae_shapes(self.vae, vae_dtype or dtype),
@@ -129,7 +130,7 @@ class Model:
 
 
 def inpainting_channels(vae: VAEConfig | TinyVAEConfig) -> int:
-    """What a network that sees the masked picture takes: latents twice, and the mask."""
+    """Return the input channels of a network that sees the masked picture: latents twice, and the mask."""
     return 2 * vae.latent_channels + 1
 
 

@@ -1,12 +1,12 @@
-"""Where arrays live: a mesh of devices with one axis, `data`.
+"""Placement of arrays on a mesh of devices with one axis, `data`.
 
 Images are split over the axis, so N devices make N times the images with one program; a single image is split over
 two devices by its branches of guidance. Parameters are on every device, or split over the same axis and gathered layer
 by layer as they are needed, which costs time and saves memory (fully sharded data parallelism: Rajbhandari et al. 2020,
 ZeRO stage 3, arXiv:1910.02054).
 
-Devices may be those of several processes (`run.hosts`). Then each process puts arrays on its own devices, and reads
-the images that those hold.
+Devices may belong to several processes (`run.hosts`). Then each process puts arrays on its own devices, and reads the
+images that they hold.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ AXIS = "data"
 MIN_SPLIT_SIZE = 2**16
 
 
-# devices of a CPU that are in no mesh by default
+# the number of a CPU's devices that are in no mesh by default
 _spare = 0
 
 
@@ -34,8 +34,8 @@ def use_cores(spare: int = 0) -> None:
     """Let JAX have two devices on a CPU with two cores or more, unless its devices are known already or configured.
 
     Most operations are too small for XLA to split over cores, while a half of the batch to each core keeps both busy
-    (docs/performance.md). All devices read the same parameters in memory. `spare` more are for work that the meshes are
-    not to wait for, as a device does one thing after another.
+    (docs/performance.md). All devices read the same parameters in memory. `spare` more devices are for work that the
+    meshes should not wait for, as a device does one thing after another.
     """
     global _spare
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -48,13 +48,13 @@ def use_cores(spare: int = 0) -> None:
 
 
 def spare_device() -> Any | None:
-    """A device that is in no mesh by default, if there is one; see `use_cores`."""
+    """Return a device that is in no mesh by default, if there is one; see `use_cores`."""
     found = jax.devices()
     return found[-1] if _spare and found[0].platform == "cpu" else None
 
 
 def make_mesh(devices: Sequence[Any] | None = None) -> Mesh:
-    """A mesh of the given devices, by default those of all processes, one's beside each other, but spare ones.
+    """Return a mesh of the given devices; by default all but spare ones, sorted by process.
 
     See `hosts.join` and `use_cores`.
     """
@@ -67,12 +67,12 @@ def make_mesh(devices: Sequence[Any] | None = None) -> Mesh:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The leading axis split over the devices."""
+    """Return the sharding that splits the leading axis over the devices."""
     return NamedSharding(mesh, PartitionSpec(AXIS))
 
 
 def split_images(mesh: Mesh, images: int, branches: int | None = None) -> NamedSharding:
-    """Where an array [images, ...] or [images, branches, ...] lives: split over the devices as far as it can be."""
+    """Return the sharding of an array [images, ...] or [images, branches, ...]: split as far as it divides evenly."""
     if images % mesh.size == 0:
         return batch_sharding(mesh)
     if images == 1 and branches is not None and branches % mesh.size == 0:
@@ -81,7 +81,7 @@ def split_images(mesh: Mesh, images: int, branches: int | None = None) -> NamedS
 
 
 def own_images(mesh: Mesh, images: int) -> list[int]:
-    """Which images of a batch that `split_images` has placed are this process's: each is that of one process."""
+    """Return this process's images of a batch that `split_images` has placed; each image belongs to one process."""
     owners = [device.process_index for device in mesh.devices.flat]
     if images % mesh.size:  # all are on every device
         owners = owners[:1]
@@ -90,7 +90,7 @@ def own_images(mesh: Mesh, images: int) -> list[int]:
 
 
 def on_host(array: jax.Array, rows: Sequence[int]) -> np.ndarray:
-    """Some rows of the leading axis, of those that this process's devices hold."""
+    """Return rows of the leading axis; this process's devices must hold them."""
     if array.is_fully_addressable or array.is_fully_replicated:
         return np.asarray(array)[list(rows)]
     held: dict[int, np.ndarray] = {}
@@ -100,9 +100,9 @@ def on_host(array: jax.Array, rows: Sequence[int]) -> np.ndarray:
 
 
 def gathered(value: Any, mesh: Mesh) -> np.ndarray:
-    """The values that the processes have, of one shape, stacked: once for each device, if there are several processes.
+    """Return the processes' values, of one shape, stacked: one for each device, if there are several processes.
 
-    All of them have to call it, and wait here for each other.
+    All processes have to call it, and wait here for each other.
     """
     own = np.asarray(value)[None]
     if not mesh.is_multi_process:
@@ -132,23 +132,23 @@ def spread(x: jax.Array) -> jax.Array:
 
 
 def whole(x: jax.Array) -> jax.Array:
-    """Have all of it on every device of `jax.sharding.use_abstract_mesh`."""
+    """Put the whole array on every device of `jax.sharding.use_abstract_mesh`."""
     mesh = jax.sharding.get_abstract_mesh()
     return x if mesh.empty or mesh.manual_axes else jax.lax.with_sharding_constraint(x, PartitionSpec())
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The whole array on every device."""
+    """Return the sharding that puts the whole array on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def with_sharding(shapes: Any, sharding: NamedSharding) -> Any:
-    """The tree of shapes, each leaf placed by `sharding`."""
+    """Return the tree of shapes, each leaf placed by `sharding`."""
     return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shapes)
 
 
 def place_parameters(shapes: Any, mesh: Mesh, *, split: bool) -> Any:
-    """The tree of shapes, each leaf whole on every device, or split along its largest axis that divides evenly."""
+    """Return the tree of shapes, each leaf whole on every device or split along its largest evenly divisible axis."""
 
     def place(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         axes = [i for i, size in enumerate(leaf.shape) if size % mesh.size == 0]

@@ -1,1 +1,1 @@
-"""The HTTP server: OpenAI's, A1111's and Hugging Face's shapes around one engine. Nothing here imports jax."""
+"""The HTTP server: OpenAI's, A1111's and Hugging Face's APIs around one engine. Nothing here imports jax."""

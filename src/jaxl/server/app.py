@@ -24,7 +24,7 @@ LOADING = Path(__file__).with_name("web") / "static" / "loading.html"
 
 
 def create_app(service: Service, page: ASGIApp | None = None) -> FastAPI:
-    """An app for an engine that has been started; `page` answers what no route does."""
+    """Return an app for an engine that has been started; `page` answers requests that no route does."""
     app = FastAPI(title="jaxl", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.state.service = service
     errors.install(app)
@@ -41,7 +41,7 @@ def create_app(service: Service, page: ASGIApp | None = None) -> FastAPI:
 
 
 async def index(service: CurrentService) -> dict[str, Any]:
-    """What is here, for people who open the address in a browser."""
+    """List what is here, for people who open the address in a browser."""
     return {
         "server": f"jaxl {__version__}",
         "model": service.settings.model,
@@ -54,10 +54,10 @@ async def index(service: CurrentService) -> dict[str, Any]:
 
 
 class Front:
-    """The app, as soon as it is set; before that, answers that say that the model is being loaded."""
+    """Passes requests to the app once it is set; before that, answers that the model is being loaded."""
 
     def __init__(self, page: bool = False, root_path: str = "") -> None:
-        """`page`: there will be one at /, and one that waits for it is shown until then. `root_path`: of Settings."""
+        """With `page` a page that waits is shown at / until the app has its own. `root_path` is that of Settings."""
         self.app: ASGIApp | None = None
         self.page = page
         self.root_path = root_path

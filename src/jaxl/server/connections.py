@@ -1,7 +1,7 @@
-"""Connections of the HTTP server: how many there may be, and how long one may keep it waiting for a request.
+"""Connections of the HTTP server: their number, and the time that one may keep it waiting for a request, are limited.
 
-uvicorn's own, in which a client that never ends its headers holds a connection for ever (Slowloris). Bodies are the
-guard's (`jaxl.server.guard`).
+With uvicorn's own a client that never ends its headers holds a connection for ever (Slowloris). The guard limits bodies
+(`jaxl.server.guard`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-# in which the headers of a request must have come, from their first byte on
+# the time for the headers of a request, from their first byte on
 HEADER_SECONDS = 20.0
 LATE = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 
@@ -23,8 +23,8 @@ log = logging.getLogger("jaxl.server")
 class Connection(H11Protocol):
     """A connection that is closed after `timeout_keep_alive` seconds without a request, also without a first one.
 
-    Beyond `limit_concurrency` connections, those that come are marked as `crowded` in the state of their requests, of
-    which the guard answers none but those of probes: uvicorn would turn these away too.
+    Beyond `limit_concurrency` connections, new ones mark their requests as `crowded` in the state. The guard refuses
+    these, except for probes, which uvicorn would turn away too.
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:

@@ -1,4 +1,4 @@
-"""Pictures that requests start from, with the masks that say where they are painted anew."""
+"""Pictures that requests start from, with masks that say where they are repainted."""
 
 from __future__ import annotations
 
@@ -8,40 +8,40 @@ from PIL import Image, ImageFilter, ImageOps, ImageStat
 
 from jaxl.call.images import fit, overlay
 
-# pixels over which what a mask leaves goes over into what is drawn
+# pixels over which the kept part of a picture blends into the drawn one
 SEAM = 4
 
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """A picture, RGB, and a mask of its size, L, white where it is painted anew."""
+    """A picture, RGB, and a mask of its size, L, white where it is repainted."""
 
     picture: Image.Image
     mask: Image.Image | None = None
 
     @property
     def stays(self) -> bool:
-        """Whether some of the picture does."""
+        """True if a part of the picture stays as it is."""
         return self.mask is not None
 
     def seamless(self) -> Source:
-        """With a mask whose edge is blurred, for `overlaid`."""
+        """Return the source with the edge of its mask blurred, for `overlaid`."""
         return self if self.mask is None else Source(self.picture, self.mask.filter(ImageFilter.GaussianBlur(SEAM)))
 
     def cropped(self, width: int, height: int) -> Source:
-        """Cut to the aspect of a size, and scaled to it."""
+        """Return the source cut to the aspect of a size, and scaled to it."""
         mask = None if self.mask is None else ImageOps.fit(self.mask, (width, height))
         return Source(ImageOps.fit(self.picture, (width, height)), mask)
 
     def overlaid(self, drawn: Image.Image) -> Image.Image:
-        """What was drawn, with the picture laid over what the mask leaves as it is."""
+        """Return the drawn picture, with the source laid over the part that the mask keeps."""
         if self.mask is None:
             return drawn
         return overlay(fit(self.mask, *drawn.size), fit(self.picture, *drawn.size), drawn)
 
 
 def transparent(image: Image.Image) -> Image.Image | None:
-    """A mask, white where a picture is transparent; None where it is nowhere."""
+    """Return a mask, white where a picture is transparent; None if it is nowhere."""
     if not image.has_transparency_data:
         return None
     alpha = image.convert("RGBA").getchannel("A")
@@ -49,7 +49,7 @@ def transparent(image: Image.Image) -> Image.Image | None:
 
 
 def filled(picture: Image.Image, mask: Image.Image) -> Image.Image:
-    """A picture with the colours around the white part of a mask in there: blurs of the rest, wide ones first."""
+    """Fill the white part of a mask with the colours around it: blurs of the rest of the picture, wide ones first."""
     kept = ImageOps.invert(mask)
     if not kept.getbbox():
         return picture
@@ -58,6 +58,6 @@ def filled(picture: Image.Image, mask: Image.Image) -> Image.Image:
     rest.putalpha(kept)
     for share in (4, 16, 64, 256):
         radius = max(picture.size) / share
-        # premultiplied, so that what is masked has no say
+        # premultiplied, so that masked pixels have no weight
         colours.alpha_composite(rest.convert("RGBa").filter(ImageFilter.GaussianBlur(radius)).convert("RGBA"))
     return overlay(mask, picture, colours.convert("RGB"))

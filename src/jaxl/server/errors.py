@@ -29,9 +29,9 @@ from jaxl.errors import (
 )
 from jaxl.server import logs
 
-# seconds after which another server, or this one started anew, may be there
+# seconds until another server, or this one after a restart, may be there
 RETRY_ELSEWHERE = 5
-# what OpenAI's clients heed; the same request would fail again
+# OpenAI's clients heed this; the same request would fail again
 NO_RETRY: Mapping[str, str] = {"x-should-retry": "false"}
 
 
@@ -54,7 +54,7 @@ class A1111ErrorBody(BaseModel):
 
 
 def responses(body: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
-    """Of routes whose errors have this shape, for the schema."""
+    """Return the schema's responses for routes whose errors have this shape."""
     return {
         "4XX": {"description": "The request cannot be drawn.", "model": body},
         "5XX": {"description": "The server could not draw it.", "model": body},
@@ -65,7 +65,7 @@ RESPONSES, A1111_RESPONSES = responses(ErrorBody), responses(A1111ErrorBody)
 
 
 class ApiError(HTTPException):
-    """An answer with this status and OpenAI's error object; `param` is the field, as the client calls it."""
+    """An answer with an HTTP status and OpenAI's error object; `param` is the field, as the client calls it."""
 
     def __init__(
         self,
@@ -84,7 +84,7 @@ class ApiError(HTTPException):
 
 
 def fields(names: Mapping[str, str]) -> Callable[[Request], None]:
-    """A dependency for routes: what their clients call the arguments of `Pipeline.generate`, where not the same."""
+    """Return a dependency for routes whose clients have other `names` for arguments of `Pipeline.generate`."""
 
     def remember(http: Request) -> None:
         http.state.fields = names
@@ -93,7 +93,7 @@ def fields(names: Mapping[str, str]) -> Callable[[Request], None]:
 
 
 def api_error(error: BaseException, names: Mapping[str, str] | None = None) -> ApiError:
-    """What a client is told of an error; `names` are those of `fields`. What nobody expected is logged."""
+    """Return what a client is told of an error, and log an unexpected one; `names` are those of `fields`."""
 
     def field(name: str, value: str | None = None) -> str:
         own = (names or {}).get(name, name)
@@ -146,15 +146,15 @@ def error_object(error: ApiError) -> dict[str, Any]:
 
 
 def answer(error: ApiError, path: str) -> JSONResponse:
-    """The response to a request for `path`."""
+    """Return the response to a request for `path`."""
     body = error_object(error)
-    if path.startswith(("/sdapi/", "/controlnet/")):  # as `modules/api/api.py` of AUTOMATIC1111's web UI has it
+    if path.startswith(("/sdapi/", "/controlnet/")):  # the shape of `modules/api/api.py` in AUTOMATIC1111's web UI
         body = {"error": error.type, "detail": error.detail, "body": "", "errors": error.detail}
     return JSONResponse(body, error.status_code, error.headers)
 
 
 def install(app: FastAPI) -> None:
-    """Let the app answer in these shapes; what nobody expected is left to `jaxl.server.guard`."""
+    """Let the app answer in these shapes; unexpected errors are left to `jaxl.server.guard`."""
 
     def handle(http: Request, error: Exception) -> Response:
         return answer(api_error(error, getattr(http.state, "fields", None)), http.url.path)
@@ -165,7 +165,7 @@ def install(app: FastAPI) -> None:
 
 def _invalid(error: RequestValidationError) -> ApiError:
     first = error.errors()[0]
-    # without what the client sent, which may be long; the place of a mistake in JSON is a number
+    # the client's text may be long, so it is left out; the place of a mistake in JSON is a number
     place = [str(part) for part in first["loc"][1:]]
     if first["type"] == "json_invalid":
         return ApiError(400, f"the body is not JSON: {first['ctx']['error']} at character {place[0]}")

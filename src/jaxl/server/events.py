@@ -1,4 +1,4 @@
-"""What clients hear of a request while it is drawn: its status, and server-sent events.
+"""The status of a request while it is drawn, and server-sent events.
 
 The form of the events: https://html.spec.whatwg.org/multipage/server-sent-events.html.
 """
@@ -22,9 +22,9 @@ from jaxl.engine import Drawn, Event, Preview, Progress, Started, Status
 from jaxl.server.errors import RESPONSES, ApiError, api_error, error_object
 from jaxl.server.service import CurrentService, Service, Stream, gone
 
-# seconds; proxies close what is silent for a minute or so
+# seconds; proxies close connections that are silent for a minute or so
 HEARTBEAT = 15.0
-# seconds from one status of a request that waits to the next
+# seconds between statuses of a request that waits
 STATUS_EVERY = 1.0
 COMMENT = b":\n\n"
 
@@ -38,8 +38,8 @@ def event(name: str, data: Mapping[str, Any]) -> bytes:
 class EventStream(Response):
     """Sends `messages` as they come, and comments in between so that the connection is kept.
 
-    An error that they raise is the last event, called "error". `owner` is entered, and left when the last message is
-    sent or the client gone.
+    An error that they raise is sent as the last event, "error". `owner` is entered before them, and left when the last
+    message is sent or the client gone.
     """
 
     media_type = "text/event-stream"
@@ -88,7 +88,7 @@ class EventStream(Response):
 
 @router.get("/{id}")
 async def status(http: HttpRequest, id: str, service: CurrentService) -> dict[str, Any]:
-    """Where a request stands that waits or runs, or has been kept, and then its pictures.
+    """Say where a request stands that waits, runs or is kept; a kept one has its pictures too.
 
     Its id is the X-Request-Id that came with it, or with its answer.
     """
@@ -99,7 +99,7 @@ async def status(http: HttpRequest, id: str, service: CurrentService) -> dict[st
     if known is None:
         assert kept.ticket is not None
         known = service.engine.status(kept.ticket)
-        if kept.ticket.future.done():  # but not all of its pictures are there
+        if kept.ticket.future.done():  # not all of its pictures are kept yet
             known = replace(known, state="running")
     pictures = [
         {"image": image, "seed": kept.seeds[image], "file": name, "url": file_url(http, name)}
@@ -111,7 +111,7 @@ async def status(http: HttpRequest, id: str, service: CurrentService) -> dict[st
 
 @router.delete("/{id}")
 async def cancel(id: str, service: CurrentService) -> dict[str, Any]:
-    """Give up on a request; who waits for its answer gets an error of status 499. A kept one is forgotten."""
+    """Give up on a request; a client that waits for its answer gets an error of status 499. Forget a kept one."""
     kept = None if id in service.live else service.requests.take(id)
     if kept is None:
         _find(id, service).ticket.cancel()
@@ -151,7 +151,7 @@ async def _follow(stream: Stream, events: AsyncIterator[Event], service: Service
 
 
 async def with_status(stream: Stream, service: Service) -> AsyncIterator[Event | Status]:
-    """The events of a request and, again and again until its first image begins, where it stands."""
+    """Yield the events of a request and, every STATUS_EVERY seconds until its first image begins, its status."""
     events = aiter(stream)
 
     async def next_one() -> Event | None:
@@ -176,7 +176,7 @@ async def with_status(stream: Stream, service: Service) -> AsyncIterator[Event |
 
 
 def file_url(http: HttpRequest, name: str) -> str:
-    """Where a kept picture is, as whoever asks sees this server."""
+    """Return the URL of a kept picture, with the client's name for this server."""
     return str(http.url_for("picture_file", name=name))
 
 

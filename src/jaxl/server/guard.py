@@ -1,8 +1,8 @@
-"""What every HTTP request passes first: ids, keys, origins, content types and the size of bodies.
+"""The checks that every HTTP request passes first: ids, keys, origins, content types and the size of bodies.
 
 Web pages of strangers can make a browser call servers on its own machine and network; ComfyUI was open to that
-(CVE-2024-10099 and others). So who has an Origin must be known, a body must be of the kind that the route reads, and
-without keys a server on a loopback address must be called by a name that nobody else can point to it.
+(CVE-2024-10099 and others). So an Origin must be known, a body must be of the kind that the route reads, and a server
+without keys on a loopback address must be called by a name that nobody else can point to it.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from jaxl.server.paths import routed
 from jaxl.server.service import Service
 
 ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-# what probes and scrapers read, without a key, and too often for the log
+# probes and scrapers read these without a key, and too often for the log
 OPEN = ("/health/", "/metrics")
-# what needs no key: that, and pictures whose names are secrets themselves
+# these need no key; the names of pictures are secrets themselves
 KEYLESS = (*OPEN, "/v1/images/files/")
 JSON, FORM = "application/json", "multipart/form-data"
-# what the bodies of some routes are; those of all others are JSON
+# the content types of some routes' bodies; those of all others are JSON
 BODIES = {"/v1/images/edits": (FORM, JSON), "/v1/images/variations": (FORM,)}
 PREFLIGHT_SECONDS = "600"
-# for which the next part of a body may keep the server waiting
+# the longest wait for the next part of a body
 BODY_SECONDS = 60.0
 
 
@@ -76,7 +76,7 @@ class Guard:
             await send(message)
 
         receive, answered = _limited(receive, self.settings.max_body), send_marked
-        if scope["method"] == "HEAD":  # what every route of GET answers too
+        if scope["method"] == "HEAD":  # every route of GET answers HEAD too
             scope["method"], answered = "GET", _head_alone(send_marked)
         with logs.request(id):
             try:
@@ -84,7 +84,7 @@ class Guard:
                 if response is None:
                     self._check(scope, headers)
                     if self._is_page(scope) and bare == scope["root_path"] != "":
-                        response = RedirectResponse(f"{bare}/")  # for what the page names is beside it
+                        response = RedirectResponse(f"{bare}/")  # the page's own links are relative
                 await (response or self.app)(scope, receive, answered)
             except Exception as error:  # the last resort: an answer without details
                 known = api_error(error)
@@ -97,7 +97,7 @@ class Guard:
                     logs.finish(route=route, status=status, seconds=time.perf_counter() - began)
 
     def _preflight(self, headers: Headers, method: str) -> Response | None:
-        """What a browser is told that asks whether a page may call; None for other requests."""
+        """Return the answer to a browser that asks whether a page may call; None for other requests."""
         if method != "OPTIONS" or "access-control-request-method" not in headers:
             return None
         if headers.get("origin", "").lower() not in self.settings.origins:
@@ -110,10 +110,10 @@ class Guard:
         return Response(status_code=204, headers=allowed)
 
     def _check(self, scope: Scope, headers: Headers) -> None:
-        """Raise ApiError for a request that is not let in."""
+        """Raise ApiError for a request that may not pass."""
         host, origin = headers.get("host"), headers.get("origin", "").lower()
         # a stranger's name may point to a loopback address (DNS rebinding), and then be the page's own host too; every
-        # browser says by which name it calls, so who says none is no page
+        # browser sends the name it calls, so a request without one comes from no page
         known = host is None or names_itself(host) or host.lower() in self.hosts
         if not known and not self.keys and _is_loopback(scope):
             shown = (host or "")[:100]
@@ -146,13 +146,13 @@ class Guard:
                 raise ApiError(415, message, param="Content-Encoding", headers={"Accept-Encoding": "identity"})
 
     def _is_page(self, scope: Scope) -> bool:
-        """Whether it is the web page, for which browsers ask people: any name, and a key as the password."""
+        """Return whether it is the web page, for which browsers ask people: any name, and a key as the password."""
         return self.settings.ui and scope["path"] == "/"
 
     def _knows(self, authorization: str) -> bool:
-        """Whether a header has one of the keys; how long this takes says nothing about them."""
+        """Return whether a header has one of the keys; the time it takes tells nothing about them."""
         scheme, _, given = authorization.partition(" ")
-        if scheme.lower() == "basic":  # all that clients of A1111 can send; the key is the password
+        if scheme.lower() == "basic":  # clients of A1111 can send nothing else; the key is the password
             given = _password(given)
         elif scheme.lower() != "bearer":
             return False
@@ -161,24 +161,24 @@ class Guard:
 
 
 def request_id(headers: Headers) -> str:
-    """The client's own id of a request, if it is one to print anywhere, or a new one."""
+    """Return the client's own id of a request, if it is safe to print anywhere, or a new one."""
     asked = headers.get("x-request-id", "")
     return asked if ID.fullmatch(asked) else secrets.token_hex(16)
 
 
 def media_type(headers: Headers) -> str:
-    """What a body is, without the parameters."""
+    """Return the content type of a body, without its parameters."""
     return headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
 def mark(headers: MutableHeaders, id: str) -> None:
-    """What every answer has."""
+    """Set the headers that every answer has."""
     headers["X-Request-Id"] = id
     headers["X-Content-Type-Options"] = "nosniff"
 
 
 def _limited(receive: Receive, most: int) -> Receive:
-    """`receive`, which raises ApiError when a body gets larger than it may be, however it is sent, or does not come."""
+    """Return a `receive` that raises ApiError when a body gets too large, however it is sent, or does not come."""
     seen, more = 0, True
 
     async def receive_limited() -> Message:
@@ -198,7 +198,7 @@ def _limited(receive: Receive, most: int) -> Receive:
 
 
 def _head_alone(send: Send) -> Send:
-    """`send`, which ends an answer with its head; servers tell whoever goes on that the client is gone."""
+    """Return a `send` that ends an answer after its head; for the app the client is gone then."""
 
     async def send_head(message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -209,7 +209,7 @@ def _head_alone(send: Send) -> Send:
 
 
 def _has_route(scope: Scope) -> bool:
-    """Whether what is asked for is there; what is not has an answer of its own."""
+    """Return whether there is such a route; for others there is a 404, whatever the body is."""
     return any(route.matches(dict(scope))[0] is Match.FULL for route in scope["app"].routes)
 
 

@@ -1,4 +1,4 @@
-"""Whether the server lives, whether it is ready, and what Prometheus wants to know."""
+"""Routes for probes, which ask whether the server lives and is ready, for Prometheus, and for plots."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ async def ready(service: CurrentService) -> JSONResponse:
 
 @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
 def metrics(service: CurrentService) -> Response:
-    """In Prometheus' text format."""
+    """Metrics in Prometheus' text format."""
     return Response(service.metrics.render(), media_type=CONTENT_TYPE)
 
 

@@ -1,4 +1,4 @@
-"""The last minutes of a server, for plots: what its recent requests say of them, so that nothing has to be sampled."""
+"""The last minutes of a server, for plots, worked out from its recent requests, so that nothing has to be sampled."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ import numpy as np
 if TYPE_CHECKING:
     from jaxl.engine import Ticket
 
-# requests
+# the number of requests that are remembered
 MOST = 1000
-# steps of the plots, and the seconds of each
+# the number of steps in plots, and the seconds of each
 STEPS = 60
 EVERY = 10.0
 
 
 class Past(NamedTuple):
-    """A request with `images`, of which `done` were drawn. Times are of the monotonic clock, infinite if not yet."""
+    """A request with `images`, of which `done` were drawn. Times are of the monotonic clock, infinite if to come."""
 
     submitted: float
     started: float
@@ -49,15 +49,15 @@ class History:
         return past
 
     def latencies(self) -> list[float]:
-        """Seconds until all images of a request were done, for those that were."""
+        """Return the seconds that each request took until all its images were done; others are left out."""
         return [past.ended - past.submitted for past in self._past if past.done]
 
     def steps(self, live: Iterable[Ticket], now: float | None = None) -> dict[str, Any]:
-        """Lists of a value for each step of `every` seconds, the oldest first.
+        """Return lists of a value for each step of `every` seconds, the oldest first.
 
         `images_per_second` and `latency`, the median in seconds or None, are of the requests that were done within the
-        step; `waiting` and `running` count the images of requests that did so at its end. Steps of which not all is
-        remembered are left out. `live` are the requests that have not ended; `now` is of the monotonic clock.
+        step; `waiting` and `running` count the images of requests that waited or ran at its end. Steps that are not
+        wholly remembered are left out. `live` are the requests that have not ended; `now` is of the monotonic clock.
         """
         now = time.monotonic() if now is None else now
         known = [*self._past, *(Past.of(ticket, math.inf, done=False) for ticket in live)]

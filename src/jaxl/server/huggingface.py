@@ -44,7 +44,7 @@ FIELDS = {
     },
     "steps": "parameters.num_inference_steps",
 }
-# how PNG, JPEG and WebP files begin in base64, and data URLs
+# the beginnings of PNG, JPEG and WebP files in base64, and of data URLs
 PICTURES = ("iVBORw0KGgo", "/9j/", "UklGR", "data:image/")
 
 router = APIRouter(tags=["Hugging Face"], dependencies=[Depends(fields(FIELDS))], responses=RESPONSES)
@@ -56,14 +56,14 @@ class TargetSize(BaseModel):
 
 
 class Pictures(BaseModel):
-    """Where `inputs` is the prompt, as inpainting has them."""
+    """The pictures to start from where `inputs` is the prompt, as in inpainting."""
 
     image: str | None = Field(None, description="A PNG, JPEG or WebP picture in base64 to start from.")
     mask_image: str | None = Field(None, description="A picture of the same size, white where to paint anew.")
 
 
 class Parameters(Pictures):
-    """Null is not given, and fields of other models are passed over."""
+    """Null counts as not given, and fields of other models are passed over."""
 
     prompt: str | None = Field(None, description="Then `inputs` is the picture to start from.")
     negative_prompt: str | None = None
@@ -79,7 +79,7 @@ class Parameters(Pictures):
     num_images_per_prompt: int | None = Field(None, ge=1, le=1, description="The answer is one picture.")
 
 
-class Asked(Pictures):
+class InferenceRequest(Pictures):
     inputs: str = Field(description="The prompt, or a PNG, JPEG or WebP picture in base64 to start from.")
     parameters: Parameters | None = None
 
@@ -88,19 +88,19 @@ PICTURE: dict[int | str, dict[str, Any]] = {200: {"content": {media: {} for medi
 
 
 @router.post("/", response_class=Response, responses=PICTURE)
-async def draw(http: HttpRequest, asked: Asked, service: CurrentService) -> Response:
+async def draw(http: HttpRequest, asked: InferenceRequest, service: CurrentService) -> Response:
     """Draw a picture of a prompt, or from another picture."""
     return await _draw(http, asked, service)
 
 
 @router.post("/models/{name:path}", response_class=Response, responses=PICTURE)
-async def draw_with(http: HttpRequest, name: str, asked: Asked, service: CurrentService) -> Response:
+async def draw_with(http: HttpRequest, name: str, asked: InferenceRequest, service: CurrentService) -> Response:
     """Draw with the model of this name, which is the server's."""
     check_model(name, service.settings)
     return await _draw(http, asked, service, name)
 
 
-async def _draw(http: HttpRequest, asked: Asked, service: Service, model: str | None = None) -> Response:
+async def _draw(http: HttpRequest, asked: InferenceRequest, service: Service, model: str | None = None) -> Response:
     format = accepted(http.headers.get("accept", "*/*"))
     wanted = asked.parameters or Parameters.model_validate({})
     size = wanted.target_size or wanted
@@ -128,7 +128,7 @@ async def _draw(http: HttpRequest, asked: Asked, service: Service, model: str | 
 
 
 def accepted(header: str) -> Format:
-    """The kind of file that an Accept header prefers; PNG where it leaves the choice. Raises ApiError."""
+    """Return the kind of file that an Accept header prefers; PNG where it leaves the choice. Raises ApiError."""
     weights: dict[str, float] = {}
     for part in header.split(","):
         kind, *parameters = (each.strip().lower() for each in part.split(";"))
@@ -145,13 +145,13 @@ def accepted(header: str) -> Format:
     return best
 
 
-def _is_picture(asked: Asked, wanted: Parameters) -> bool:
-    """Whether `inputs` is the picture to start from."""
+def _is_picture(asked: InferenceRequest, wanted: Parameters) -> bool:
+    """Return whether `inputs` is the picture to start from."""
     return wanted.prompt is not None or asked.inputs.startswith(PICTURES)
 
 
-def _source(http: HttpRequest, asked: Asked, wanted: Parameters, max_pixels: int) -> Source | None:
-    """The picture to start from, if there is one, and its mask; errors name the fields that they were sent in."""
+def _source(http: HttpRequest, asked: InferenceRequest, wanted: Parameters, max_pixels: int) -> Source | None:
+    """Return the picture to start from, if there is one, and its mask; errors name the fields that held them."""
     picture = _only(
         {
             "inputs": asked.inputs if _is_picture(asked, wanted) else None,
@@ -173,7 +173,7 @@ def _source(http: HttpRequest, asked: Asked, wanted: Parameters, max_pixels: int
 
 
 def _only(given: Mapping[str, str | None]) -> tuple[str, str] | None:
-    """The field that is given, and its value. Raises ApiError for more than one."""
+    """Return the field that is given, and its value. Raises ApiError for more than one."""
     found = [(name, data) for name, data in given.items() if data is not None]
     if len(found) > 1:
         name = found[1][0]

@@ -1,4 +1,4 @@
-"""What the server keeps for a while, in memory: pictures that answers point to, and requests that asked to be kept."""
+"""Things kept in memory for a while: pictures that answers point to, and requests that asked to be kept."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class File:
 class KeptRequest:
     """A request that answers after its end too.
 
-    `seeds` are those of its images, and `names` of the files of those that are done, by image. Once all files are kept,
-    there is its last `status`, and the error object if it had one, in the place of its ticket.
+    `seeds` are those of its images; `names`, by image, those of the files so far. Once all files are kept, `ticket` is
+    None, and `status` is its last one; `error` is the error object, if there was one.
     """
 
     ticket: Ticket | None
@@ -40,13 +40,13 @@ class KeptRequest:
     error: Mapping[str, Any] | None = None
 
     def end(self, status: Status, error: Mapping[str, Any] | None) -> None:
-        self.ticket, self.status, self.error = None, status, error  # a ticket has pixels
+        self.ticket, self.status, self.error = None, status, error  # a ticket holds pixels
 
 
 class Shelf(Generic[T]):
-    """Values by name, each for `seconds`; the oldest go earlier if all together are larger than `most`.
+    """Keeps values by name, each for `seconds`; the oldest go earlier if all together are larger than `most`.
 
-    For one thread.
+    One thread may use it.
     """
 
     def __init__(self, most: int, seconds: float = SECONDS, clock: Callable[[], float] = time.monotonic):
@@ -57,7 +57,7 @@ class Shelf(Generic[T]):
         self._kept: dict[str, tuple[float, int, T]] = {}  # the oldest first
 
     def put(self, name: str, value: T, size: int = 1) -> None:
-        """Keep a value from now on, in the place of the one of this name."""
+        """Keep a value from now on, instead of an earlier one of this name."""
         self.take(name)
         self._kept[name] = self._clock(), size, value
         self.size += size
@@ -68,7 +68,7 @@ class Shelf(Generic[T]):
         return self._kept[name][2] if name in self._kept else None
 
     def take(self, name: str) -> T | None:
-        """What `get` gives, which is not kept any more."""
+        """Return the value as `get` does, and keep it no longer."""
         value = self.get(name)
         if value is not None:
             self.size -= self._kept.pop(name)[1]
@@ -84,5 +84,5 @@ class Shelf(Generic[T]):
 
 
 def new_name(suffix: str) -> str:
-    """A file's name with 192 random bits: whoever knows it may have the file."""
+    """Return a file's name with 192 random bits: whoever knows it may have the file."""
     return f"{secrets.token_urlsafe(24)}.{suffix}"

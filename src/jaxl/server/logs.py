@@ -1,7 +1,7 @@
 """The server's log: one JSON object a line, with the facts of the HTTP request that a line belongs to.
 
 `request` opens such facts, `note` adds to them from wherever the request is handled, and `finish` logs them as one
-line. What a user wrote is not among them, unless `facts_of` is asked for it.
+line. Users' prompts are not among them, unless `facts_of` is asked for them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from typing import Any, TextIO
 
 LOGGERS = ("jaxl", "uvicorn")
-# how lines begin that the command prints, and their levels
+# the beginnings of lines that the command prints, and their levels
 PRINTED = {"jaxl: error: ": logging.ERROR, "jaxl: warning: ": logging.WARNING, "jaxl: ": logging.INFO}
 # the arguments of `Pipeline.generate` that users write
 TEXTS = ("prompt", "prompt_2", "negative_prompt", "negative_prompt_2")
@@ -28,7 +28,7 @@ _facts: ContextVar[dict[str, Any] | None] = ContextVar("facts", default=None)
 
 
 class JsonFormatter(logging.Formatter):
-    """A record as a JSON object: time, level, logger, message, the facts, and an error's traceback if there is one."""
+    """Formats a record as a JSON object: time, level, logger, message, facts, and the traceback of an error."""
 
     def format(self, record: logging.LogRecord) -> str:
         line = {
@@ -59,15 +59,15 @@ def configure(stream: TextIO | None = None, level: int = logging.INFO) -> None:
 
 
 def take_over() -> None:
-    """`configure`, and let nothing but these lines get to standard error for as long as the process lives.
+    """Do as `configure`, and let nothing but these lines get to standard error for as long as the process lives.
 
-    What libraries log or print, and errors that nobody catches, are lines of the log too; what does not come from
+    Whatever libraries log or print, and uncaught errors, are lines of the log too. Output from outside of
     Python is not caught.
     """
     stream = sys.stderr
     configure(stream)
     logging.getLogger().handlers = logging.getLogger(LOGGERS[0]).handlers
-    logging.raiseExceptions = False  # it would print what the log cannot write, for ever
+    logging.raiseExceptions = False  # else a log that cannot be written would print for ever
     sys.stderr = Printed(stream)
 
     def uncaught(args: threading.ExceptHookArgs) -> None:
@@ -80,7 +80,7 @@ def take_over() -> None:
 
 
 class Printed(io.TextIOBase):
-    """What takes the place of standard error, `stream`: each line is logged. Of progress bars, only the last state."""
+    """Replaces standard error, `stream`, and logs each line; of a progress bar only the last state."""
 
     def __init__(self, stream: TextIO):
         self.stream = stream
@@ -106,7 +106,7 @@ class Printed(io.TextIOBase):
 
 @contextmanager
 def request(id: str) -> Iterator[None]:
-    """Where an HTTP request is handled; what is logged in here has its id, and what `note` was told."""
+    """Mark where an HTTP request is handled: lines logged inside have its id, and the facts of `note`."""
     token = _facts.set({"request_id": id})
     try:
         yield
@@ -128,7 +128,7 @@ def finish(*, route: str, status: int, seconds: float) -> None:
 
 
 def facts_of(arguments: Mapping[str, Any], *, prompts: bool = False) -> dict[str, Any]:
-    """What the log says of the arguments of `Pipeline.generate`; the prompts too, if asked."""
+    """Return the facts that the log has of arguments of `Pipeline.generate`, with the prompts if asked."""
     facts = {"images": arguments.get("num_images") or 1}
     if arguments.get("width") and arguments.get("height"):
         facts["size"] = f"{arguments['width']}x{arguments['height']}"

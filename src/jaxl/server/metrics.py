@@ -1,4 +1,4 @@
-"""What Prometheus reads: https://prometheus.io/docs/instrumenting/exposition_formats/.
+"""Metrics for Prometheus: https://prometheus.io/docs/instrumenting/exposition_formats/.
 
 Names that vLLM has too mean the same here (https://docs.vllm.ai/en/latest/usage/metrics.html), so that dashboards and
 autoscalers made for it work. `docs/serving.md` lists all.
@@ -75,16 +75,16 @@ class Metrics:
             self._images.labels(f"{width}x{height}").inc(len(ticket.images))
 
     def observe_http(self, route: str, status: int) -> None:
-        """Count an HTTP request. `route` is the path of the route, of which there are few, not that of the request."""
+        """Count an HTTP request. `route` is the route's path, of which there are few, not the request's."""
         self._answers.labels(route, str(status)).inc()
 
     def render(self) -> bytes:
-        """Every metric, in the text format, whose media type is `CONTENT_TYPE`."""
+        """Return every metric, in the text format, whose media type is `CONTENT_TYPE`."""
         return generate_latest(self._registry)
 
 
 class _Engine(Collector):
-    """What the engine says of itself, asked whenever somebody wants to know."""
+    """The engine's own counts and gauges, read when Prometheus asks."""
 
     def __init__(self, engine: AnyEngine):
         self._engine = engine

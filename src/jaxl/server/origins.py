@@ -1,8 +1,8 @@
-"""Which web page calls, and by which name: the headers Origin and Host.
+"""The web page that calls, and the name by which it calls: the headers Origin and Host.
 
 An origin is written as browsers do (https://url.spec.whatwg.org/#origin): in lower case, with Punycode for other
 alphabets and without the port that its scheme implies. Apps with a browser inside have schemes of their own, such as
-`tauri://localhost`; `null` is what files and sandboxed frames send, whoever made them.
+`tauri://localhost`; files and sandboxed frames send `null`, whoever made them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ PORTS = {"http": "80", "https": "443"}
 
 
 def read_origin(text: str) -> str:
-    """An origin as browsers send it. Raises InputError."""
+    """Return an origin as browsers send it. Raises InputError."""
     if text == "null":
         return text
     match = ORIGIN.fullmatch(text.lower())
@@ -28,20 +28,20 @@ def read_origin(text: str) -> str:
         scheme, host, port = match["scheme"], match["host"], match["port"]
         if scheme in PORTS and not host.startswith("["):
             host = host.encode("idna").decode()
-    except ValueError:  # of the codec too
+    except ValueError:  # the codec raises it too
         remedy = "give scheme and host alone, such as https://example.org or tauri://localhost, or null"
         raise InputError("origin", text, remedy) from None
     return f"{scheme}://{host}" + ("" if port in (None, PORTS.get(scheme)) else f":{port}")
 
 
 def web_host(origin: str) -> str | None:
-    """Host and port of an origin, if it is one of the web."""
+    """Return host and port of an origin, or None if it is none of the web."""
     scheme, _, host = origin.partition("://")
     return host if scheme in PORTS else None
 
 
 def is_own(origin: str, host: str) -> bool:
-    """Whether a page was loaded from the host that it calls."""
+    """Return whether a page was loaded from the host that it calls."""
     try:
         return web_host(origin) is not None and origin == read_origin(f"{origin.partition('://')[0]}://{host}")
     except InputError:
@@ -49,7 +49,7 @@ def is_own(origin: str, host: str) -> bool:
 
 
 def names_itself(host: str) -> bool:
-    """Whether a Host header is an address, or a name for this machine: no name server answers for these."""
+    """Return whether a Host header is an address or a name for this machine: no name server answers for these."""
     match = HOST.fullmatch(host.lower())
     name = (match["address"] or match["name"]) if match else ""
     return name == "localhost" or name.endswith(".localhost") or is_address(name)

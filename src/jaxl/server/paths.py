@@ -12,7 +12,7 @@ ROOT = re.compile(r"(/[A-Za-z0-9._~-]+)*")
 
 
 def read_root(text: str) -> str:
-    """The path under which a proxy has the server; "" if it is /. Raises InputError."""
+    """Read the path under which a proxy has the server; "" if it is /. Raises InputError."""
     root = text.rstrip("/")
     if ROOT.fullmatch(root) is None:
         raise InputError("root_path", text, "give a path alone, such as /jaxl")
@@ -20,9 +20,9 @@ def read_root(text: str) -> str:
 
 
 def routed(scope: Scope, root: str) -> Scope:
-    """The scope with the path below the root, and without slashes that are too many.
+    """Return the scope with the path below the root, and without extra slashes at its ends.
 
-    A proxy may have left the root in the path or not; and Ray has one of its own, which it leaves in.
+    A proxy may have left the root in the path or not. Ray has a root of its own, which it leaves in.
     """
     path, outer = scope["path"], scope.get("root_path", "").rstrip("/")
     for prefix in (outer, root):

@@ -25,7 +25,7 @@ Format = Literal["png", "jpeg", "webp"]
 
 MEDIA_TYPES: Mapping[Format, str] = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
 DEFAULT_QUALITY = 90
-# IPTC's words for a picture that a model has drawn, and for one of which it has drawn a part
+# IPTC's words for a picture that a model has drawn, wholly or in part
 DRAWN, COMPOSITE = (
     f"http://cv.iptc.org/newscodes/digitalsourcetype/{name}"
     for name in ("trainedAlgorithmicMedia", "compositeWithTrainedAlgorithmicMedia")
@@ -43,8 +43,8 @@ class Signer:
     """Signs pictures with C2PA manifests; any number of threads may.
 
     `certificate` is a PEM file with the operator's certificate and those above it, `key` one with its private key, not
-    encrypted: elliptic (P-256, P-384, P-521), RSA or Ed25519. C2PA wants a certificate for signing with a key usage
-    that it knows, such as emailProtection.
+    encrypted: elliptic (P-256, P-384, P-521), RSA or Ed25519. C2PA wants a certificate whose key usage allows
+    signing and is one it knows, such as emailProtection.
 
     Raises InputError, naming `c2pa_cert` or `c2pa_key`, for files with which no picture can be signed, and where
     c2pa is not installed.
@@ -71,7 +71,7 @@ class Signer:
             ) from None
 
     def sign(self, data: bytes, format: Format, source_type: str) -> bytes:
-        """The file of a picture with a manifest that has IPTC's `source_type`.
+        """Return the file of a picture with a manifest that has IPTC's `source_type`.
 
         Raises OutputError, as when the certificate has expired.
         """
@@ -102,10 +102,10 @@ def encode(
     mark: bool = True,
     signer: Signer | None = None,
 ) -> bytes:
-    """An RGB picture as a file. A PNG has its settings too, if there are any, as `jaxl.png` writes them.
+    """Return an RGB picture as a file. A PNG has its settings too, if there are any, as `jaxl.png` writes them.
 
     quality: 0 to 100, of JPEG and WebP; None is 90.
-    composite: a part of it is somebody else's picture. mark: with the XMP packet that says that a machine made it.
+    composite: a part of it is another picture. mark: whether it has the XMP packet that says that a machine made it.
     """
     source_type = COMPOSITE if composite else DRAWN
     xmp = XMP.format(source_type) if mark else None
@@ -120,7 +120,7 @@ def encode(
 
 
 def decode(data: bytes | str, param: str, max_pixels: int) -> Image.Image:
-    """A picture that a client sent: the bytes of a PNG, JPEG or WebP file, those in base64, or a data URL.
+    """Decode a picture that a client sent: the bytes of a PNG, JPEG or WebP file, those in base64, or a data URL.
 
     The size is taken from the header, before a pixel is decoded. Raises InputError, naming `param`. URLs of other kinds
     are refused: a server that fetches what strangers name reaches what they cannot.
@@ -167,7 +167,7 @@ def _read(argument: str, path: Path) -> bytes:
 
 
 def _algorithm(chain: bytes, certificate: Path, secret: bytes, key: Path) -> str:
-    """The name that C2PA has for signatures with a key, which must be the certificate's."""
+    """Return C2PA's name for signatures with a key, which must be the certificate's. Raises InputError."""
     from cryptography import x509  # comes with c2pa
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa

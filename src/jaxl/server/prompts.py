@@ -1,4 +1,4 @@
-"""What a server says of prompts before they are drawn: how long they are, and what is read otherwise than meant.
+"""Facts about prompts before they are drawn: their length, and words that may be read otherwise than meant.
 
 The tokens are those of CLIP's own vocabulary, which SDXL and nearly all of its fine-tunes have.
 """
@@ -18,12 +18,12 @@ from jaxl.text.tokenizer import Tokenizer
 
 @cache
 def tokenizer() -> Tokenizer:
-    """It takes a while to read, so it is read when it is needed first."""
+    """Return CLIP's tokenizer; it takes a while to read, so it is read at the first call."""
     return Tokenizer.clip()
 
 
 def length(text: str, syntax: Syntax, steps: int) -> tuple[int, int, str | None]:
-    """Tokens and chunks of a text, at the step where they are most, and why it cannot be drawn, if it cannot.
+    """Return a text's tokens and chunks, at the step where there are most, and why it cannot be drawn, if it cannot.
 
     Where the syntax is broken they are those of the literal text.
     """
@@ -37,7 +37,7 @@ def length(text: str, syntax: Syntax, steps: int) -> tuple[int, int, str | None]
 
 
 def remarks(arguments: Mapping[str, Any]) -> str:
-    """What is read otherwise than it may have been meant, of arguments of `Pipeline.generate`; "" for nothing."""
+    """Name the prompts, of arguments of `Pipeline.generate`, that may be read otherwise than meant; "" for none."""
     found = []
     for name in TEXTS:
         match arguments.get("prompt_syntax"), arguments.get(name):

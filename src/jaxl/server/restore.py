@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import re
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Annotated, Any
@@ -12,9 +11,9 @@ from typing import Annotated, Any
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
-from jaxl.call.infotext import read_a1111_text, text_of
+from jaxl.call.infotext import LABELS, READERS, read_a1111_text, text_of
+from jaxl.call.sizes import read_size
 from jaxl.diffusion.names import AUTOMATIC, find_name
-from jaxl.diffusion.tables import SOLVERS
 from jaxl.errors import InputError
 from jaxl.png import read_settings_text
 from jaxl.server.a1111.fields import scheduler_of
@@ -26,29 +25,19 @@ from jaxl.server.settings import Settings
 
 router = APIRouter(prefix="/v1/images", tags=["jaxl"], responses=RESPONSES)
 
-SCHEDULES = {name: solver.schedules for name, solver in SOLVERS.items()}
-A1111_SIZE = re.compile(r"([0-9]{1,6})x([0-9]{1,6})")
-NUMBERS: Mapping[str, tuple[str, type[int] | type[float]]] = {
-    "Steps": ("steps", int),
-    "CFG scale": ("guidance_scale", float),
-    "CFG Rescale phi": ("guidance_rescale", float),
-    "Seed": ("seed", int),
-    "Eta": ("eta", float),
-    "Denoising strength": ("strength", float),
-}
-# what is said there of a picture and changes nothing in it, and values that ask for nothing
+# names that tell of a picture but change nothing in it, and values that ask for nothing
 NOTES = {"Version", "Model hash", "VAE hash", "Created Date", "User", "Init image hash", "metadata_scheme"}
 NOTHING = ("", "None", "[]", "{}", "False", "false", "null", "Automatic")
-# of what is not read, so many are told, each so long
+# limits of `unread`: entries, and characters of each
 MOST_UNREAD, LONGEST_UNREAD = 100, 200
 
 
-class Picture(BaseModel):
+class PictureFile(BaseModel):
     image: Annotated[str, Field(description="A PNG, JPEG or WebP picture, in base64.")]
 
 
 @router.post("/settings")
-async def settings(asked: Picture, service: CurrentService) -> dict[str, Any]:
+async def settings(asked: PictureFile, service: CurrentService) -> dict[str, Any]:
     """What made a picture, by the names of `Pipeline.generate`: what jaxl wrote into its file, or A1111 and its kin.
 
     The seed is a text, because it has up to 64 bits, and JSON's readers often 53. `unread` is what else the file asks
@@ -70,28 +59,28 @@ def _settings(data: str, server: Settings) -> dict[str, Any]:
 
 
 def a1111_settings(known: Mapping[str, str], default: str, model: str = "") -> dict[str, Any]:
-    """What jaxl calls the settings that a text of A1111 has. What cannot be read is in a list, `unread`.
+    """Return the settings of a text of A1111 by jaxl's names. The list `unread` has those that cannot be read.
 
-    `default` is the scheduler that a type of schedule alone is for, `model` the name of the one that draws.
+    `default` is the scheduler to which a type of schedule alone applies, `model` the name of the model that draws.
     """
     left = dict(known)
     found: dict[str, Any] = {
         "prompt": left.pop("Prompt", ""),
         "negative_prompt": left.pop("Negative prompt", ""),
-        "prompt_syntax": "lenient",  # as it was read there
+        "prompt_syntax": "lenient",  # A1111 read it so
         **_scheduler(left, default),
     }
-    for label, (name, read) in NUMBERS.items():
+    for name, label in LABELS.items():
         # the strength is that of a second pass where there is one
-        if label == "Denoising strength" and any(other.startswith("Hires ") for other in left):
+        if name == "strength" and any(other.startswith("Hires ") for other in left):
             continue
         with suppress(KeyError, ValueError, OverflowError):
-            number = read(left[label])
+            number = READERS[name](left[label])
             if math.isfinite(number):
                 found[name] = number
                 del left[label]
-    if match := A1111_SIZE.fullmatch(left.get("Size", "")):
-        found["width"], found["height"] = map(int, match.groups())
+    if size := read_size(left.get("Size", "")):
+        found["width"], found["height"] = size
         del left["Size"]
     with suppress(KeyError, ValueError, OverflowError):
         skip = max(int(left["Clip skip"]) - USUAL_CLIP_SKIP, 0)
@@ -104,7 +93,7 @@ def a1111_settings(known: Mapping[str, str], default: str, model: str = "") -> d
 
 
 def _scheduler(left: dict[str, str], default: str) -> dict[str, str]:
-    """The scheduler, if it can be read; what it was read from is taken out of `left`."""
+    """Read the scheduler, if that can be, and take the fields it was read from out of `left`."""
     sampler, label = left.get("Sampler"), "Schedule type" if "Schedule type" in left else "Scheduler"
     schedule = left.get(label) or None
     name, read = None, ("Sampler", label)
@@ -113,7 +102,7 @@ def _scheduler(left: dict[str, str], default: str) -> dict[str, str]:
             name = scheduler_of(sampler, schedule, default)
     if name is None and sampler:
         with suppress(InputError):
-            name, read = find_name(sampler, SCHEDULES), ("Sampler",)
+            name, read = find_name(sampler), ("Sampler",)
             if name in AUTOMATIC:  # before A1111 1.9 a name without a schedule had none of these
                 name = scheduler_of(name, "Uniform", default)
     if name is None:

@@ -1,4 +1,4 @@
-"""Between HTTP and the engine: limits, seeds and sizes, and events that come from the engine's threads."""
+"""The layer between HTTP and the engine: limits, seeds and sizes, and events from the engine's threads."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from starlette.types import Receive
 
 from jaxl import __version__
 from jaxl.call.images import read_image
+from jaxl.call.sizes import Size, nearest_size
 from jaxl.engine import AnyEngine, Channel, Event, Request, Result, Ticket
 from jaxl.engine.request import new_id
 from jaxl.errors import CancelledError, DeadlineError, InputError, UnloadedError
@@ -29,17 +30,17 @@ from jaxl.server.metrics import Metrics, Outcome
 from jaxl.server.pictures import Format, Signer, encode
 from jaxl.server.prompts import remarks
 from jaxl.server.settings import Settings
-from jaxl.server.sizes import Policy, Size, as_text, drawn_for, framed, nearest
+from jaxl.server.sizes import Policy, as_text, drawn_for, framed
 
-# seconds; what nobody could keep is a mistake
+# seconds; a shorter deadline, which nobody could keep, is a mistake
 LEAST_DEADLINE = 1.0
 
 
 class Service:
-    """What the routes share: an engine that has been started, and the settings of the server.
+    """The state that the routes share: an engine that has been started, and the settings of the server.
 
-    want_loaded: has the model loaded, or unloaded; the future says whether that could be, at the end. None where the
-    model stays loaded.
+    want_loaded: loads the model, or unloads it; the future tells at the end whether it could. None where the model
+    stays loaded.
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class Service:
         if settings.c2pa_certificate is not None and settings.c2pa_key is not None:
             self.signer = Signer(settings.c2pa_certificate, settings.c2pa_key)
         self.live: dict[str, Stream] = {}
-        self._ids: set[str] = set()  # of those that are live, or on their way into the queue
+        self._ids: set[str] = set()  # of requests that are live, or on their way into the queue
         self.files: Shelf[File] = Shelf(MOST_BYTES)
         self.requests: Shelf[KeptRequest] = Shelf(MOST_REQUESTS)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -75,19 +76,19 @@ class Service:
         keep: bool = False,
         policy: Policy = "strict",
     ) -> Stream:
-        """Put a request with arguments of `Pipeline.generate` in the queue; those that are None are not given.
+        """Put a request with arguments of `Pipeline.generate` in the queue; None counts as not given.
 
-        keep: it is drawn although its client is gone. policy: what becomes of a size that is not drawn here.
+        keep: whether it is drawn although its client is gone. policy: what to do with a size that is not drawn here.
 
         Raises InputError, QueueFullError and DrainingError, and ApiError for an id that is in use.
         """
         given = self.checked(arguments, policy)
         drawn = given["width"], given["height"]
-        # what a crop around a mask is drawn in is not the size of the picture
+        # a crop around a mask is drawn at a size of its own, not the picture's
         wanted = drawn if "padding_mask_crop" in given else self.wanted(arguments)
         if wanted != drawn:
             given |= await asyncio.to_thread(_framed, given, wanted, drawn)
-        # before there is a ticket: who gives up later than that has to cancel it
+        # before there is a ticket: after that, giving up would have to cancel it
         remarked = await asyncio.to_thread(remarks, given)
         most = self.settings.deadline
         if deadline is not None and not LEAST_DEADLINE <= deadline <= most:
@@ -116,7 +117,7 @@ class Service:
     async def begin(self, http: HttpRequest, arguments: Mapping[str, Any], **how: Any) -> Stream:
         """Submit a request under the id of the HTTP request, whose answer will say how it is drawn.
 
-        `how` is what `submit` takes. Raises what it does.
+        `how` are further arguments of `submit`. Raises what `submit` does.
         """
         stream = await self.submit(arguments, id=http.state.request_id, **how)
         http.state.drawn = as_text(stream.drawn)
@@ -125,9 +126,9 @@ class Service:
 
     @asynccontextmanager
     async def attended(self, http: HttpRequest, arguments: Mapping[str, Any], **how: Any) -> AsyncIterator[Stream]:
-        """Submit a request like `begin`, and cancel it when the client is gone, unless it is kept.
+        """Submit a request as `begin` does, and cancel it when the client is gone, unless it is kept.
 
-        `how` is what `submit` takes. Raises what it does.
+        `how` are further arguments of `submit`. Raises what `submit` does.
         """
 
         async def cancel_when_gone() -> None:
@@ -142,7 +143,7 @@ class Service:
                 watch.cancel()
 
     def checked(self, arguments: Mapping[str, Any], policy: Policy = "strict") -> dict[str, Any]:
-        """The arguments that are given, within the server's limits, with a seed and one of its sizes."""
+        """Return the given arguments with a seed and a size of the server. Raises InputError beyond its limits."""
         given = {name: value for name, value in arguments.items() if value is not None}
         for name in logs.TEXTS:
             self.check_text(name, given.get(name, ""))
@@ -156,7 +157,7 @@ class Service:
         return given
 
     def check_text(self, name: str, text: str) -> None:
-        """Raise InputError for a text that is too long, or none."""
+        """Raise InputError for a text that is too long or not Unicode."""
         most = self.settings.max_prompt
         if len(text) > most:
             raise InputError(name, text, f"{len(text)} characters; give at most {most}")
@@ -166,17 +167,17 @@ class Service:
             raise InputError(name, text, "not Unicode; send each character whole") from None
 
     def wanted(self, arguments: Mapping[str, Any]) -> Size:
-        """The size that is asked for, or the server's first; with a picture to start from, the one of its shape."""
+        """Return the size asked for, else the one nearest to the picture to start from, else the server's first."""
         sizes = self.settings.sizes
         width, height, image = (arguments.get(name) for name in ("width", "height", "image"))
         if width is None and height is None:
-            return nearest(image.size, sizes) if isinstance(image, Image.Image) else sizes[0]
+            return nearest_size(image.size, sizes) if isinstance(image, Image.Image) else sizes[0]
         return sizes[0][0] if width is None else width, sizes[0][1] if height is None else height
 
     def policy(self, own: Policy, model: str | None = None, asked: Policy | None = None) -> Policy:
-        """What becomes of a size that is not drawn here, for a request that names a model.
+        """Return the policy for a size that is not drawn here, for a request that names a model.
 
-        What it asks itself comes first, then what the operator says; `own` is that of its API.
+        The request's own, `asked`, comes first, then the operator's; `own` is that of its API.
         """
         if asked is not None:
             return asked
@@ -187,7 +188,7 @@ class Service:
     def settings_of(
         self, arguments: Mapping[str, Any], picture: Image.Image, seed: int, scheduler: str
     ) -> dict[str, Any]:
-        """How an image was made, for `encode`: its settings, by their names in `Pipeline.generate`.
+        """Return an image's settings for `encode`, by their names in `Pipeline.generate`.
 
         `arguments` are those of its request, of which pictures are left out; `scheduler` is that of its ticket.
         """
@@ -206,7 +207,7 @@ class Service:
         quality: int | None = None,
         composite: bool = False,
     ) -> bytes:
-        """A picture as a file, marked and signed as the operator wants it, without keeping others waiting."""
+        """Return a picture as a file, marked and signed as the operator wants it; a thread encodes it."""
         return await asyncio.to_thread(
             encode,
             picture,
@@ -219,12 +220,12 @@ class Service:
         )
 
     async def encode_preview(self, pixels: np.ndarray, *, format: Format = "jpeg", quality: int | None = None) -> bytes:
-        """What a `Preview` shows, as a file that is marked but not signed."""
+        """Return the pixels of a `Preview` as a file that is marked but not signed."""
         picture = Image.fromarray(pixels)
         return await asyncio.to_thread(encode, picture, None, format=format, quality=quality, mark=self.settings.mark)
 
     def background(self, work: Coroutine[Any, Any, None]) -> None:
-        """Do what nobody waits for."""
+        """Run work that nobody waits for."""
         task = asyncio.create_task(work)
         self._tasks.add(task)  # the loop itself does not hold on to it
         task.add_done_callback(self._tasks.discard)
@@ -240,7 +241,7 @@ class Service:
                 await asyncio.wrap_future(self.want_loaded(True))
 
     def _end(self, stream: Stream) -> None:
-        """Called in the event loop when a request has its end, whatever that is."""
+        """Forget a request that has its end, whatever that is; the event loop calls it."""
         self.live.pop(stream.id, None)
         self._ids.discard(stream.id)
         self.metrics.observe(stream.ticket, outcome(stream.ticket))
@@ -252,7 +253,7 @@ class Stream:
 
     Leaving `async with` before its end cancels it, unless it is to be kept.
     `arguments` are those that it is drawn with; the seed is among them, that of the first image. `wanted` is the size
-    of the pictures that its client gets. `remarks` say what is read otherwise than it may have been meant.
+    of the pictures that its client gets. `remarks` are those of `jaxl.server.prompts`.
     """
 
     def __init__(
@@ -293,18 +294,18 @@ class Stream:
         self.leave()
 
     def leave(self) -> None:
-        """The client is gone."""
+        """Cancel the request, as the client is gone, unless it is to be kept."""
         if not self.keep:
-            self.ticket.cancel()  # which does nothing once it has ended
+            self.ticket.cancel()  # does nothing once it has ended
 
     async def result(self) -> Result:
-        """Raises NonFiniteError, DeadlineError, CancelledError and EngineError."""
+        """Wait for the result. Raises NonFiniteError, DeadlineError, CancelledError and EngineError."""
         await self.channel.ended.wait()
         return self.ticket.future.result()
 
 
 def outcome(ticket: Ticket) -> Outcome:
-    """How a request that has its end ended."""
+    """Return how a request ended."""
     match ticket.future.exception():
         case None:
             return "done"
@@ -324,20 +325,20 @@ CurrentService = Annotated[Service, Depends(current_service)]
 
 
 def check_model(name: Any, settings: Settings, param: str = "model") -> None:
-    """Raise ApiError for a model that is not the server's; none is. `param` is the field that names it."""
+    """Raise ApiError for a model that is not the server's; None passes. `param` is the field that names it."""
     if name not in (None, "", *settings.names):
         message = str(InputError(param, name, f"not here; this server has {settings.model!r}"))
         raise ApiError(404, message, param=param, code="model_not_found")
 
 
 async def gone(receive: Receive) -> None:
-    """Wait until the client is."""
+    """Wait until the client is gone."""
     while (await receive())["type"] != "http.disconnect":
         pass
 
 
 def _framed(given: Mapping[str, Any], wanted: Size, drawn: Size) -> dict[str, Image.Image]:
-    """The picture and mask that a request starts from, if it does, for another size than it asks for."""
+    """Return the picture and mask that a request starts from, if any, `framed` for the size that is drawn."""
     found = {}
     if isinstance(given.get("image"), Image.Image):
         found["image"] = framed(read_image(given["image"], "image"), wanted, drawn)

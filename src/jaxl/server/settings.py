@@ -1,14 +1,18 @@
-"""What the operator of a server decides, and what the model says of itself."""
+"""Every option of a server with its default: how its model is loaded, its engine, its HTTP, and what it allows.
+
+`jaxl serve` and `jaxl.server.ray.application` take their defaults from here, and hand over these values.
+"""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from jaxl.call.sizes import Size, read_size
 from jaxl.errors import InputError
 
 MOST_NAME = 100
@@ -16,11 +20,76 @@ MOST_NAME = 100
 SizePolicy = Literal["auto", "nearest", "strict"]
 # the variable with keys of clients, and commas between them
 KEYS = "JAXL_API_KEYS"
+Dtype = Literal["auto", "bfloat16", "float32"]
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """How a model is loaded: the arguments of `jaxl.backend.open_backend`.
+
+    model: a hub id, a folder, a .safetensors file, or tiny. sizes: (width, height) of images, the first is the default;
+        the model's own if there are none.
+    slots: images in the making at once. batch_sizes: smaller batches that are compiled too.
+    chunks: parts of 75 tokens that a prompt may have. dtype: auto is float32 on a CPU, else bfloat16.
+    unet, vae, preview: models in place of the checkpoint's U-Net and autoencoder, and a tiny one for previews.
+    vae_tile: pixels of the tiles that images are decoded in. preset, prediction_type, precision: see
+        `jaxl.from_pretrained`.
+    variant: of the weight files. revision: branch, tag or commit on the hub. local_files_only: use no network.
+    """
+
+    model: str = "tiny"
+    sizes: tuple[Size, ...] = ()
+    slots: int | None = None
+    batch_sizes: tuple[int, ...] = ()
+    chunks: int = 3
+    dtype: Dtype = "auto"
+    unet: str | None = None
+    vae: str | None = None
+    vae_tile: int | None = None
+    preview: str | None = None
+    preset: str | None = None
+    prediction_type: str | None = None
+    precision: str | None = None
+    variant: str | None = None
+    revision: str | None = None
+    local_files_only: bool = False
+
+    def open(self, progress: Callable[[Any, int, int], None] | None = None) -> Any:
+        """Return the backend of the model, loaded and compiled. Raises what `open_backend` does."""
+        from jaxl.backend import open_backend  # which imports jax: only where the devices are
+
+        return open_backend(**vars(self), progress=progress)
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """What an `Engine` is made with.
+
+    max_waiting: images that may wait; more are turned away. joins: requests begin while others are drawn.
+    """
+
+    max_waiting: int = 64
+    joins: bool = True
+
+
+@dataclass(frozen=True)
+class HttpOptions:
+    """Where the HTTP server listens, and how it treats connections.
+
+    host: the address, 0.0.0.0 for every one of this machine. port: 0 is any that is free.
+    max_connections: at once; requests on more are turned away. keep_alive: seconds that one stays open without any.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    max_connections: int = 500
+    keep_alive: int = 75
 
 
 @dataclass(frozen=True)
 class Settings:
-    """
+    """What the operator allows, and what the model says of itself.
+
     model: the public name; a path would tell strangers about the machine. aliases: other names that clients may use.
     sizes: (width, height) of the pictures that are drawn, those that are warmed; the first is the default.
     size_policy: what becomes of other sizes; see `jaxl.server.sizes`.
@@ -39,13 +108,13 @@ class Settings:
 
     model: str = "tiny"
     aliases: tuple[str, ...] = ()
-    sizes: tuple[tuple[int, int], ...] = ((256, 256),)
+    sizes: tuple[Size, ...] = ((256, 256),)
     size_policy: SizePolicy = "auto"
     schedulers: tuple[str, ...] = ()
     scheduler: str = "euler"
     steps: int = 25
     guidance_scale: float = 5.0
-    chunks: int = 3
+    chunks: int = ModelOptions.chunks
     api_keys: tuple[str, ...] = ()
     max_images: int = 10
     max_pixels: int = 4096 * 4096
@@ -90,6 +159,17 @@ def read_name(text: str, argument: str) -> str:
     if not 0 < len(text.strip()) <= len(text) <= MOST_NAME or not text.isprintable():
         raise InputError(argument, text, f"give a name of 1 to {MOST_NAME} characters, such as dall-e-3")
     return text
+
+
+def read_sizes(texts: Iterable[str]) -> tuple[Size, ...]:
+    """Return the sizes that a server is to draw, as width and height. Raises InputError."""
+    sizes = []
+    for text in texts:
+        size = read_size(text)
+        if size is None or 0 in size:
+            raise InputError("size", text, "give WIDTHxHEIGHT in pixels, such as 1024x768")
+        sizes.append(size)
+    return tuple(sizes)
 
 
 def public_name(model: str) -> str:

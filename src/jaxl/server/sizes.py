@@ -1,7 +1,7 @@
-"""Sizes that clients ask for, and those that are drawn for them: a server draws only what it has compiled.
+"""Sizes that clients ask for, and sizes that are drawn for them: a server draws only sizes that it has compiled.
 
-The size drawn is the one nearest in shape, and of equal ones in area. What was drawn is scaled until it covers the size
-asked for, and what stands out is cut off at both ends: nothing is distorted. Sizes are (width, height).
+The size drawn is the nearest in shape, and of equal ones in area. The drawn picture is scaled until it covers the size
+asked for, and cut at both ends: nothing is distorted. Sizes are (width, height).
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageOps
 
+from jaxl.call.sizes import Size, nearest_size, stretch
 from jaxl.errors import InputError
 
-Size = tuple[int, int]
 Policy = Literal["nearest", "strict"]
 
-# pixels of a picture that is scaled, if none is drawn that is larger
+# the most pixels of a scaled picture, unless larger ones are drawn
 MOST_PIXELS = 2048 * 2048
-# how much longer than what is drawn, compared with the other side, what is asked for may be: half would be cut off at 2
+# the most that the aspect asked for may differ from the drawn one, as a factor: at 2 half of the picture is cut off
 MOST_CUT = 4.0
 
 
@@ -28,7 +28,7 @@ def as_text(size: Size) -> str:
 
 
 def drawn_for(wanted: Size, sizes: Sequence[Size], policy: Policy) -> Size:
-    """The one of `sizes` that is drawn for a size. Raises InputError if there is none."""
+    """Return the one of `sizes` that is drawn for a size. Raises InputError if there is none."""
     if wanted in sizes:
         return wanted
     width, height = wanted
@@ -39,37 +39,27 @@ def drawn_for(wanted: Size, sizes: Sequence[Size], policy: Policy) -> Size:
     for name, side in (("width", width), ("height", height)):
         if side < 8 or side % 8:
             raise InputError(name, side, "give a multiple of 8")
-    drawn = nearest(wanted, sizes)
+    drawn = nearest_size(wanted, sizes)
     most = max(MOST_PIXELS, drawn[0] * drawn[1])
     long = "width" if width > height else "height"
     if width * height > most:
         raise InputError(long, max(wanted), f"{as_text(wanted)} are too many pixels; ask for at most {most} in all")
-    if _cut(wanted, drawn) > MOST_CUT:
+    if stretch(wanted, drawn) > MOST_CUT:
         raise InputError(
             long, max(wanted), f"this server draws {shown}; ask for a shape that is nearer to one of these"
         )
     return drawn
 
 
-def nearest(wanted: Size, sizes: Sequence[Size]) -> Size:
-    """The size whose shape is nearest; of equal shapes, the one whose area is."""
-
-    def distance(size: Size) -> tuple[float, float]:
-        areas = size[0] * size[1], wanted[0] * wanted[1]
-        return _cut(wanted, size), max(areas) / min(areas)
-
-    return min(sizes, key=distance)
-
-
 def fitted(drawn: Image.Image, wanted: Size) -> Image.Image:
-    """What was drawn, scaled to cover a size, and cut to it around its middle."""
+    """Return the drawn picture scaled to cover a size, and cut to it around its middle."""
     return drawn if drawn.size == wanted else ImageOps.fit(drawn, wanted, Image.Resampling.LANCZOS)
 
 
 def framed(picture: Image.Image, wanted: Size, drawn: Size) -> Image.Image:
-    """A picture stretched to a size, and what `fitted` cuts off put around it again: its edges, or black around a mask.
+    """Return a picture at the size drawn, such that `fitted` gives back the picture stretched to the size wanted.
 
-    So what is drawn from it fits it. A mask has mode L.
+    The part that `fitted` cuts off repeats the picture's edges, or is black around a mask, which has mode L.
     """
     scale = max(wanted[0] / drawn[0], wanted[1] / drawn[1])
     width, height = (max(round(side / scale), 1) for side in wanted)
@@ -77,9 +67,3 @@ def framed(picture: Image.Image, wanted: Size, drawn: Size) -> Image.Image:
     left, top = (drawn[0] - width) // 2, (drawn[1] - height) // 2
     around = [(top, drawn[1] - height - top), (left, drawn[0] - width - left), *([(0, 0)] * (inner.ndim - 2))]
     return Image.fromarray(np.pad(inner, around, "constant" if picture.mode == "L" else "edge"))
-
-
-def _cut(wanted: Size, drawn: Size) -> float:
-    """How many times as long as it needs to be a side of what is drawn is, at least 1."""
-    ratio = wanted[0] / wanted[1] / (drawn[0] / drawn[1])
-    return max(ratio, 1 / ratio)

@@ -1,4 +1,4 @@
-"""How long a text is, for those who write one."""
+"""The length of a prompt in tokens, for people who write one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CHUNK = 75  # tokens
 router = APIRouter(prefix="/v1", tags=["jaxl"], responses=RESPONSES)
 
 
-class Text(BaseModel):
+class TextToCount(BaseModel):
     text: str
     prompt_syntax: Syntax = Field("lenient", description="How it is read.")
 
@@ -32,7 +32,7 @@ class Length(BaseModel):
 
 
 @router.post("/tokens")
-async def tokens(asked: Text, service: CurrentService) -> Length:
+async def tokens(asked: TextToCount, service: CurrentService) -> Length:
     """Count the tokens of a prompt, at the step where they are most."""
     settings = service.settings
     service.check_text("text", asked.text)

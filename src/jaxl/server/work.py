@@ -1,4 +1,4 @@
-"""What is drawn for a request becomes the files of its answer."""
+"""The files of an answer, made of the images that were drawn."""
 
 from __future__ import annotations
 
@@ -9,21 +9,22 @@ from typing import Any
 
 from PIL import Image
 
+from jaxl.call.sizes import Size
 from jaxl.engine import Drawn, Event
 from jaxl.server.edits import Source
 from jaxl.server.errors import api_error, error_object
 from jaxl.server.kept import File, KeptRequest, new_name
 from jaxl.server.pictures import MEDIA_TYPES, Format
 from jaxl.server.service import Service, Stream
-from jaxl.server.sizes import Size, as_text, fitted
+from jaxl.server.sizes import as_text, fitted
 
 
 @dataclass(eq=False)
 class Work:
-    """The files of a request's pictures, each made once, whoever asks for it.
+    """The files of a request's pictures, each made once, however often it is asked for.
 
-    source: what is laid over pictures where its mask leaves it as it is. format, quality: as `Service.encode` takes.
-    names: of the files that are kept, by image.
+    source: laid over pictures where its mask keeps it. format, quality: as `Service.encode` takes them. names: of the
+    files that are kept, by image.
     """
 
     service: Service
@@ -36,15 +37,15 @@ class Work:
 
     @property
     def resized(self) -> bool:
-        """Whether the client gets another size than is drawn."""
+        """True if the client gets another size than the one drawn."""
         return self.stream.wanted != self.stream.drawn
 
     def size(self, drawn: Image.Image) -> Size:
-        """That of the picture which the client gets."""
+        """Return the size of the picture that the client gets."""
         return self.stream.wanted if self.resized else drawn.size
 
     def settings(self, image: int, drawn: Image.Image) -> dict[str, Any]:
-        """How an image was made, by its index in the request."""
+        """Return the settings of an image, by its index in the request."""
         ticket = self.stream.ticket
         settings = self.service.settings_of(self.stream.arguments, drawn, ticket.seeds[image], ticket.scheduler)
         return {**settings, "resized_to": as_text(self.stream.wanted)} if self.resized else settings
@@ -55,7 +56,7 @@ class Work:
         return await asyncio.shield(self._files[image])  # others may wait for it too
 
     async def name(self, image: int, drawn: Image.Image) -> str:
-        """The name under which the file is kept from now on."""
+        """Keep the file, and return its name."""
         file = await self.file(image, drawn)
         if image not in self.names:
             self.names[image] = new_name(self.format)
@@ -74,7 +75,7 @@ class Work:
             async for news in events:
                 if isinstance(news, Drawn):
                     await self.name(news.image, news.picture)
-            for image, picture in enumerate(ticket.images):  # those that were drawn before anybody followed
+            for image, picture in enumerate(ticket.images):  # some were drawn before anybody followed
                 if picture is not None:
                     await self.name(image, picture)
             await self.stream.result()
@@ -89,6 +90,6 @@ class Work:
         return File(await self.service.encode(picture, self.settings(image, drawn), **how), MEDIA_TYPES[self.format])
 
     def _finished(self, drawn: Image.Image) -> Image.Image:
-        """An image as its client gets it."""
+        """Return an image as its client gets it."""
         picture = fitted(drawn, self.stream.wanted) if self.resized else drawn
         return picture if self.source is None else self.source.overlaid(picture)

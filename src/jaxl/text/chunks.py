@@ -23,8 +23,8 @@ Token = tuple[int, float]
 class Chunks:
     """A text as N rows: `ids` int32 [N, T], and the tokens' `weights` float32 [N, T].
 
-    Each row has a beginning token, up to T - 2 tokens of the text, an end token and padding; those that are not of the
-    text have weight 1.
+    Each row has a beginning token, up to T - 2 tokens of the text, an end token and padding. Tokens that are not of
+    the text have weight 1.
     """
 
     ids: np.ndarray
@@ -32,10 +32,10 @@ class Chunks:
 
 
 def chunk(tokenizer: Tokenizer, sections: Sections, argument: str = "prompt") -> Chunks:
-    """The chunks of a parsed text, at least one. A section begins a chunk, and what does not fit goes on in the next.
+    """Return the chunks of a parsed text, at least one. Each section begins a chunk, and a long one fills several.
 
-    A chunk that is full ends behind its last comma, if that is one of its last COMMA_REACH tokens. Each span is
-    tokenized by itself. InputError, for `argument`, where a text is not valid Unicode.
+    A full chunk ends behind its last comma, if that is one of its last COMMA_REACH tokens. Each span is tokenized by
+    itself. Raises InputError, for `argument`, where a text is not valid Unicode.
     """
     comma = tokenizer.vocabulary.ids.get("," + END_OF_WORD)
     rows: list[list[Token]] = []
@@ -51,7 +51,7 @@ def chunk(tokenizer: Tokenizer, sections: Sections, argument: str = "prompt") ->
 
 
 def pad(tokenizer: Tokenizer, chunks: Chunks, n: int) -> Chunks:
-    """The chunks and empty ones behind them, `n` in all, which must not be fewer than there are.
+    """Return the chunks with empty ones behind them, `n` in all; `n` must not be smaller than their number.
 
     Tokenizers may need different numbers of chunks for one text; the encoders' results stand side by side.
     """
@@ -62,7 +62,7 @@ def pad(tokenizer: Tokenizer, chunks: Chunks, n: int) -> Chunks:
 
 
 def _cut(tokens: list[Token], room: int, comma: int | None) -> Iterator[list[Token]]:
-    """The tokens in rows of at most `room`; one empty row where there are none."""
+    """Yield the tokens in rows of at most `room`; one empty row where there are none."""
     start = 0
     while len(tokens) - start > room:
         end = start + room

@@ -1,7 +1,7 @@
 """A1111's syntax as the web UI reads it: what does not parse is text, and nothing is refused.
 
 The rules are those of modules/prompt_parser.py of the web UI 1.10, with these differences: BREAK works inside brackets,
-what it fails on (`(a:1.2.3)`, a switch at step 1e999) is text or the last step, and a weight stays a finite number.
+`(a:1.2.3)`, on which it fails, is text, a switch at step 1e999 comes at the last step, and weights stay finite.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from jaxl.text.spans import MAX_DEPTH, Piece, Sections, Span, alternating, appen
 
 _FACTORS = {"(": 1.1, "[": 1 / 1.1}
 _CLOSING = {"": "", "(": ")", "[": "]"}
-_MAX_WEIGHT = 3.4e38  # float32 has none that is larger
+_MAX_WEIGHT = 3.4e38  # the largest in float32, rounded down
 
-# what the grammar of schedules has a meaning for
+# the grammar of schedules
 _READABLE = re.compile(r"(?:[^\\]|\\.)*")
 _TOKEN = re.compile(r"(?:[^\\()\[\]:|]|\\.)+|.", re.DOTALL)
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[+-]?[0-9]+)?", re.IGNORECASE)
@@ -28,9 +28,9 @@ _BREAK = re.compile(r"\bBREAK\b")
 
 @dataclass
 class _Bracket:
-    """A bracket that is open, or the whole prompt (""), in parts between the colons and bars, the `marks`, of its own.
+    """An open bracket, or the whole prompt (""). Its own colons and bars are `marks`; `parts` stand between them.
 
-    `sound`: each bracket in it is closed, and is one that has a meaning.
+    It is `sound` as long as each bracket in it is closed and has a meaning.
     """
 
     opening: str
@@ -39,14 +39,14 @@ class _Bracket:
     sound: bool = True
 
     def pieces(self) -> Iterator[Piece]:
-        """What it amounts to where it is text."""
+        """Yield the pieces of which it consists where it is text."""
         yield self.opening
         for part, mark in zip(self.parts, [*self.marks, ""], strict=True):
             yield from part
             yield mark
 
     def closed(self, steps: int) -> list[str] | None:
-        """What it amounts to at each step, or at all of them; None where it has no meaning."""
+        """Return its text at each step, or the one text of all steps; None where it has no meaning."""
         parts = [joined(part) for part in self.parts]
         when = "".join([piece if isinstance(piece, str) else "[" for piece in self.parts[-1]]).strip()
         match self.opening, "".join(self.marks):
@@ -63,7 +63,7 @@ class _Bracket:
 
 
 def texts(prompt: str, steps: int) -> list[str]:
-    """The text at each step, or the one text of all steps.
+    """Return the text at each step, or the one text of all steps.
 
     A bracket has a meaning where all brackets in it have one. A bar that is not between alternatives, a backslash at
     the end of a line and brackets too deep inside each other leave the whole prompt as it is.
@@ -81,7 +81,7 @@ def texts(prompt: str, steps: int) -> list[str]:
             if token == _CLOSING[last.opening]:
                 ended = [open_.pop()]
                 found = last.closed(steps)
-            else:  # then none of those that are open can be closed any more
+            else:  # the wrong partner: no open bracket can be closed any more
                 ended, open_, found = open_[1:], open_[:1], None
             if found is not None:
                 open_[-1].parts[-1].append(found)
@@ -100,7 +100,7 @@ def texts(prompt: str, steps: int) -> list[str]:
 
 
 def _as_text(brackets: list[_Bracket], around: _Bracket) -> bool:
-    """Put brackets that have no meaning, each inside the one before, into the one around them; False for a bar."""
+    """Put nested brackets that have no meaning into the one around them as text; return False if they hold a bar."""
     for bracket in brackets:
         around.parts[-1] += bracket.pieces()
         around.sound = False
@@ -108,7 +108,7 @@ def _as_text(brackets: list[_Bracket], around: _Bracket) -> bool:
 
 
 def sections(text: str) -> Sections:
-    """The spans of each section. A bracket that is never closed holds to the end."""
+    """Return the spans of each section. A bracket that is never closed holds to the end."""
     events: list[tuple[str, str]] = []  # text, or a bracket that opens or closes
     opened: dict[str, list[int]] = {"(": [], "[": []}
     factors: dict[int, float] = {}
@@ -130,7 +130,7 @@ def sections(text: str) -> Sections:
             events.append(("text", token.removeprefix("\\")))
 
     found: list[list[Span]] = [[]]
-    weights = {"(": [1.0], "[": [1.0]}  # of those that are open, all around them included
+    weights = {"(": [1.0], "[": [1.0]}  # of the open brackets, each times those around it
     for i, (event, value) in enumerate(events):
         if event == "open":
             weights[value].append(_bounded(weights[value][-1] * factors[i]))

@@ -10,10 +10,10 @@
 | `BREAK` | what follows starts a new chunk of tokens |
 | `\\(`, `\\[` | a backslash makes the bracket that follows it text |
 
-How a prompt is read is its `Syntax`: "a1111" refuses what looks like a mistake (`jaxl.text.strict`), "lenient" takes as
-text what does not parse, as the web UI does (`jaxl.text.lenient`), and for "literal" and "plain" all of it is text.
+A prompt's `Syntax` says how it is read: "a1111" refuses what looks like a mistake (`jaxl.text.strict`), "lenient" takes
+as text what does not parse, as the web UI does (`jaxl.text.lenient`), and for "literal" and "plain" all of it is text.
 
-What asks for files that jaxl does not load is an InputError in both: `<lora:...>` and `embedding:...`.
+`<lora:...>` and `embedding:...` ask for files that jaxl does not load; both syntaxes refuse them with an InputError.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Syntax = Literal["a1111", "lenient", "literal", "plain"]
 SYNTAXES: tuple[Syntax, ...] = get_args(Syntax)
 MAX_LENGTH = 10_000  # characters, where there is syntax to read
 
-# tags, and what ComfyUI calls textual inversions; `(embedding:1.2)` is a word with a weight
+# tags, and textual inversions as ComfyUI writes them; `(embedding:1.2)` is a word with a weight
 _NETWORK = re.compile(
     r"\\.|(?P<found><\w+:[^<>]+>|\bembedding:(?!\s*[+-]?[.\d]+\s*[)\]])[^\s\\()\[\]:|<>,]+)", re.DOTALL
 )
@@ -57,7 +57,7 @@ _READERS: Mapping[Syntax, _Reader] = {
 def schedule(
     prompt: str, steps: int, argument: str = "prompt", syntax: Syntax = "lenient"
 ) -> tuple[tuple[int, str], ...]:
-    """The texts of a prompt, each with the first step (from 0) at which it holds; the first one is 0.
+    """Return the texts of a prompt, each with the first step at which it holds; the first one is 0.
 
     In `[a:b:when]`, a holds for the first n of the steps and b from then on. A number with a point is a share of them
     and n is int(when * steps); a whole number is n itself. This is A1111's schedule, in which a's `end_at_step` is
@@ -73,7 +73,7 @@ def schedule(
 
 
 def parse(text: str, argument: str = "prompt", syntax: Syntax = "lenient") -> tuple[tuple[Span, ...], ...]:
-    """A text of `schedule` as sections, which BREAK separates; each starts a new chunk, and may be empty.
+    """Return the sections of a text of `schedule`. BREAK separates them; each starts a new chunk, and may be empty.
 
     Neighbouring spans of a section have different weights. Raises InputError, for `argument`, as the syntax has it.
     """
@@ -83,7 +83,7 @@ def parse(text: str, argument: str = "prompt", syntax: Syntax = "lenient") -> tu
 
 
 def is_composed(prompt: str) -> bool:
-    """Whether there is an `AND`, with which A1111 composes prompts; the lenient syntax takes it as a word."""
+    """Return whether there is an `AND`, with which A1111 composes prompts; the lenient syntax takes it as a word."""
     return _AND.search(prompt) is not None
 
 
@@ -104,7 +104,7 @@ def _check(prompt: str, argument: str, syntax: Syntax) -> None:
 
 @contextmanager
 def _told(argument: str, prompt: str) -> Iterator[None]:
-    """Where broken syntax is an InputError."""
+    """Turn a BrokenSyntaxError inside it into an InputError for `argument`."""
     try:
         yield
     except strict.BrokenSyntaxError as error:

@@ -1,4 +1,4 @@
-"""What prompts are made of: text with a weight, and text that changes from step to step."""
+"""The parts of prompts: text with a weight, and text that changes from step to step."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ def append(section: list[Span], text: str, weight: float) -> None:
 
 
 def joined(pieces: Sequence[Piece]) -> list[str]:
-    """Pieces put together."""
+    """Return pieces put together: one text for all steps, or one for each."""
     lists = [[piece] if isinstance(piece, str) else piece for piece in pieces]
     count = max(map(len, lists), default=1)
     return ["".join([_at(step, texts) for texts in lists]) for step in range(count)]
 
 
 def alternating(parts: Sequence[list[str]], steps: int) -> list[str]:
-    """The parts in turn, one each step."""
+    """Return the text at each step: the parts in turn."""
     return [_at(step, parts[step % len(parts)]) for step in range(steps)]
 
 
 def switching(before: list[str], after: list[str], when: str, steps: int) -> list[str]:
-    """First `before`, then `after`; `when` is the number of the first steps, or, with a point, their share of all."""
+    """Return the text at each step: `before` for `when` steps (with a point: that share of all), then `after`."""
     first = float(when) * steps if "." in when else float(when)
     first = int(min(max(first, 0), steps))
     return [_at(step, before if step < first else after) for step in range(steps)]

@@ -1,4 +1,4 @@
-"""A1111's syntax, of which nothing is taken as text that looks like something else.
+"""A1111's syntax, read strictly: what looks like a mistake is an error, never text.
 
 Brackets without a partner, numbers out of range and `AND` are errors. Apart from that the rules are those of the web
 UI 1.10, with these differences: BREAK works inside brackets, a backslash before a colon keeps it from making a weight,
@@ -18,7 +18,7 @@ _FACTORS = {"": 1.0, "(": 1.1, "[": 1 / 1.1}
 _CLOSING = {"": "", "(": ")", "[": "]"}
 _TOKEN = re.compile(r"\\(?:\w+|.)|\w+|[^\w\\()\[\]:|]+|.", re.DOTALL)
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)")
-# what is meant as a number, right or wrong
+# anything meant as a number, right or wrong
 _LIKE_A_NUMBER = re.compile(
     r"[+-]?(?:[.,]*[0-9][0-9.,]*(?:e[+-]?[0-9]+)?%?|nan|inf|infinity)", re.IGNORECASE | re.ASCII
 )
@@ -36,7 +36,7 @@ class BrokenSyntaxError(Exception):
 class _Group:
     """A bracket, opened by `(` or `[` at character `start`, or the whole prompt ("").
 
-    `parts` are what stands between its own colons and bars, which are the `marks`; one part more than marks.
+    Its own colons and bars are `marks`; `parts` stand between them, one more than marks.
     """
 
     opening: str
@@ -46,18 +46,18 @@ class _Group:
 
     @property
     def last(self) -> str:
-        """What stands behind the last mark; "" where there is no mark, or a bracket behind it."""
+        """The text behind the last mark; "" where there is no mark, or a bracket behind it."""
         texts = [item for item in self.parts[-1] if isinstance(item, str)]
         return "".join(texts).strip() if self.marks and len(texts) == len(self.parts[-1]) else ""
 
 
 def texts(prompt: str, steps: int) -> list[str]:
-    """The text at each step, or the one text of all steps. Raises BrokenSyntaxError."""
+    """Return the text at each step, or the one text of all steps. Raises BrokenSyntaxError."""
     return _texts(_read(prompt), steps)
 
 
 def sections(text: str) -> Sections:
-    """The spans of each section. Raises BrokenSyntaxError, also for a weight beyond MAX_WEIGHT."""
+    """Return the spans of each section. Raises BrokenSyntaxError, also for a weight beyond MAX_WEIGHT."""
     found: list[list[Span]] = [[]]
     _weigh(_read(text), 1.0, found)
     return found
@@ -91,7 +91,7 @@ def _read(prompt: str) -> _Group:
 
 
 def _texts(group: _Group, steps: int) -> list[str]:
-    """What a group amounts to at each step, or once, if that never changes."""
+    """Return the text of a group at each step, or the one text of all steps."""
     parts = [joined([i if isinstance(i, str) else _texts(i, steps) for i in part]) for part in group.parts]
     if group.opening == "[" and "|" in group.marks:
         if ":" in group.marks:
@@ -115,7 +115,7 @@ def _check_switch(group: _Group) -> None:
 
 
 def _weigh(group: _Group, weight: float, sections: list[list[Span]]) -> None:
-    """Append the spans of a group, whose surroundings have a weight, to the last of the sections, or to new ones."""
+    """Append the spans of a group to the last section, or to new ones; `weight` is that of the group's surroundings."""
     parts, marks = group.parts, [*group.marks, ""]
     if group.opening == "(" and group.marks[-1:] == [":"] and _LIKE_A_NUMBER.fullmatch(group.last):
         if not _NUMBER.fullmatch(group.last):
@@ -140,5 +140,5 @@ def _weigh(group: _Group, weight: float, sections: list[list[Span]]) -> None:
 
 
 def shortened(text: str) -> str:
-    """A text for a message."""
+    """Return a text for a message, in quotes, at most 40 characters of it."""
     return repr(text if len(text) <= 40 else text[:37] + "...")

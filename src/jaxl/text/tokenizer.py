@@ -38,7 +38,7 @@ class Encoded:
     """Prompts as a text encoder reads them.
 
     `ids`: int32 [B, T], each row the beginning token, the prompt's tokens, the end token and padding.
-    `lost`: for each prompt the end of it that did not fit, as it was written; empty where all of it did.
+    `lost`: for each prompt the end that did not fit, as it was written; empty where all of it did.
     """
 
     ids: np.ndarray
@@ -67,12 +67,12 @@ class Tokenizer:
 
     @classmethod
     def clip(cls, pad: Literal["<|endoftext|>", "!"] = EOS) -> Tokenizer:
-        """CLIP's own tokenizer, shipped with jaxl; SDXL's second text encoder is padded with `!`."""
+        """Return CLIP's own tokenizer, shipped with jaxl; SDXL's second text encoder is padded with `!`."""
         vocabulary = clip_vocabulary(pad)
         return cls(vocabulary, _backend(vocabulary))
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the tokenizer folder that `from_dir` and transformers read; OutputError where that fails."""
+        """Write the tokenizer folder that `from_dir` and transformers read. Raises OutputError where that fails."""
         write_vocabulary(self.vocabulary, Path(path))
 
     @property
@@ -94,14 +94,13 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """Number of ids, added tokens included: what the text encoder's embedding table must hold at least."""
+        """Number of ids, added tokens included; the text encoder's embedding table must hold as many."""
         return self.backend.get_vocab_size(with_added_tokens=True)
 
     def encode(self, prompts: str | Sequence[str], argument: str = "prompt") -> Encoded:
-        """Token ids of one prompt (B = 1) or of a list of them, cut and padded to `max_length`.
+        """Return the token ids of one prompt (B = 1) or of a list of them, cut and padded to `max_length`.
 
-        `argument` is the name under which the caller passed the prompts, for InputError: a prompt is not a string, or
-        not valid Unicode.
+        Raises InputError, for `argument`, where a prompt is not a string or not valid Unicode.
         """
         if isinstance(prompts, str):
             prompts = [prompts]
@@ -117,7 +116,7 @@ class Tokenizer:
         return Encoded(ids, tuple(lost))
 
     def tokens(self, text: str, argument: str = "prompt") -> Tokens:
-        """All tokens of a text, however long, with nothing added; InputError as in `encode`."""
+        """Return all tokens of a text, however long, with nothing added. Raises InputError as `encode` does."""
         if not isinstance(text, str):
             raise InputError(argument, text, f"must be a string, not a {type(text).__name__}")
         try:
@@ -128,7 +127,7 @@ class Tokenizer:
         return Tokens(encoding.ids, [start for start, _ in encoding.offsets])
 
     def frame(self, ids: Sequence[int]) -> np.ndarray:
-        """int32 [T]: the beginning token, `ids` (T - 2 at most), the end token, padding."""
+        """Return int32 [T]: the beginning token, `ids` (T - 2 at most), the end token, padding."""
         row = np.full(self.max_length, self.pad_id, np.int32)
         row[: len(ids) + 2] = [self.bos_id, *ids, self.eos_id]
         return row

@@ -1,4 +1,4 @@
-"""What a CLIP tokenizer knows: its tokens, merges and special tokens, as plain data.
+"""The vocabulary of a CLIP tokenizer as plain data: its tokens, merges and special tokens.
 
 A vocabulary comes from the tokenizer folder of a checkpoint (`read_vocabulary`) or from the one shipped with jaxl
 (`clip_vocabulary`, for checkpoints that are a single file), and goes back to such a folder (`write_vocabulary`).
@@ -56,9 +56,9 @@ class Vocabulary:
 
 
 def clip_vocabulary(pad: Literal["<|endoftext|>", "!"] = EOS) -> Vocabulary:
-    """OpenAI's CLIP vocabulary, 49,408 tokens (Radford et al. 2021, arXiv:2103.00020; licence in clip_merges.LICENSE).
+    """Return OpenAI's CLIP vocabulary: 49,408 tokens (Radford et al. 2021, arXiv:2103.00020; see clip_merges.LICENSE).
 
-    SDXL pads its first encoder with the end token and its second with `!`. Any other `pad` is an InputError.
+    SDXL pads its first encoder with the end token and its second with `!`. Raises InputError for any other `pad`.
     """
     if pad not in (EOS, "!"):
         raise InputError("pad", pad, f"CLIP's vocabulary is padded with {EOS!r} or '!'")
@@ -76,15 +76,15 @@ def clip_vocabulary(pad: Literal["<|endoftext|>", "!"] = EOS) -> Vocabulary:
 
 
 def _byte_symbols() -> list[str]:
-    """One visible character per byte, in CLIP's order: those visible in Latin-1, then the rest from U+0100 on."""
+    """Return one visible character per byte, in CLIP's order: the visible of Latin-1, then the rest from U+0100 on."""
     visible = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     return [chr(b) for b in visible] + [chr(256 + n) for n in range(256 - len(visible))]
 
 
 def read_vocabulary(folder: Path) -> Vocabulary:
-    """The vocabulary in a checkpoint's tokenizer folder.
+    """Read the vocabulary from a checkpoint's tokenizer folder.
 
-    Raises CheckpointError naming the file where one is missing or damaged, where a field asks for what CLIP does not do
+    Raises CheckpointError naming the file where one is missing or damaged, where a field asks for what CLIP lacks
     (left padding, left truncation, split special tokens, another tokenizer class) and where token ids disagree.
     """
     config = _read_json(folder / "tokenizer_config.json")
@@ -127,7 +127,7 @@ def read_vocabulary(folder: Path) -> Vocabulary:
     missing = [token.content for token in everywhere if token.content not in known]
     if missing:
         raise CheckpointError(f"{folder}: the vocabulary lacks the special token {missing[0]!r}")
-    # A declared token keeps its flags; of several others with one content the last decides, as in transformers.
+    # Declared tokens keep their flags; among others with the same content the last decides, as in transformers.
     added = {known[token.content]: token for token in everywhere} | declared
     special_ids = {key: known[token.content] for key, token in special.items()}
     return Vocabulary(ids, merges, added, special_ids, _max_length(folder, config))
@@ -196,7 +196,7 @@ def _read_vocab_and_merges(folder: Path) -> tuple[dict[str, int], tuple[Merge, .
 
 
 def _read_model(path: Path, model: Any) -> tuple[dict[str, int], tuple[Merge, ...]]:
-    """Tokens and merges of a `tokenizer.json`; a merge is written `"a b"` or, by newer releases, `["a", "b"]`."""
+    """Return tokens and merges of a `tokenizer.json`; a merge is `"a b"` or, from newer releases, `["a", "b"]`."""
     model = model if isinstance(model, dict) else {}
     if model.get("type") != "BPE" or model.get("end_of_word_suffix") != END_OF_WORD:
         raise CheckpointError(
@@ -214,7 +214,7 @@ def _merge(pair: str | list[str]) -> Merge:
 
 
 def _token(folder: Path, key: str, value: Any) -> AddedToken:
-    """The special token under `key`, from its content or its fields."""
+    """Return the special token under `key`, from its content or its fields."""
     fields: dict[str, Any] = {"content": value} if isinstance(value, str) else value
     try:
         return AddedToken(**{**{name: fields[name] for name in fields if name != "__type"}, "special": True})
@@ -223,7 +223,7 @@ def _token(folder: Path, key: str, value: Any) -> AddedToken:
 
 
 def _legacy_added_tokens(folder: Path, special: set[str], whole: Mapping[str, Any]) -> dict[int, AddedToken]:
-    """Added tokens of a folder whose config has no `added_tokens_decoder`: added_tokens.json, then tokenizer.json."""
+    """Read the added tokens where the config has no `added_tokens_decoder`: added_tokens.json, then tokenizer.json."""
     tokens = {}
     for content, i in _read_json(folder / "added_tokens.json", optional=True).items():
         tokens[int(i)] = AddedToken(content, normalized=content not in special, special=content in special)
@@ -233,7 +233,7 @@ def _legacy_added_tokens(folder: Path, special: set[str], whole: Mapping[str, An
 
 
 def _check_ids(folder: Path, ids: Mapping[str, int], declared: Mapping[int, AddedToken]) -> None:
-    """Added tokens must have their id in the vocabulary, or follow it without a gap, as the library numbers them."""
+    """Raise unless added tokens have their id in the vocabulary or follow it without a gap, as the library has them."""
     following = len(ids)
     for i, token in sorted(declared.items()):
         expected = ids.get(token.content, following)

@@ -1,4 +1,4 @@
-"""What a checkpoint is, wherever it came from, and how its tensors get onto the devices."""
+"""A checkpoint, wherever it comes from, and the way of its tensors onto the devices."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from jaxl.errors import CheckpointError
 from jaxl.weights.layout import flatten, from_torch, rearranged, to_torch, unflatten
 from jaxl.weights.store import Tensor
 
-# What saved text encoders hold beside what SDXL reads: a buffer of older versions of transformers (0, 1, 2, ...), a
-# number of CLIP's training, and the projection where the pooled prompt is the other encoder's.
+# Saved text encoders hold these too, which SDXL does not read: a buffer of older versions of transformers (0, 1, 2,
+# ...), a number of CLIP's training, and the projection where the other encoder gives the pooled prompt.
 IGNORED = re.compile(r"(text_model\.)?(embeddings\.position_ids|logit_scale)|text_projection\.weight")
 
 
@@ -29,8 +29,8 @@ class Checkpoint:
     `text_encoder`, `text_encoder_2`), of the `scheduler`, and of `model_index`. `tensors` maps a component and its
     diffusers key to a tensor in a file. `tokenizers` maps `tokenizer` and `tokenizer_2`, where present, to a folder, or
     to None for the CLIP vocabulary that jaxl ships. The SDXL refiner has no `text_encoder` and no `tokenizer`; a single
-    file may have no `vae`. `predicts_by` is where the prediction type was found. `sources` is what the user named in
-    the place of components.
+    file may have no `vae`. `predicts_by` is where the prediction type was found. `sources` maps each component that
+    the user replaced to what the user named for it.
     """
 
     source: str
@@ -41,11 +41,11 @@ class Checkpoint:
     sources: Mapping[str, str] = field(default_factory=dict)
 
     def source_of(self, component: str) -> str:
-        """What the user named and a component is of."""
+        """Return what the user named as the source of a component."""
         return self.sources.get(component, self.source)
 
     def files(self) -> list[Path]:
-        """The weight files, each once."""
+        """Return the weight files, each once."""
         return sorted({tensor.file for tensors in self.tensors.values() for tensor in tensors.values()})
 
 
@@ -95,9 +95,9 @@ def load_params(
 
 
 def first_broken(params: Mapping[str, Any]) -> str | None:
-    """The first parameter that holds NaN or infinity, as component and key; None if all are finite."""
+    """Return the first parameter that holds NaN or infinity, as component and key; None if all are finite."""
     leaves = {f"{component}: {key}": leaf for component, tree in params.items() for key, leaf in flatten(tree).items()}
-    # of several hosts each has all of them
+    # with several hosts, each has every parameter
     own = (
         leaf if leaf.is_fully_addressable else leaf.addressable_data(0) for leaf in map(jnp.asarray, leaves.values())
     )

@@ -1,4 +1,4 @@
-"""What a checkpoint holds, told from its headers alone."""
+"""The networks that a checkpoint holds, told from its headers alone."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Component:
 
 
 def components(checkpoint: Checkpoint) -> list[Component]:
-    """Each network of a checkpoint, without reading a tensor."""
+    """Return each network of a checkpoint, without reading a tensor."""
     return [
         Component(
             name=name,
@@ -43,11 +43,11 @@ def components(checkpoint: Checkpoint) -> list[Component]:
 
 
 def _dtype(tensor: Tensor) -> str:
-    """The stored dtype, and whether a scale stands beside it."""
+    """Return the stored dtype, and say whether a scale stands beside it."""
     return tensor.dtype.name if tensor.scale is None else f"{tensor.dtype.name} with scales"
 
 
 def family(unet: UNetConfig) -> str:
-    """The published model whose structure the U-Net has, "SDXL-like" if none."""
+    """Return the published model whose structure the U-Net has, "SDXL-like" if there is none."""
     name = _FAMILIES.get((unet.down, unet.mid, unet.up), "SDXL-like")
     return f"{name} inpainting" if unet.in_channels == 9 else name

@@ -1,4 +1,4 @@
-"""A U-Net in diffusers' names without the config.json that belongs to it, as SDXL-Lightning's are published."""
+"""A U-Net file in diffusers' names without its config.json, as SDXL-Lightning's are published."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from jaxl.weights.original_layout import Layout, Shapes, count, shape
 from jaxl.weights.original_unet import level_config, network_config
 
 MIDDLES = {2: "UNetMidBlock2DCrossAttn", 1: "UNetMidBlock2D", 0: None}  # by the number of residual blocks
-GUIDANCE = "time_embedding.cond_proj.weight"  # what takes the guidance scale in a U-Net that was distilled with it
+GUIDANCE = "time_embedding.cond_proj.weight"  # takes the guidance scale in a U-Net that was distilled with it
 
 
 def diffusers_unet_layout(shapes: Shapes, pooled_dim: int, time_ids: int) -> Layout:
-    """As `original_unet.unet_layout`, of a U-Net whose names need no change."""
+    """Return the layout as `original_unet.unet_layout` does, for a U-Net whose names need no change."""
 
     def depths(block: str) -> list[int]:
         resnets = range(count(shapes, f"{block}.resnets"))

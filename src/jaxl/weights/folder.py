@@ -24,22 +24,22 @@ CLASSES: Mapping[str, tuple[str, ...]] = {
 }
 OPTIONAL = ("text_encoder",)  # the refiner has none
 TOKENIZERS: Mapping[str, str] = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
-# parts of a pipeline that have no say in the picture a prompt makes
+# parts of a pipeline that do not change the picture
 UNUSED = ("feature_extractor", "image_encoder", "safety_checker", "watermark")
 
-# what VAEs saved by early diffusers call the parts of their attention
+# names of attention's parts in VAEs that early diffusers saved
 OLD_ATTENTION = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
 
 
-# what errors call the networks that a user may name on their own
+# the networks that a user may name on their own, as errors call them
 PARTS: Mapping[str, str] = {"unet": "U-Net", "vae": "VAE"}
 
 
 @dataclass(frozen=True)
 class Part:
-    """A network on its own, opened but not read: what a `Checkpoint` holds of it, and what the user named.
+    """A network on its own, opened but not read; the fields are as in `Checkpoint`.
 
-    `scheduler` is the config that a U-Net's file asks for, and `predicts_by` where; None if it asks for nothing.
+    `scheduler` is the config that a U-Net's file asks for, and `predicts_by` where it does; None if it does not.
     """
 
     source: str
@@ -50,22 +50,22 @@ class Part:
 
 
 def stem(component: str) -> str:
-    """The name of a component's weight files, without variant and extension."""
+    """Return the name of a component's weight files, without variant and extension."""
     return "model" if component.startswith("text_encoder") else "diffusion_pytorch_model"
 
 
 def weight_file(component: str, variant: str | None) -> str:
-    """The file of a component whose weights are not split."""
+    """Return the name of a component's weight file where it is not split."""
     return f"{stem(component)}{f'.{variant}' if variant else ''}.safetensors"
 
 
 def index_file(component: str, variant: str | None) -> str:
-    """The list of files of a component whose weights are split."""
+    """Return the name of the index of a component's weights where they are split."""
     return f"{stem(component)}.safetensors.index{f'.{variant}' if variant else ''}.json"
 
 
 def present(index: Mapping[str, Any], source: str) -> list[str]:
-    """The networks that a `model_index.json` names; CheckpointError unless it is a pipeline that jaxl runs."""
+    """Return the networks that a `model_index.json` names. Raises CheckpointError unless jaxl runs such a pipeline."""
     kind = index.get("_class_name", "an unnamed pipeline")
     for component, wanted in CLASSES.items():
         found = _class_of(index, component)
@@ -86,7 +86,7 @@ def present(index: Mapping[str, Any], source: str) -> list[str]:
 
 
 def shards(folder: Path, component: str, variant: str | None) -> list[str] | None:
-    """The names of the files that the weights in a component's folder are split into; None without an index of them."""
+    """Return the names of the files into which a component's weights are split; None without an index."""
     path = folder / index_file(component, variant)
     if not path.exists():
         return None
@@ -101,10 +101,10 @@ def shards(folder: Path, component: str, variant: str | None) -> list[str] | Non
 
 
 def read_folder(folder: Path, *, variant: str | None = None, source: str | None = None) -> Checkpoint:
-    """Open a folder; nothing but headers and JSON is read.
+    """Open a folder, reading only headers and JSON.
 
-    `variant` selects weight files such as `model.fp16.safetensors`; where only some components have it, the plain ones
-    of the others are taken, and a warning is logged. Raises CheckpointError, in one line, if the folder is of another
+    `variant` selects weight files such as `model.fp16.safetensors`; where only some components have it, the others'
+    plain ones are taken, with a warning in the log. Raises CheckpointError, in one line, if the folder is of another
     kind of model, lacks a file, or holds a damaged one.
     """
     source = source or str(folder)
@@ -130,15 +130,15 @@ def read_folder(folder: Path, *, variant: str | None = None, source: str | None 
 
 
 def part_folder(folder: Path, component: str) -> Path:
-    """Where a network's files are: in `folder` itself, or in that of the pipeline that is there."""
+    """Return the folder of a network's files: `folder` itself, or the component's where `folder` holds a pipeline."""
     return folder / component if (folder / "model_index.json").exists() else folder
 
 
 def read_part(folder: Path, component: str, *, variant: str | None = None, source: str | None = None) -> Part:
-    """Open the `unet` or the `vae` in a folder, or that of the pipeline in it; nothing but headers and JSON is read.
+    """Open the `unet` or the `vae` in a folder, or that of the pipeline in it, reading only headers and JSON.
 
-    Where it has no such variant its plain weights are taken, and a warning is logged.
-    Raises CheckpointError, in one line, if there is none, or one of a kind that jaxl does not run.
+    Without the variant its plain weights are taken, with a warning in the log. Raises CheckpointError, in one line, if
+    there is no such network, or one of a kind that jaxl does not run.
     """
     source, folder, name = source or str(folder), part_folder(folder, component), PARTS[component]
     if not (folder / "config.json").exists():
@@ -161,19 +161,19 @@ def _class_of(index: Mapping[str, Any], component: str) -> str | None:
 
 
 def stored(folder: Path, component: str, variant: str | None) -> bool:
-    """Whether a component's folder has weights of a variant, whole or in parts."""
+    """Return whether a component's folder has weights of a variant, whole or split."""
     return any((folder / name(component, variant)).exists() for name in (weight_file, index_file))
 
 
 def _variants(folder: Path, components: list[str], variant: str | None, source: str) -> dict[str, str | None]:
-    """The variant that each component is read in: none where it has only plain weights, if others have the variant."""
+    """Return the variant to read of each component: None for plain weights, if only other components have `variant`."""
     if not any(stored(folder / component, component, variant) for component in components):
         return dict.fromkeys(components, variant)
     return {component: _variant(folder / component, component, variant, source) for component in components}
 
 
 def _variant(folder: Path, component: str, variant: str | None, source: str) -> str | None:
-    """The variant, or None with a warning in the log where there are only plain weights."""
+    """Return the variant, or None with a warning in the log where there are only plain weights."""
     if variant is None or stored(folder, component, variant) or not stored(folder, component, None):
         return variant
     LOGGER.warning("%s: no variant %r of %s; its plain weights are taken", source, variant, component)
@@ -181,7 +181,7 @@ def _variant(folder: Path, component: str, variant: str | None, source: str) -> 
 
 
 def _tensors(folder: Path, component: str, variant: str | None, source: str) -> dict[str, Tensor]:
-    """The tensors of the component in `folder`."""
+    """Return the tensors of the component in `folder`."""
     names = shards(folder, component, variant)
     if names is None:
         name = weight_file(component, variant)
@@ -198,7 +198,7 @@ def _tensors(folder: Path, component: str, variant: str | None, source: str) -> 
 
 
 def _remedy(folder: Path, component: str, variant: str | None) -> str:
-    """What to do about weights that are not there."""
+    """Return advice for an error about missing weights."""
     names = sorted(path.name for path in folder.glob(f"{stem(component)}*"))
     # the part between the name and the extension, without the number of a part: "" for plain weights, or "fp16"
     middles = [name.removesuffix(".safetensors").partition(".")[2] for name in names if name.endswith(".safetensors")]
@@ -215,7 +215,7 @@ def _remedy(folder: Path, component: str, variant: str | None) -> str:
 
 
 def _renamed(component: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Keys as current published checkpoints have them."""
+    """Return the tensors with keys as current published checkpoints have them."""
     if component == "vae":
         renamed: dict[str, Tensor] = {}
         for key, tensor in tensors.items():

@@ -37,7 +37,7 @@ def download(
     cache_dir: str | os.PathLike[str] | None = None,
     local_files_only: bool = False,
 ) -> Path:
-    """The local folder of a hub's model, with what `read_folder` needs of it.
+    """Download what `read_folder` needs of a hub's model, and return its local folder.
 
     The hub's address, cache, token and offline mode follow huggingface_hub's environment variables where no argument is
     given. The weights are of the same commit as the configs, whatever is pushed meanwhile. Weights that are not in the
@@ -45,7 +45,7 @@ def download(
     """
 
     fetch = partial(_fetch, repo_id, token=token, cache_dir=cache_dir, local_files_only=local_files_only)
-    # the first of these is in every repository: to match nothing would make huggingface_hub print a warning
+    # the first of these is in every repository: huggingface_hub prints a warning if nothing matches
     small = [".gitattributes", "model_index.json", "scheduler/scheduler_config.json"]
     small += [f"{folder}/{name}" for folder in TOKENIZERS.values() for name in TOKENIZER_FILES]
     small += [f"{c}/{name}" for c in CLASSES for name in ("config.json", index_file(c, variant), index_file(c, None))]
@@ -64,7 +64,7 @@ def download(
 
     fetched = weights(components, variant)
     lacking = [component for component in components if not stored(fetched / component, component, variant)]
-    # as `read_folder` does: the plain weights of those that lack a variant which others have
+    # as in `read_folder`, components that lack the variant come plain if others have it
     return weights(lacking, None) if variant and 0 < len(lacking) < len(components) else fetched
 
 
@@ -78,7 +78,7 @@ def download_part(
     cache_dir: str | os.PathLike[str] | None = None,
     local_files_only: bool = False,
 ) -> Path:
-    """As `download`, with what `read_part` needs: of a network's own repository, or of a pipeline's."""
+    """Do as `download` with what `read_part` needs, from a network's own repository or a pipeline's."""
 
     fetch = partial(_fetch, repo_id, token=token, cache_dir=cache_dir, local_files_only=local_files_only)
     small = [".gitattributes", "model_index.json"]
@@ -109,7 +109,7 @@ def _fetch(
     cache_dir: str | os.PathLike[str] | None,
     local_files_only: bool,
 ) -> Path:
-    """The folder of one commit with those of the `files` that it has; `missing` are the weights not there, if known."""
+    """Fetch the `files` that a commit has, and return its folder; `missing` are weights not in the cache, if known."""
     try:
         return Path(
             snapshot_download(
@@ -127,7 +127,7 @@ def _fetch(
 
 
 def _reason(error: Exception, revision: str | None, missing: list[str]) -> str:
-    """Why a download failed, and what to do, in one line; `missing` are the weights that are not there, if known."""
+    """Return why a download failed and what to do, in one line; `missing` as in `_fetch`."""
     if isinstance(error, errors.GatedRepoError):
         return "access to this model must be granted on its page first; then pass `token`"
     if isinstance(error, errors.RevisionNotFoundError):

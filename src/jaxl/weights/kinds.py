@@ -1,4 +1,4 @@
-"""What a `.safetensors` file is that is not what was asked for, told by its keys and shapes."""
+"""The kind of a `.safetensors` file that is not what was asked for, told by its keys and shapes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 
 from jaxl.weights.store import Tensor
 
-# what is no part of a Stable Diffusion; the first pattern that some key begins with decides
+# files that are no part of a Stable Diffusion; the first pattern that some key begins with decides
 OTHERS = {
     r"(.*[._])?(lora_|lora\.|hada_w|lokr_w|dora_scale)": "a LoRA, which goes on top of a checkpoint",
     r"(emb_params|clip_[lg])$": "a textual inversion embedding, which goes on top of a checkpoint",
@@ -30,13 +30,13 @@ ENCODER = (
 )
 # older Stable Diffusions keep their one text encoder under names of their own
 FAMILIES = {r"cond_stage_model\.transformer\.": "1", r"cond_stage_model\.model\.": "2"}
-# which text encoders a U-Net was made for, by the width of what its attention to the text takes
+# the model whose text encoders a U-Net was made for, by the width of its attention's input from the text
 CONTEXTS = {768: "Stable Diffusion 1", 1024: "Stable Diffusion 2", 1280: "the SDXL refiner", 2048: "SDXL"}
 CONTEXT = ".transformer_blocks.0.attn2.to_k.weight"
 
 
 def kind(tensors: Mapping[str, Tensor]) -> str:
-    """What a file with these tensors is, as the end of "not ... but", with what to do with it where that is known."""
+    """Return what a file with these tensors is, to end "not ... but", and what to do with it where that is known."""
     found = other(tensors)
     if found is not None:
         return found
@@ -51,7 +51,7 @@ def kind(tensors: Mapping[str, Tensor]) -> str:
         "text encoder": _has(tensors, ENCODER),
     }
     found = [name for name, there in networks.items() if there]
-    sized = any("label_emb." in key or "add_embedding." in key for key in tensors)  # as SDXL is, and no older one
+    sized = any("label_emb." in key or "add_embedding." in key for key in tensors)  # SDXL takes sizes, older ones not
     if found == ["U-Net"]:
         way = "give it as `unet`, with a whole SDXL as `model`" if sized else "SDXL's has a label_emb"
         return f"{_unet(tensors)} alone; {way}"
@@ -70,12 +70,12 @@ def kind(tensors: Mapping[str, Tensor]) -> str:
 
 
 def other(keys: Iterable[str]) -> str | None:
-    """What a file with these keys is, if it is no part of a Stable Diffusion."""
+    """Return what a file with these keys is if it is no part of a Stable Diffusion, else None."""
     return next((name for pattern, name in OTHERS.items() if _has(keys, pattern)), None)
 
 
 def _unet(tensors: Mapping[str, Tensor]) -> str:
-    """The U-Net by the width of the texts that it takes, as far as that is known."""
+    """Name the U-Net by the width of the texts that it takes, where that is known."""
     names = " in diffusers names" if _has(tensors, UNET_DIFFUSERS) else ""
     width = next((tensor.shape[-1] for key, tensor in tensors.items() if key.endswith(CONTEXT) and tensor.shape), None)
     family = CONTEXTS.get(width or 0)

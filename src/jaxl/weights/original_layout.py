@@ -1,8 +1,8 @@
 """SDXL's autoencoder and text encoders in the layout they were published in: configs from shapes, and the names.
 
-The layout is that of Stability AI's generative-models (`sgm`) and of OpenCLIP; what corresponds to what in diffusers
-and transformers is known from diffusers' `convert_diffusers_to_original_sdxl.py`. Keys come here without the prefix
-that their network has in a file. A network's structure is read off its keys and shapes, nothing else.
+The layout is that of Stability AI's generative-models (`sgm`) and of OpenCLIP; the corresponding names in diffusers
+and transformers are those of diffusers' `convert_diffusers_to_original_sdxl.py`. Keys come here without the prefix of
+their network in a file. A network's structure is read off its keys and shapes, nothing else.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 from jaxl.errors import CheckpointError
 
-HEAD_WIDTH = 64  # of every attention in SDXL's U-Nets and text encoders; no shape tells it
+HEAD_WIDTH = 64  # in all attention of SDXL's U-Nets and text encoders; no shape tells it
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -34,7 +34,7 @@ OPENCLIP_LAYER = {
 
 @dataclass(frozen=True)
 class Layout:
-    """One network of a file: the diffusers or transformers config that it amounts to, and where its tensors go.
+    """The layout of one network in a file: its config in diffusers or transformers, and the new names of its tensors.
 
     `names` maps every key that the network may have to its diffusers key, or to three of them where one tensor holds
     query, key and value below each other.
@@ -45,7 +45,7 @@ class Layout:
 
 
 def vae_layout(shapes: Shapes) -> Layout:
-    """The autoencoder, SDXL's in all but its widths and depths. Raises CheckpointError naming a missing key."""
+    """Return the autoencoder's layout; only widths and depths are read. Raises CheckpointError naming a missing key."""
     in_channels = shape(shapes, "encoder.conv_in.weight")[1]
     latent_channels = shape(shapes, "decoder.conv_in.weight")[1]
     levels, layers = count(shapes, "encoder.down"), count(shapes, "encoder.down.0.block")
@@ -85,7 +85,7 @@ def vae_layout(shapes: Shapes) -> Layout:
 
 
 def clip_layout(shapes: Shapes) -> Layout:
-    """CLIP ViT-L's text encoder, under transformers' names already. Raises CheckpointError naming a missing key."""
+    """Return CLIP ViT-L's layout, in transformers' names already. Raises CheckpointError naming a missing key."""
     layers = count(shapes, "text_model.encoder.layers")
     same = [
         "text_model.embeddings.token_embedding",
@@ -107,7 +107,7 @@ def clip_layout(shapes: Shapes) -> Layout:
 
 
 def openclip_layout(shapes: Shapes) -> Layout:
-    """OpenCLIP ViT-bigG's text encoder with its projection.
+    """Return the layout of OpenCLIP ViT-bigG's text encoder with its projection.
 
     OpenCLIP keeps query, key and value in one `in_proj` tensor, and `text_projection` is a bare matrix [in, out]; files
     that diffusers' script wrote have a linear layer's `text_projection.weight` [out, in] instead. Raises
@@ -154,13 +154,13 @@ def _text_config(
     layers: int,
     projection_dim: int,
 ) -> dict[str, Any]:
-    """A transformers config as SDXL's text encoders have it."""
+    """Return a transformers config as SDXL's text encoders have it."""
     vocab_size, width = tokens
     return {
         "architectures": [architecture],
         "attention_dropout": 0.0,
         "bos_token_id": 0,
-        # not the end token: the published configs say 2, and readers know that it means the largest id
+        # not the end token's id: the published configs say 2, which readers take as "the largest id"
         "eos_token_id": 2,
         "hidden_act": activation,
         "hidden_size": width,
@@ -179,14 +179,14 @@ def _text_config(
 
 
 def heads(width: int) -> int:
-    """The number of attention heads for `width` channels. Raises CheckpointError if it is not whole."""
+    """Return the number of attention heads for `width` channels. Raises CheckpointError if it is not whole."""
     if width % HEAD_WIDTH:
         raise CheckpointError(f"an attention is {width} wide, which is not heads of {HEAD_WIDTH}")
     return width // HEAD_WIDTH
 
 
 def shape(shapes: Shapes, key: str, axes: int = 4) -> tuple[int, ...]:
-    """The shape of `key`. Raises CheckpointError if it is missing or has another number of axes."""
+    """Return the shape of `key`. Raises CheckpointError if it is missing or has another number of axes."""
     if key not in shapes:
         raise CheckpointError(f"{key} is missing")
     if len(shapes[key]) != axes:
@@ -195,7 +195,7 @@ def shape(shapes: Shapes, key: str, axes: int = 4) -> tuple[int, ...]:
 
 
 def count(shapes: Shapes, prefix: str) -> int:
-    """The number of numbered parts of `prefix`. Raises CheckpointError if a number is left out."""
+    """Return how many numbered parts `prefix` has. Raises CheckpointError if a number is left out."""
     start = len(prefix) + 1
     parts = (key[start:].partition(".")[0] for key in shapes if key.startswith(f"{prefix}."))
     numbers = {int(part) for part in parts if part.isdecimal()}
@@ -206,10 +206,10 @@ def count(shapes: Shapes, prefix: str) -> int:
 
 
 def renamed(parts: Mapping[str, str], old: str, new: str) -> dict[str, str]:
-    """The `parts` of one block, under its old and its new name."""
+    """Return the full old and new names of a block's `parts`."""
     return {f"{old}.{part}": f"{new}.{name}" for part, name in parts.items()}
 
 
 def parameters(modules: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
-    """The weight and the bias of every module."""
+    """Return the old and new keys of every module's weight and bias."""
     return {f"{old}.{leaf}": (f"{new}.{leaf}",) for old, new in modules.items() for leaf in ("weight", "bias")}

@@ -1,8 +1,8 @@
 """SDXL's U-Net in the layout it was published in (`sgm`'s `UNetModel`): its config from keys and shapes, and the names.
 
-`input_blocks` and `output_blocks` are flat lists; a level, which diffusers makes a block of, ends where a down- or
-upsampling stands. That transformers differ in depth from block to block (SSD-1B), and that the middle may be a single
-residual block (SSD-1B, Vega) or nothing (KOALA), is a finding of ComfyUI's model detection.
+`input_blocks` and `output_blocks` are flat lists; a level, which is a block in diffusers, ends with its down- or
+upsampling. ComfyUI's model detection found that transformers may differ in depth from block to block (SSD-1B), and that
+the middle may be a single residual block (SSD-1B, Vega) or nothing (KOALA).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ FIRST_CONTEXT = ".transformer_blocks.0.attn2.to_k.weight"
 
 
 def unet_layout(shapes: Shapes, pooled_dim: int, time_ids: int) -> Layout:
-    """The U-Net, keys without `model.diffusion_model.`.
+    """Return the U-Net's layout, from keys without `model.diffusion_model.`.
 
     The vector conditioning is the pooled prompt, `pooled_dim` wide, and `time_ids` sizes: 6, or 5 in the refiner.
     Raises CheckpointError naming a missing key, or what a diffusers `UNet2DConditionModel` cannot express.
@@ -80,7 +80,7 @@ def unet_layout(shapes: Shapes, pooled_dim: int, time_ids: int) -> Layout:
 
 
 def network_config(shapes: Shapes, ends: tuple[str, str, str], pooled_dim: int, time_ids: int) -> dict[str, Any]:
-    """The part of the config that is not about levels.
+    """Return the part of the config that is not about levels.
 
     `ends` are the keys of the first and the last convolution, and of the layer that takes the vector conditioning.
     """
@@ -115,13 +115,13 @@ def network_config(shapes: Shapes, ends: tuple[str, str, str], pooled_dim: int, 
 
 
 def _block(shapes: Shapes, old: str, new: str, i: int) -> dict[str, str]:
-    """The residual block and the transformer of one input or output block, the `i`-th of its level."""
+    """Return the names of the residual block and the transformer in one block, the `i`-th of its level."""
     transformer = _transformer(f"{old}.1", f"{new}.attentions.{i}", _depth(shapes, f"{old}.1"))
     return renamed(RESNET, f"{old}.0", f"{new}.resnets.{i}") | transformer
 
 
 def _transformer(old: str, new: str, depth: int) -> dict[str, str]:
-    """A transformer has the same names in both layouts; there is none of depth 0."""
+    """Return the names of a transformer, the same in both layouts; none for depth 0."""
     layers = [f"transformer_blocks.{i}.{part}" for i in range(depth) for part in TRANSFORMER_LAYER]
     return {f"{old}.{part}": f"{new}.{part}" for part in ("norm", "proj_in", *layers, "proj_out") if depth}
 
@@ -133,7 +133,7 @@ def _depth(shapes: Shapes, transformer: str) -> int:
 def level_config(
     channels: Sequence[int], down: Sequence[Sequence[int]], mid_depth: int, up: Sequence[Sequence[int]]
 ) -> dict[str, Any]:
-    """The part of the config that says what the levels hold, from the transformers' depths on the way down and up."""
+    """Return the part of the config about levels, from the transformers' depths on the way down and up."""
     layers = [len(depths) for depths in down]
     if not all(layers) or [len(depths) for depths in up] != [n + 1 for n in reversed(layers)]:
         raise CheckpointError("output_blocks do not mirror input_blocks")
@@ -141,7 +141,7 @@ def level_config(
         if any(depths) and not all(depths):
             raise CheckpointError(f"a level has transformers in some of its blocks only (depths {list(depths)})")
 
-    # a level without transformers has a depth all the same; nothing reads it but the middle, which takes the last one
+    # a level without transformers needs a depth too; only the middle reads it, and takes the last one
     down_depths = [_one_or_each(depths) or 1 for depths in down]
     if mid_depth and not any(down[-1]):
         down_depths[-1] = mid_depth
@@ -167,5 +167,5 @@ def level_config(
 
 
 def _one_or_each(values: Sequence[int]) -> int | list[int]:
-    """One number where all are equal, as configs have it."""
+    """Return one number where all are equal, as configs have it."""
     return values[0] if len(set(values)) == 1 else list(values)

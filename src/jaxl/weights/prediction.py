@@ -1,6 +1,6 @@
-"""What a network predicts, as a single file says: in a tensor, its metadata, a .yaml beside it, or its name.
+"""The prediction type that a single file names: in a tensor, its metadata, a .yaml beside it, or its name.
 
-Nothing in the weights themselves tells it, and a wrong guess is a picture of noise.
+The weights themselves do not tell it, and a wrong guess is a picture of noise.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from jaxl.errors import InputError, nearest
 from jaxl.weights.checkpoint import Checkpoint
 
-# diffusers' names, and what others call them
+# diffusers' names, and those of other programs
 PREDICTIONS: Mapping[str, tuple[str, ...]] = {
     "epsilon": ("eps", "noise"),
     "v_prediction": ("v", "v-prediction", "vpred", "v_pred", "velocity"),
@@ -21,7 +21,7 @@ PREDICTIONS: Mapping[str, tuple[str, ...]] = {
 }
 # Stability's model spec, as sd-scripts and ComfyUI write it
 METADATA = ("modelspec.predict_key", "modelspec.prediction_type")
-# a line of the original training configs, which A1111 and Forge read; no more of a .yaml is
+# a line of the original training configs, which A1111 and Forge read; jaxl reads no more of a .yaml
 PARAMETERIZATION = re.compile(r"""^\s*parameterization:\s*["']?(\w+)["']?\s*(?:#.*)?$""", re.MULTILINE)
 MAX_YAML_BYTES = 65536
 # ByteDance's sdxl_lightning_1step_x0
@@ -29,9 +29,9 @@ X0_NAME = re.compile(r"(^|[-_. ])x0([-_. ]|$)")
 
 
 def find_prediction(file: Path, keys: Collection[str], metadata: Mapping[str, str]) -> tuple[str, str]:
-    """The prediction type of a single file, by diffusers' name, and where that was found.
+    """Return the prediction type of a single file, by diffusers' name, and where it was found.
 
-    A tensor `v_pred` is ComfyUI's mark of velocities. What is not known to be a prediction type is passed over.
+    A tensor `v_pred` is ComfyUI's mark of velocities. Unknown prediction types are passed over.
     """
     if "v_pred" in keys:
         return "v_prediction", "its tensor v_pred"
@@ -48,7 +48,7 @@ def find_prediction(file: Path, keys: Collection[str], metadata: Mapping[str, st
 
 
 def with_prediction(checkpoint: Checkpoint, value: str) -> Checkpoint:
-    """The checkpoint as one that predicts what the caller says; raises InputError for what is no prediction type."""
+    """Return the checkpoint with the caller's prediction type. Raises InputError for an unknown one."""
     known = _known(value)
     if known is None:
         raise InputError("prediction_type", value, nearest(str(value), PREDICTIONS))
@@ -64,7 +64,7 @@ def _known(value: object) -> str | None:
 
 
 def _beginning(file: Path) -> str:
-    """The first bytes of a text file, or nothing where there is none that can be read."""
+    """Return the first bytes of a text file as text; "" where it cannot be read."""
     try:
         if not file.is_file():
             return ""

@@ -40,7 +40,7 @@ def save_checkpoint(
         raise OutputError(f"{folder}: cannot be written ({error.strerror or error})") from error
     try:
         _write(unfinished, configs, params, tokenizers)
-        if near == place:  # it may be a disk's root or where a shell stands, so it is filled rather than replaced
+        if near == place:  # it may be a disk's root or a shell's folder, so it is filled rather than replaced
             for part in sorted(unfinished.iterdir(), key=Path.is_file):  # the index last
                 part.rename(place / part.name)
         else:
@@ -72,7 +72,7 @@ def _write(
         }
 
         def read(key: str, leaves: Mapping[str, Any] = leaves, axes: Mapping[str, Any] = axes) -> np.ndarray:
-            # of a copy, because jax keeps in the array itself what it gathers from devices for NumPy
+            # a copy, because jax would keep in the array itself what it gathers from devices for NumPy
             return rearranged(np.asarray(jnp.copy(leaves[key])), axes[key], leaves[key].dtype)
 
         write_safetensors(folder / component / weight_file(component, None), entries, read)

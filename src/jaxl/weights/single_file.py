@@ -1,7 +1,7 @@
-"""A whole SDXL in one `.safetensors`, in the layout it was published in and that most fine-tunes are traded in.
+"""A whole SDXL in one `.safetensors`, in the original layout, which most fine-tunes have.
 
 Base, refiner and nine-channel inpainting models, SSD-1B, Segmind-Vega and KOALA are told apart by keys and shapes, and
-the configs that such a file lacks are made from these. Nothing is read but the header: tensors are renamed, cut,
+the configs that such a file lacks are made from these. Only the header is read: tensors are renamed, cut,
 reshaped or transposed as views of the file.
 """
 
@@ -39,12 +39,12 @@ REFINER_PREFIXES = {
     "vae": "first_stage_model.",
     "text_encoder_2": "conditioner.embedders.0.model.",
 }
-# what may stand before the names of a U-Net that is alone, or part of something
+# the prefixes that names of a U-Net may have, alone or in a larger file
 UNET_PREFIXES = (PREFIXES["unet"], "diffusion_model.", "unet.", "")
 # the vector conditioning, which SDXL has and Stable Diffusion 1 and 2 do not
 SDXL_MARK = "model.diffusion_model.label_emb."
 
-# leftovers of training and of other programs, none of which has a part in making a picture
+# leftovers of training and of other programs, which no picture needs
 IGNORED = re.compile(
     "|".join(
         (
@@ -54,10 +54,10 @@ IGNORED = re.compile(
             r"(.*\.)?(logit_scale|position_ids)",
             # SDXL takes the pooled prompt from the other encoder
             r"conditioner\.embedders\.0\.(transformer\.text_projection\.weight|text_projection)",
-            # the noise schedule, as training kept it
+            # the noise schedule of the training
             r"betas|alphas_cumprod(_prev)?|(sqrt|sqrt_recip|sqrt_recipm1|sqrt_one_minus|log_one_minus)_alphas_cumprod",
             r"posterior_(variance|log_variance_clipped|mean_coef1|mean_coef2)|logvar|lvlb_weights",
-            # marks of velocity prediction and of EDM noise, which are read for the scheduler
+            # marks of velocity prediction and of EDM noise; `_scheduler_config` reads them
             r"v_pred|ztsnr|edm_mean|edm_std|edm_vpred\.sigma_(max|min)",
         )
     )
@@ -87,11 +87,11 @@ COSXL_SCHEDULER: Mapping[str, Any] = {
 def read_single_file(file: Path) -> Checkpoint:
     """Open a single-file SDXL checkpoint; its tensors stay unread.
 
-    What it predicts is said as `weights.prediction` has it; a tensor `ztsnr` beside `v_pred` marks a model that was
-    trained to zero terminal signal-to-noise ratio (ComfyUI's convention), `edm_*` the noise of Playground v2.5 and
-    CosXL. The VAE may be missing, as files that leave it to the user lack it.
-    Raises CheckpointError, in one line, if the file is something else than SDXL (it says what), lacks another network,
-    has an unknown key or a tensor twice, or if no config fits its shapes.
+    `weights.prediction` finds the prediction type. A tensor `ztsnr` beside `v_pred` marks a model that was trained to
+    zero terminal signal-to-noise ratio (ComfyUI's convention), `edm_*` the noise of Playground v2.5 and CosXL. The VAE
+    may be missing: some files leave it to the user. Raises CheckpointError, in one line, if the file is something else
+    than SDXL (it says what), lacks another network, has an unknown key or a tensor twice, or if no config fits its
+    shapes.
     """
     tensors = read_tensors(file)
     _refuse_others(file, tensors)
@@ -162,9 +162,9 @@ def read_vae_file(file: Path) -> Part:
 def read_unet_file(file: Path, own: Mapping[str, Any], pooled_dim: int, time_ids: int) -> Part:
     """Open a U-Net, on its own or in a larger file, in the original or in diffusers' names; its tensors stay unread.
 
-    It is to take the place of one whose config is `own`, beside an encoder whose pooled prompt is `pooled_dim` wide:
-    where its structure is the same, so is what no shape tells. Raises CheckpointError, in one line, if the file holds
-    no U-Net of SDXL's kind.
+    It replaces a U-Net whose config is `own`, beside an encoder whose pooled prompt is `pooled_dim` wide. If both have
+    the same structure, settings that no shape tells are taken from `own`. Raises CheckpointError, in one line, if the
+    file holds no U-Net of SDXL's kind.
     """
     tensors = read_tensors(file)
     layout_of = {"input_blocks.": unet_layout, "down_blocks.": diffusers_unet_layout}
@@ -199,13 +199,13 @@ def read_unet_file(file: Path, own: Mapping[str, Any], pooled_dim: int, time_ids
 
 
 def _refuse_others(file: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Say what the file is if it is not SDXL."""
+    """Raise CheckpointError, saying what the file is, if it is not SDXL."""
     if not any(key.startswith(SDXL_MARK) for key in tensors):
         raise CheckpointError(f"{file}: not an SDXL checkpoint but {kinds.kind(tensors)}")
 
 
 def _split(file: Path, tensors: Mapping[str, Tensor], prefixes: Mapping[str, str]) -> dict[str, dict[str, Tensor]]:
-    """Each network's tensors, by their keys without its prefix."""
+    """Return each network's tensors, by their keys without its prefix."""
     kept = {key: tensor for key, tensor in tensors.items() if not IGNORED.fullmatch(key)}
     parts = {
         component: {key.removeprefix(prefix): tensor for key, tensor in kept.items() if key.startswith(prefix)}
@@ -225,7 +225,7 @@ def _split(file: Path, tensors: Mapping[str, Tensor], prefixes: Mapping[str, str
 
 
 def _placed(file: Path, layout: Layout, part: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A network's tensors by their diffusers keys."""
+    """Return a network's tensors by their diffusers keys."""
     placed: dict[str, Tensor] = {}
     for key, tensor in part.items():
         if key not in layout.names:
@@ -237,7 +237,7 @@ def _placed(file: Path, layout: Layout, part: Mapping[str, Tensor]) -> dict[str,
 
 
 def _views(key: str, tensor: Tensor, parts: int) -> list[Tensor]:
-    """The tensor as diffusers has it: query, key and value apart, linear layers instead of 1x1 convolutions."""
+    """Return the tensor as diffusers has it: query, key and value apart, linear layers for 1x1 convolutions."""
     if parts > 1:
         if not tensor.shape or tensor.shape[0] % parts:
             raise CheckpointError(
@@ -257,7 +257,7 @@ def _numbers(tensor: Tensor) -> list[float]:
 
 
 def _scheduler_config(tensors: Mapping[str, Tensor], prediction: str) -> dict[str, Any]:
-    """SDXL's scheduler, as it was published, and what the file's marks change in it."""
+    """Return SDXL's published scheduler config, changed as the file's marks ask."""
     if "edm_mean" in tensors:
         return {**PLAYGROUND_SCHEDULER}
     if "edm_vpred.sigma_max" in tensors:
@@ -288,7 +288,7 @@ def _scheduler_config(tensors: Mapping[str, Tensor], prediction: str) -> dict[st
 
 
 def _model_index(file: Path, unet: Mapping[str, Any], refiner: bool, scheduler: str) -> dict[str, Any]:
-    """The `model_index.json` of the model's family."""
+    """Return the `model_index.json` of the model's family."""
     families = {4: "StableDiffusionXLPipeline", 9: "StableDiffusionXLInpaintPipeline"}
     channels = unet["in_channels"]
     if channels not in families:

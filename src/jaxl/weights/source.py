@@ -1,4 +1,4 @@
-"""What a user may name as a model or a part of one: the embedded model, a folder, a single file, or one on the hub."""
+"""The sources that a user may name for a model or a part: the embedded model, a folder, a single file, or a hub's."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def open_checkpoint(
     cache_dir: str | os.PathLike[str] | None = None,
     local_files_only: bool = False,
 ) -> Checkpoint:
-    """Open what `model` names, without reading tensors; a hub's model is downloaded first.
+    """Open the model that `model` names, without reading tensors; a hub's model is downloaded first.
 
     Raises CheckpointError, in one line, if there is nothing of that name or it is not an SDXL checkpoint.
     """
@@ -49,8 +49,8 @@ def open_vae(
 ) -> Part:
     """Open the VAE that `name` means, without reading tensors: one on its own, or that of a whole model.
 
-    Both kinds are known, `AutoencoderKL` and `AutoencoderTiny`. A name is as in `open_checkpoint`; a single file is in
-    the original layout. Raises CheckpointError, in one line.
+    It may be an `AutoencoderKL` or an `AutoencoderTiny`. Names are as in `open_checkpoint`; a single file is in the
+    original layout. Raises CheckpointError, in one line.
     """
     hub = {"revision": revision, "token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
     path, source = _find(os.fspath(name), "download_part", component="vae", variant=variant, **hub)
@@ -67,9 +67,9 @@ def open_unet(
     cache_dir: str | os.PathLike[str] | None = None,
     local_files_only: bool = False,
 ) -> Part:
-    """Open the U-Net that `name` means, to take the place of the checkpoint's, without reading tensors.
+    """Open the U-Net that `name` means, to replace the checkpoint's, without reading tensors.
 
-    A name is as in `open_checkpoint`; a single file holds a U-Net alone or with more, in the original layout or in
+    Names are as in `open_checkpoint`; a single file holds a U-Net alone or with more, in the original layout or in
     diffusers' names. Raises CheckpointError, in one line.
     """
     hub = {"revision": revision, "token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
@@ -82,7 +82,7 @@ def open_unet(
 
 
 def with_unet(checkpoint: Checkpoint, unet: Part) -> Checkpoint:
-    """The checkpoint with another U-Net, and with the scheduler that it asks for."""
+    """Return the checkpoint with another U-Net, and with the scheduler that this one asks for."""
     return dataclasses.replace(
         checkpoint,
         configs={
@@ -97,17 +97,17 @@ def with_unet(checkpoint: Checkpoint, unet: Part) -> Checkpoint:
 
 
 def with_vae(checkpoint: Checkpoint, vae: Part, component: str = "vae") -> Checkpoint:
-    """The checkpoint with another VAE, or with a small one as its component `preview`.
+    """Return the checkpoint with another VAE, or with a small one as its component `preview`.
 
-    One without a VAE is taken to have had SDXL's own. Raises CheckpointError if the configs show that its latents are
-    not the checkpoint's, or if a preview is not small.
+    A checkpoint without a VAE is taken to have SDXL's latents. Raises CheckpointError if the configs show that the
+    VAE's latents are not the checkpoint's, or if a preview is not small.
     """
     own = read_vae_config(checkpoint.configs.get("vae", SDXL_BASE["vae"]))
     other = read_vae_config(vae.config, f"{vae.source}: config.json")
     small = isinstance(other, TinyVAEConfig)
     if component == "preview" and not small:
         raise CheckpointError(f"{vae.source}: an AutoencoderKL is too slow for previews; give an AutoencoderTiny")
-    # a small one's latents are what the U-Net works on, so it has no scale to compare
+    # a small VAE's latents are those of the U-Net itself, so there is no scale to compare
     scale = () if small or isinstance(own, TinyVAEConfig) else ("scaling_factor", "latents_mean", "latents_std")
     for field in ("latent_channels", "factor", *scale):
         ours, theirs = getattr(own, field), getattr(other, field)
@@ -127,9 +127,9 @@ def with_vae(checkpoint: Checkpoint, vae: Part, component: str = "vae") -> Check
 
 
 def _find(name: str, download: str, **hub: Any) -> tuple[Path, str | None]:
-    """The folder or file that a name means, and what errors call it where that is not its path.
+    """Return the folder or file that a name means, and the name for errors where that is not its path.
 
-    A hub's model is downloaded by the function of `weights.hub` of that name.
+    `download` is the function of `weights.hub` that fetches a hub's model.
     """
     if name in EMBEDDED:
         return EMBEDDED[name], name
@@ -142,9 +142,9 @@ def _find(name: str, download: str, **hub: Any) -> tuple[Path, str | None]:
 
 
 def _local(name: str) -> Path | None:
-    """The folder or the .safetensors file of that name, or None where it can only be a hub's model.
+    """Return the folder or the .safetensors file of that name, or None where it can only be a hub's model.
 
-    Raises CheckpointError for a pickle, another file, and what can be neither.
+    Raises CheckpointError for a pickle, another file, and a name that can be neither.
     """
     path = Path(os.path.expanduser(name))  # Path.expanduser raises if it knows no such user
     if path.suffix.lower() in PICKLES and not path.is_dir():

@@ -40,7 +40,7 @@ DTYPES: Mapping[str, np.dtype] = {
 }
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 
-# what files of that name may be instead, by how they begin, in lower case
+# other things that are found under a .safetensors name, by their first bytes in lower case
 _PICKLE = "which can run code and which jaxl does not open; convert it to safetensors"
 OTHERS = {
     b"version https://git-lfs": "a Git LFS pointer, not the file it stands for; run: git lfs pull",
@@ -58,7 +58,7 @@ class Tensor:
 
     `key` is its name in the file, `shape` its shape as torch sees it, `offset` the absolute position of its first byte.
     `transposed` (2-D only) means that the bytes hold the transpose of `shape`. `scale`, one number or one for each row
-    in the file, is what the stored numbers are to be multiplied by.
+    in the file, multiplies the stored numbers.
     """
 
     key: str
@@ -79,13 +79,13 @@ class Tensor:
 
     @property
     def T(self) -> Tensor:  # noqa: N802 (numpy's name)
-        """The 2-D transpose, without reading."""
+        """Its 2-D transpose, without reading."""
         if len(self.shape) != 2:
             raise ValueError(f"{self.key}: only a matrix has a transpose, not {self.shape}")
         return dataclasses.replace(self, shape=self.shape[::-1], transposed=not self.transposed)
 
     def rows(self, start: int, stop: int) -> Tensor:
-        """The slice `[start:stop]` of the leading axis, without reading."""
+        """Return the slice `[start:stop]` of the leading axis, without reading."""
         if self.transposed or not self.shape or not 0 <= start <= stop <= self.shape[0]:
             raise ValueError(f"{self.key}: no rows {start} to {stop} in {self.shape}")
         row_bytes = math.prod(self.shape[1:]) * self.dtype.itemsize
@@ -95,20 +95,20 @@ class Tensor:
         )
 
     def reshape(self, shape: tuple[int, ...]) -> Tensor:
-        """The same bytes in another shape of the same size, without reading."""
+        """Return the same bytes in another shape of the same size, without reading."""
         by_row = self.scale is not None and self.scale.size > 1 and shape[:1] != self.shape[:1]
         if self.transposed or by_row or math.prod(shape) != self.size:
             raise ValueError(f"{self.key}: cannot view {self.shape} as {shape}")
         return dataclasses.replace(self, shape=shape)
 
     def scaled(self, scale: Tensor) -> Tensor:
-        """The tensor times one number, or one for each row, without reading. Raises ValueError for another shape."""
+        """Return the tensor times one number, or one per row, without reading. Raises ValueError for another shape."""
         if self.transposed or self.scale is not None or scale.size not in (1, *self.shape[:1]):
             raise ValueError(f"{self.key}: {scale.shape} does not scale {self.shape}")
         return dataclasses.replace(self, scale=scale.reshape((scale.size,)))
 
     def read(self) -> np.ndarray:
-        """The tensor, mapped read-only from the file: its pages are given back when the array is dropped.
+        """Map the tensor read-only from the file; its pages are given back when the array is dropped.
 
         With a scale it is a new array in float32.
         """
@@ -128,13 +128,13 @@ class Tensor:
                 )
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{self.file}: cannot read {self.key} ({error})") from error
-        if hasattr(pages, "madvise"):  # to read all of it at once is faster than page by page
+        if hasattr(pages, "madvise"):  # reading all at once is faster than page by page
             pages.madvise(mmap.MADV_WILLNEED)
         return np.frombuffer(pages, self.dtype, self.size, self.offset - start)
 
 
 def read_header(file: Path) -> dict[str, Tensor]:
-    """All tensors of a safetensors file by name, none of them read.
+    """Return all tensors of a safetensors file by name, none of them read.
 
     Raises CheckpointError, naming the file, if it is not safetensors, is truncated, names a key twice, has a dtype that
     jaxl does not read, or if sizes and positions disagree.
@@ -157,7 +157,7 @@ def read_header(file: Path) -> dict[str, Tensor]:
 
 
 def read_metadata(file: Path) -> dict[str, str]:
-    """The free-text `__metadata__` of a safetensors file, empty if it has none. Raises CheckpointError."""
+    """Read the free-text `__metadata__` of a safetensors file, empty if it has none. Raises CheckpointError."""
     metadata = _header(file)[0].get("__metadata__") or {}
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise CheckpointError(f"{file}: corrupt safetensors header, __metadata__ is not a table of texts")
@@ -165,7 +165,7 @@ def read_metadata(file: Path) -> dict[str, str]:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """A JSON file that holds one object. Raises CheckpointError naming the file."""
+    """Read a JSON file that holds one object. Raises CheckpointError naming the file."""
     try:
         text = file.read_text(encoding="utf-8")
     except FileNotFoundError as error:
@@ -178,10 +178,10 @@ def read_json(file: Path) -> dict[str, Any]:
 def write_safetensors(
     file: Path, entries: Mapping[str, tuple[np.dtype, tuple[int, ...]]], read: Callable[[str], np.ndarray]
 ) -> None:
-    """Write a safetensors file tensor by tensor: `read(key)` gives each array when its turn comes, in `entries` order.
+    """Write a safetensors file tensor by tensor, in the order of `entries`; `read(key)` returns each array.
 
-    `entries` maps a key to the dtype and shape that its array will have. The metadata is what torch users expect,
-    `{"format": "pt"}`. An OSError (a full disk) passes through.
+    `entries` maps a key to the dtype and shape that its array will have. The metadata is `{"format": "pt"}`, as torch
+    users expect. An OSError (a full disk) passes through.
     """
     names = {dtype: name for name, dtype in DTYPES.items()}
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
@@ -204,7 +204,7 @@ def write_safetensors(
 
 
 def _header(file: Path) -> tuple[dict[str, Any], int, int]:
-    """The parsed header, where the tensors start, and how many bytes follow."""
+    """Return the parsed header, where the tensors start, and how many bytes follow."""
     try:
         with file.open("rb") as stream:
             total = file.stat().st_size

@@ -1,4 +1,4 @@
-"""A file's tensors as their networks know them, whatever the program that wrote it put around them."""
+"""A file's tensors as their networks know them, without the additions of the program that wrote it."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from jaxl.weights.store import Tensor, read_header
 
 COMPILED = "_orig_mod."  # torch.compile puts it before the names of what it compiled
 
-# What stands beside a weight in eight bits: the number, or one for each row, that it is to be multiplied by. The first
-# is ComfyUI's older name, the second that of ComfyUI, vLLM and others.
+# The scale beside a weight in eight bits: one number, or one for each row, that multiplies it. The first is ComfyUI's
+# older name, the second that of ComfyUI, vLLM and others.
 SCALES = ("scale_weight", "weight_scale")
 # the scales of inputs, for chips that multiply in eight bits, and ComfyUI's marks of such files and layers
 UNUSED = re.compile(r"(.*\.)?(scaled_fp8|scale_input|input_scale|comfy_quant)")
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, unread: each with its scale, and without the marks of torch.compile.
+    """Return the tensors of a safetensors file, unread: each with its scale, and without the marks of torch.compile.
 
-    Raises CheckpointError as `read_header` does, for a name that two tensors have then, and for a scale of nothing.
+    Raises CheckpointError as `read_header` does, for a name that two tensors share, and for a scale without a weight.
     """
     tensors: dict[str, Tensor] = {}
     for key, tensor in read_header(file).items():
@@ -30,14 +30,14 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
 
 
 def put(tensors: dict[str, Tensor], name: str, tensor: Tensor) -> None:
-    """Add a tensor under a name that none has yet, because one of two would win silently. Raises CheckpointError."""
+    """Add a tensor. Raises CheckpointError if the name is taken: one of the two would win silently."""
     if name in tensors:
         raise CheckpointError(f"{tensor.file}: {tensors[name].key} and {tensor.key} are the same tensor, {name}")
     tensors[name] = tensor
 
 
 def with_outer_name(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A text encoder's tensors as published ones name them: transformers 5 leaves their first name out."""
+    """Return a text encoder's tensors in published names: transformers 5 leaves the first part of a name out."""
     if any(key.startswith("text_model.") for key in tensors):
         return dict(tensors)
     return {key if key.startswith("text_projection.") else f"text_model.{key}": t for key, t in tensors.items()}

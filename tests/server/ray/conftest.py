@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from jaxl.cli.replicas import start_ray
+from jaxl.server.ray.local import start_ray
 
 with warnings.catch_warnings():  # Ray's own
     warnings.simplefilter("ignore")
@@ -29,7 +29,7 @@ from jaxl.server.ray.deployment import Threads, replicas, threads, with_ingress
 from jaxl.server.ray.fleet import Fleet
 from jaxl.server.ray.scale import Scale
 from jaxl.server.service import Service
-from jaxl.server.settings import Settings
+from jaxl.server.settings import EngineOptions, Settings
 
 SIZES = ((32, 32), (64, 32))
 MAX_WAITING = 8
@@ -111,7 +111,7 @@ def start(cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Start:
 
 
 def application(folder: Path, scale: Scale) -> Any:
-    return replicas(partial(RemoteBackend, folder), scale, {"max_waiting": MAX_WAITING}, Settings())
+    return replicas(partial(RemoteBackend, folder), scale, EngineOptions(MAX_WAITING), Settings())
 
 
 @pytest.fixture(scope="session")

@@ -14,8 +14,8 @@ import httpx
 import psutil
 import pytest
 
-from jaxl.cli.replicas import share
 from jaxl.errors import InputError
+from jaxl.server.ray.local import share
 
 Until = Callable[[Callable[[], bool]], None]
 
@@ -27,13 +27,14 @@ PROGRAM = """
 import sys
 from pathlib import Path
 import uvicorn
-from jaxl.cli.replicas import run_replicas
-from jaxl.cli.serve import _listen
+from jaxl.cli.serve import announce, say
 from jaxl.engine.fake import FakeBackend
 from jaxl.errors import CheckpointError
 from jaxl.server import logs
 from jaxl.server.app import Front
-from jaxl.server.settings import Settings
+from jaxl.server.ray.supervisor import ReplicaSupervisor
+from jaxl.server.settings import EngineOptions, HttpOptions, Settings
+from jaxl.server.supervisor import listen
 
 class Backend(FakeBackend):
     defaults = {"sizes": ((32, 32),), "scheduler": "euler", "steps": 10, "guidance_scale": 4.0}
@@ -45,11 +46,14 @@ def load():
     return Backend(0.01, places=2)
 
 logs.configure()
-front, listener = Front(), _listen("127.0.0.1", 0)
+front, listener = Front(), listen(HttpOptions(port=0))
 config = uvicorn.Config(front, log_config=None, log_level="warning", lifespan="off", timeout_graceful_shutdown=5)
 try:
-    run_replicas(2, server=uvicorn.Server(config), listener=listener, front=front, load=load, settings=Settings(),
-                 prices=(), open_page=False, engine_options={"max_waiting": 8, "joins": True})
+    ReplicaSupervisor(
+        count=2, server=uvicorn.Server(config), listener=listener, front=front, load=load, settings=Settings(),
+        engine_options=EngineOptions(8), announce=lambda: announce(listener, Settings(), False), say=say,
+        usd_per_hour=lambda kind, count: None,
+    ).run()
 except CheckpointError as error:
     sys.exit(str(error))
 """

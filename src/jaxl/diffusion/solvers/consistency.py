@@ -8,6 +8,7 @@ from jaxl.diffusion.randomness import Randomness
 from jaxl.diffusion.rows import Table
 from jaxl.diffusion.schedule import SchedulerConfig
 from jaxl.diffusion.solvers.ddim import refuse_clipping, renoised, signal_shares
+from jaxl.diffusion.solvers.solver import LATENT_SCHEDULE, DiffusersClass, Solver
 from jaxl.diffusion.spacing import Levels, timestep_to_sigma
 from jaxl.errors import CheckpointError, InputError
 
@@ -55,3 +56,27 @@ def tcd(config: SchedulerConfig, levels: Levels, randomness: Randomness) -> Tabl
     there = signal_shares(config.noise, following)
     fresh = np.sqrt(np.maximum(1 - there / signal_shares(config.noise, cleaner), 0))
     return renoised(config.noise, levels, there, fresh, added=randomness.s_noise * fresh)
+
+
+_OPTIONS = ("original_inference_steps", "timestep_scaling")
+
+SOLVERS = (
+    Solver(
+        "lcm",
+        lcm,
+        consistency_levels,
+        custom=("timesteps",),
+        schedules=(),
+        diffusers=DiffusersClass("LCMScheduler", defaults=LATENT_SCHEDULE, options=_OPTIONS),
+        a1111="LCM",
+    ),
+    Solver(
+        "tcd",
+        tcd,
+        consistency_levels,
+        eta=0.3,
+        custom=("timesteps",),
+        schedules=(),
+        diffusers=DiffusersClass("TCDScheduler", defaults=LATENT_SCHEDULE, options=_OPTIONS),
+    ),
+)

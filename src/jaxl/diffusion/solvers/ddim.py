@@ -7,7 +7,8 @@ import numpy as np
 from jaxl.diffusion.randomness import Randomness
 from jaxl.diffusion.rows import Table, denoiser, pack
 from jaxl.diffusion.schedule import NoiseSchedule, SchedulerConfig
-from jaxl.diffusion.spacing import Levels
+from jaxl.diffusion.solvers.solver import DiffusersClass, Solver
+from jaxl.diffusion.spacing import Levels, ddim_levels
 from jaxl.errors import CheckpointError
 
 
@@ -78,3 +79,17 @@ def posterior_deviation(here: np.ndarray, there: np.ndarray) -> np.ndarray:
 def refuse_clipping(config: SchedulerConfig, name: str) -> None:
     if config.clip_sample:
         raise CheckpointError(f"clip_sample=True is not supported by scheduler={name!r}, only False")
+
+
+SOLVERS = (
+    Solver(
+        "ddim",
+        ddim,
+        ddim_levels,
+        eta=0.0,
+        custom=(),
+        schedules=(),
+        diffusers=DiffusersClass("DDIMScheduler", defaults={"clip_sample": True}),
+        a1111="DDIM",
+    ),
+)

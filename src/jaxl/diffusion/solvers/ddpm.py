@@ -8,7 +8,8 @@ from jaxl.diffusion.randomness import Randomness
 from jaxl.diffusion.rows import Table
 from jaxl.diffusion.schedule import SchedulerConfig
 from jaxl.diffusion.solvers.ddim import posterior_deviation, refuse_clipping, renoised, signal_shares
-from jaxl.diffusion.spacing import Levels
+from jaxl.diffusion.solvers.solver import DiffusersClass, Solver
+from jaxl.diffusion.spacing import Levels, ddim_levels
 
 
 def ddpm(config: SchedulerConfig, levels: Levels, randomness: Randomness) -> Table:
@@ -26,3 +27,20 @@ def ddpm(config: SchedulerConfig, levels: Levels, randomness: Randomness) -> Tab
     large = (config.variance_type or "fixed_small").startswith("fixed_large")
     added = np.append(np.sqrt(np.maximum(1 - here / there, 0))[:-1], 0.0) if large else fresh
     return renoised(config.noise, levels, there, fresh, added=randomness.s_noise * added)
+
+
+SOLVERS = (
+    Solver(
+        "ddpm",
+        ddpm,
+        ddim_levels,
+        custom=("timesteps",),
+        schedules=(),
+        diffusers=DiffusersClass(
+            "DDPMScheduler",
+            defaults={"clip_sample": True},
+            options=("variance_type",),
+            fixed={"variance_type": ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log")},
+        ),
+    ),
+)

@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from jaxl.diffusion.preconditioning import precondition
 from jaxl.diffusion.randomness import Randomness
-from jaxl.diffusion.rows import Table, pack
+from jaxl.diffusion.rows import Table, pack, precondition
 from jaxl.diffusion.schedule import SchedulerConfig
 from jaxl.diffusion.solvers.multistep import growing_orders, latent_scales
+from jaxl.diffusion.solvers.solver import DiffusersClass, Solver
 from jaxl.diffusion.spacing import Levels, multistep_levels
 
 
@@ -70,3 +70,22 @@ def _weights(ratios: np.ndarray, orders: np.ndarray) -> np.ndarray:
     latest = share(moments[1], one, second) + share(moments[2] - two * moments[1], one * (one - two), third)
     earlier = share(moments[2] - one * moments[1], two * (two - one), third)
     return np.stack([moments[0] - latest - earlier, latest, earlier])
+
+
+SOLVERS = (
+    Solver(
+        "deis",
+        deis,
+        deis_levels,
+        diffusers=DiffusersClass(
+            "DEISMultistepScheduler",
+            options=("solver_order", "lower_order_final"),
+            fixed={
+                "algorithm_type": ("deis", "dpmsolver", "dpmsolver++"),
+                # solver types of other classes mean this one's own
+                "solver_type": ("logrho", "midpoint", "heun", "bh1", "bh2"),
+                "solver_order": (2, 1, 3),
+            },
+        ),
+    ),
+)

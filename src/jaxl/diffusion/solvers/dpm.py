@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
-from jaxl.diffusion.preconditioning import precondition
+from jaxl.config import Json
 from jaxl.diffusion.randomness import Randomness
-from jaxl.diffusion.rows import Table, pack
+from jaxl.diffusion.rows import Table, pack, precondition
 from jaxl.diffusion.schedule import SchedulerConfig
 from jaxl.diffusion.solvers.multistep import growing_orders, latent_scales
-from jaxl.diffusion.spacing import Levels
+from jaxl.diffusion.solvers.solver import EDM_FIXED, DiffusersClass, Solver
+from jaxl.diffusion.spacing import Levels, dpm_levels, edm_levels
 
 
 def dpmpp_2m(config: SchedulerConfig, levels: Levels, randomness: Randomness) -> Table:
@@ -91,3 +94,80 @@ def _orders(config: SchedulerConfig, levels: Levels, most: int, moved: np.ndarra
     if lowers or config.euler_at_final or levels.sigmas[-1] == 0:
         order[-1] = 1
     return order
+
+
+def _chosen(config: Json) -> str:
+    order = "3m" if config.get("solver_order") == 3 else "2m"
+    return f"dpm++{order}_sde" if config.get("algorithm_type") == "sde-dpmsolver++" else f"dpm++{order}"
+
+
+def _chosen_edm(config: Json) -> str:
+    name = _chosen(config)
+    return f"edm_{name}" if name == "dpm++2m" else name
+
+
+_MULTISTEP = DiffusersClass(
+    "DPMSolverMultistepScheduler",
+    _chosen,
+    options=("solver_order", "solver_type", "lower_order_final", "euler_at_final"),
+    fixed={
+        "algorithm_type": ("dpmsolver++", "sde-dpmsolver++"),
+        "solver_type": ("midpoint", "heun"),
+        "solver_order": (2, 1, 3),
+    },
+)
+_EDM_MULTISTEP = replace(
+    _MULTISTEP,
+    name="EDMDPMSolverMultistepScheduler",
+    choose=_chosen_edm,
+    fixed={**_MULTISTEP.fixed, **EDM_FIXED},
+    edm=True,
+)
+
+SOLVERS = (
+    Solver(
+        "dpm++2m",
+        dpmpp_2m,
+        dpm_levels,
+        finals=True,
+        diffusers=_MULTISTEP,
+        a1111="DPM++ 2M",
+        automatic="karras",
+        aliases=("DPMSolver", "DPMSolver++", "DPMSolverMultistep"),
+    ),
+    Solver(
+        "dpm++2m_sde",
+        dpmpp_2m_sde,
+        dpm_levels,
+        eta=1.0,
+        finals=True,
+        diffusers=_MULTISTEP,
+        a1111="DPM++ 2M SDE",
+        automatic="exponential",
+        aliases=("dpmpp_2m_sde_gpu",),
+    ),
+    Solver("dpm++3m", dpmpp_3m, dpm_levels, finals=True, diffusers=_MULTISTEP),
+    Solver(
+        "dpm++3m_sde",
+        dpmpp_3m_sde,
+        dpm_levels,
+        eta=1.0,
+        finals=True,
+        diffusers=_MULTISTEP,
+        a1111="DPM++ 3M SDE",
+        automatic="exponential",
+        aliases=("dpmpp_3m_sde_gpu",),
+    ),
+    # models that were trained with EDM noise are spaced as Karras et al. do
+    Solver(
+        "edm_dpm++2m",
+        dpmpp_2m,
+        edm_levels,
+        finals=True,
+        custom=("sigmas",),
+        schedules=("exponential",),
+        diffusers=_EDM_MULTISTEP,
+        a1111="DPM++ 2M",
+        aliases=("edm_dpmpp",),
+    ),
+)

@@ -8,8 +8,9 @@ from jaxl.diffusion.randomness import Randomness
 from jaxl.diffusion.rows import Table
 from jaxl.diffusion.schedule import SchedulerConfig
 from jaxl.diffusion.solvers.euler import ancestral, churned, start_scale
+from jaxl.diffusion.solvers.solver import LATENT_BETAS, DiffusersClass, Solver
 from jaxl.diffusion.solvers.two_rows import pack_two_rows, safe, to_level
-from jaxl.diffusion.spacing import Levels
+from jaxl.diffusion.spacing import Levels, euler_levels, kdpm2_levels
 
 
 def dpm2(config: SchedulerConfig, levels: Levels, randomness: Randomness) -> Table:
@@ -63,3 +64,36 @@ def dpmpp_2s_ancestral(config: SchedulerConfig, levels: Levels, randomness: Rand
         first=to_level(here, middle),
         second={"x_saved": down / here, "x_d": 1 - down / here, "x_noise": up * randomness.s_noise},
     )
+
+
+SOLVERS = (
+    Solver(
+        "dpm2",
+        dpm2,
+        kdpm2_levels,
+        churns=True,
+        diffusers=DiffusersClass("KDPM2DiscreteScheduler", defaults=LATENT_BETAS),
+        a1111="DPM2",
+        automatic="karras",
+    ),
+    Solver(
+        "dpm2_a",
+        dpm2_ancestral,
+        kdpm2_levels,
+        eta=1.0,
+        diffusers=DiffusersClass("KDPM2AncestralDiscreteScheduler", defaults=LATENT_BETAS),
+        a1111="DPM2 a",
+        automatic="karras",
+        aliases=("dpm_2_ancestral",),
+    ),
+    Solver(
+        "dpm++2s_a",
+        dpmpp_2s_ancestral,
+        euler_levels,
+        eta=1.0,
+        follows=False,
+        a1111="DPM++ 2S a",
+        automatic="karras",
+        aliases=("dpmpp_2s_ancestral",),
+    ),
+)

@@ -8,8 +8,9 @@ from jaxl.diffusion.randomness import Randomness
 from jaxl.diffusion.rows import Table
 from jaxl.diffusion.schedule import SchedulerConfig
 from jaxl.diffusion.solvers.euler import ancestral, start_scale
+from jaxl.diffusion.solvers.solver import LATENT_BETAS, DiffusersClass, Solver
 from jaxl.diffusion.solvers.two_rows import pack_two_rows, to_level
-from jaxl.diffusion.spacing import Levels
+from jaxl.diffusion.spacing import Levels, euler_levels
 
 
 def dpmpp_sde(config: SchedulerConfig, levels: Levels, randomness: Randomness) -> Table:
@@ -40,3 +41,17 @@ def dpmpp_sde(config: SchedulerConfig, levels: Levels, randomness: Randomness) -
             "x_noise": last_up * np.sqrt(1 - shared) * randomness.s_noise,
         },
     )
+
+
+SOLVERS = (
+    Solver(
+        "dpm++sde",
+        dpmpp_sde,
+        euler_levels,
+        eta=1.0,
+        diffusers=DiffusersClass("DPMSolverSDEScheduler", defaults=LATENT_BETAS),
+        a1111="DPM++ SDE",
+        automatic="karras",
+        aliases=("dpmpp_sde_gpu",),
+    ),
+)

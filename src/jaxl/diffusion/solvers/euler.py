@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from jaxl.diffusion.preconditioning import precondition
 from jaxl.diffusion.randomness import Randomness
-from jaxl.diffusion.rows import Table, pack
+from jaxl.diffusion.rows import Table, pack, precondition
 from jaxl.diffusion.schedule import SchedulerConfig
-from jaxl.diffusion.spacing import Levels, told
+from jaxl.diffusion.solvers.solver import EDM_FIXED, DiffusersClass, Solver
+from jaxl.diffusion.spacing import Levels, edm_levels, euler_levels, told
 
 
 def euler(config: SchedulerConfig, levels: Levels, randomness: Randomness) -> Table:
@@ -73,3 +73,38 @@ def _table(config: SchedulerConfig, levels: Levels, target: np.ndarray, up: np.n
         x_noise=up,
         push_d=1,
     )
+
+
+SOLVERS = (
+    Solver(
+        "euler",
+        euler,
+        euler_levels,
+        churns=True,
+        finals=True,
+        diffusers=DiffusersClass("EulerDiscreteScheduler"),
+        a1111="Euler",
+    ),
+    Solver(
+        "euler_a",
+        euler_ancestral,
+        euler_levels,
+        eta=1.0,
+        follows=False,  # diffusers' class has no sigma schedules, so a checkpoint's wish for one does not reach it
+        diffusers=DiffusersClass("EulerAncestralDiscreteScheduler"),
+        a1111="Euler a",
+        aliases=("euler_ancestral",),
+    ),
+    # models that were trained with EDM noise are spaced as Karras et al. do
+    Solver(
+        "edm_euler",
+        euler,
+        edm_levels,
+        churns=True,
+        finals=True,
+        custom=("sigmas",),
+        schedules=("exponential",),
+        diffusers=DiffusersClass("EDMEulerScheduler", fixed=EDM_FIXED, edm=True),
+        a1111="Euler",
+    ),
+)

@@ -8,8 +8,9 @@ from jaxl.diffusion.randomness import Randomness
 from jaxl.diffusion.rows import Table
 from jaxl.diffusion.schedule import SchedulerConfig
 from jaxl.diffusion.solvers.euler import churned, start_scale
+from jaxl.diffusion.solvers.solver import LATENT_BETAS, DiffusersClass, Solver
 from jaxl.diffusion.solvers.two_rows import pack_two_rows, safe, to_level
-from jaxl.diffusion.spacing import Levels, told
+from jaxl.diffusion.spacing import Levels, euler_levels, told
 
 
 def heun(config: SchedulerConfig, levels: Levels, randomness: Randomness) -> Table:
@@ -35,3 +36,15 @@ def heun(config: SchedulerConfig, levels: Levels, randomness: Randomness) -> Tab
             "x_noise": np.append(fresh[1:], 0.0),
         },
     )
+
+
+SOLVERS = (
+    Solver(
+        "heun",
+        heun,
+        euler_levels,
+        churns=True,
+        diffusers=DiffusersClass("HeunDiscreteScheduler", defaults=LATENT_BETAS),
+        a1111="Heun",
+    ),
+)

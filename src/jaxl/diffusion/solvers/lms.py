@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from jaxl.diffusion.preconditioning import precondition
 from jaxl.diffusion.randomness import Randomness
-from jaxl.diffusion.rows import Table, pack
+from jaxl.diffusion.rows import Table, pack, precondition
 from jaxl.diffusion.schedule import SchedulerConfig
 from jaxl.diffusion.solvers.euler import start_scale
 from jaxl.diffusion.solvers.multistep import growing_orders
-from jaxl.diffusion.spacing import Levels
+from jaxl.diffusion.solvers.solver import DiffusersClass, Solver
+from jaxl.diffusion.spacing import Levels, euler_levels
 
 ORDER = 4
 
@@ -60,3 +60,6 @@ def adams_bashforth(sigmas: np.ndarray) -> np.ndarray:
             share = np.divide(at - nodes, nodes[j] - nodes, out=np.ones((ORDER, n)), where=others & used[j])
             weights[j] += np.where(used[j], half * share.prod(0), 0.0)
     return weights
+
+
+SOLVERS = (Solver("lms", lms, euler_levels, diffusers=DiffusersClass("LMSDiscreteScheduler"), a1111="LMS"),)

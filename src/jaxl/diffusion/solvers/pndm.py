@@ -8,7 +8,8 @@ from jaxl.diffusion.randomness import Randomness
 from jaxl.diffusion.rows import Table, denoiser, pack
 from jaxl.diffusion.schedule import SchedulerConfig
 from jaxl.diffusion.solvers.ddim import signal_shares
-from jaxl.diffusion.spacing import Levels
+from jaxl.diffusion.solvers.solver import DiffusersClass, Solver
+from jaxl.diffusion.spacing import Levels, ddim_levels
 
 # of the network's output and of the three before it, for the orders from 1 (Liu et al., equation 12)
 ADAMS = np.array(
@@ -137,3 +138,11 @@ def _table(
         push_x=(1 - restarts) * output_x,
         push_d=(1 - restarts) * output_d,
     )
+
+
+_PNDM = DiffusersClass("PNDMScheduler", lambda config: "plms" if config.get("skip_prk_steps") else "pndm")
+
+SOLVERS = (
+    Solver("plms", plms, ddim_levels, custom=(), schedules=(), diffusers=_PNDM, a1111="PLMS"),
+    Solver("pndm", pndm, ddim_levels, custom=(), schedules=(), diffusers=_PNDM),
+)

@@ -7,8 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import ArrayLike
 
-from jaxl.diffusion.preconditioning import precondition
-from jaxl.diffusion.rows import Table, pack
+from jaxl.diffusion.rows import Table, pack, precondition
 from jaxl.diffusion.schedule import SchedulerConfig
 from jaxl.diffusion.spacing import Levels, told
 

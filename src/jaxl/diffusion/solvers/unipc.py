@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from jaxl.diffusion.preconditioning import precondition
 from jaxl.diffusion.randomness import Randomness
-from jaxl.diffusion.rows import Table, pack
+from jaxl.diffusion.rows import Table, pack, precondition
 from jaxl.diffusion.schedule import SchedulerConfig
 from jaxl.diffusion.solvers.multistep import growing_orders, latent_scales
-from jaxl.diffusion.spacing import Levels
+from jaxl.diffusion.solvers.solver import DiffusersClass, Solver
+from jaxl.diffusion.spacing import Levels, multistep_levels
 
 
 def unipc(config: SchedulerConfig, levels: Levels, randomness: Randomness) -> Table:
@@ -114,3 +114,25 @@ def _weights(
         weights = solve(np.append(nodes, np.ones((rows.size, 1)), axis=1), rows).T
         corrector[: order - 1, rows], corrector[2, rows] = weights[:-1], weights[-1]
     return predictor, corrector
+
+
+SOLVERS = (
+    Solver(
+        "unipc",
+        unipc,
+        multistep_levels,
+        finals=True,
+        diffusers=DiffusersClass(
+            "UniPCMultistepScheduler",
+            options=("solver_order", "solver_type", "lower_order_final", "predict_x0", "disable_corrector"),
+            fixed={
+                # solver types of other classes mean this one's own
+                "solver_type": ("bh2", "bh1", "midpoint", "heun", "logrho"),
+                "solver_order": (2, 1, 3),
+                "solver_p": (None,),
+            },
+        ),
+        a1111="UniPC",
+        aliases=("uni_pc_bh2",),
+    ),
+)

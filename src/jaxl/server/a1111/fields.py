@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from jaxl.call.images import read_image, read_mask
 from jaxl.diffusion.names import AUTOMATIC, CHECKPOINT, a1111_name, find_name
-from jaxl.diffusion.tables import SCHEDULERS, SOLVERS
+from jaxl.diffusion.schedulers import SCHEDULERS
 from jaxl.errors import InputError
 from jaxl.server.a1111.options import MAX_CLIP_SKIP, clip_skip, overrides, refusal
 from jaxl.server.edits import Source, filled, transparent
@@ -56,7 +56,7 @@ Positive = Annotated[float, Field(ge=0, le=1e6)]
 Flag = bool | None
 
 
-class Asked(BaseModel):
+class A1111Request(BaseModel):
     """What both ways to draw take; null is not given, and unknown fields are passed over."""
 
     model_config = ConfigDict(allow_inf_nan=False)
@@ -107,11 +107,11 @@ class Asked(BaseModel):
         return {name: value for name, value in given.items() if name not in MAY_BE_UNASKED or _is_asked(value)}
 
 
-class Txt2Img(Asked):
+class Txt2Img(A1111Request):
     pass
 
 
-class Img2Img(Asked):
+class Img2Img(A1111Request):
     init_images: list[str] | None = Field(None, description="One PNG, JPEG or WebP picture in base64.")
     denoising_strength: Share | None = 0.75
     resize_mode: int | None = Field(0, ge=0, le=3, description="0 stretches the picture to the size, 1 crops it.")
@@ -127,7 +127,7 @@ class Img2Img(Asked):
     latent_mask: str | None = None
 
 
-def arguments_of(asked: Asked, settings: Settings) -> dict[str, Any]:
+def arguments_of(asked: A1111Request, settings: Settings) -> dict[str, Any]:
     """Those of `Pipeline.generate`. Raises ApiError for what jaxl lacks."""
     for name, remedy in LACKING.items():
         if (value := getattr(asked, name, None)) is not None:
@@ -156,7 +156,7 @@ def arguments_of(asked: Asked, settings: Settings) -> dict[str, Any]:
         "scheduler": scheduler,
         "prompt_syntax": asked.prompt_syntax or "lenient",  # as it is read there
         # there a sampler that adds no noise takes it, and goes without
-        "eta": asked.eta if scheduler is None or SCHEDULERS[scheduler].eta is not None else None,
+        "eta": asked.eta if scheduler is None or SCHEDULERS[scheduler].solver.eta is not None else None,
         "s_churn": asked.s_churn or None,
         "s_tmin": asked.s_tmin if churns else None,
         "s_tmax": (asked.s_tmax or None) if churns else None,
@@ -192,24 +192,24 @@ def scheduler_of(sampler: str | None, schedule: str | None, default: str) -> str
     kind = (schedule or "automatic").strip().lower()
     if sampler is None and kind == "automatic":
         return None
-    solvers = {name: solver.schedules for name, solver in SOLVERS.items()}
-    name = find_name(sampler or default, solvers)
-    solver = solver_of(name)
+    name = find_name(sampler or default)
+    solver = SCHEDULERS[name].solver
     if kind == "automatic":
         choice = AUTOMATIC.get(name)
         return f"{name}_{choice}" if choice else name
     try:
-        full = find_name(f"{solver} {kind}", solvers)
+        full = find_name(f"{solver.name} {kind}")
     except InputError:
         full = None
-    if full is None or solver_of(full) != solver:
-        labels = (a1111_name(f"{solver}_{each}")[1] for each in solvers[solver])
-        raise refusal("scheduler", schedule, f"with {solver}, known: {', '.join(('Automatic', CHECKPOINT, *labels))}")
+    if full is None or solver_of(full) != solver.name:
+        labels = (a1111_name(f"{solver.name}_{each}")[1] for each in solver.schedules)
+        known = ", ".join(("Automatic", CHECKPOINT, *labels))
+        raise refusal("scheduler", schedule, f"with {solver.name}, known: {known}")
     return full
 
 
 def solver_of(name: str) -> str:
-    return name.removesuffix(f"_{SCHEDULERS[name].sigma_schedule}")
+    return SCHEDULERS[name].solver.name
 
 
 def offered(settings: Settings) -> Sequence[str]:

@@ -1,7 +1,7 @@
-"""The options of AUTOMATIC1111's web UI, as requests override them, and what of them can be had here.
+"""The options of AUTOMATIC1111's web UI, as requests override them: obeyed, refused or passed over.
 
-The web UI passes over the names that it does not know; so do these routes. What would change a picture is obeyed or
-refused by name. Names and defaults are those of version 1.10 (`modules/shared_options.py`), and some of Forge's.
+The web UI passes over names that it does not know; so do these routes. Options that would change a picture are obeyed
+or refused by name. Names and defaults are those of version 1.10 (`modules/shared_options.py`), and some of Forge's.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from jaxl.server.settings import Settings
 
 MODEL, CLIP_SKIP = "sd_model_checkpoint", "CLIP_stop_at_last_layers"
 
-# of SDXL's text encoders the second-to-last layer is read; 1 asks for the last one of Stable Diffusion 1, which the web
-# UI overrules for SDXL as well
+# SDXL reads the second-to-last layer of its text encoders; 1 asks for the last one of Stable Diffusion 1, which the web
+# UI overrules for SDXL too
 USUAL_CLIP_SKIP, MAX_CLIP_SKIP = 2, 12
 
 # options that change pictures, and the values that change nothing here
@@ -92,7 +92,7 @@ NEUTRAL: Mapping[str, Sequence[Any]] = {
         (False,),
     ),
 }
-# those that each request has as a field
+# options that each request has as a field
 AS_FIELDS = {
     "eta_ancestral": "eta",
     "eta_ddim": "eta",
@@ -101,7 +101,7 @@ AS_FIELDS = {
 
 
 def overrides(options: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
-    """The arguments of `Pipeline.generate` that options stand for. Raises ApiError for what jaxl lacks."""
+    """Return the arguments of `Pipeline.generate` for options. Raises ApiError for options that jaxl lacks."""
     for name, value in options.items():
         neutral = NEUTRAL.get(name)
         # clients keep numbers as texts, too
@@ -116,7 +116,7 @@ def overrides(options: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
 
 
 def clip_skip(name: str, value: Any) -> dict[str, int]:
-    """The argument of `Pipeline.generate` for a number of layers as the web UI counts them. Raises ApiError."""
+    """Return the argument of `Pipeline.generate` for layers as the web UI counts them. Raises ApiError."""
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_CLIP_SKIP:
         raise refusal(name, value, f"give a whole number from 1 to {MAX_CLIP_SKIP}")
     return {"clip_skip": value - USUAL_CLIP_SKIP} if value > USUAL_CLIP_SKIP else {}

@@ -3,7 +3,7 @@
 Names and meanings are those of its version 1.10 (https://github.com/AUTOMATIC1111/stable-diffusion-webui,
 `modules/api`), with these differences. A field that is left out has the model's own value: its size, steps, guidance
 and sampler. A field that asks for what jaxl lacks is refused by name rather than passed over. The web UI has one user;
-here `progress`, `interrupt` and `skip` are about the requests of whoever asks, so that nobody sees or stops another's.
+here `progress`, `interrupt` and `skip` are about the caller's own requests, so that nobody sees or stops another's.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from starlette.requests import Request as HttpRequest
 
 from jaxl.call.infotext import a1111_text, read_a1111_text, text_of
 from jaxl.diffusion.names import AUTOMATIC, CHECKPOINT, a1111_name
-from jaxl.diffusion.tables import SCHEDULERS
+from jaxl.diffusion.schedulers import SCHEDULERS
 from jaxl.engine import Preview
-from jaxl.server.a1111.fields import FIELDS, Asked, Img2Img, Txt2Img, arguments_of, edit_of, offered, solver_of
+from jaxl.server.a1111.fields import FIELDS, A1111Request, Img2Img, Txt2Img, arguments_of, edit_of, offered, solver_of
 from jaxl.server.a1111.options import CLIP_SKIP, USUAL_CLIP_SKIP, overrides, refusal
 from jaxl.server.edits import Source
 from jaxl.server.errors import A1111_RESPONSES, ApiError, fields
@@ -33,7 +33,7 @@ from jaxl.server.pictures import decode
 from jaxl.server.service import CurrentService, Service, Stream
 from jaxl.server.work import Work
 
-# how often each image is shown to those who ask for progress
+# how many previews of each image `progress` can show
 PREVIEWS = 5
 
 # routes that jaxl lacks, and why
@@ -51,7 +51,7 @@ router = APIRouter(
 )
 
 
-class Drawn(BaseModel):
+class ImagesAnswer(BaseModel):
     """`images` are PNG files in base64, `info` is JSON, `parameters` what was asked."""
 
     images: list[str]
@@ -71,8 +71,8 @@ class Read(BaseModel):
     parameters: dict[str, str]
 
 
-class Progress(BaseModel):
-    """Of the requests of whoever asks; `job_count` of `state` counts images."""
+class ProgressAnswer(BaseModel):
+    """The progress of the caller's requests; `job_count` of `state` counts images."""
 
     progress: float
     eta_relative: float
@@ -83,7 +83,7 @@ class Progress(BaseModel):
 
 @dataclass(eq=False)
 class Job:
-    """A request that is being drawn, for an `owner`; `preview` is what was last seen of it."""
+    """A request that is being drawn, for an `owner`, and its last `preview`."""
 
     owner: tuple[str, str]
     stream: Stream
@@ -91,12 +91,12 @@ class Job:
 
 
 def owner_of(http: HttpRequest) -> tuple[str, str]:
-    """Who asks, as far as a server can tell: an address and a key."""
+    """Return the caller, as far as a server can tell: an address and a key."""
     return http.client.host if http.client else "", http.headers.get("authorization", "")
 
 
 def jobs_of(http: HttpRequest) -> list[Job]:
-    """Those of whoever asks, the oldest first."""
+    """Return the caller's jobs, the oldest first."""
     owner = owner_of(http)
     return [job for job in _all_jobs(http) if job.owner == owner]
 
@@ -105,20 +105,20 @@ Jobs = Annotated[list[Job], Depends(jobs_of)]
 
 
 @router.post("/txt2img")
-async def txt2img(http: HttpRequest, asked: Txt2Img, service: CurrentService) -> Drawn:
+async def txt2img(http: HttpRequest, asked: Txt2Img, service: CurrentService) -> ImagesAnswer:
     """Draw pictures of a prompt."""
     return await _draw(http, service, asked, arguments_of(asked, service.settings), None)
 
 
 @router.post("/img2img")
-async def img2img(http: HttpRequest, asked: Img2Img, service: CurrentService) -> Drawn:
+async def img2img(http: HttpRequest, asked: Img2Img, service: CurrentService) -> ImagesAnswer:
     """Draw from a picture, or anew where a mask is white."""
     arguments, source = await asyncio.to_thread(edit_of, asked, service)
     return await _draw(http, service, asked, arguments, source)
 
 
 @router.get("/progress")
-async def progress(service: CurrentService, jobs: Jobs, skip_current_image: bool = False) -> Progress:
+async def progress(service: CurrentService, jobs: Jobs, skip_current_image: bool = False) -> ProgressAnswer:
     """How far the requests are that the caller has made."""
     tickets = [job.stream.ticket for job in jobs]
     statuses = [service.engine.status(ticket) for ticket in tickets]
@@ -130,7 +130,7 @@ async def progress(service: CurrentService, jobs: Jobs, skip_current_image: bool
     waiting = min((status.position for status in statuses), default=0) if began is None else 0
     pixels = next((job.preview for job in jobs if job.preview is not None), None)
     shown = None if skip_current_image or pixels is None else await service.encode_preview(pixels, format="png")
-    return Progress(
+    return ProgressAnswer(
         progress=done / total if total else 0.0,
         eta_relative=eta,
         state={
@@ -178,7 +178,7 @@ async def options(service: CurrentService) -> dict[str, Any]:
 
 @router.post("/options")
 async def set_options(wanted: dict[str, Any], service: CurrentService) -> None:
-    """Nothing is kept, so that users do not change each other's pictures: what would have to be is refused."""
+    """Keep nothing, so that users do not change each other's pictures; refuse options that would have to be kept."""
     if overrides(wanted, service.settings):
         remedy = "options are not kept here; send it with each request, in override_settings"
         raise refusal(CLIP_SKIP, wanted[CLIP_SKIP], remedy)
@@ -259,7 +259,7 @@ async def memory() -> dict[str, dict[str, str]]:
 @router.post("/refresh-loras")
 @router.post("/refresh-vae")
 async def refresh() -> None:
-    """There is one model, and none of the others."""
+    """Do nothing: there is one model, and none of the other files."""
 
 
 @router.post("/unload-checkpoint")
@@ -287,7 +287,7 @@ async def png_info(asked: PngInfo, service: CurrentService) -> Read:
 
 
 async def lacking(http: HttpRequest) -> None:
-    """Say by name what jaxl lacks."""
+    """Refuse by name what jaxl lacks."""
     name = http.scope["route"].path.removeprefix(f"{router.prefix}/")
     raise ApiError(404, f"{name}: jaxl lacks it; {LACKING.get(name, 'there is no ControlNet')}")
 
@@ -299,9 +299,9 @@ for _name in LACKING:
 
 
 async def _draw(
-    http: HttpRequest, service: Service, asked: Asked, arguments: Mapping[str, Any], source: Source | None
-) -> Drawn:
-    """Draw, telling `progress` on the way; `source` is laid over what a mask leaves as it is."""
+    http: HttpRequest, service: Service, asked: A1111Request, arguments: Mapping[str, Any], source: Source | None
+) -> ImagesAnswer:
+    """Draw, with a job for `progress` meanwhile; `source` is laid over the parts that a mask keeps."""
     jobs = _all_jobs(http)
     async with service.attended(http, arguments, previews=PREVIEWS, policy=service.policy("nearest")) as stream:
         work = Work(service, stream, source)
@@ -316,10 +316,10 @@ async def _draw(
             jobs.remove(job)
     made = [work.settings(*drawn) for drawn in enumerate(result.images)]
     files = [(await work.file(*drawn)).data for drawn in enumerate(result.images)] if asked.send_images else []
-    unsaid = {"override_settings", "alwayson_scripts"}  # which may hold what JSON cannot
+    unsaid = {"override_settings", "alwayson_scripts"}  # these may hold values that JSON cannot
     if isinstance(asked, Img2Img) and not asked.include_init_images:
         unsaid |= {"init_images", "mask"}
-    return Drawn(
+    return ImagesAnswer(
         images=[base64.b64encode(file).decode() for file in files],
         parameters=asked.model_dump(exclude=unsaid),
         info=json.dumps(_info(made, result.seeds, asked)),
@@ -340,8 +340,8 @@ def _all_jobs(http: HttpRequest) -> list[Job]:
     return state.a1111_jobs
 
 
-def _info(made: Sequence[Mapping[str, Any]], seeds: Sequence[int], asked: Asked) -> dict[str, Any]:
-    """What `Processed.js` of the web UI says of images; `made` are their settings."""
+def _info(made: Sequence[Mapping[str, Any]], seeds: Sequence[int], asked: A1111Request) -> dict[str, Any]:
+    """Return the `info` of images, with the fields of `Processed.js` in the web UI; `made` are their settings."""
     first, count = made[0], len(made)
     negative = first.get("negative_prompt", "")
     return {

@@ -1,4 +1,4 @@
-"""Pictures as answers in a chat: the last message of a user is the prompt, and a picture in it is where to start.
+"""Pictures as answers in a chat: the last message of a user is the prompt, and may hold a picture to start from.
 
 OpenRouter (https://openrouter.ai/docs/features/multimodal/image-generation) puts pictures into `images` of a message,
 vLLM-Omni (https://docs.vllm.ai/projects/vllm-omni, Chat Completions API) into `content`; so does this.
@@ -90,7 +90,7 @@ async def _chunks(work: Work, head: dict[str, Any], usage: bool) -> AsyncIterato
     async for news in work.stream:
         if isinstance(news, Drawn):
             yield _chunk(head, {"content": "", "images": [await _image(work, news.image, news.picture)]})
-    await work.stream.result()  # for its error, if it has one
+    await work.stream.result()  # raises its error, if it has one
     yield _chunk(head, {}, finish_reason="stop")
     if usage:
         yield _data({**head, "object": "chat.completion.chunk", "choices": [], "usage": USAGE})
@@ -112,7 +112,7 @@ async def _image(work: Work, index: int, picture: Any) -> dict[str, Any]:
 
 
 def _as_images_api(given: dict[str, Any]) -> dict[str, Any]:
-    """With the names of OpenAI's images API for what vLLM-Omni calls otherwise."""
+    """Return the fields with the names of OpenAI's images API where vLLM-Omni has others."""
     size = f"{given.get('width')}x{given.get('height')}"
     other = {"size": None if size == "NonexNone" else size, "n": given.get("num_outputs_per_prompt")}
     return {name: value for name, value in other.items() if value is not None} | given

@@ -18,7 +18,7 @@ PICTURE_SCHEMA: dict[str, Any] = {
 
 
 def _url_of(value: Any) -> Any:
-    """The URL in what OpenAI and others put around it."""
+    """Return the URL out of the objects in which OpenAI and others put it."""
     while isinstance(value, Mapping):
         if value.get("file_id") is not None:
             raise PydanticCustomError("file_id", "no files are kept here; send a data URL")

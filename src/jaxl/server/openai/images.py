@@ -1,7 +1,7 @@
-"""OpenAI's images API, and what jaxl adds to it: https://platform.openai.com/docs/api-reference/images.
+"""OpenAI's images API with jaxl's additions: https://platform.openai.com/docs/api-reference/images.
 
-Fields that OpenAI's models have and jaxl lacks are let pass where they ask for nothing that a picture could show, and
-refused otherwise.
+Fields that OpenAI's models have and jaxl lacks may pass where they ask for nothing that a picture could show; otherwise
+they are refused.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from starlette.responses import Response
 from starlette.routing import Match
 from starlette.types import Scope
 
+from jaxl.call.options import DrawOptions
+from jaxl.call.sizes import read_size
 from jaxl.engine import Drawn, Preview, Progress, Result, Status
 from jaxl.errors import InputError
 from jaxl.server import logs
@@ -43,9 +45,9 @@ from jaxl.text.prompt import Syntax
 # the arguments of `Pipeline.generate` that have other names here
 FIELDS = {"num_images": "n", "steps": "num_inference_steps", "width": "size", "height": "size"}
 
-# models of OpenAI's whose answers point to pictures, unless asked not to
+# OpenAI's models whose answers point to pictures, unless asked not to
 URL_MODELS = "dall-e-"
-# what events have for qualities that the older models knew
+# qualities in events, for those that only older models know
 QUALITIES = {"auto": "auto", "standard": "auto", "hd": "high"}
 
 # there are no tokens to pay for, but OpenAI's event has the field
@@ -56,20 +58,20 @@ USAGE = {
     "total_tokens": 0,
 }
 
-# pixels around a mask; more than pictures have
+# pixels around a mask; pictures have fewer
 MAX_PADDING = 16384
 
 router = APIRouter(prefix="/v1", tags=["OpenAI"], dependencies=[Depends(fields(FIELDS))], responses=RESPONSES)
 
 FORM = Form(media_type=FORM_TYPE)
 
-# with `stream`, the other content
+# the content with `stream`
 DRAWN: dict[int | str, dict[str, Any]] = {200: {"content": {EventStream.media_type: {}}}}
 PICTURE: dict[int | str, dict[str, Any]] = {200: {"content": {media: {} for media in MEDIA_TYPES.values()}}}
 
 
-class Asked(BaseModel):
-    """What all routes take; null is not given. From `negative_prompt` on, the fields are jaxl's own."""
+class ImageRequest(BaseModel):
+    """The fields of all routes; null counts as not given. From `negative_prompt` on they are jaxl's own."""
 
     prompt: str
     model: str | None = None
@@ -105,39 +107,33 @@ class Asked(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _given(cls, fields: Any) -> Any:
-        """The fields without those that a client's form leaves empty."""
+        """Return the fields without those that a client's form leaves empty."""
         if not isinstance(fields, dict):
             return fields
         return {name: value for name, value in fields.items() if value != "" or name in logs.TEXTS}
 
     def arguments(self) -> dict[str, Any]:
-        """Those of `Pipeline.generate`."""
-        width, height = (None, None) if self.size in (None, "auto") else map(int, self.size.split("x"))
+        """Return the arguments of `Pipeline.generate`."""
+        width, height = read_size(self.size or "auto") or (None, None)
         return {
             "prompt": self.prompt,
-            "negative_prompt": self.negative_prompt,
             "num_images": self.n,
             "width": width,
             "height": height,
             "steps": self.num_inference_steps,
-            "guidance_scale": self.guidance_scale,
-            "guidance_rescale": self.guidance_rescale,
-            "seed": self.seed,
-            "scheduler": self.scheduler,
-            "eta": self.eta,
-            "clip_skip": self.clip_skip,
-            "prompt_syntax": self.prompt_syntax,
+            # the others have the names that they have there
+            **{name: getattr(self, name) for name in ImageRequest.model_fields if name in DrawOptions.__annotations__},
         }
 
 
-class Generation(Asked):
+class Generation(ImageRequest):
     """The body of `/v1/images/generations`."""
 
     model_config = ConfigDict(strict=True)
 
 
-class Sent(Asked):
-    """What forms with a picture have."""
+class Sent(ImageRequest):
+    """The fields of forms with a picture."""
 
     prompt: str = ""  # FastAPI takes an empty field for a missing one
     image: list[UploadFile] = Field([], description="PNG, JPEG or WebP.")
@@ -146,7 +142,7 @@ class Sent(Asked):
 
 
 class Masked(BaseModel):
-    """What goes with a mask."""
+    """The fields that go with a mask."""
 
     mask_blur: float | None = Field(
         None, ge=0, le=256, description="Pixels over which what a mask leaves goes over into what is drawn; 4."
@@ -162,7 +158,7 @@ class Edit(Sent, Masked):
     mask: UploadFile | None = Field(None, description="A picture of the same size, transparent where to paint anew.")
 
 
-class EditInJson(Asked, Masked):
+class EditInJson(ImageRequest, Masked):
     """The body of `/v1/images/edits`, where it is no form."""
 
     model_config = ConfigDict(strict=True)
@@ -185,7 +181,7 @@ class JsonRoute(APIRoute):
         return (match, found) if media_type(Headers(scope=scope)) == JSON else (Match.NONE, {})
 
 
-# the schema has one description of a path: that of the form, with this
+# the schema describes a path once: the form, with this beside it
 IN_JSON = {"requestBody": {"content": {JSON: {"schema": {"$ref": f"#/components/schemas/{EditInJson.__name__}"}}}}}
 
 
@@ -248,8 +244,8 @@ async def model(model: str, service: CurrentService) -> dict[str, Any]:
     return _model(model, service)
 
 
-def check(asked: Asked, service: Service) -> None:
-    """Raise ApiError or InputError for what this server cannot give."""
+def check(asked: ImageRequest, service: Service) -> None:
+    """Raise ApiError or InputError for a request that this server cannot fulfil."""
     check_model(asked.model, service.settings)
     if asked.response_format == "url" and asked.stream:
         raise InputError(
@@ -286,16 +282,16 @@ async def edit_of(
     masked: UploadFile | str | None,
     service: Service,
 ) -> tuple[dict[str, Any], Source]:
-    """The arguments of `Pipeline.generate`, and what is laid over what a mask leaves as it is. Raises InputError."""
+    """Return the arguments of `Pipeline.generate`, and the source to lay over the parts kept. Raises InputError."""
     image = await _read_only(pictures, service)
     mask = transparent(image if masked is None else await _read(masked, "mask", service))
     if masked is not None and mask is None:
         raise InputError("mask", "an opaque picture", "make it transparent where to paint anew")
-    # what is not painted stays as it is, with a seam that is not seen
+    # the rest of the picture stays as it is, and a blurred seam hides the edge
     blur = SEAM if asked.mask_blur is None else asked.mask_blur
     seam = None if mask is None else mask.filter(ImageFilter.GaussianBlur(blur))
     crop = asked.padding_mask_crop
-    # the pipeline itself puts back what it cut out, so it needs the seam then
+    # with a crop the pipeline itself puts the part back, so it needs the seam
     soft = mask if crop is None or mask is None or seam is None else ImageChops.lighter(mask, seam)
     picture = image if masked is None else image.convert("RGB")
     start = {"image": picture, "mask": soft, "strength": asked.strength, "padding_mask_crop": crop}
@@ -315,29 +311,29 @@ async def _read(picture: UploadFile | str, param: str, service: Service) -> Imag
         image = decode(data, param, service.settings.max_pixels)
         try:
             return ImageOps.exif_transpose(image)
-        except Exception:  # of damaged metadata, all kinds
+        except Exception:  # damaged metadata raises all kinds of errors
             raise InputError(param, f"{len(data)} bytes", "its EXIF data is damaged; save it without") from None
 
     return await asyncio.to_thread(upright)
 
 
 async def begin(
-    http: HttpRequest, service: Service, asked: Asked, arguments: dict[str, Any], source: Source | None = None
+    http: HttpRequest, service: Service, asked: ImageRequest, arguments: dict[str, Any], source: Source | None = None
 ) -> Work:
-    """Submit a request; whoever asked for it follows its stream. `source` is laid over what a mask leaves as it is."""
+    """Submit a request; the caller follows its stream. `source` is laid over the parts that a mask keeps."""
     return _work(service, await service.begin(http, arguments, **_how(asked, service)), asked, source)
 
 
 async def draw(
-    http: HttpRequest, service: Service, asked: Asked, arguments: dict[str, Any], source: Source | None = None
+    http: HttpRequest, service: Service, asked: ImageRequest, arguments: dict[str, Any], source: Source | None = None
 ) -> tuple[Work, Result]:
-    """Submit a request like `begin`, and wait for its end, or until the client is gone."""
+    """Submit a request as `begin` does, and wait for its end, or until the client is gone."""
     async with service.attended(http, arguments, **_how(asked, service)) as stream:
         work = _work(service, stream, asked, source)
         return work, await stream.result()
 
 
-def _how(asked: Asked, service: Service) -> dict[str, Any]:
+def _how(asked: ImageRequest, service: Service) -> dict[str, Any]:
     previews = asked.previews if asked.previews is not None else asked.partial_images if asked.stream else None
     return {
         "previews": previews or 0,
@@ -348,7 +344,7 @@ def _how(asked: Asked, service: Service) -> dict[str, Any]:
     }
 
 
-def _work(service: Service, stream: Stream, asked: Asked, source: Source | None) -> Work:
+def _work(service: Service, stream: Stream, asked: ImageRequest, source: Source | None) -> Work:
     work = Work(service, stream, source, asked.output_format or "png", asked.output_compression)
     if asked.keep:
         work.keep()
@@ -358,7 +354,7 @@ def _work(service: Service, stream: Stream, asked: Asked, source: Source | None)
 async def _respond(
     http: HttpRequest,
     service: Service,
-    asked: Asked,
+    asked: ImageRequest,
     arguments: dict[str, Any],
     kind: Literal["image_generation", "image_edit"],
     source: Source | None = None,
@@ -378,7 +374,7 @@ async def _respond(
     return {"id": http.state.request_id, "created": int(time.time()), "data": data, **_shape(work, result.images[0])}
 
 
-async def _events(asked: Asked, work: Work, kind: str) -> AsyncIterator[bytes]:
+async def _events(asked: ImageRequest, work: Work, kind: str) -> AsyncIterator[bytes]:
     service, stream = work.service, work.stream
     shape = _shape(work)
     shape["quality"] = QUALITIES.get(asked.quality or "auto", asked.quality)
@@ -404,25 +400,25 @@ async def _events(asked: Asked, work: Work, kind: str) -> AsyncIterator[bytes]:
                 continue
         if asked.progress or isinstance(news, Preview | Drawn):
             yield event(name, {"type": name, "created_at": int(time.time()), **more})
-    await stream.result()  # for its error, if it has one
+    await stream.result()  # raises its error, if it has one
 
 
-def _wants_urls(asked: Asked, service: Service) -> bool:
-    """Whether an answer points to its pictures: where that is asked for, and by default where OpenAI's models do."""
+def _wants_urls(asked: ImageRequest, service: Service) -> bool:
+    """Return whether an answer points to its pictures: if asked to, and by default for OpenAI's models that do."""
     if asked.response_format is None:
         return service.settings.urls and (asked.model or "").startswith(URL_MODELS)
     return asked.response_format == "url"
 
 
 def _shape(work: Work, drawn: Image.Image | None = None) -> dict[str, Any]:
-    """What an answer says of its pictures, or will say of them before one was drawn."""
+    """Return the fields of an answer about its pictures; before one is `drawn`, those it is going to have."""
     size = as_text(work.stream.wanted if drawn is None else work.size(drawn))
     shape = {"background": "opaque", "output_format": work.format, "size": size}
     return {**shape, "drawn_size": as_text(work.stream.drawn)} if work.resized else shape
 
 
 async def base64_of(work: Work, image: int, drawn: Image.Image) -> str:
-    """The file of an image, by its index in the request."""
+    """Return the file of an image, by its index in the request."""
     return base64.b64encode((await work.file(image, drawn)).data).decode()
 
 

@@ -1,4 +1,4 @@
-"""What the messages of a chat ask for, as a request of the images API."""
+"""The messages of a chat as a request of the images API."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ OTHER = {"prompt", "image", "images", "response_format", "progress"}
 OWN = EditInJson.model_fields.keys() - OTHER
 
 
-class Part(BaseModel):
+class MessagePart(BaseModel):
     type: str | None = None
     text: str | None = None
     image_url: Picture | None = Field(None, description="A data URL; nothing is fetched.")
@@ -34,8 +34,8 @@ def _parts_of(content: Any) -> Any:
     return [{"text": content}] if isinstance(content, str) else [] if content is None else content
 
 
-CONTENT = {"anyOf": [{"type": "string"}, {"type": "null"}, {"type": "array", "items": Part.model_json_schema()}]}
-Content = Annotated[list[Part], BeforeValidator(_parts_of), WithJsonSchema(CONTENT)]
+CONTENT = {"anyOf": [{"type": "string"}, {"type": "null"}, {"type": "array", "items": MessagePart.model_json_schema()}]}
+Content = Annotated[list[MessagePart], BeforeValidator(_parts_of), WithJsonSchema(CONTENT)]
 
 
 class Message(BaseModel):
@@ -44,7 +44,7 @@ class Message(BaseModel):
 
 
 def asked_of(given: Mapping[str, Any], messages: Sequence[Message], param: str) -> EditInJson:
-    """A request for what the last message of a user says, with the fields of `given` that the images API has.
+    """Return a request for the last message of a user, with the fields of `given` that the images API has.
 
     `param` is the field with the messages. Raises InputError and RequestValidationError.
     """
@@ -66,7 +66,7 @@ def asked_of(given: Mapping[str, Any], messages: Sequence[Message], param: str) 
 
 
 async def start_of(asked: EditInJson, service: Service) -> tuple[dict[str, Any], Source | None]:
-    """What `edit_of` gives, also where there is no picture to start from."""
+    """Return the arguments and the source as `edit_of` does; the source is None without a picture to start from."""
     if asked.image or asked.mask is not None or asked.strength is not None:
         return await edit_of(asked, asked.image, asked.mask, service)
     return asked.arguments(), None

@@ -56,7 +56,7 @@ def _messages_of(value: Any) -> Any:
 INPUT = {"anyOf": [{"type": "string"}, {"type": "array", "items": Message.model_json_schema()}]}
 
 
-class Asked(BaseModel):
+class ResponsesRequest(BaseModel):
     """Further fields are those of `/v1/images/edits` in JSON, like those of the tool."""
 
     model_config = ConfigDict(extra="allow")
@@ -69,7 +69,7 @@ class Asked(BaseModel):
 
 
 @router.post("/responses", response_model=None, responses=DRAWN)
-async def respond(http: HttpRequest, body: Asked, service: CurrentService) -> Response | dict[str, Any]:
+async def respond(http: HttpRequest, body: ResponsesRequest, service: CurrentService) -> Response | dict[str, Any]:
     """Draw what the last message of a user asks for."""
     if body.previous_response_id is not None:
         raise InputError("previous_response_id", body.previous_response_id, "nothing is kept here; send the picture")
@@ -131,7 +131,7 @@ async def _events(work: Work, head: dict[str, Any]) -> AsyncIterator[bytes]:
                 calls[image] = await _call(work, image, picture)
                 yield told(f"{TOOL}_call.completed", item_id=_id(work, image), output_index=image)
                 yield told("output_item.done", output_index=image, item=calls[image])
-    await work.stream.result()  # for its error, if it has one
+    await work.stream.result()  # raises its error, if it has one
     yield told("completed", response=_completed(head, [calls[image] for image in images]))
 
 

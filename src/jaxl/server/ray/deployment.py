@@ -1,12 +1,12 @@
-"""The replicas as Ray Serve is to run them, and an ingress before them."""
+"""The deployments for Ray Serve: the replicas, and an ingress in front of them."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from ray import serve
@@ -22,22 +22,22 @@ from jaxl.server.ray.replica import Replica
 from jaxl.server.ray.router import BucketAffineRouter
 from jaxl.server.ray.scale import Scale
 from jaxl.server.service import Service
-from jaxl.server.settings import Settings, read_keys
+from jaxl.server.settings import EngineOptions, Settings, read_keys
 
-# Ray asks every replica how it is so often, and replaces one that is gone at the next time: seconds
+# seconds between Ray's health checks of a replica; a dead one is replaced after the next
 HEALTH_PERIOD = 1.0
-# and how many places it has: until the first answer none, and so no request joins another there
+# seconds between its questions for a replica's places, 0 until the first answer, so that no request joins another there
 ROUTING_PERIOD = 10.0
-# no limit but that of the engine's queue, which knows when there will be room
+# in effect no limit: the engine's queue has its own, and knows when there will be room
 MOST_ONGOING = 10_000
 QUIET = LoggingConfig(log_level="WARNING", enable_access_log=False)
 
 
-def replicas(load: Callable[[], Any], scale: Scale, engine_options: Mapping[str, Any], settings: Settings) -> Any:
-    """The application of replicas, each with the backend that `load` gives.
+def replicas(load: Callable[[], Any], scale: Scale, engine_options: EngineOptions, settings: Settings) -> Any:
+    """Return the application of replicas, each with the backend that `load` returns.
 
-    One that is to go, because fewer are needed or a new version comes, gets no more requests and has the time of the
-    longest one to end those it has.
+    A replica that is to go, because fewer are needed or a new version comes, gets no more requests, and has the longest
+    deadline to end those it has.
     """
     scale.check()
     resources: dict[str, Any] = {"num_cpus": scale.cpus, "num_gpus": scale.gpus}
@@ -57,18 +57,18 @@ def replicas(load: Callable[[], Any], scale: Scale, engine_options: Mapping[str,
         },
         **scale.number(),
     )
-    return deployment.bind(load, dict(engine_options))
+    return deployment.bind(load, asdict(engine_options))
 
 
 class Threads:
-    """ASGI middleware: so many threads for what blocks, as the wait for a replica does; asyncio has a few."""
+    """ASGI middleware that gives asyncio enough threads for calls that block, such as the wait for a replica."""
 
     def __init__(self, app: ASGIApp, threads: int):
         self.app = app
         self._threads: int | None = threads
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan":  # of which the application has none
+        if scope["type"] == "lifespan":  # the application has no lifespan of its own
             while (kind := (await receive())["type"]) != "lifespan.shutdown":
                 await send({"type": f"{kind}.complete"})
             await send({"type": f"{kind}.complete"})
@@ -81,7 +81,7 @@ class Threads:
 
 
 def without_request_id(app: ASGIApp) -> ASGIApp:
-    """The app, whose answers leave out the X-Request-Id of the request: Ray's HTTP server adds it, even twice."""
+    """Return the app without the request's X-Request-Id in answers: Ray's HTTP server adds it, even twice."""
 
     async def call(scope: Scope, receive: Receive, send: Send) -> None:
         given = Headers(scope=scope).get("X-Request-Id")
@@ -99,13 +99,13 @@ def without_request_id(app: ASGIApp) -> ASGIApp:
 
 
 def threads(max_waiting: int) -> int:
-    """How many there must be: one for each image that may wait, and some for pictures."""
+    """Return how many threads are needed: one for each image that may wait, and some for pictures."""
     return max_waiting + 16
 
 
 @serve.ingress()
 class Ingress:
-    """The whole application, before the replicas; answers that the model is being loaded until there is one.
+    """The whole application, in front of the replicas; until there is one it answers that the model is being loaded.
 
     Clients' keys are read from the environment here, so that Ray does not keep them among its arguments.
     """
@@ -128,7 +128,7 @@ class Ingress:
 
 
 def with_ingress(replicas: Any, settings: Settings, max_waiting: int) -> Any:
-    """The application with HTTP. Its ingress has no devices: it does not even import jax."""
+    """Return the application with HTTP. Its ingress has no devices: it does not even import jax."""
     deployment = serve.deployment(
         Ingress,
         name="Ingress",

@@ -1,7 +1,7 @@
-"""What the server asks of an engine, done by replicas: each draws a whole request, or as much as it has places for.
+"""The engine of a server with replicas: each draws a whole request, or as large a part as it has places for.
 
-To Ray such a part of a request is one of its own, for which `jaxl.server.ray.router` chooses the replica. As nothing an
-image is made of depends on its neighbours, one whose replica is gone is drawn again by another, and is the same.
+Ray sees each part as a request of its own, for which `jaxl.server.ray.router` chooses the replica. No image depends on
+its neighbours, so if a replica is gone, another one draws its images again, and they are the same.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ from jaxl.engine.forecast import Window
 from jaxl.engine.request import new_id
 from jaxl.errors import CancelledError, DeadlineError, DrainingError, EngineError, JaxlError, QueueFullError
 from jaxl.server.ray.replica import Accepted, Description, Message
+from jaxl.server.settings import EngineOptions
 
-# replicas that may die while they draw an image, until it is taken to be the reason
+# after so many replicas died while they drew an image, the image is taken to be the reason
 MOST_DEATHS = 3
 # seconds
 WATCH_EVERY, WATCH_SECONDS = 1.0, 10.0
@@ -39,7 +40,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Wait:
-    """Of a part, until its replica begins: what ends it, its number of images, and what was last said, and when."""
+    """A part of a request that waits for its replica: `timeout` moves it elsewhere, `said` is its last status."""
 
     timeout: asyncio.Timeout
     images: int
@@ -48,12 +49,12 @@ class Wait:
 
 
 class Order:
-    """A request on its way: what is known of each of its images."""
+    """A request on its way, and how far each of its images is."""
 
     def __init__(self, ticket: Ticket):
         images = len(ticket.images)
         self.ticket = ticket
-        self.accepted: Future[None] = Future()  # when every image is in a replica's queue
+        self.accepted: Future[None] = Future()  # done when every image is in a replica's queue
         self.unaccepted = set(range(images))
         self.unstarted = set(range(images))
         self.done = [0] * images  # rows
@@ -65,11 +66,11 @@ class Order:
 class Fleet:
     """Has the methods of `Engine` that the server uses, and may be called from any thread.
 
-    handle: of the deployment of replicas. max_waiting: images that may wait for a replica while there is none; those
-    in the queue of a replica are limited by its engine.
+    handle: Ray's, of the deployment of replicas. max_waiting: images that may wait while there is no replica; in the
+    queue of a replica its engine limits them.
     """
 
-    def __init__(self, handle: DeploymentHandle[Any], max_waiting: int = 64):
+    def __init__(self, handle: DeploymentHandle[Any], max_waiting: int = EngineOptions.max_waiting):
         self.handle = handle
         self._draws = handle.options(method_name="draw", stream=True)
         self.max_waiting = max_waiting
@@ -80,8 +81,8 @@ class Fleet:
         self._sending: dict[asyncio.Future[Message | None], int] = {}  # calls without an answer: their images
         self._counts: dict[str, int] = dict.fromkeys(("images", "done", "failed", "cancelled", "refused", "rows"), 0)
         self._image_rate, self._row_rate = Window(), Window()
-        self._replicas: set[str] = set()  # those there are
-        self._said: dict[str, Stats] = {}  # what each said last, also of those that are gone
+        self._replicas: set[str] = set()  # the ids of the live ones
+        self._said: dict[str, Stats] = {}  # the last counts of each, also of those that are gone
         self._served_at = time.monotonic()
         self._wake = threading.Condition()
         self._loop = asyncio.new_event_loop()
@@ -92,7 +93,7 @@ class Fleet:
         asyncio.run_coroutine_threadsafe(self._watch(), self._loop)
 
     def close(self) -> None:
-        """Cancel what there is, and stop."""
+        """Cancel all requests, and stop."""
         self.draining = True
         for ticket in self.tickets():
             ticket.cancel()
@@ -112,7 +113,7 @@ class Fleet:
         self._loop.close()
 
     def describe(self) -> Description:
-        """What the replicas are; waits until there is one."""
+        """Return the description of a replica, and wait until there is one."""
         description = self.handle.describe.remote().result()
         self.places = description.places
         return description
@@ -124,9 +125,9 @@ class Fleet:
             return self._wake.wait_for(lambda: not self._orders, timeout)
 
     def submit(self, request: Request, listener: Callable[[Event], None] | None = None) -> Ticket:
-        """Have a request drawn; returns when each image is in the queue of a replica. As `Engine.submit`.
+        """Have a request drawn as `Engine.submit` does; return when each image is in the queue of a replica.
 
-        Its arguments have a `seed`, of the first image.
+        Its arguments must have a `seed`, that of the first image.
         """
         if self.draining:
             raise DrainingError("the server is stopping; try again later")
@@ -135,7 +136,7 @@ class Fleet:
         order = Order(ticket)
         with self._wake:
             waiting = sum(len(each.unaccepted) for each in self._orders.values())
-            waiting = max(waiting, sum(self._sending.values()))  # with those that were given up
+            waiting = max(waiting, sum(self._sending.values()))  # cancelled calls without an answer count too
             if waiting and waiting + images > self.max_waiting:
                 self._counts["refused"] += 1
                 raise QueueFullError(waiting, RETRY_WITHOUT_REPLICA)
@@ -153,11 +154,11 @@ class Fleet:
         return self._thread.is_alive()
 
     def stalled(self, seconds: float) -> bool:
-        """Whether images wait, and there has been no replica for so long."""
+        """Return whether images wait, and there has been no replica for more than `seconds`."""
         return bool(self._orders) and time.monotonic() - self._served_at > seconds
 
     def stats(self) -> Stats:
-        """Of all replicas. `calls` and `busy_seconds` are as they were a second ago."""
+        """Return the sums over all replicas. `calls` and `busy_seconds` may be a second old."""
         with self._wake:
             orders, counts = list(self._orders.values()), self._counts
             waiting = sum(len(order.unstarted) for order in orders)
@@ -219,7 +220,7 @@ class Fleet:
                 task.cancel()
 
     async def _draw(self, order: Order, part: range, deaths: int) -> None:
-        """Have a part drawn by one replica, and what it leaves by others if it dies."""
+        """Have a part drawn by one replica, and the rest of it by others if that one dies."""
         ticket = order.ticket
         arguments = {**ticket.request.arguments, "seed": ticket.seeds[part[0]], "num_images": len(part)}
         left = None if ticket.expires == float("inf") else max(ticket.expires - time.monotonic(), 0.0)
@@ -237,7 +238,7 @@ class Fleet:
         except asyncio.CancelledError:
             first.add_done_callback(lambda _: call.cancel())
             raise
-        except TimeoutError:  # of `_move`
+        except TimeoutError:  # `_move` made it
             call.cancel()
             deaths -= 1
         except (RayTaskError, TaskCancelledError):
@@ -253,13 +254,13 @@ class Fleet:
             await self._draw_parts(order, undrawn, deaths + 1)
 
     def _first(self, messages: AsyncIterator[Message], images: int) -> asyncio.Future[Message | None]:
-        """The first message. Who gives up waits for it, as Ray may lose who is cancelled before, and go on drawing."""
+        """Return the first message's future. A call is cancelled only after it: Ray may lose earlier cancels."""
 
         def answered(first: asyncio.Future[Message | None]) -> None:
             with self._wake:
                 del self._sending[first]
             if not first.cancelled():
-                first.exception()  # which nobody else may want to know
+                first.exception()  # retrieved, so that asyncio does not complain of it
 
         async def wait() -> Message | None:
             return await anext(messages, None)
@@ -271,7 +272,7 @@ class Fleet:
         return first
 
     def _hear(self, order: Order, part: range, message: Message) -> None:
-        """Take in what a replica says of a part. What an earlier one has said of an image is not told again."""
+        """Take in a replica's message about a part; news of an image that an earlier replica told is not told again."""
         ticket = order.ticket
         with self._wake:
             if isinstance(message, JaxlError):
@@ -311,10 +312,10 @@ class Fleet:
         ticket.tell(replace(message, image=index))
 
     def _move(self, room: int) -> None:
-        """Let replicas draw what has waited longest at others, as far as they have room for all its images."""
+        """Move the parts that have waited longest to other replicas, as far as `room` holds all images of a part."""
         orders = sorted(self._orders.values(), key=lambda order: order.ticket.submitted)
         waits = [order.waits[first] for order in orders for first in sorted(order.waits)]
-        room -= sum(wait.images for wait in waits if wait.said is None)  # they may be on their way there
+        room -= sum(wait.images for wait in waits if wait.said is None)  # they may be on their way to that room
         for wait in waits:
             if wait.said is not None and wait.images <= room:
                 room -= wait.images
@@ -327,7 +328,7 @@ class Fleet:
             if not ticket.settle(outcome):
                 return
             self._orders.pop(ticket, None)
-            if not order.accepted.done() and isinstance(outcome, JaxlError):  # told by `submit`
+            if not order.accepted.done() and isinstance(outcome, JaxlError):  # `submit` raises it
                 self._counts["refused"] += isinstance(outcome, QueueFullError)
                 order.accepted.set_exception(outcome)
             else:
@@ -341,7 +342,7 @@ class Fleet:
         self._end(order, CancelledError("the request was cancelled"))
 
     async def _watch(self) -> None:
-        """Ask the replicas for their counts, again and again; those with nothing to do, as new ones, take over work."""
+        """Ask the replicas for their counts, again and again; idle ones, such as new ones, take over work."""
         while True:
             answers: list[Any] = []
             with suppress(RayError, DeploymentUnavailableError, TimeoutError):
@@ -359,7 +360,7 @@ class Fleet:
 
 
 def parts(images: Sequence[int], most: int) -> list[range]:
-    """Images of a request, in order, as runs without a gap of at most so many; their seeds follow on each other."""
+    """Split ordered images into runs without a gap, of at most `most`, so that the seeds of a run are consecutive."""
     found: list[range] = []
     for index in images:
         if found and index == found[-1].stop and len(found[-1]) < most:

@@ -1,4 +1,4 @@
-"""A replica: one engine with the devices that Ray has given its process, and what it tells of images on their way."""
+"""A replica: one engine with the devices that Ray has given its process, and its messages about images on their way."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from jaxl.engine.engine import STALLED_SECONDS, Stats
 from jaxl.engine.request import new_id
 from jaxl.errors import EngineError, JaxlError, PromptWarning
 
-# how often one hears where images stand that wait
+# seconds between statuses of images that wait
 STATUS_SECONDS = 1.0
 
 log = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ Message = Accepted | Status | Event | JaxlError
 
 @dataclass(frozen=True)
 class Description:
-    """What a replica is: `defaults` and `chips` as the backend has them, and the images that it draws at once."""
+    """A replica's `defaults` and `chips`, as the backend has them, and its places: the images that it draws at once."""
 
     defaults: Mapping[str, Any]
     chips: tuple[str, int]
@@ -47,8 +47,8 @@ class Replica:
     def __init__(
         self, load: Callable[[], Any], engine_options: Mapping[str, Any], stalled_seconds: float = STALLED_SECONDS
     ):
-        """`load` gives the backend; it is called here, where the devices are."""
-        warnings.simplefilter("ignore", PromptWarning)  # which may quote the prompt
+        """`load` returns the backend; it is called here, where the devices are."""
+        warnings.simplefilter("ignore", PromptWarning)  # they may quote the prompt
         self.id = new_id()
         self.stalled_seconds = stalled_seconds
         self.backend = load()
@@ -59,23 +59,23 @@ class Replica:
         return Description(self.backend.defaults, self.backend.chips, self.backend.sizes[-1])
 
     def stats(self) -> tuple[str, Stats]:
-        """Those of the engine, with the replica's own id."""
+        """Return the engine's stats, with the replica's own id."""
         return self.id, self.engine.stats()
 
     def record_routing_stats(self) -> dict[str, int]:
-        """What the router wants to know."""
+        """Return what the router needs."""
         return {"places": self.backend.sizes[-1]}
 
     def record_autoscaling_stats(self) -> dict[str, int]:
-        """What `jaxl.server.ray.scale` wants to know: the images that wait or are in the making."""
+        """Return what `jaxl.server.ray.scale` needs: the images that wait or are in the making."""
         stats = self.engine.stats()
         return {"images": stats.waiting + stats.running}
 
     def check_health(self) -> None:
         """Raise EngineError if the devices failed several times in a row: Ray then starts another replica.
 
-        If they are stuck, the process ends at once. Nobody can wait for the images in them, as Ray would; and those who
-        hold its requests let another replica draw them as soon as it is gone.
+        If they are stuck, the process ends at once: Ray would wait for images that never come, but once the process is
+        gone, the fleet lets another replica draw them.
         """
         if self.engine.stalled(self.stalled_seconds):
             log.error("a call of the devices takes more than %g s; this replica ends", self.stalled_seconds)
@@ -84,10 +84,10 @@ class Replica:
             raise EngineError("the devices failed several times in a row")
 
     async def draw(self, request: Request) -> AsyncIterator[Message]:
-        """Draw a request, of at most as many images as there are places. Leaving early cancels it.
+        """Draw a request of at most as many images as there are places. Leaving early cancels it.
 
-        First comes Accepted, then events, and a Status each second while all of it waits; last comes an error, or
-        Drawn of the last image.
+        Yields Accepted, then events, and a Status each second while all of it waits; at the end an error, or Drawn of
+        the last image.
         """
         channel = Channel()
         events = channel.follow()
@@ -112,4 +112,4 @@ class Replica:
             if isinstance(error := ticket.future.exception(), JaxlError):
                 yield error
         finally:
-            ticket.cancel()  # which does nothing once it has ended
+            ticket.cancel()  # does nothing once it has ended

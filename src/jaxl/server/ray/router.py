@@ -1,4 +1,4 @@
-"""How Ray Serve chooses a replica for the images of a request: by their size, see `jaxl.server.routing`."""
+"""Ray Serve's choice of a replica for the images of a request: by their size, see `jaxl.server.routing`."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class Share:
 
 
 class BucketAffineRouter(RequestRouter):
-    """Knows what every replica has of the images that came through this process, as long as they are in it.
+    """Knows which images that came through this process, the ingress, each replica has.
 
-    It is in the process of the ingress. Calls that are no requests for images count for nothing.
+    Calls that are no requests for images count for nothing.
     """
 
     _shares: dict[str, Share]
@@ -38,7 +38,7 @@ class BucketAffineRouter(RequestRouter):
     async def choose_replicas(
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
     ) -> list[list[RunningReplica]]:
-        """The best of all. The request counts there from now on, as others may be sent before it is."""
+        """Return the best replica. The request counts there from now on, as others may be sent before it is."""
         if pending_request is None or not candidate_replicas:
             return [candidate_replicas]
         key = pending_request.metadata.internal_request_id
@@ -75,7 +75,7 @@ class BucketAffineRouter(RequestRouter):
 
 
 def _asked(args: Sequence[Any]) -> tuple[Hashable, int]:
-    """The bucket, and the number of images, of a call of `Replica.draw`; none of other calls."""
+    """Return the bucket and the number of images of a call of `Replica.draw`; None and 0 for other calls."""
     if not args or not isinstance(args[0], Request):
         return None, 0
     arguments = args[0].arguments

@@ -1,4 +1,4 @@
-"""How many replicas there are: so many, or as many as the images need that wait or are in the making."""
+"""The number of replicas: a fixed one, or as many as the images need that wait or are in the making."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from jaxl.errors import InputError
 
 @dataclass(frozen=True)
 class Scale:
-    """How many replicas there are, and what each has.
+    """The number of replicas, and the resources of each.
 
-    replicas: those to begin with. least, most: between these their number follows the load, if they differ; 0 is
+    replicas: the number to begin with. least, most: the number follows the load between these, if they differ; 0 is
         allowed for the least. images: the images, waiting or in the making, that a replica is to have on average.
     upscale_delay, downscale_delay: seconds that a load must last.
     cpus, gpus, tpus: of a replica, as Ray counts them; 1, 2, 4 or 8 chips of a TPU host.
@@ -31,7 +31,7 @@ class Scale:
     tpus: int = 0
 
     def check(self) -> None:
-        """Raise InputError for what cannot be."""
+        """Raise InputError for numbers that cannot be."""
         if not 0 <= self.least <= self.replicas <= self.most or self.most < 1:
             shown = f"{self.least} to {self.most}, {self.replicas} to begin with"
             raise InputError("replicas", shown, "give 1 or more, from the least to the most")
@@ -39,7 +39,7 @@ class Scale:
             raise InputError("images", self.images, "give more than 0")
 
     def number(self) -> dict[str, Any]:
-        """The arguments for it of a deployment."""
+        """Return a deployment's arguments for the number of replicas."""
         if self.least == self.most:
             return {"num_replicas": self.replicas}
         config = AutoscalingConfig(
@@ -55,10 +55,10 @@ class Scale:
 
 
 def by_images(context: AutoscalingContext) -> tuple[float, dict[str, Any]]:
-    """How many replicas there should be now, to which Ray adds the bounds and the delays; and no state.
+    """Return how many replicas there should be now, and no state; Ray adds the bounds and the delays.
 
-    Ray counts requests. That is the least that there can be of images, and all that is known of those who wait for a
-    replica, so it is taken where the replicas know of fewer.
+    Ray counts requests, each of at least one image, also those that wait for a replica. So its count is taken where the
+    replicas know of fewer images.
     """
     config: AutoscalingConfig = cast(Any, context.config)
     known = (context.aggregated_metrics or {}).get("images", {})

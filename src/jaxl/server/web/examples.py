@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-# what the embedded model was trained on
+# like the texts that the embedded model was trained on
 TINY = (
     "a red apple on a blue background, flat style",
     "a rocket on a purple background, noto style",
@@ -20,5 +20,5 @@ SDXL = (
 
 
 def examples(model: str) -> tuple[str, ...]:
-    """For a model by its public name."""
+    """Return the examples for a model, by its public name."""
     return TINY if model == "tiny" else SDXL

@@ -1,7 +1,8 @@
 """The page: Gradio's form around elements of our own, which talk to the server's API as any client does.
 
 Gradio only draws the form: no event of it calls Python, so the page has no state on the server, and another server, or
-the same one started anew, goes on where this one ended. All that can be fetched are the files that the browser needs.
+the same one started anew, goes on where this one ended. Only the files that the browser needs can be
+fetched.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from jaxl.call.options import STRENGTH
 from jaxl.diffusion.names import a1111_name
 from jaxl.server.a1111.fields import offered, solver_of
 from jaxl.server.settings import Settings
@@ -27,11 +29,11 @@ from jaxl.text.prompt import SYNTAXES, Syntax
 
 STATIC = Path(__file__).with_name("static")
 
-# where the page's own files are, and what Gradio's page needs
+# the path of the page's own files, and those that Gradio's page needs
 OWN = "/web"
 NEEDED = ("/assets/", "/static/", "/theme.css", "/favicon.ico")
 
-# nothing is fetched from elsewhere, whatever a dependency would like; Gradio makes functions out of texts
+# nothing is fetched from elsewhere, whatever a dependency tries; Gradio makes functions out of texts
 POLICY = "; ".join(
     (
         "default-src 'none'",
@@ -50,7 +52,6 @@ POLICY = "; ".join(
 IMAGES = 4
 MOST_STEPS = 150
 SYNTAX: Syntax = "lenient"
-STRENGTH = 0.6
 FEATHER = 4
 PADDING = 32
 
@@ -64,7 +65,7 @@ RESTORE = (
     'aria-label="PNG file to take the settings from">Settings of a PNG …</label>'
 )
 SCHEDULER = '<jaxl-scheduler data-samplers="{}" data-value="{}"></jaxl-scheduler>'
-# tells Gradio what the page's elements want to have in the form
+# tells Gradio which values the page's elements put into the form
 BRIDGE = (
     "document.addEventListener('jaxl:fill', ({detail}) => { props.value = detail; trigger('fill'); });"
     "document.body.classList.add('jaxl-formed'); document.dispatchEvent(new CustomEvent('jaxl:formed'));"
@@ -108,7 +109,7 @@ def _gradio(settings: Settings) -> ASGIApp:
 
     theme = themes.Default(
         primary_hue="indigo",
-        font=("system-ui", "sans-serif"),  # those of the machine: Gradio's own would come from Google
+        font=("system-ui", "sans-serif"),  # the machine's fonts: Gradio's own would come from Google
         font_mono=("ui-monospace", "monospace"),
     )
     app = FastAPI()
@@ -218,7 +219,7 @@ def _blocks(gr: Any, settings: Settings) -> Any:
 
 
 def _samplers(settings: Settings) -> list[dict[str, Any]]:
-    """What `scheduler.js` shows: each sampler that is offered with its schedules, by A1111's names."""
+    """Return the list for `scheduler.js`: each sampler that is offered with its schedules, by A1111's names."""
     samplers: dict[str, dict[str, Any]] = {}
     for name in offered(settings):
         sampler, schedule = a1111_name(name)

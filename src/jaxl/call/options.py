@@ -1,0 +1,188 @@
+"""Every option of a call, once: of loading a checkpoint, and of drawing pictures.
+
+A text in the `Annotated` type of an option is its name in the settings that A1111 and its kin write into pictures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from os import PathLike
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict, TypeVar, cast
+
+from jaxl.diffusion.tables import Sampling
+from jaxl.text.prompt import Syntax
+
+# jax takes a second to import, and the command's help and the server's front do without
+if TYPE_CHECKING:
+    from jax.sharding import Mesh
+    from jax.typing import DTypeLike
+
+    from jaxl.kernels import Kernels
+
+__all__ = [
+    "Caching",
+    "DrawOptions",
+    "Guidance",
+    "LoadOptions",
+    "MicroConditioning",
+    "Options",
+    "Sampling",
+    "Start",
+]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadOptions:
+    """Every option of loading a checkpoint: what `jaxl.from_pretrained` names in its signature, and explains."""
+
+    dtype: DTypeLike = "bfloat16"
+    mesh: Mesh | None = None
+    shard_params: bool = False
+    revision: str | None = None
+    variant: str | None = None
+    token: str | None = None
+    cache_dir: str | PathLike[str] | None = None
+    local_files_only: bool = False
+    unet: str | PathLike[str] | None = None
+    vae: str | PathLike[str] | None = None
+    vae_dtype: DTypeLike | None = None
+    vae_tile: int | None = None
+    preview: str | PathLike[str] | None = None
+    preset: str | None = None
+    prediction_type: str | None = None
+    batch_sizes: Sequence[int] = ()
+    precision: str | None = None
+    calibration: Sequence[str] | None = None
+    kernels: Kernels | None = None
+
+
+class MicroConditioning(TypedDict, total=False):
+    """What SDXL was told in training about each picture's origin (arXiv:2307.01952, section 2.2).
+
+    Sizes are (height, width), corners (top, left). `original_size` and `target_size` default to the size of the image,
+    `crops_coords_top_left` to (0, 0), and the negative ones, for the unconditional branch, to the positive.
+    `aesthetic_score` and the negative one are the refiner's, 6.0 and 2.5 by default.
+    """
+
+    original_size: tuple[int, int]
+    crops_coords_top_left: tuple[int, int]
+    target_size: tuple[int, int]
+    negative_original_size: tuple[int, int]
+    negative_crops_coords_top_left: tuple[int, int]
+    negative_target_size: tuple[int, int]
+    aesthetic_score: float
+    negative_aesthetic_score: float
+
+
+class Guidance(TypedDict, total=False):
+    """How the prompt is followed, beyond `guidance_scale`.
+
+    Attributes:
+        guidance_rescale: 0 to 1, one or one for each image; takes back what guidance adds to the deviation of the
+            prediction (Lin et al. 2023, arXiv:2305.08891, section 3.4).
+        guidance_interval: (start, end), shares of the steps from 0 to 1; outside them nothing but the prompt's own
+            branch is computed, which is faster (Kynkaanniemi et al. 2024, arXiv:2404.07724).
+        pag_scale: 0 or more, one or one for each image; perturbed-attention guidance (Ahn et al. 2024,
+            arXiv:2403.17377).
+        pag_adaptive_scale: by how much `pag_scale` falls for each timestep below the last, down to 0.
+        pag_layers: the perturbed places, such as "mid_block" (the default), "down_blocks.2" or
+            "up_blocks.0.attentions.1".
+        freeu: s1, s2, b1 and b2 of FreeU (Si et al. 2023, arXiv:2309.11497); its authors give (0.6, 0.4, 1.1, 1.2) for
+            SDXL.
+    """
+
+    guidance_rescale: Annotated[float | Sequence[float], "CFG Rescale phi"]
+    guidance_interval: tuple[float, float]
+    pag_scale: float | Sequence[float]
+    pag_adaptive_scale: float
+    pag_layers: Sequence[str]
+    freeu: tuple[float, float, float, float]
+
+
+class Caching(TypedDict, total=False):
+    """Less work than the exact run does; the pictures are not quite the same (docs/performance.md).
+
+    Attributes:
+        cache_interval: 1 or more; after the first fifth of the schedule the whole U-Net is run every so many steps, and
+            on the others its first and its last layer alone, with deep features from the last whole one (Ma et al.
+            2023, DeepCache, arXiv:2312.00858). 1 is exact.
+        speed: "exact", "balanced" or "fast": a `cache_interval`, or that and a `guidance_interval`, where not given
+            (`jaxl.presets.SPEEDS`). For runs of 20 steps and more.
+    """
+
+    cache_interval: int
+    speed: Literal["exact", "balanced", "fast"]
+
+
+class Start(TypedDict, total=False):
+    """What the images start from, and where they end.
+
+    Attributes:
+        image: a picture to start from, or one for each prompt: a path, a PIL image, an array, or latents [B, h, w, 4]
+            as `Result.latents` has them.
+        strength: 0 to 1, the share of the steps that is run from `image`; 0.6 by default, 1 with a mask, 0.3 in a
+            refiner.
+        mask: a picture of the same size, or one for each prompt: white where `image` is painted anew.
+        padding_mask_crop: pixels around the mask's white part; that region alone is worked on, enlarged, and pasted
+            back.
+        denoising_end: 0 to 1; stops after this share of the noise levels and gives latents that still have noise.
+        denoising_start: 0 to 1; `image` is such latents, and the run goes on from there (arXiv:2211.01324).
+    """
+
+    image: Any
+    strength: Annotated[float, "Denoising strength"]
+    mask: Any
+    padding_mask_crop: int
+    denoising_start: float
+    denoising_end: float
+
+
+class Options(Sampling, Guidance, Caching, Start, MicroConditioning, total=False):
+    """Every further setting of a picture.
+
+    Attributes:
+        prompt_syntax: "a1111", the syntax of AUTOMATIC1111's web UI (see `jaxl.text.prompt`), which refuses what is
+            broken; "lenient", the same as the web UI reads it, where that is text; "literal", which takes all as text;
+            or "plain", which does so too and cuts it at 75 tokens, as diffusers does. With the others, longer prompts
+            are encoded in chunks.
+    """
+
+    prompt_syntax: Syntax
+
+
+class DrawOptions(Options, total=False):
+    """Every setting of a picture but its prompt: what `Pipeline.generate` names in its signature, and explains."""
+
+    prompt_2: str | Sequence[str] | None
+    negative_prompt: str | Sequence[str] | None
+    negative_prompt_2: str | Sequence[str] | None
+    seed: Annotated[int | Sequence[int], "Seed"]
+    steps: Annotated[int | None, "Steps"]
+    guidance_scale: Annotated[Any, "CFG scale"]
+    width: int | None
+    height: int | None
+    num_images: int
+    scheduler: str | None
+    latents: Any
+    clip_skip: int
+
+
+# the share of the steps that is run from a picture, where neither a mask nor a refiner asks for another
+STRENGTH = 0.6
+# of those that cannot be None
+DEFAULTS: DrawOptions = {"seed": 0, "num_images": 1, "clip_skip": 0}
+
+
+def check_names(options: DrawOptions) -> None:
+    """TypeError, as for any function, for a setting that there is not."""
+    unknown = set(options) - set(DrawOptions.__annotations__)
+    if unknown:
+        raise TypeError(f"generate() got an unexpected keyword argument {sorted(unknown)[0]!r}")
+
+
+def part(options: Options, kind: type[T]) -> T:
+    """Those of the options that belong to one of the groups above."""
+    return cast(T, {name: value for name, value in options.items() if name in kind.__annotations__})

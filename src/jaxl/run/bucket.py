@@ -1,0 +1,204 @@
+"""What programs are compiled for and fed: buckets, the order of branches, and inputs, each with its shapes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import IntEnum
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jax.typing import DTypeLike
+
+from jaxl.diffusion.rows import COLUMNS, MAX_ROWS
+from jaxl.nn.layers import Params
+from jaxl.nn.unet import unet_context
+from jaxl.run.model import Model
+from jaxl.run.sharding import replicated, split_images
+
+Leaf = Any  # an array on the devices or on the host, or the shape of one
+
+
+class Branch(IntEnum):
+    """An evaluation of the network for an image. Where an image has several, arrays have them in this order."""
+
+    NEGATIVE = 0
+    POSITIVE = 1
+    PERTURBED = 2
+
+    @property
+    def reads(self) -> Branch:
+        """The branch whose text and sizes the network is told: for the perturbed one, those of the positive one."""
+        return Branch.NEGATIVE if self is Branch.NEGATIVE else Branch.POSITIVE
+
+    @property
+    def prefix(self) -> str:
+        """What the names of the arguments for its text and sizes begin with."""
+        return "negative_" if self.reads is Branch.NEGATIVE else ""
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """The shapes a program is compiled for.
+
+    `guided` programs evaluate the network twice a row (arXiv:2207.12598). `chunks` is the number of 77-token parts that
+    prompts have room for. `pag_layers` are the places of perturbed-attention guidance, which takes one evaluation more
+    (arXiv:2403.17377); `freeu` programs filter the skip connections (arXiv:2309.11497). `cached` programs keep deep
+    features for the rows that are shallow (arXiv:2312.00858).
+    """
+
+    batch: int
+    height: int
+    width: int
+    guided: bool
+    chunks: int = 1
+    pag_layers: tuple[str, ...] = ()
+    freeu: bool = False
+    cached: bool = False
+
+    @property
+    def order(self) -> tuple[Branch, ...]:
+        """The branches of each image, in the order that arrays have them."""
+        has = {Branch.NEGATIVE: self.guided, Branch.POSITIVE: True, Branch.PERTURBED: bool(self.pag_layers)}
+        return tuple(branch for branch in Branch if has[branch])
+
+    @property
+    def branches(self) -> int:
+        """The number of evaluations for each image."""
+        return len(self.order)
+
+    @property
+    def plain(self) -> Bucket:
+        """The bucket of the rows that have no guidance."""
+        return replace(self, guided=False, pag_layers=())
+
+    @property
+    def single(self) -> Bucket:
+        """The bucket of one of its images."""
+        return replace(self, batch=1)
+
+    def latents_shape(self, model: Model) -> tuple[int, int, int, int]:
+        """Return [B, h, w, C]."""
+        factor = model.vae.factor
+        return self.batch, self.height // factor, self.width // factor, model.vae.latent_channels
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """A model on devices, which programs are compiled for.
+
+    `shapes` are the components' parameter trees with a sharding on each leaf; no values are needed, so programs compile
+    while weights load, or for devices that are not there. `tile` makes the VAE work in tiles of so many pixels.
+    """
+
+    model: Model
+    mesh: Mesh
+    shapes: dict[str, Params]
+    tile: int | None = None
+
+    def split(self, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32, branches: int | None = None) -> Leaf:
+        """Return an argument whose leading axis, of images, is split over the devices; or the second, of `branches`."""
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=split_images(self.mesh, shape[0], branches))
+
+    def whole(self, shape: tuple[int, ...], dtype: DTypeLike) -> Leaf:
+        """Return an argument that every device has."""
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=replicated(self.mesh))
+
+
+# No field of these has a default: whoever adds one has to say its shape, and what fills it, or nothing runs.
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Text:
+    """Encoded texts: prompt_embeds [..., T, D], pooled [..., P]."""
+
+    prompt_embeds: Leaf
+    pooled: Leaf
+
+    @classmethod
+    def shapes(cls, to: Target) -> Text:
+        """Return those of one chunk of text."""
+        length, last = to.model.text_encoder_2.max_length, to.shapes["text_encoder_2"]["text_projection"]["weight"]
+        return cls(
+            prompt_embeds=to.whole((1, length, to.model.unet.cross_attention_dim), last.dtype),
+            pooled=to.whole((1, last.shape[-1]), last.dtype),
+        )
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Conditioning:
+    """What the network is told about B images, each in G branches (the bucket's, in their order).
+
+    `context` [B, G, ...] is what cross-attention sees (`unet_context`); `pooled`: [B, G, P]; `time_ids`: float32
+    [B, G, 5 or 6]. `rescale`: float32 [B], guidance_rescale. `lengths` int32 [B, G], the tokens of each text, where the
+    bucket has several chunks, else None. `freeu`: float32 [B, 4], s1, s2, b1 and b2, where the bucket has it.
+    `inpaint`: float32 [B, h, w, 5], the mask and the masked picture's latents, for models that were trained on them.
+    """
+
+    context: Params
+    pooled: Leaf
+    time_ids: Leaf
+    rescale: Leaf
+    lengths: Leaf | None
+    freeu: Leaf | None
+    inpaint: Leaf | None
+
+    @classmethod
+    def shapes(cls, to: Target, bucket: Bucket) -> Conditioning:
+        b, g, latents = bucket.batch, bucket.branches, bucket.latents_shape(to.model)
+        extra = to.model.unet.in_channels - latents[-1]
+        text = Text.shapes(to)
+        _, length, width = text.prompt_embeds.shape
+        embeds = jax.ShapeDtypeStruct((b * g, bucket.chunks * length, width), text.prompt_embeds.dtype)
+        context = jax.eval_shape(unet_context, to.shapes["unet"], embeds)
+        return cls(
+            context=jax.tree.map(lambda leaf: to.split((b, g, *leaf.shape[1:]), leaf.dtype, branches=g), context),
+            pooled=to.split((b, g, *text.pooled.shape[1:]), text.pooled.dtype, branches=g),
+            time_ids=to.split((b, g, to.model.time_ids), branches=g),
+            rescale=to.split((b,)),
+            lengths=to.split((b, g), jnp.int32, branches=g) if bucket.chunks > 1 else None,
+            freeu=to.split((b, 4)) if bucket.freeu else None,
+            inpaint=to.split((*latents[:3], extra)) if extra else None,
+        )
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Beginning:
+    """What B images start from.
+
+    `rows` [B, R, K], `first` [B] and `end` [B] are each image's table, its first row and the one that is not run any
+    more; `keys` uint32 [B, 2]. The latents start as `noise_scale` [B] times noise of unit variance, drawn from the keys
+    or `noise` [B, h, w, C] where its flag in `given` [B] is set, plus `picture_scale` [B] times `picture` [B, h, w, C].
+    `mask` [B, h, w, 1] is 0 where the picture is kept.
+    """
+
+    rows: Leaf
+    first: Leaf
+    end: Leaf
+    keys: Leaf
+    noise_scale: Leaf
+    given: Leaf
+    noise: Leaf
+    picture_scale: Leaf
+    picture: Leaf
+    mask: Leaf
+
+    @classmethod
+    def shapes(cls, to: Target, bucket: Bucket) -> Beginning:
+        b, latents = bucket.batch, bucket.latents_shape(to.model)
+        return cls(
+            rows=to.split((b, MAX_ROWS, len(COLUMNS))),
+            first=to.split((b,), jnp.int32),
+            end=to.split((b,), jnp.int32),
+            keys=to.split((b, 2), jnp.uint32),
+            noise_scale=to.split((b,)),
+            given=to.split((b,), jnp.bool_),
+            noise=to.split(latents),
+            picture_scale=to.split((b,)),
+            picture=to.split(latents),
+            mask=to.split((*latents[:3], 1)),
+        )

@@ -1,0 +1,236 @@
+"""What programs compute, as pure functions. What is compiled in comes first, then what a call is told."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jaxl.config import TinyVAEConfig, VAEConfig
+from jaxl.diffusion import loop
+from jaxl.diffusion.loop import Row, Slots
+from jaxl.diffusion.noise import initial_noise
+from jaxl.kernels import XLA, Kernels
+from jaxl.nn import tiny_vae, vae
+from jaxl.nn.clip import clip, emphasize
+from jaxl.nn.layers import Params
+from jaxl.nn.preview import latents_to_rgb
+from jaxl.nn.tiles import decode_tiled, encode_tiled
+from jaxl.nn.unet import features_shape, unet, unet_context
+from jaxl.run.bucket import Beginning, Branch, Bucket, Conditioning, Leaf, Target, Text
+from jaxl.run.model import Model
+from jaxl.run.sharding import split_images, spread, whole, with_sharding
+from jaxl.weights.quantise import observing
+
+
+def encode_text(
+    model: Model, params: Params, ids: Mapping[str, Leaf], weights: Mapping[str, Leaf], clip_skip: Leaf
+) -> Text:
+    """N texts, as ids and weights [N, T] for each text encoder -> their embeddings side by side.
+
+    (Podell et al. 2023, arXiv:2307.01952, section 2.1.) The pooled embedding knows no weights.
+    """
+    states, pooled = [], None
+    for name, cfg in model.text_encoders.items():
+        hidden, pooled = clip(params[name], cfg, ids[name], clip_skip, model.kernels)
+        states.append(emphasize(hidden, weights[name]))
+    assert pooled is not None  # Model requires the last encoder's projection
+    return Text(jnp.concatenate(states, axis=-1), pooled)
+
+
+def gather(params: Params, texts: list[list[list[Text]]]) -> tuple[dict[str, Any], Array]:
+    """Chunks of texts, [image][branch][chunk] -> `context` and `pooled` of `Conditioning`.
+
+    Of the pooled embeddings, that of the first chunk.
+    """
+
+    def branch(chunks: list[Text]) -> Text:
+        return Text(jnp.concatenate([chunk.prompt_embeds[0] for chunk in chunks]), chunks[0].pooled[0])
+
+    images = [[branch(chunks) for chunks in image] for image in texts]
+    flat = [text for image in images for text in image]
+    # else XLA stacks a part of the features on each device, and sends all to where their images are
+    text = jax.tree.map(lambda *each: whole(jnp.stack(each)), *flat)
+    context = unet_context(params, text.prompt_embeds)
+    return jax.tree.map(lambda a: a.reshape(len(texts), -1, *a.shape[1:]), (context, text.pooled))
+
+
+def start(b: Beginning) -> Slots:
+    """Slots at their first row."""
+    noise = jnp.where(b.given[:, None, None, None], b.noise, initial_noise(b.keys, b.noise.shape[1:]))
+    slots = loop.init_slots(b.rows, b.end, b.keys, noise, b.noise_scale, b.picture, b.picture_scale, b.mask)
+    return replace(slots, row=b.first)
+
+
+def slots_shapes(to: Target, bucket: Bucket) -> Slots:
+    """The shapes of slots, as `start` makes them, with features if the bucket is cached."""
+    slots = jax.eval_shape(start, Beginning.shapes(to, bucket))
+    slots = with_sharding(slots, split_images(to.mesh, bucket.batch))
+    return replace(slots, features=features_shapes(to, bucket))
+
+
+def features_shapes(to: Target, bucket: Bucket) -> Leaf | None:
+    """The shape of what the network keeps from row to row, [B, G, ...]; None if the bucket is not cached."""
+    if not bucket.cached:
+        return None
+    _, height, width, _ = bucket.latents_shape(to.model)
+    shape, dtype = features_shape(to.model.unet, height, width), to.shapes["unet"]["conv_in"]["weight"].dtype
+    return to.split((bucket.batch, bucket.branches, *shape), dtype, branches=bucket.branches)
+
+
+def denoise(
+    model: Model, bucket: Bucket, params: Params, cond: Conditioning, x: Array, row: Row, features: Array | None
+) -> tuple[Array, Array | None]:
+    """The network's output, float32, for scaled latents `x`, guided as the bucket has branches; and its features.
+
+    These are [B, G, *features_shape] where the bucket is `cached`, else None.
+    """
+    b, g = cond.time_ids.shape[:2]
+    if cond.inpaint is not None:
+        x = jnp.concatenate([x, cond.inpaint], axis=-1)
+    # an image's branches are neighbours on the batch axis, so splitting the axis over devices keeps them together
+    per_branch = partial(jnp.repeat, repeats=g, axis=0)
+    context, pooled, time_ids, lengths = jax.tree.map(
+        lambda a: a.reshape(b * g, *a.shape[2:]), (cond.context, cond.pooled, cond.time_ids, cond.lengths)
+    )
+    out, deep = unet(
+        params,
+        model.unet,
+        spread(per_branch(x)),
+        per_branch(row["t"]),
+        context,
+        pooled,
+        time_ids,
+        lengths=lengths,
+        guidance=per_branch(row["guidance"]) if model.unet.time_cond_proj_dim else None,
+        perturbed=jnp.tile(jnp.arange(g) == bucket.order.index(Branch.PERTURBED), b) if bucket.pag_layers else None,
+        pag_layers=bucket.pag_layers,
+        freeu=None if cond.freeu is None else per_branch(cond.freeu),
+        features=None if features is None else features.reshape(b * g, *features.shape[2:]),
+        shallow=None if features is None else per_branch(row["shallow"] > 0),
+        kernels=model.kernels,
+    )
+    outputs = out.astype(jnp.float32).reshape(b, g, *out.shape[1:])
+    guided = guide(bucket, outputs, row["guidance"], row["pag"], cond.rescale)
+    return guided, None if features is None else deep.reshape(features.shape)
+
+
+def guide(bucket: Bucket, outputs: Array, guidance: Array, pag: Array, rescale: Array) -> Array:
+    """One prediction [B, h, w, C] from those of the branches [B, G, h, w, C]; the scales are [B].
+
+    Classifier-free guidance (Ho and Salimans 2022, arXiv:2207.12598, equation 6), perturbed-attention guidance (Ahn et
+    al. 2024, arXiv:2403.17377, equation 16), then the share `rescale` of the way back to the positive prediction's
+    deviation (Lin et al. 2023, arXiv:2305.08891, section 3.4).
+    """
+    guidance, pag, rescale = (a[:, None, None, None] for a in (guidance, pag, rescale))
+
+    def of(branch: Branch) -> Array:
+        return outputs[:, bucket.order.index(branch)]
+
+    positive = out = of(Branch.POSITIVE)
+    if bucket.guided:
+        negative = of(Branch.NEGATIVE)
+        out = negative + guidance * (positive - negative)
+    if bucket.pag_layers:
+        out = out + pag * (positive - of(Branch.PERTURBED))
+    if bucket.guided:
+        own, wanted = (jnp.std(a, axis=(1, 2, 3), keepdims=True) for a in (out, positive))
+        out = jnp.where(rescale > 0, out * (rescale * wanted / own + 1 - rescale), out)
+    return out
+
+
+def advance(model: Model, bucket: Bucket, params: Params, slots: Slots, cond: Conditioning, n: Leaf) -> Slots:
+    """Run the next `n` rows (traced) of every slot, which has features if the bucket is cached."""
+    return loop.advance(partial(denoise, model, bucket, params, cond), slots, n)
+
+
+def join(slots: Slots, cond: Conditioning, one: tuple[Slots, Conditioning], place: Leaf) -> tuple[Slots, Conditioning]:
+    """B images, with another, `one` of a batch of one, at a place (int32, traced)."""
+    return jax.tree.map(lambda old, new: jnp.where(_is_at(place, old), new.astype(old.dtype), old), (slots, cond), one)
+
+
+def take(slots: Slots, place: Leaf) -> Slots:
+    """The image at a place, as a batch of one."""
+    # a sum with zeros rather than a slice, so that no device asks for all that the others have
+    return jax.tree.map(lambda a: jnp.where(_is_at(place, a), a, 0).sum(0, dtype=a.dtype, keepdims=True), slots)
+
+
+def _is_at(place: Array, a: Array) -> Array:
+    return (jnp.arange(a.shape[0]) == place).reshape(-1, *[1] * (a.ndim - 1))
+
+
+def observe(
+    model: Model, bucket: Bucket, params: Params, slots: Slots, cond: Conditioning, largest: dict[str, Leaf]
+) -> tuple[Slots, dict[str, Array]]:
+    """Run one row; also `largest`, by layer, raised to the greatest magnitude that went into each of those layers."""
+    model = replace(model, kernels=XLA)  # which has derivatives
+
+    def run(largest: dict[str, Array]) -> tuple[Array, Slots]:
+        after = loop.advance(partial(denoise, model, bucket, observing(params, largest), cond), slots, 1)
+        return after.latents.sum(), after
+
+    seen, after = jax.grad(run, has_aux=True)(largest)
+    return after, jax.tree.map(jnp.maximum, seen, largest)
+
+
+def encode_image(model: Model, params: Params, images: Leaf, tile: int | None = None) -> Array:
+    """Images [B, H, W, 3] in -1..1 -> latents [B, h, w, C] float32: the mean of what the encoder says.
+
+    With `tile`, in overlapping parts of so many pixels, as in `decode`.
+    """
+    cfg, kernels = model.vae, model.kernels
+    if isinstance(cfg, TinyVAEConfig):
+        return tiny_vae.encode(params, cfg, images)
+    if tile:
+        mean, _ = encode_tiled(params, cfg, images, tile, kernels=kernels)
+    else:
+        mean, _ = vae.encode(params, cfg, images, kernels)
+    return vae.to_latents(mean, cfg)
+
+
+def decode(
+    model: Model, params: Params, latents: Array, devices: int = 1, tile: int | None = None
+) -> tuple[Array, Array, Array]:
+    """Latents [B, h, w, C] -> images [B, H, W, 3] in 0..1 float32, the same as uint8, and whether all is finite [B].
+
+    One image per device at a time: pixels take far more memory than latents, and a larger batch is not faster. With
+    `tile`, each image in overlapping parts of so many pixels.
+    """
+
+    def some(latents: Array) -> tuple[Array, Array, Array]:
+        images = decode_latents(params, model.vae, model.kernels, spread(latents), tile)
+        finite = jnp.isfinite(images).all((1, 2, 3))
+        images = jnp.clip(images / 2 + 0.5, 0.0, 1.0)
+        return images, jnp.round(images * 255.0).astype(jnp.uint8), finite
+
+    batch = latents.shape[0]
+    if batch == devices:
+        return some(latents)
+    rounds = latents.reshape(devices, batch // devices, *latents.shape[1:]).swapaxes(0, 1)
+    return jax.tree.map(lambda a: a.swapaxes(0, 1).reshape(batch, *a.shape[2:]), jax.lax.map(some, rounds))
+
+
+def decode_latents(
+    params: Params, cfg: VAEConfig | TinyVAEConfig, kernels: Kernels, latents: Array, tile: int | None
+) -> Array:
+    """Latents [B, h, w, C] -> images [B, H, W, 3] float32, about -1..1, by either kind of autoencoder."""
+    if isinstance(cfg, TinyVAEConfig):
+        return tiny_vae.decode(params, cfg, latents)
+    latents = vae.from_latents(latents, cfg)
+    if tile:
+        return decode_tiled(params, cfg, latents, tile, kernels=kernels)
+    return vae.decode(params, cfg, latents, kernels)
+
+
+def preview(model: Model, params: Params | None, latents: Array) -> Array:
+    """Denoised estimates [B, h, w, C] -> small pictures, uint8: by the preview's autoencoder, else by a linear map."""
+    if model.preview is not None and params is not None:
+        images = decode_latents(params, model.preview, model.kernels, latents, None) / 2 + 0.5
+    else:
+        images = latents_to_rgb(latents, model.vae)
+    return jnp.round(jnp.clip(images, 0.0, 1.0) * 255.0).astype(jnp.uint8)
