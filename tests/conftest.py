@@ -42,7 +42,14 @@ COMPILED = {"tiny", "small", "optimised"}
 
 # The files that take longest, first, so that no worker is left with one at the end; Ray's, on one Ray, are one piece.
 FIRST = (
-    *("server/ray", "test_compat.py", "test_backend.py", "run/test_hosts.py", "test_cli.py", "weights/test_quantise.py"),
+    *(
+        "server/ray",
+        "test_compat.py",
+        "test_backend.py",
+        "run/test_hosts.py",
+        "test_cli.py",
+        "weights/test_quantise.py",
+    ),
     *("test_compile_command.py", "bench", "test_caching.py", "parity", "test_pipeline.py", "call", "nn"),
 )
 
