@@ -1,21 +1,20 @@
 """The whole suite runs on eight CPU devices, so that sharding is exercised wherever it applies."""
 
 import os
-import tempfile
+
+from xla_flags import xla_flags
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = (os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8").strip()
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {xla_flags(8)}".strip()
 os.environ["HF_HUB_OFFLINE"] = "1"
 # the suite runs in two processes on two cores, where PyTorch's threads would wait for each other most of the time
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # most programs of tests compile for longer than they run; without LLVM's optimisations that takes half the time
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-# programs that several tests compile, here or in processes of their own, are compiled once, but never taken from an
-# earlier run; xdist's workers are given the folder of the process that starts them
-os.environ["JAXL_CACHE_DIR"] = os.environ.get("JAXL_CACHE_DIR") or tempfile.mkdtemp(prefix="jaxl-programs-")
 
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,15 +22,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import pytest
+from jax._src import compiler
 
 from jaxl.run.disk_cache import enable_disk_cache
 from jaxl.server.ray.local import AS_RAY_IS_IMPORTED
 
 # several folders' tests import Ray, whichever are collected
 os.environ.update(AS_RAY_IS_IMPORTED)
-
-enable_disk_cache()
-
 
 TESTS = Path(__file__).parent
 
@@ -44,7 +41,17 @@ HEAVY = (
 COMPILED = {"tiny", "small", "optimised"}
 
 # The files that take longest, first, so that no worker is left with one at the end; Ray's, on one Ray, are one piece.
-FIRST = ("server/ray", "test_compat.py", "test_backend.py")
+FIRST = (
+    *(
+        "server/ray",
+        "test_compat.py",
+        "test_backend.py",
+        "run/test_hosts.py",
+        "test_cli.py",
+        "weights/test_quantise.py",
+    ),
+    *("test_compile_command.py", "bench", "test_caching.py", "parity", "test_pipeline.py", "call", "nn"),
+)
 
 
 class LeftOut(pytest.Module):
@@ -59,6 +66,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # programs that several tests compile, here or in processes of their own, are compiled once, but never taken from an
+    # earlier run; xdist's workers are given the folder of the process that starts them
+    if "JAXL_CACHE_DIR" not in os.environ:
+        os.environ["JAXL_CACHE_DIR"] = folder = tempfile.mkdtemp(prefix="jaxl-programs-")
+        config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
     if config.getoption("quick"):
         # so none can be imported, here as where it is not installed
         sys.modules.update({name: None for name in HEAVY if name not in sys.modules})  # pyright: ignore[reportArgumentType]
@@ -110,23 +122,29 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 @pytest.fixture(scope="session", autouse=True)
 def _programs_are_kept() -> None:
-    """Whatever tests do: jax opens the folder at its first program, and after `jaxl bench`, which measures without it,
-    it would not."""
+    """Programs go to the folder and come from it, whatever tests do.
+
+    jax opens it at its first program, and would not after `jaxl bench`, which measures without it.
+    """
+    enable_disk_cache()
     jnp.zeros(())
-
-
-def pytest_unconfigure() -> None:
-    folder = Path(os.environ["JAXL_CACHE_DIR"])
-    if folder.name.startswith("jaxl-programs-") and "PYTEST_XDIST_WORKER" not in os.environ:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")
 def optimised() -> Iterator[None]:
     """Programs are compiled as users have them: for tests whose numbers depend on it."""
+    options = compiler.get_compile_options
+
+    def as_users_have_them(*args: Any, **kwargs: Any) -> Any:
+        made = options(*args, **kwargs)
+        made.env_option_overrides = [*made.env_option_overrides, ("xla_cpu_use_fusion_emitters", True)]
+        return made
+
     jax.clear_caches()
     jax.config.update("jax_disable_most_optimizations", False)
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiler, "get_compile_options", as_users_have_them)
+        yield
     jax.config.update("jax_disable_most_optimizations", True)
     jax.clear_caches()
 

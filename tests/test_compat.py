@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from torch_weights import relative_error
+from xla_flags import xla_flags
 
 import jaxl
 from jaxl.compat import FlaxStableDiffusionXLPipeline
@@ -149,7 +150,7 @@ def test_save_pretrained(flax_like: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize("program", ["article.py", "article_ahead_of_time.py"])
 def test_the_articles_program(program: str, small: Any, tmp_path: Path) -> None:
     """As a user would run it, on four devices: four different, recognisably non-empty pictures."""
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    environment = os.environ | {"XLA_FLAGS": xla_flags(4)}
     run = subprocess.run(
         [sys.executable, EXAMPLES / program, small[0].checkpoint.source, tmp_path / "images"],
         env=environment,

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
+from xla_flags import xla_flags
 
 import jaxl
 from jaxl.cli import bench, run
@@ -74,7 +75,7 @@ def free_port() -> int:
 def start(*argv: str) -> subprocess.Popen[str]:
     """A Python process of four devices."""
     # XLA gives a CPU as many threads as devices, and their number decides in which order convolutions add
-    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4", "NPROC": "8"}
+    environment = {**os.environ, "XLA_FLAGS": xla_flags(4), "NPROC": "8"}
     return subprocess.Popen(
         [sys.executable, *argv], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import pytest
+from xla_flags import xla_flags
 
 from jaxl.presets import SDXL_BASE
 from jaxl.run.bucket import Beginning, Branch, Bucket, Conditioning, Text
@@ -91,7 +92,7 @@ pipe, params = jaxl.from_pretrained(sys.argv[1])
 pipe.generate(params, "a llama", steps=1, width=64, height=64)
 print(json.dumps([events.count(f"/jax/compilation_cache/cache_{kind}") for kind in ("hits", "misses")]))
 """
-    environment = os.environ | {"JAXL_CACHE_DIR": str(tmp_path), "XLA_FLAGS": ""}
+    environment = os.environ | {"JAXL_CACHE_DIR": str(tmp_path), "XLA_FLAGS": xla_flags(1)}
     outputs = [
         subprocess.run(
             [sys.executable, "-c", code, small[0].checkpoint.source],

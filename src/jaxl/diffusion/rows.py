@@ -10,10 +10,10 @@ h1 to h3 are the three previous entries of the history, the latest first; `saved
 keep for later rows, such as the start of a two-row step. Both start as zeros. A row with `push_x` and `push_d` both 0
 leaves the history as it is.
 
-Six more columns belong to the request rather than to the scheduler. Where an image's mask keeps the picture
-that was given, x' is replaced by `known_image * picture + known_noise * noise`. `guidance` and `pag` are the scales of
-classifier-free and of perturbed-attention guidance at this row, `rescale` is guidance_rescale. Where `shallow` is 1 the network may go by what it kept
-of an earlier row, where it is 0 it goes by nothing but x.
+Six more columns belong to the request rather than to the scheduler. Where an image's mask keeps the picture that was
+given, x' is replaced by `known_image * picture + known_noise * noise`. `guidance` and `pag` are the scales of
+classifier-free and of perturbed-attention guidance at this row, `rescale` is guidance_rescale. Where `shallow` is 1 the
+network may go by what it kept of an earlier row, where it is 0 it goes by nothing but x.
 """
 
 from __future__ import annotations
