@@ -95,8 +95,8 @@ def test_an_unguided_image_in_a_guided_lane_is_told_the_same_twice(backend: Pipe
     asked: dict[str, Any] = {"width": 64, "height": 64, "negative_prompt": "dark", "negative_original_size": (32, 32)}
 
     def told(guidance: float) -> Any:
-        plan = backend.pipe.plan("a cat", guidance_scale=guidance, **asked)
-        cond = backend.pipe.inputs(backend.params, plan).conditioning(plan.segments[0], lane)
+        (image,) = backend.read({"prompt": "a cat", "guidance_scale": guidance, **asked})
+        cond = image.inputs.conditioning(image.plan.segments[0], lane)
         return jax.tree.map(lambda a: bool((a[0, 0] == a[0, 1]).all()), (cond.pooled, cond.time_ids))
 
     assert told(1.0) == (True, True)
