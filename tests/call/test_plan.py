@@ -121,7 +121,7 @@ def test_every_field_of_a_plan_goes_with_its_image(small: Any) -> None:
     shared = {"bucket", "scheduler", "steps", "first", "count", "segments", "clip_skip", "time_ids", "freeu"}
     shared |= {"noise_scale", "picture_scale"}
     made = {"batch", "rounds"}
-    own = {"rows", "texts", "seeds", "rescale", "noise", "pictures", "pastes"}
+    own = {"rows", "texts", "seeds", "noise", "pictures", "pastes"}
     assert {field.name for field in fields(Plan)} == shared | made | own, "say here whose the new field is"
     pictures = [PICTURE.rotate(90 * i) for i in range(3)]
     plan = pipe.plan(

@@ -11,6 +11,7 @@ from typing import Any, get_args
 import pytest
 import typer
 
+from jaxl.call.options import LoadOptions
 from jaxl.cli.app import app as command
 from jaxl.cli.serve import serve
 from jaxl.engine import Engine
@@ -113,11 +114,11 @@ def test_each_option_is_explained() -> None:
 
 def test_defaults_are_those_of_what_takes_them() -> None:
     from jaxl.backend import open_backend
-    from jaxl.pipeline import open_pipeline
 
-    taken = {**inspect.signature(open_pipeline).parameters, **inspect.signature(open_backend).parameters}
+    taken = {field.name: field.default for field in fields(LoadOptions)}
+    taken |= {name: each.default for name, each in inspect.signature(open_backend).parameters.items()}
     for field in fields(ModelOptions):
-        assert taken[field.name].default == field.default, field.name
+        assert taken[field.name] == field.default, field.name
     for field in fields(EngineOptions):
         assert inspect.signature(Engine).parameters[field.name].default == field.default, field.name
 
