@@ -1,4 +1,5 @@
-# `make demo` shows pictures, `make test` checks everything but the web page, which `make test-web` does in Chromium.
+# `make demo` shows pictures, `make quick` checks in a minute or two what needs no PyTorch, Ray or Gradio, `make test`
+# everything but the web page, which `make test-web` does in Chromium.
 # All set up .venv themselves.
 PYTHON ?= python3
 BIN := .venv/bin
@@ -8,23 +9,43 @@ INSTALL := $(BIN)/pip install --quiet --no-compile
 export PYTHONDONTWRITEBYTECODE :=
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: demo test test-web check format docs wheel clean
+# the files of tests go to two processes; see tests/conftest.py for their order
+PYTEST := $(BIN)/pytest -n 2 --dist loadfile --ignore tests/web
+
+.PHONY: demo quick quick-types quick-suite test types suite test-web lint check format docs wheel clean
 
 demo: .venv/installed
 	$(BIN)/jaxl generate "a red apple on a blue background, flat style" -n 4 --seed 7 --steps 25 --output demo
 
-test: check
-	$(BIN)/pytest -n 2 --dist loadfile --ignore tests/web
+# types beside the tests, as each of the three takes one core
+quick: .venv/light lint
+	$(MAKE) --no-print-directory --jobs 2 quick-types quick-suite
+
+quick-types: .venv/light
+	$(BIN)/pyright --project tools/quick.json
+
+quick-suite: .venv/light
+	$(PYTEST) --quick -p no:schemathesis
+
+test: .venv/tested lint
+	$(MAKE) --no-print-directory --jobs 2 types suite
+
+types: .venv/tested
+	$(BIN)/pyright
+
+suite: .venv/tested
+	$(PYTEST)
 
 # Gradio leaves event loops of its own behind; schemathesis imports modules at the end, which Python 3.11 cannot parse
 # when Playwright's greenlets have moved its recursion depth
 test-web: .venv/web chromium
 	$(BIN)/pytest tests/web $(WEB) -p no:schemathesis -W ignore::pytest.PytestUnraisableExceptionWarning
 
-check: .venv/tested
+lint: .venv/light
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright
+
+check: lint types
 
 format: .venv/tested
 	$(BIN)/ruff check --fix .
@@ -49,7 +70,11 @@ wheel: .venv/bin/python
 	$(INSTALL) --editable .
 	touch $@
 
-.venv/tested: pyproject.toml .venv/installed
+.venv/light: pyproject.toml .venv/installed
+	$(INSTALL) --group dev
+	touch $@
+
+.venv/tested: pyproject.toml .venv/light
 	$(INSTALL) --group test
 	touch $@
 

@@ -32,12 +32,13 @@ os.environ.update(AS_RAY_IS_IMPORTED)
 
 TESTS = Path(__file__).parent
 
-# what `--quick` does without: slow to install, to import or to start
+# What `--quick` does without: what is slow to install, to import or to start; folders whose tests compile, measure or
+# start servers most of the time; and fixtures with programs that take long to compile.
 HEAVY = (
     *("torch", "diffusers", "transformers", "accelerate", "flax", "ray", "gradio"),
     *("c2pa", "kubernetes_validate", "matplotlib", "mlperf_loadgen", "openai", "schemathesis", "webuiapi"),
 )
-# fixtures with programs that take long to compile
+LONG = ("bench", "benchmarks", "kernels", "server/ray", "training", "web")
 COMPILED = {"tiny", "small", "optimised"}
 
 # The files that take longest, first, so that no worker is left with one at the end; Ray's, on one Ray, are one piece.
@@ -77,7 +78,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    return True if config.getoption("quick") and collection_path == TESTS / "server" / "ray" else None
+    return True if config.getoption("quick") and collection_path in {TESTS / name for name in LONG} else None
 
 
 def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> pytest.Module | None:
