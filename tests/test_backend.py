@@ -134,7 +134,8 @@ def test_what_no_lane_has_is_refused(backend: PipelineBackend, arguments: dict[s
 
 def test_a_broken_parameter_is_named(backend: PipelineBackend) -> None:
     whole = backend.params
-    backend.take_params({**whole, "vae": jax.tree.map(lambda a: a * jnp.nan, whole["vae"])})
+    broken = jax.tree.map(lambda a: jax.device_put(np.full(a.shape, np.nan, a.dtype), a.sharding), whole["vae"])
+    backend.take_params({**whole, "vae": broken})
     try:
         with (
             Engine(backend) as engine,
