@@ -202,7 +202,8 @@ class Quick:
 
 
 def drop(user: User, selector: str, name: str, data: bytes, kind: str = "image/png") -> None:
-    """Drop a file on an element."""
+    """Drop a file on an element, once the page's own program is there to take it."""
+    user.wait_for("window.jaxl !== undefined")
     script = """([text, name, type]) => {
         const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
         const transfer = new DataTransfer();

@@ -19,6 +19,9 @@ const VARIATION_STRENGTH = 0.5;
 const POLL = 2000;
 
 let lastSeed = "";
+let begin;
+// the form is there, with what it had before a reload
+const begun = new Promise((resolve) => (begin = resolve));
 
 /** Draw what the form asks for, after what is drawn now. */
 async function generate() {
@@ -101,6 +104,7 @@ async function keep({ image_index, blob }, id, asked, source) {
 
 /** Put a picture's settings into the form. */
 async function restore(file) {
+  await begun;
   try {
     tell("fill", { ...(await settingsOf(file)), num_images: 1, whole: true });
   } catch (error) {
@@ -178,4 +182,5 @@ await open();
 if (!document.body.classList.contains("jaxl-formed")) await new Promise((resolve) => listen("formed", resolve));
 await Promise.all(["board", "waiting", "size", "scheduler", "source"].map(arrived));
 await form.begin();
+begin();
 await queue.open(perform);
