@@ -1,4 +1,4 @@
-# `make demo` shows pictures, `make quick` checks in a minute or two what needs no PyTorch, Ray or Gradio, `make test`
+# `make demo` shows pictures, `make quick` checks in minutes what needs no PyTorch, Ray or Gradio, `make test`
 # everything but the web page, which `make test-web` does in Chromium.
 # All set up .venv themselves.
 PYTHON ?= python3

@@ -38,7 +38,7 @@ HEAVY = (
     *("torch", "diffusers", "transformers", "accelerate", "flax", "ray", "gradio"),
     *("c2pa", "kubernetes_validate", "matplotlib", "mlperf_loadgen", "openai", "schemathesis", "webuiapi"),
 )
-LONG = ("bench", "benchmarks", "kernels", "server/ray", "training", "web")
+LONG = ("server", "deploy", "bench", "benchmarks", "kernels", "training", "web", "run/test_hosts.py", "test_cli.py")
 COMPILED = {"tiny", "small", "optimised"}
 
 # The files that take longest, first, so that no worker is left with one at the end; Ray's, on one Ray, are one piece.
