@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import numpy as np
@@ -16,6 +16,7 @@ from jaxl.call.arguments import whole_number
 from jaxl.call.inputs import Inputs
 from jaxl.call.options import LoadOptions
 from jaxl.call.plan import Plan
+from jaxl.config import Dtype
 from jaxl.diffusion.loop import Slots
 from jaxl.diffusion.schedulers import SCHEDULERS
 from jaxl.diffusion.tables import scheduler_name
@@ -222,7 +223,7 @@ def open_backend(
     slots: int | None = None,
     batch_sizes: Sequence[int] = (),
     chunks: int = CHUNKS,
-    dtype: Literal["auto", "bfloat16", "float32"] = "auto",
+    dtype: Dtype = "auto",
     progress: ShowProgress | None = None,
     **options: Any,
 ) -> PipelineBackend:

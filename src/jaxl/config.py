@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from jaxl.errors import CheckpointError, InputError, nearest
 
 Json = Mapping[str, Any]
+# of weights and compute, by name
+Dtype = Literal["auto", "bfloat16", "float32"]
 
 # diffusers' EMAModel writes into the config how it averaged the weights
 AVERAGE = ("decay", "min_decay", "optimization_step", "update_after_step", "use_ema_warmup", "inv_gamma", "power")

@@ -309,9 +309,8 @@ class Pipeline:
         each, batch = options.get("num_images", 1), base.batch
         texts = {"prompt": prompt} | {name: text for name in OTHER_PROMPTS if (text := options.get(name)) is not None}
         own = {name: arguments.prompts_per_image(name, text, batch // each, each) for name, text in texts.items()}
-        height, width = base.bucket.height, base.bucket.width
         if noisy is None:
-            noisy = np.zeros(Bucket(batch, height, width, guided=False).latents_shape(self.model), np.float32)
+            noisy = np.zeros(replace(base.bucket, batch=batch).latents_shape(self.model), np.float32)
         goes_on: DrawOptions = {"image": noisy, "denoising_start": options.get("denoising_end", 1.0), "num_images": 1}
         kept = {name: value for name, value in options.items() if name not in OF_BASE}
         return self.plan(**cast(Any, {**kept, **own, **goes_on}))

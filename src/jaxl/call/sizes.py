@@ -95,6 +95,14 @@ def read_size(text: str) -> Size | None:
     return (int(match[1]), int(match[2])) if match else None
 
 
+def check_size(argument: str, text: str, more: str = "", *, least: int = 0) -> Size:
+    """Return width and height of such a text. Raises InputError, whose remedy may say `more`."""
+    size = read_size(text)
+    if size is None or min(size) < least:
+        raise InputError(argument, text, f"give WIDTHxHEIGHT in pixels, such as 1024x768{more}")
+    return size
+
+
 def smallest_that_fits(batch: int, sizes: Sequence[int]) -> int:
     """Return the smallest allowed batch size that holds `batch` images, or the largest of all if none does."""
     return min((size for size in sizes if size >= batch), default=max(sizes))

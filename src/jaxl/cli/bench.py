@@ -10,12 +10,12 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from jaxl.bench.workload import PROMPT, Workload, combinations
-from jaxl.call.sizes import read_size
+from jaxl.call.sizes import check_size
 from jaxl.cli.bench_loadgen import bench_loadgen
 from jaxl.cli.machine import find_chips
 from jaxl.cli.options import (
@@ -26,11 +26,14 @@ from jaxl.cli.options import (
     Hosts,
     HostsOption,
     JsonOption,
+    QuietOption,
     TimeoutOption,
+    VaeDtypeOption,
     read_count,
     read_counts,
 )
 from jaxl.cli.terminal import in_background, note, print_line, print_table, progress_bars, to_terminal
+from jaxl.config import Dtype
 from jaxl.errors import InputError, JaxlError
 
 # jax, and what imports it, is imported when there is something to measure, so that help and usage errors come at once
@@ -41,7 +44,6 @@ if TYPE_CHECKING:
 
 RANDOM = "random:"
 AUTO = "auto"
-Dtype = Literal["auto", "bfloat16", "float32"]
 
 
 PricesOption = Annotated[Path | None, typer.Option(help="A file in place of jaxl's own prices.toml.")]
@@ -70,7 +72,7 @@ def bench(
     ] = None,
     guidance: Annotated[float, typer.Option(help="Scale; 1 is off.")] = 5.0,
     dtype: Annotated[Dtype, typer.Option(help="auto is float32 on CPUs and bfloat16 elsewhere.")] = AUTO,
-    vae_dtype: Annotated[Dtype, typer.Option(help="Of the autoencoder; auto is what the model asks for.")] = AUTO,
+    vae_dtype: VaeDtypeOption = AUTO,
     warmup: Annotated[int, typer.Option(help="Calls before those that count.")] = 1,
     runs: Annotated[int, typer.Option(help="Calls that count.")] = 5,
     startup: Annotated[
@@ -90,7 +92,7 @@ def bench(
     prices: PricesOption = None,
     output: OutputOption = None,
     as_json: JsonOption = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Measure latency, throughput, images per dollar, start-up and memory, for every combination of the options.
 
@@ -117,7 +119,9 @@ def bench(
             raise InputError(argument, value, "it is measured on one host; leave it out with several")
     options = _Options(
         model=model,
-        sizes=None if size is None else [_size(part) for part in size.split(",")],
+        sizes=None
+        if size is None
+        else [check_size("size", part, ", with commas between several") for part in size.split(",")],
         batches=read_counts("batch", batch),
         steps=read_counts("steps", steps),
         schedulers=list(dict.fromkeys(scheduler.split(","))),
@@ -341,10 +345,3 @@ def _write(folder: Path, results: Results) -> None:
     plots = write_plots(folder, results)
     write_text(folder / "results.md", markdown(results, plots))
     write_text(folder / "results.json", json.dumps(results, indent=1) + "\n")
-
-
-def _size(text: str) -> tuple[int, int]:
-    size = read_size(text)
-    if size is None:
-        raise InputError("size", text, "give WIDTHxHEIGHT in pixels, such as 1024x768, with commas between several")
-    return size

@@ -11,8 +11,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from jaxl.call.sizes import read_size
-from jaxl.cli.options import JsonOption, LocalOption, RevisionOption, VariantOption, read_count
+from jaxl.call.sizes import check_size
+from jaxl.cli.options import (
+    DtypeOption,
+    JsonOption,
+    LocalOption,
+    QuietOption,
+    RevisionOption,
+    VariantOption,
+    read_count,
+)
 from jaxl.cli.terminal import in_background, note, print_line, print_table, progress_bars, to_terminal
 from jaxl.errors import InputError, JaxlError
 
@@ -68,9 +76,7 @@ def bench_loadgen(
         Path | None, typer.Option(metavar="FILE", help="FID's Inception in a .safetensors, which the FID needs.")
     ] = None,
     api_key: Annotated[str | None, typer.Option(envvar="JAXL_API_KEY", help="Of a server that asks for one.")] = None,
-    dtype: Annotated[
-        Literal["auto", "bfloat16", "float32"], typer.Option(help="auto is float32 on a CPU, else bfloat16.")
-    ] = AUTO,
+    dtype: DtypeOption = AUTO,
     precision: Annotated[
         str | None, typer.Option(metavar="NAME", help="fp8 or int8 for most of the model, as in jaxl serve.")
     ] = None,
@@ -82,7 +88,7 @@ def bench_loadgen(
         typer.Option("--output", "-o", metavar="DIR", help="For LoadGen's logs; a new one in this folder by default."),
     ] = None,
     as_json: JsonOption = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Put MLPerf Inference's load on a model or on a server: LoadGen asks, measures and judges.
 
@@ -184,7 +190,4 @@ def _refuse(options: Mapping[str, Any], remedy: str) -> None:
 
 
 def _size(text: str | None) -> tuple[int, int] | None:
-    size = None if text is None else read_size(text)
-    if text is not None and size is None:
-        raise InputError("size", text, "give WIDTHxHEIGHT in pixels, such as 1024x768")
-    return size
+    return None if text is None else check_size("size", text)

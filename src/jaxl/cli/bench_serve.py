@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from jaxl.cli.options import JsonOption, read_counts
+from jaxl.cli.options import JsonOption, QuietOption, read_counts
 from jaxl.cli.terminal import in_background, note, print_line, print_table
 from jaxl.errors import InputError, JaxlError
 
@@ -49,7 +49,7 @@ def bench_serve(
         Path | None, typer.Option("--output", "-o", metavar="DIR", help="A folder for serve.json and plots.")
     ] = None,
     as_json: JsonOption = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Measure a server under requests that come at random times, whether or not earlier ones were answered.
 

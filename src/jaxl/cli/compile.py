@@ -9,13 +9,23 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from jaxl.call.sizes import read_size
 from jaxl.cli.generate import Opener
-from jaxl.cli.options import JsonOption, LocalOption, RevisionOption, UnetOption, VariantOption
+from jaxl.cli.options import (
+    DtypeOption,
+    JsonOption,
+    LocalOption,
+    ModelOption,
+    QuietOption,
+    RevisionOption,
+    UnetOption,
+    VaeOption,
+    VariantOption,
+)
 from jaxl.cli.terminal import in_background, print_line, progress_bars, to_terminal
 from jaxl.errors import InputError, JaxlError, is_out_of_memory
 
@@ -26,7 +36,7 @@ if TYPE_CHECKING:
 
 
 def compile_programs(
-    model: Annotated[str, typer.Option(help="A hub id, a folder, a .safetensors file, or tiny (embedded).")] = "tiny",
+    model: ModelOption = "tiny",
     sizes: Annotated[
         str | None, typer.Option(metavar="WxH,...", help="Pixels; the model's own size by default.")
     ] = None,
@@ -40,11 +50,9 @@ def compile_programs(
         ),
     ] = None,
     unet: UnetOption = None,
-    vae: Annotated[str | None, typer.Option(metavar="MODEL", help="Another autoencoder, also of TAESD's kind.")] = None,
+    vae: VaeOption = None,
     vae_tile: Annotated[int | None, typer.Option(metavar="PIXELS", help="Decode in tiles of this size.")] = None,
-    dtype: Annotated[
-        Literal["auto", "bfloat16", "float32"], typer.Option(help="auto is float32 on a CPU, else bfloat16.")
-    ] = "auto",
+    dtype: DtypeOption = "auto",
     precision: Annotated[str | None, typer.Option(metavar="NAME", help="fp8 or int8 for most of the model.")] = None,
     variant: VariantOption = None,
     revision: RevisionOption = None,
@@ -53,7 +61,7 @@ def compile_programs(
         bool, typer.Option("--shard-params", help="For weights that are split over all devices.")
     ] = False,
     as_json: JsonOption = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Compile programs ahead of time, so that jaxl generate and the library start from the cache.
 

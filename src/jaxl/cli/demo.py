@@ -6,23 +6,16 @@ from typing import Annotated
 
 import typer
 
-from jaxl.cli.options import LocalOption
+from jaxl.cli.options import LocalOption, ModelOption, PreviewVaeOption, ServedSizesOption
 from jaxl.cli.serve import serve
 from jaxl.server.settings import HttpOptions, ModelOptions
 
 
 def demo(
-    model: Annotated[
-        str, typer.Option(help="A hub id, a folder, a .safetensors file, or tiny (embedded).")
-    ] = ModelOptions.model,
-    size: Annotated[
-        list[str] | None,
-        typer.Option(metavar="WxH", help="Of images; repeatable, the first is the default; the model's own if none."),
-    ] = None,
+    model: ModelOption = ModelOptions.model,
+    size: ServedSizesOption = None,
     port: Annotated[int, typer.Option(help="0 is any that is free.")] = HttpOptions.port,
-    preview_vae: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="A tiny autoencoder (TAESD) for previews in full size.")
-    ] = ModelOptions.preview,
+    preview_vae: PreviewVaeOption = ModelOptions.preview,
     no_browser: Annotated[bool, typer.Option("--no-browser", help="Do not open the page.")] = False,
     local_files_only: LocalOption = ModelOptions.local_files_only,
 ) -> None:

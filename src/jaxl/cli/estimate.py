@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
-from jaxl.call.sizes import read_size
-from jaxl.cli.options import JsonOption
+from jaxl.call.sizes import check_size
+from jaxl.cli.options import JsonOption, QuietOption, VaeDtypeOption
 from jaxl.cli.terminal import in_background, note, print_line
 from jaxl.errors import InputError
 
@@ -30,10 +30,7 @@ def estimate(
     ] = None,
     steps: Annotated[int, typer.Option(help="Of the scheduler, each with guidance.")] = 20,
     split: Annotated[bool, typer.Option("--split", help="Split the parameters over the chips.")] = False,
-    vae_dtype: Annotated[
-        Literal["auto", "bfloat16", "float32"],
-        typer.Option(help="Of the autoencoder; auto is what the model asks for."),
-    ] = "auto",
+    vae_dtype: VaeDtypeOption = "auto",
     largest_batch: Annotated[
         bool, typer.Option("--largest-batch", help="Search for the largest batch that fits; minutes for each try.")
     ] = False,
@@ -42,7 +39,7 @@ def estimate(
         Path | None, typer.Option("--output", "-o", metavar="DIR", help="A folder for estimate.json and estimate.md.")
     ] = None,
     as_json: JsonOption = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Estimate memory, time and cost on TPUs that are not there, by compiling the programs for them.
 
@@ -161,9 +158,7 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str
 
 
 def _size(text: str) -> tuple[int, int]:
-    size = read_size(text)
-    if size is None:
-        raise InputError("size", text, "give WIDTHxHEIGHT in pixels, such as 1024x768")
+    size = check_size("size", text)
     if not all(size) or any(pixels % 64 for pixels in size):
         raise InputError("size", text, "give multiples of 64")
     return size

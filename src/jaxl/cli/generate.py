@@ -19,16 +19,22 @@ from jaxl.cli.options import (
     TIMEOUT,
     CoordinatorOption,
     DistributedOption,
+    DtypeOption,
     HostOption,
     Hosts,
     HostsOption,
     JsonOption,
     LocalOption,
+    ModelOption,
+    PrecisionOption,
     PredictionOption,
     PresetOption,
+    PreviewVaeOption,
     RevisionOption,
     TimeoutOption,
     UnetOption,
+    VaeOption,
+    VaeTileOption,
     VariantOption,
 )
 from jaxl.cli.terminal import in_background, note, print_line, progress_bars, to_terminal
@@ -53,7 +59,7 @@ OTHER_FORMATS = (".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".tif", ".tiff", ".we
 
 def generate(
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What to draw.")],
-    model: Annotated[str, typer.Option(help="A hub id, a folder, a .safetensors file, or tiny (embedded).")] = "tiny",
+    model: ModelOption = "tiny",
     negative_prompt: Annotated[str | None, typer.Option("--negative", metavar="TEXT", help="What not to draw.")] = None,
     seed: Annotated[int | None, typer.Option(help="Counts up from image to image; random by default.")] = None,
     steps: Annotated[
@@ -94,17 +100,12 @@ def generate(
     refiner: Annotated[str | None, typer.Option(metavar="MODEL", help="A second model for the last steps.")] = None,
     refiner_at: Annotated[float, typer.Option(help="Where it takes over, as a share of the noise levels.")] = 0.8,
     unet: UnetOption = None,
-    vae: Annotated[str | None, typer.Option(metavar="MODEL", help="Another autoencoder, also of TAESD's kind.")] = None,
-    vae_tile: Annotated[
-        int | None,
-        typer.Option(metavar="PIXELS", help="Decode in tiles of this size: less memory, not quite the same."),
-    ] = None,
+    vae: VaeOption = None,
+    vae_tile: VaeTileOption = None,
     preview: Annotated[
         str | None, typer.Option(metavar="FILE", help="A .png file that shows the images while they are made.")
     ] = None,
-    preview_vae: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="A tiny autoencoder (TAESD) for previews in full size.")
-    ] = None,
+    preview_vae: PreviewVaeOption = None,
     preset: PresetOption = None,
     prediction_type: PredictionOption = None,
     guidance_rescale: Annotated[
@@ -145,13 +146,8 @@ def generate(
         str | None, typer.Option("--negative-2", metavar="TEXT", help="--negative of the second one.")
     ] = None,
     clip_skip: Annotated[int, typer.Option(help="Last layers of the text encoders to skip beyond the usual.")] = 0,
-    dtype: Annotated[
-        Literal["auto", "bfloat16", "float32"], typer.Option(help="auto is float32 on a CPU, else bfloat16.")
-    ] = "auto",
-    precision: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="fp8 or int8 for most of the model: faster on chips with units for them."),
-    ] = None,
+    dtype: DtypeOption = "auto",
+    precision: PrecisionOption = None,
     kernels: Annotated[
         Literal["auto", "xla"], typer.Option(help="How the networks compute: the platform's best, or XLA alone.")
     ] = "auto",
@@ -368,17 +364,15 @@ def _draw(
 
 def _size(size: str | None, pipe: Pipeline) -> dict[str, int | None]:
     """Width and height, of which the model's own are None."""
-    from jaxl.call.sizes import aspect_bucket, read_size
+    from jaxl.call.sizes import aspect_bucket, check_size
 
     if size is None:
         return {"width": None, "height": None}
     if ":" in size:
         width, height = aspect_bucket("size", size, pipe.model.default_size)
-        return {"width": width, "height": height}
-    pixels = read_size(size)
-    if pixels is None:
-        raise InputError("size", size, "give WIDTHxHEIGHT in pixels, such as 1024x768, or an aspect, such as 16:9")
-    return {"width": pixels[0], "height": pixels[1]}
+    else:
+        width, height = check_size("size", size, ", or an aspect, such as 16:9")
+    return {"width": width, "height": height}
 
 
 def _seed_of_host_0(seed: int) -> int:

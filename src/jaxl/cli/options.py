@@ -12,8 +12,29 @@ import typer
 
 from jaxl.cli.machine import find_chips
 from jaxl.cli.terminal import in_background
+from jaxl.config import Dtype
 from jaxl.errors import InputError, JaxlError
 
+ModelOption = Annotated[str, typer.Option(help="A hub id, a folder, a .safetensors file, or tiny (embedded).")]
+VaeOption = Annotated[str | None, typer.Option(metavar="MODEL", help="Another autoencoder, also of TAESD's kind.")]
+VaeTileOption = Annotated[
+    int | None,
+    typer.Option(metavar="PIXELS", help="Decode in tiles of this size: less memory, not quite the same."),
+]
+PreviewVaeOption = Annotated[
+    str | None, typer.Option(metavar="MODEL", help="A tiny autoencoder (TAESD) for previews in full size.")
+]
+PrecisionOption = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="fp8 or int8 for most of the model: faster on chips with units for them."),
+]
+DtypeOption = Annotated[Dtype, typer.Option(help="auto is float32 on a CPU, else bfloat16.")]
+VaeDtypeOption = Annotated[Dtype, typer.Option(help="Of the autoencoder; auto is what the model asks for.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
+ServedSizesOption = Annotated[
+    list[str] | None,
+    typer.Option(metavar="WxH", help="Of images; repeatable, the first is the default; the model's own if none."),
+]
 VariantOption = Annotated[str | None, typer.Option(metavar="NAME", help="Of the weight files, such as fp16.")]
 RevisionOption = Annotated[str | None, typer.Option(metavar="NAME", help="Branch, tag or commit on the hub.")]
 LocalOption = Annotated[bool, typer.Option("--local-files-only", help="Use what was downloaded before, no network.")]

@@ -21,11 +21,18 @@ import typer
 
 from jaxl.bench.prices import Price, price_of, read_prices
 from jaxl.cli.options import (
+    DtypeOption,
     LocalOption,
+    ModelOption,
+    PrecisionOption,
     PredictionOption,
     PresetOption,
+    PreviewVaeOption,
     RevisionOption,
+    ServedSizesOption,
     UnetOption,
+    VaeOption,
+    VaeTileOption,
     VariantOption,
     read_count,
     read_counts,
@@ -34,7 +41,6 @@ from jaxl.cli.terminal import note, print_line, progress_bars, to_terminal
 from jaxl.errors import InputError, PromptWarning
 from jaxl.extras import install_command
 from jaxl.server.settings import (
-    Dtype,
     EngineOptions,
     HttpOptions,
     ModelOptions,
@@ -53,9 +59,7 @@ log = logging.getLogger("jaxl.server")
 
 
 def serve(
-    model: Annotated[
-        str, typer.Option(help="A hub id, a folder, a .safetensors file, or tiny (embedded).")
-    ] = ModelOptions.model,
+    model: ModelOption = ModelOptions.model,
     name: Annotated[
         str | None,
         typer.Option(
@@ -76,10 +80,7 @@ def serve(
             metavar="KEY", help="Opens the server; repeatable. JAXL_API_KEYS, with commas, hides them from ps."
         ),
     ] = None,
-    size: Annotated[
-        list[str] | None,
-        typer.Option(metavar="WxH", help="Of images; repeatable, the first is the default; the model's own if none."),
-    ] = None,
+    size: ServedSizesOption = None,
     size_policy: Annotated[
         SizePolicy,
         typer.Option(
@@ -151,23 +152,13 @@ def serve(
     ] = None,
     c2pa_key: Annotated[str | None, typer.Option(metavar="FILE", help="The certificate's private key.")] = None,
     unet: UnetOption = ModelOptions.unet,
-    vae: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="Another autoencoder, also of TAESD's kind.")
-    ] = ModelOptions.vae,
-    vae_tile: Annotated[
-        int | None,
-        typer.Option(metavar="PIXELS", help="Decode in tiles of this size: less memory, not quite the same."),
-    ] = ModelOptions.vae_tile,
-    preview_vae: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="A tiny autoencoder (TAESD) for previews in full size.")
-    ] = ModelOptions.preview,
+    vae: VaeOption = ModelOptions.vae,
+    vae_tile: VaeTileOption = ModelOptions.vae_tile,
+    preview_vae: PreviewVaeOption = ModelOptions.preview,
     preset: PresetOption = ModelOptions.preset,
     prediction_type: PredictionOption = ModelOptions.prediction_type,
-    precision: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="fp8 or int8 for most of the model: faster on chips with units for them."),
-    ] = ModelOptions.precision,
-    dtype: Annotated[Dtype, typer.Option(help="auto is float32 on a CPU, else bfloat16.")] = ModelOptions.dtype,
+    precision: PrecisionOption = ModelOptions.precision,
+    dtype: DtypeOption = ModelOptions.dtype,
     variant: VariantOption = ModelOptions.variant,
     revision: RevisionOption = ModelOptions.revision,
     local_files_only: LocalOption = ModelOptions.local_files_only,

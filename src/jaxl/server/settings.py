@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from jaxl.call.sizes import Size, read_size
+from jaxl.call.sizes import Size, check_size
+from jaxl.config import Dtype
 from jaxl.errors import InputError
 
 MOST_NAME = 100
@@ -20,7 +21,6 @@ MOST_NAME = 100
 SizePolicy = Literal["auto", "nearest", "strict"]
 # the variable with keys of clients, and commas between them
 KEYS = "JAXL_API_KEYS"
-Dtype = Literal["auto", "bfloat16", "float32"]
 
 
 @dataclass(frozen=True)
@@ -163,13 +163,7 @@ def read_name(text: str, argument: str) -> str:
 
 def read_sizes(texts: Iterable[str]) -> tuple[Size, ...]:
     """Return the sizes that a server is to draw, as width and height. Raises InputError."""
-    sizes = []
-    for text in texts:
-        size = read_size(text)
-        if size is None or 0 in size:
-            raise InputError("size", text, "give WIDTHxHEIGHT in pixels, such as 1024x768")
-        sizes.append(size)
-    return tuple(sizes)
+    return tuple(check_size("size", text, least=1) for text in texts)
 
 
 def public_name(model: str) -> str:

@@ -6,13 +6,13 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from jaxl.config import Dtype
 from jaxl.server.origins import read_origin
 from jaxl.server.paths import read_root
 from jaxl.server.ray.deployment import replicas, with_ingress
 from jaxl.server.ray.scale import Scale
 from jaxl.server.service import LEAST_DEADLINE
 from jaxl.server.settings import (
-    Dtype,
     EngineOptions,
     ModelOptions,
     Settings,
