@@ -2,7 +2,7 @@
 
 import os
 
-from xla_flags import xla_flags
+from xla_flags import AS_USERS_HAVE_THEM, xla_flags
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {xla_flags(8)}".strip()
@@ -146,7 +146,7 @@ def optimised() -> Iterator[None]:
 
     def as_users_have_them(*args: Any, **kwargs: Any) -> Any:
         made = options(*args, **kwargs)
-        made.env_option_overrides = [*made.env_option_overrides, ("xla_cpu_use_fusion_emitters", True)]
+        made.env_option_overrides = [*made.env_option_overrides, *AS_USERS_HAVE_THEM.items()]
         return made
 
     jax.clear_caches()
