@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from xla_flags import xla_flags
 
 import jaxl
 from jaxl.kernels import Kernels
@@ -68,4 +69,4 @@ batch.join(0, drawing, 0, None)
 batch.advance(1)
 assert backend.finish(drawing, batch.take(0))().size == (64, 64)
 """
-    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "XLA_FLAGS": ""})
+    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "XLA_FLAGS": xla_flags()})

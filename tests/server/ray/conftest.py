@@ -97,13 +97,14 @@ def cluster() -> Iterator[str]:
 @pytest.hookimpl(trylast=True)  # after the fixtures of the test itself
 def pytest_runtest_teardown(nextitem: pytest.Item | None) -> None:
     """After the last test here Ray ends, whose processes take a fifth of a core without doing anything."""
-    if ray.is_initialized() and (nextitem is None or nextitem.path.parent != Path(__file__).parent):
+    if nextitem is None or nextitem.path.parent != Path(__file__).parent:
         _end()
 
 
 def _end() -> None:
-    serve.shutdown()
-    ray.shutdown()
+    if ray.is_initialized():  # else Ray would begin, to end
+        serve.shutdown()
+        ray.shutdown()
 
 
 Start = Callable[[str, Scale], Any]
