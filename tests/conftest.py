@@ -39,7 +39,10 @@ HEAVY = (
     *("torch", "diffusers", "transformers", "accelerate", "flax", "ray", "gradio"),
     *("c2pa", "kubernetes_validate", "matplotlib", "mlperf_loadgen", "openai", "schemathesis", "webuiapi"),
 )
-LONG = ("server", "deploy", "bench", "benchmarks", "kernels", "training", "web", "run/test_hosts.py", "test_cli.py")
+LONG = (
+    *("bench", "benchmarks", "deploy", "kernels", "run", "training", "web", "server/ray", "server/test_serve.py"),
+    *("nn/test_tiles.py", "weights/test_hub.py", "weights/test_quantise.py", "test_cli.py"),
+)
 COMPILED = {"tiny", "small", "optimised"}
 
 # The files that take longest, first, so that no worker is left with one at the end; Ray's, on one Ray, are one piece.

@@ -34,7 +34,10 @@ def test_headers_that_do_not_end(
     connection = connect(url)
     connection.sendall(before)
     if before:
-        assert connection.recv(4096).startswith(b"HTTP/1.1 200")
+        answer = connection.recv(4096)
+        while not answer.endswith(b"}"):  # headers and body may come apart
+            answer += connection.recv(4096)
+        assert answer.startswith(b"HTTP/1.1 200")
     with caplog.at_level(logging.WARNING, "jaxl.server"):
         connection.sendall(HALF)
         assert rest(connection).startswith(b"HTTP/1.1 408")
