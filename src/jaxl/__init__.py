@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from jaxl.pipeline import Pipeline, Result
     from jaxl.run.bucket import Bucket
     from jaxl.run.sharding import make_mesh
+    from jaxl.weights.adapters.strength import Strength
 
 __version__ = "0.2.0"
 
@@ -30,6 +31,7 @@ __all__ = [
     "OutputError",
     "Pipeline",
     "Result",
+    "Strength",
     "TruncationWarning",
     "__version__",
     "from_pretrained",
@@ -40,6 +42,7 @@ _MODULES = {
     "Bucket": "run.bucket",
     "Pipeline": "pipeline",
     "Result": "pipeline",
+    "Strength": "weights.adapters.strength",
     "from_pretrained": "loading",
     "make_mesh": "run.sharding",
 }

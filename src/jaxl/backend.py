@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 import jax
@@ -24,18 +25,33 @@ from jaxl.engine.backend import Stage
 from jaxl.errors import InputError
 from jaxl.loading import open_pipeline
 from jaxl.pipeline import Decoded, Params, Pipeline, ShowProgress
+from jaxl.run.adapters import NO_ROOM, Room, rounded
 from jaxl.run.bucket import Bucket
 from jaxl.run.programs import ADVANCE, DECODE, JOIN, OBSERVE, PREVIEW, PROGRAMS, START, TAKE, Programs
 from jaxl.run.sharding import make_mesh, replicated, spare_device, use_cores, with_sharding
+from jaxl.weights.adapters.combined import AdapterSet
+from jaxl.weights.adapters.library import check_folder
 
 __all__ = ["PipelineBackend", "open_backend"]
 
 SLOTS = 4  # images in the making at once, or as many as there are devices
 CHUNKS = 3  # that a prompt may have, of 75 tokens each
+LORA_RANK = 128  # of all LoRAs of an image together
 
 # the programs of a running batch; all others but calibration's are for one image on its way into it or out of it
 OF_BATCH = (ADVANCE, JOIN, TAKE, PREVIEW)
 OF_IMAGE = tuple(program for program in PROGRAMS if program not in (*OF_BATCH, OBSERVE))
+
+
+@dataclass(frozen=True)
+class Running:
+    """What images in one running batch have in common: a bucket, and the adapters that are in the weights for good.
+
+    Most adapters stand beside the weights, and each image of a batch has its own.
+    """
+
+    bucket: Bucket
+    adapters: AdapterSet = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,11 +80,12 @@ class PlannedImage:
 
 
 class RunningBatch:
-    """The images in the making of one bucket."""
+    """The images in the making of one bucket, which share their weights."""
 
-    def __init__(self, backend: PipelineBackend, bucket: Bucket):
+    def __init__(self, backend: PipelineBackend, bucket: Bucket, adapters: AdapterSet = ()):
         self.backend = backend
         self.bucket = bucket
+        self._adapters = adapters
         programs = backend.pipe.programs
         self._advance, self._join = programs.get(ADVANCE, bucket), programs.get(JOIN, bucket)
         self._take = programs.get(TAKE, bucket)
@@ -92,7 +109,9 @@ class RunningBatch:
         self._joined[place] = drawing, stage
 
     def advance(self, rows: int) -> None:
-        self._slots = self._advance(self.backend.params["unet"], self._slots, self._cond, np.int32(rows))
+        params = self.backend.params
+        network = self.backend.pipe.networks(params).network(params, self._adapters, "unet")
+        self._slots = self._advance(network, self._slots, self._cond, np.int32(rows))
 
     def wait(self) -> None:
         self._slots.row.block_until_ready()
@@ -157,11 +176,22 @@ class PipelineBackend:
 
     def read(self, arguments: Mapping[str, Any]) -> list[PlannedImage]:
         plan = self.pipe.plan(**arguments)
-        stages = tuple(Stage(self._lane(plan.bucket_of(segment)), segment.rows) for segment in plan.segments)
-        return [PlannedImage(inputs, stages) for inputs in self.pipe.inputs(self.params, plan).by_image()]
+        images = list(self.pipe.inputs(self.params, plan).by_image())
+        for inputs in images:
+            inputs.prepare()  # so that the engine's thread, for which all images wait, need not
+        return [
+            PlannedImage(
+                inputs,
+                tuple(
+                    Stage(Running(self._lane(plan.bucket_of(segment)), inputs.weights_of(segment)), segment.rows)
+                    for segment in plan.segments
+                ),
+            )
+            for inputs in images
+        ]
 
-    def batch(self, lane: Bucket, size: int) -> RunningBatch:
-        return RunningBatch(self, self._bucket(lane, size))
+    def batch(self, lane: Running, size: int) -> RunningBatch:
+        return RunningBatch(self, self._bucket(lane.bucket, size), lane.adapters)
 
     def finish(self, drawing: PlannedImage, state: Slots) -> Callable[[], Image.Image]:
         decoded, params = self._decode(drawing.plan.bucket, state.latents), self.params
@@ -213,7 +243,7 @@ class PipelineBackend:
             if not fitting:
                 raise InputError(argument, value, remedy)
             lanes = fitting
-        return min(lanes, key=lambda lane: (lane.branches, lane.cached, lane.freeu, lane.chunks))
+        return min(lanes, key=lambda lane: (lane.branches, lane.cached, lane.freeu, lane.room, lane.chunks))
 
 
 def open_backend(
@@ -223,6 +253,8 @@ def open_backend(
     slots: int | None = None,
     batch_sizes: Sequence[int] = (),
     chunks: int = CHUNKS,
+    lora_dir: str | os.PathLike[str] | None = None,
+    lora_rank: int = LORA_RANK,
     dtype: Dtype = "auto",
     progress: ShowProgress | None = None,
     **options: Any,
@@ -234,12 +266,14 @@ def open_backend(
     batch_sizes: the batches that programs are compiled for, of which the smallest that holds the images is run; by
         default one of all slots.
     chunks: parts of 75 tokens that a prompt may have; prompts of one part have a lane of their own.
+    lora_dir: a folder of LoRAs that requests may ask for; `lora_rank` is the sum of the ranks that an image may have.
+        Images with LoRAs have lanes of their own.
     dtype: auto is float32 on a CPU, else bfloat16. options: further ones of `LoadOptions`.
 
     Images are guided if the model's preset says so; then those without guidance share their lanes. Raises InputError
     for the arguments and CheckpointError for the model.
     """
-    for name, value in (("slots", slots), ("chunks", chunks)):
+    for name, value in (("slots", slots), ("chunks", chunks), ("lora_rank", lora_rank)):
         if value is not None:
             whole_number(name, value, least=1)
     use_cores(spare=1)
@@ -250,9 +284,16 @@ def open_backend(
     side = pipe.model.default_size
     guided = pipe.preset.guidance_scale > 1
     lanes = []
+    rooms = [(NO_ROOM, NO_ROOM)]
+    if lora_dir is not None:
+        pipe.loras.folder = check_folder("lora_dir", lora_dir)
+        rank = rounded(lora_rank)
+        every = Room(rank, rank, scaled=True)
+        rooms += [(Room(rank), every), (every, every)]
     for width, height in sizes or [(side, side)]:
         bucket = pipe.bucket(1, height, width, guided=guided)
-        lanes += [replace(bucket.single, chunks=n) for n in sorted({1, chunks})]
+        for (room, text_room), n in product(rooms, sorted({1, chunks})):
+            lanes.append(replace(bucket.single, chunks=n, room=room, text_room=text_room))
     backend = PipelineBackend(pipe, {}, lanes, at_once, spare_device())
     backend.begin()
     backend.take_params(pipe.load_params(progress))
@@ -266,6 +307,7 @@ def _needs(bucket: Bucket, lanes: Sequence[Bucket]) -> list[tuple[str, Any, str,
     width_known = any(lane.width == bucket.width for lane in lanes)
     side, value = ("height", bucket.height) if width_known else ("width", bucket.width)
     chunks = max(lane.chunks for lane in lanes)
+    rank = max(lane.room.rank for lane in lanes)
     none_here = "the server has no program for it; leave it out"
     return [
         (
@@ -289,4 +331,10 @@ def _needs(bucket: Bucket, lanes: Sequence[Bucket]) -> list[tuple[str, Any, str,
         ("pag_scale", bucket.pag_layers, none_here, lambda lane: bucket.pag_layers in ((), lane.pag_layers)),
         ("freeu", bucket.freeu, none_here, lambda lane: lane.freeu >= bucket.freeu),
         ("cache_interval", bucket.cached, none_here, lambda lane: lane.cached >= bucket.cached),
+        (
+            "loras",
+            f"rank {max(bucket.room.rank, bucket.room.other_rank, bucket.text_room.rank)}",
+            f"the ranks of an image's LoRAs may be {rank} together here; leave some out" if rank else none_here,
+            lambda lane: lane.room.covers(bucket.room) and lane.text_room.covers(bucket.text_room),
+        ),
     ]

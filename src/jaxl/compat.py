@@ -223,6 +223,7 @@ class FlaxStableDiffusionXLPipeline:
             lengths=None,
             freeu=None,
             inpaint=None,
+            adapters=None,
         )
         if latents is None:
             latents = jax.random.normal(key, (b, *self._latent_shape(height, width)), jnp.float32)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -26,18 +26,23 @@ from PIL import Image
 from jaxl import presets
 from jaxl.call import arguments
 from jaxl.call.inputs import Encoder, Inputs
+from jaxl.call.loras import read_loras
 from jaxl.call.options import DrawOptions, LoadOptions, Options
-from jaxl.call.plan import OTHER_PROMPTS, Devices, Plan, make_plan
+from jaxl.call.plan import NETWORKS, OTHER_PROMPTS, Devices, Plan, make_plan
 from jaxl.call.prompts import open_tokenizers
 from jaxl.diffusion.loop import Slots
 from jaxl.errors import InputError, NonFiniteError
 from jaxl.kernels import Kernels
 from jaxl.nn.layers import Shapes
+from jaxl.run.adapted import AdaptedNetworks
 from jaxl.run.bucket import Bucket, Conditioning
 from jaxl.run.embeddings import Embeddings
 from jaxl.run.model import Model
 from jaxl.run.programs import ADVANCE, DECODE, ENCODE_IMAGE, OBSERVE, PREVIEW, PROGRAMS, START, Programs
 from jaxl.run.sharding import gathered, make_mesh, on_host, own_images, place_parameters
+from jaxl.weights.adapters.adapter import Adapter, open_adapter, read_adapter
+from jaxl.weights.adapters.library import Library, check_name
+from jaxl.weights.adapters.strength import Strength
 from jaxl.weights.checkpoint import Checkpoint, first_broken
 from jaxl.weights.folder import TOKENIZERS
 from jaxl.weights.layout import flatten
@@ -138,6 +143,8 @@ class Pipeline:
 
         self.tokenizers = open_tokenizers(checkpoint, self.model)
         self.embeddings = Embeddings({})
+        self.loras = Library(lambda name, file: read_adapter(name, file, self.model.shapes()))
+        self._networks: AdaptedNetworks | None = None
         self.exact = self.programs = programs(shapes["unet"])
         self.quantised = None
         if options.precision is not None:
@@ -180,7 +187,7 @@ class Pipeline:
         One image of each is drawn, in the steps of the model's preset, with exact parameters.
         """
         largest = dict.fromkeys(layers(params["unet"]), np.float32(0.0))
-        encoder = Encoder(self.exact, params, Embeddings({}))
+        encoder = Encoder(self.exact, params, Embeddings({}), AdaptedNetworks(self.exact.target, params))
         at_once = self.devices.count
         for first in range(0, len(prompts), at_once):
             some = list(prompts[first : first + at_once])
@@ -197,6 +204,42 @@ class Pipeline:
                         slots.row.block_until_ready()
                         progress("calibrate", done, -(-len(prompts) // at_once) * plan.count)
         return {path: float(value) for path, value in largest.items()}
+
+    def add_lora(
+        self, name: str, source: str | os.PathLike[str], *, weight_name: str | None = None, strict: bool = True
+    ) -> Adapter:
+        """Read a LoRA, or what else goes by that name, so that `generate` can be asked for it.
+
+        Args:
+            name: by which `loras` and tags in prompts, `<lora:name:0.8>`, ask for it.
+            source: a `.safetensors` file, a folder, or a hub id.
+            weight_name: the file in the folder or on the hub, where there are several.
+            strict: refuse a file that has something for a layer which the model lacks. Otherwise that is left out; the
+                result's `left` says what it is.
+
+        Raises InputError for a name that cannot stand in a prompt or that another file has, and CheckpointError for a
+        file that is missing, damaged, or not for models of SDXL's kind.
+        """
+        check_name("name", name)
+        adapter = read_adapter(name, open_adapter(source, weight_name=weight_name), self.model.shapes(), strict=strict)
+        self.loras.add(adapter)
+        return adapter
+
+    def fuse(self, params: Params, loras: Mapping[str, float | Strength]) -> Params:
+        """Return parameters with LoRAs in them for good, for `generate` and `save_pretrained`.
+
+        They share all arrays that no LoRA changes. A layer's weight is computed in float32 and rounded once.
+        """
+        if self.quantised is not None:
+            raise InputError(
+                "precision", self.quantised.precision.name, "only exact parameters are fused; load without it"
+            )
+        (adapters,) = read_loras(loras, [[]], self.loras, each=1, steps=1)
+        networks = self.networks(params)
+        return {
+            name: networks.merged(params, adapters, name, all_kinds=True) if name in NETWORKS else own
+            for name, own in params.items()
+        }
 
     def save_pretrained(self, folder: str | os.PathLike[str], params: Params) -> None:
         """Write a folder that diffusers and jaxl open. Raises OutputError, leaving nothing behind."""
@@ -269,11 +312,12 @@ class Pipeline:
                 Where the callback stops before that, there are latents alone.
             **options: `Options` in `jaxl.call.options`: pictures and masks to start from (`Start`), guidance
                 (`Guidance`), choices of sampling (`Sampling`), less work at some distance from the exact picture
-                (`Caching`), the syntax of prompts, and what SDXL is told of sizes (`MicroConditioning`).
+                (`Caching`), LoRAs (`Adapters`), the syntax of prompts, and what SDXL is told of sizes
+                (`MicroConditioning`).
 
         No argument compiles anything anew but the number of images, their size, and whether any of them is guided, is
         guided by perturbed attention, has FreeU, keeps features from step to step, or has a prompt of more than 75
-        tokens. Raises InputError for an argument that cannot work and NonFiniteError rather than return a broken image;
+        tokens, and the ranks that its LoRAs have together, to the next power of two. Raises InputError for an argument that cannot work and NonFiniteError rather than return a broken image;
         warns with TruncationWarning when a prompt was cut.
         """
         given = locals()  # by name, so that no option is forgotten on the way
@@ -296,7 +340,7 @@ class Pipeline:
 
     def plan(self, prompt: str | Sequence[str], **options: Unpack[DrawOptions]) -> Plan:
         """Check the arguments of `generate` and give each image its own, before anything is loaded or compiled."""
-        return make_plan(self.model, self.tokenizers, self.preset, self.devices, prompt, options)
+        return make_plan(self.model, self.tokenizers, self.preset, self.devices, self.loras, prompt, options)
 
     def plan_refining(
         self, base: Plan, noisy: np.ndarray | None, /, prompt: str | Sequence[str], **options: Unpack[DrawOptions]
@@ -369,7 +413,7 @@ class Pipeline:
                 told = inputs.conditionings()
             with _stopwatch(timings, "denoise"):
                 slots = self.programs.get(START, part.bucket)(beginning)
-                slots, rows, stopped = self._advance(params, part, slots, told, watch if watched else None)
+                slots, rows, stopped = self._advance(inputs, slots, told, watch if watched else None)
                 final = on_host(slots.latents, self._own(part))
             self._check_finite(params, part, np.asarray(np.isfinite(final).all((1, 2, 3))))
             with _stopwatch(timings, "decode"):
@@ -404,25 +448,30 @@ class Pipeline:
         encoders = {name: params[name] for name in self.tokenizers}
         if not self.embeddings.made_with(encoders):
             self.embeddings = Embeddings(encoders)
-        return Inputs(plan, Encoder(self.programs, params, self.embeddings))
+        return Inputs(plan, Encoder(self.programs, params, self.embeddings, self.networks(params)))
+
+    def networks(self, params: Params) -> AdaptedNetworks:
+        """What is known of these parameters with adapters."""
+        if self._networks is None or not self._networks.made_of(params):
+            self._networks = AdaptedNetworks(self.programs.target, params)
+        return self._networks
 
     def _advance(
         self,
-        params: Params,
-        plan: Plan,
+        inputs: Inputs,
         slots: Slots,
         told: Sequence[Conditioning],
         watch: Callable[[Slots, Plan, int], bool] | None,
     ) -> tuple[Slots, int, bool]:
         """Run each segment in one dispatch, or row by row for a watcher; also the rows done, and whether it stopped."""
-        done = 0
+        done, plan = 0, inputs.plan
         for segment, cond in zip(plan.segments, told, strict=True):
-            bucket = plan.bucket_of(segment)
+            bucket, network = plan.bucket_of(segment), inputs.network(segment)
             run = self.programs.get(ADVANCE, bucket)
             slots = replace(slots, features=self.programs.no_features(bucket))
             n = segment.rows if watch is None else 1
             for _ in range(0, segment.rows, n):
-                slots = run(params["unet"], slots, cond, np.int32(n))
+                slots = run(network, slots, cond, np.int32(n))
                 done += n
                 if watch is not None and watch(slots, plan, done):
                     return slots, done, True

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator
+from dataclasses import replace
 from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 
-from jaxl.call.plan import Plan, Segment
+from jaxl.call.plan import NETWORKS, Plan, Segment
 from jaxl.call.prompts import Chunk
 from jaxl.call.starts import Mask, Picture
 from jaxl.diffusion.noise import image_key
+from jaxl.nn.layer_kinds import adapted
 from jaxl.nn.layers import Params
+from jaxl.run.adapted import AdaptedNetworks
+from jaxl.run.adapters import NO_ROOM, adapter_arrays, adapter_shapes, at_each_row, at_each_text
 from jaxl.run.bucket import Beginning, Branch, Bucket, Conditioning, Text
 from jaxl.run.embeddings import Embeddings
 from jaxl.run.programs import ENCODE_IMAGE, ENCODE_TEXT, GATHER, Programs
+from jaxl.weights.adapters.combined import AdapterSet, merging, of_text
 
 NO_FREEU = np.ones(4, np.float32)  # what leaves the skip connections as they are
 
@@ -29,24 +34,41 @@ class Given(NamedTuple):
 
 
 class Encoder:
-    """Encodes the texts and pictures of one call, each once. `embeddings` has texts of earlier calls."""
+    """Encodes the texts and pictures of one call, each once. `embeddings` has texts of earlier calls.
 
-    def __init__(self, programs: Programs, params: Params, embeddings: Embeddings):
+    `networks` knows the parameters with adapters.
+    """
+
+    def __init__(self, programs: Programs, params: Params, embeddings: Embeddings, networks: AdaptedNetworks):
         self.programs = programs
         self.params = params
         self.embeddings = embeddings
+        self.networks = networks
         self._texts: dict[Hashable, Text] = {}
+        self._encoders: dict[Hashable, Params] = {}
         self._pictures: dict[Picture | Mask, np.ndarray] = {}
 
-    def text(self, chunk: Chunk, skip: int) -> Text:
-        """A chunk of text, without the last `skip` layers of the encoders."""
-        key = (skip, *(array.tobytes() for arrays in chunk.values() for array in arrays))
+    def text(self, chunk: Chunk, skip: int, adapters: AdapterSet, bucket: Bucket) -> Text:
+        """A chunk of text, without the last `skip` layers of the encoders, which have some adapters."""
+        own = of_text(adapters)
+        names = tuple((adapter.digest, strength) for adapter, strength in own)
+        key = (skip, names, *(array.tobytes() for arrays in chunk.values() for array in arrays))
         if key not in self._texts:
-            run = self.programs.get(ENCODE_TEXT)
-            encoders = {name: self.params[name] for name in chunk}
+            bucket = bucket if own else replace(bucket, text_room=NO_ROOM)
+            run = self.programs.get(ENCODE_TEXT, bucket)
+            encoders = {name: self.encoder(name, own, bucket) for name in chunk}
             ids, weights = ({name: arrays[i] for name, arrays in chunk.items()} for i in (0, 1))
             self._texts[key] = self.embeddings.get(key, lambda: run(encoders, ids, weights, np.int32(skip)))
         return self._texts[key]
+
+    def encoder(self, name: str, adapters: AdapterSet, bucket: Bucket) -> Params:
+        """The parameters of a text encoder with adapters."""
+        if (name, adapters) not in self._encoders:
+            network = self.networks.network(self.params, adapters, name)
+            shapes = adapter_shapes(self.programs.target, name, bucket.text_room)
+            forms = self.networks.forms(self.params, adapters, name) if shapes else {}
+            self._encoders[name, adapters] = adapted(network, adapter_arrays(shapes, [forms]))
+        return self._encoders[name, adapters]
 
     def latents(self, of: Picture | Mask, pixels: np.ndarray, bucket: Bucket) -> np.ndarray:
         """The latents [1, h, w, C] of pixels [1, H, W, 3] that a picture or mask has."""
@@ -93,6 +115,22 @@ class Inputs:
         masked = np.concatenate([latents(m, m.masked) for m in masks])
         return Given(picture, inpaint=np.concatenate([mask, masked], axis=-1))
 
+    def prepare(self) -> None:
+        """Work out ahead of time what the adapters of all images add, and change, in each network."""
+        networks, params = self.encoder.networks, self.encoder.params
+        for own in dict.fromkeys(own for version in self.plan.adapters for own in version if own):
+            for name in NETWORKS:
+                networks.forms(params, own if name == "unet" else of_text(own), name)
+                networks.network(params, own if name == "unet" else of_text(own), name)
+
+    def weights_of(self, segment: Segment) -> AdapterSet:
+        """The adapters that are in the weights of the U-Net for good."""
+        return merging(self.plan.adapters[segment.version][0], "unet")
+
+    def network(self, segment: Segment) -> Params:
+        """The parameters of the U-Net with what the adapters of all images change in them before programs run."""
+        return self.encoder.networks.network(self.encoder.params, self.plan.adapters[segment.version][0], "unet")
+
     def beginning(self) -> Beginning:
         """What `start` is told of the plan's bucket."""
         plan, given = self.plan, self.given
@@ -133,7 +171,8 @@ class Inputs:
             text = plan.texts[segment.version][image][read(branch)]
             # diffusers, the reference, skips layers for the positive text alone
             skip = plan.clip_skip if branch.reads is Branch.POSITIVE else 0
-            return [self.encoder.text(chunk, skip) for chunk in text] if text else [zeros]
+            own = plan.adapters[segment.version][image]
+            return [self.encoder.text(chunk, skip, own, bucket) for chunk in text] if text else [zeros]
 
         texts: list[list[list[Text]]] = []
         lengths: list[list[int]] = []
@@ -143,7 +182,14 @@ class Inputs:
             # what fills a text up to the bucket is not looked at
             texts.append([each + each[:1] * (bucket.chunks - len(each)) for each in chunks])
         time_ids = np.stack([plan.time_ids[read(branch)] for branch in bucket.order])
-        context, pooled = self.programs.get(GATHER, bucket)(self.encoder.params["unet"], texts)
+        worn = [plan.adapters[segment.version][i] for i in plan.filled]
+        networks, target = self.encoder.networks, self.programs.target
+        forms = [networks.forms(self.encoder.params, own, "unet") for own in worn] if bucket.room != NO_ROOM else []
+        of_texts, of_rows = (
+            adapter_arrays(adapter_shapes(target, "unet", bucket.room, among, bucket.batch), forms)
+            for among in (at_each_text, at_each_row)
+        )
+        context, pooled = self.programs.get(GATHER, bucket)(adapted(self.network(segment), of_texts), texts)
         return Conditioning(
             context=context,
             pooled=pooled,
@@ -153,4 +199,5 @@ class Inputs:
             if bucket.freeu
             else None,
             inpaint=self.given.inpaint,
+            adapters=of_rows,
         )

@@ -5,13 +5,14 @@ A text in the `Annotated` type of an option is its name in the settings that A11
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict, TypeVar, cast
 
 from jaxl.diffusion.tables import Sampling
 from jaxl.text.prompt import Syntax
+from jaxl.weights.adapters.strength import Strength
 
 # jax takes a second to import, and the command's help and the server's front do without
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from jaxl.kernels import Kernels
 
 __all__ = [
+    "Adapters",
     "Caching",
     "DrawOptions",
     "Guidance",
@@ -140,7 +142,19 @@ class Start(TypedDict, total=False):
     denoising_end: float
 
 
-class Options(Sampling, Guidance, Caching, Start, MicroConditioning, total=False):
+class Adapters(TypedDict, total=False):
+    """What is added to the checkpoint's networks for an image.
+
+    Attributes:
+        loras: names that `Pipeline.add_lora` was given, each with a strength, such as {"pencil": 0.8}, or a list with
+            one such mapping for each image. A strength is a number or a `jaxl.Strength`. Images of one call may have
+            different ones. Tags in a prompt, `<lora:pencil:0.8>`, come on top.
+    """
+
+    loras: Mapping[str, float | Strength] | Sequence[Mapping[str, float | Strength]]
+
+
+class Options(Sampling, Guidance, Caching, Start, Adapters, MicroConditioning, total=False):
     """Every further setting of a picture.
 
     Attributes:

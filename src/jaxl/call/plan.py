@@ -10,6 +10,7 @@ from typing import Any, cast
 import numpy as np
 
 from jaxl.call import arguments
+from jaxl.call.loras import at_step, read_loras, starts
 from jaxl.call.options import DEFAULTS, DrawOptions, Guidance, MicroConditioning, Options, Start, check_names, part
 from jaxl.call.prompts import Chunk, read_prompts
 from jaxl.call.sizes import rounds, smallest_that_fits
@@ -18,15 +19,23 @@ from jaxl.config import check_pag_layers
 from jaxl.diffusion.tables import Sampling, build_table, scheduler_name
 from jaxl.errors import InputError
 from jaxl.presets import Preset, speed
+from jaxl.run.adapters import Room, room_for
 from jaxl.run.bucket import Branch, Bucket
 from jaxl.run.model import Model
+from jaxl.text.tags import split_tags
 from jaxl.text.tokenizer import Tokenizer
+from jaxl.weights.adapters.adapter import Adapter
+from jaxl.weights.adapters.combined import AdapterSet, merging
 
 OTHER_PROMPTS = ("prompt_2", "negative_prompt", "negative_prompt_2")
 PAG_LAYERS = ("mid_block",)
 # of a schedule, not to be cached: the first steps decide on what the picture shows (benchmarks/speed_and_quality.py)
 WHOLE_SHARE = 0.2
 
+# the syntaxes in which prompts may have tags for adapters
+TAGGED = ("a1111", "lenient")
+# what adapters change
+NETWORKS = ("unet", "text_encoder", "text_encoder_2")
 
 # what marks a field of `Plan` that has a value for each image
 OF_IMAGE = {"of": "image"}
@@ -34,7 +43,7 @@ OF_IMAGE = {"of": "image"}
 
 @dataclass(frozen=True)
 class Segment:
-    """Rows that run with one program and the same texts.
+    """Rows that run with one program, the same texts and the same adapters.
 
     Those that are `steered`, by guidance or by perturbed attention, run in the plan's bucket, others in its `plain`.
     """
@@ -49,9 +58,9 @@ class Plan:
     """What to draw: `batch` images, so many at a time as `rounds` says, each round in `bucket`.
 
     `steps` are those of the whole schedule. `rows` [B, R, K] are the tables, of which `count` rows are run, from row
-    `first` on, in `segments`. `texts` are [version][image][branch] -> chunks, or None for the zero embedding. The
-    latents start as `noise_scale` times noise, each seed's own or `noise` [B, h, w, C], plus `picture_scale` times the
-    picture's latents.
+    `first` on, in `segments`. `texts` are [version][image][branch] -> chunks, or None for the zero embedding, and
+    `adapters` [version][image]. The latents start as `noise_scale` times noise, each seed's own or `noise`
+    [B, h, w, C], plus `picture_scale` times the picture's latents.
     """
 
     batch: int
@@ -64,6 +73,7 @@ class Plan:
     count: int
     segments: tuple[Segment, ...]
     texts: list[list[dict[Branch, list[Chunk] | None]]]
+    adapters: list[list[AdapterSet]]
     clip_skip: int
     seeds: list[int] = field(metadata=OF_IMAGE)
     time_ids: dict[Branch, np.ndarray]
@@ -100,6 +110,7 @@ class Plan:
                 batch=size,
                 rounds=[size],
                 texts=[version[images] for version in self.texts],
+                adapters=[version[images] for version in self.adapters],
                 **{name: None if own is None else own[images] for name, own in self._per_image().items()},
             )
             start += size
@@ -131,6 +142,7 @@ def make_plan(
     tokenizers: Mapping[str, Tokenizer],
     preset: Preset,
     devices: Devices,
+    adapters: Mapping[str, Adapter],
     prompt: str | Sequence[str],
     options: DrawOptions,
 ) -> Plan:
@@ -184,15 +196,20 @@ def make_plan(
     layers = tuple(options.get("pag_layers", PAG_LAYERS)) if perturbed else ()
     check_pag_layers(model.unet, layers)
 
+    syntax = options.get("prompt_syntax", "a1111")
+    tagged = [split_tags(text) if syntax in TAGGED else (text, []) for text in positive]
+    worn = read_loras(options.get("loras"), [tags for _, tags in tagged], adapters, each=each, steps=len(times))
     texts = read_prompts(
         model,
         tokenizers,
-        given,
+        {**given, "prompt": [text for text, _ in tagged]},
         batch=batch,
         steps=len(times),
-        syntax=options.get("prompt_syntax", "a1111"),
+        syntax=syntax,
         guided=guided,
+        starts=starts(worn, len(times)),
     )
+    by_version = [at_step(worn, step, len(times)) for step in texts.versions]
     kinds = zip((guided_rows | perturbed_rows).tolist(), [texts.version(place) for place in places], strict=True)
     segments = tuple(Segment(len(list(run)), *kind) for kind, run in groupby(kinds))
     every = arguments.whole_number("cache_interval", options.get("cache_interval", 1), least=1)
@@ -201,7 +218,11 @@ def make_plan(
     own = [
         table.with_columns(guidance=guidance[i], rescale=rescale[i], pag=pag[i], shallow=shallow) for i in range(batch)
     ]
-    per_round = devices.rounds(batch)
+    # images that are drawn with different weights, not just with different factors beside them, cannot run together
+    weights = [[[merging(own, name) for name in NETWORKS] for own in version] for version in by_version]
+    together = groupby(range(batch), key=lambda i: [version[i] for version in weights])
+    per_round = [size for _, images in together for size in devices.rounds(len(list(images)))]
+    every_set = [own for version in by_version for own in version]
     bucket = Bucket(
         max(per_round),
         height,
@@ -211,6 +232,8 @@ def make_plan(
         pag_layers=layers,
         freeu="freeu" in options,
         cached=every > 1,
+        room=Room.holding(room_for(own, "unet") for own in every_set).rounded,
+        text_room=Room.holding(room_for(own, name) for own in every_set for name in NETWORKS[1:]).rounded,
     )
     micro = part(options, MicroConditioning)
     h, w = height // model.vae.factor, width // model.vae.factor
@@ -228,6 +251,7 @@ def make_plan(
         count=table.used,
         segments=segments,
         texts=texts.chunks,
+        adapters=by_version,
         clip_skip=_clip_skip(model, asked.get("clip_skip")),
         seeds=arguments.seeds_per_image(asked.get("seed"), batch),
         time_ids=arguments.time_ids(micro, height, width, model.time_ids),

@@ -76,8 +76,9 @@ def read_prompts(
     steps: int,
     syntax: Syntax,
     guided: bool,
+    starts: Sequence[int] = (),
 ) -> Texts:
-    """Return the texts of `batch` images over a schedule of `steps`.
+    """Return the texts of `batch` images over a schedule of `steps`; a version begins at each of `starts`, too.
 
     `given` maps the arguments `prompt`, `prompt_2`, `negative_prompt` and `negative_prompt_2`, where they are, to one
     text for each image. Raises InputError for a text that breaks the syntax; warns of words that the plain
@@ -127,10 +128,12 @@ def read_prompts(
     branches = (Branch.NEGATIVE, Branch.POSITIVE) if guided else (Branch.POSITIVE,)
     images = [{branch: sources(branch.prefix, image) for branch in branches} for image in range(batch)]
     read = {source for image in images for texts in image.values() if texts for source in texts.values()}
-    starts = sorted({first for source in read for first, _ in versions(*source)} | {0})
+    all_starts = sorted({first for source in read for first, _ in versions(*source)} | {0, *starts})
     return Texts(
-        versions=tuple(starts),
-        chunks=[[{branch: chunks(texts, at) for branch, texts in image.items()} for image in images] for at in starts],
+        versions=tuple(all_starts),
+        chunks=[
+            [{branch: chunks(texts, at) for branch, texts in image.items()} for image in images] for at in all_starts
+        ],
     )
 
 

@@ -25,6 +25,7 @@ from jaxl.cli.options import (
     HostsOption,
     JsonOption,
     LocalOption,
+    LoraDirOption,
     ModelOption,
     PrecisionOption,
     PredictionOption,
@@ -99,6 +100,16 @@ def generate(
     ] = None,
     refiner: Annotated[str | None, typer.Option(metavar="MODEL", help="A second model for the last steps.")] = None,
     refiner_at: Annotated[float, typer.Option(help="Where it takes over, as a share of the noise levels.")] = 0.8,
+    loras: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--lora", metavar="FILE_OR_NAME[:STRENGTH]", help="Add a LoRA: a file, a hub id, or one of --lora-dir."
+        ),
+    ] = None,
+    lora_dir: LoraDirOption = None,
+    lora_partial: Annotated[
+        bool, typer.Option("--lora-partial", help="Leave out what a LoRA's file has for layers that the model lacks.")
+    ] = False,
     unet: UnetOption = None,
     vae: VaeOption = None,
     vae_tile: VaeTileOption = None,
@@ -173,6 +184,7 @@ def generate(
     jaxl generate "a lighthouse" --model ./sdxl.safetensors --size 1024x768 --output light.png
     jaxl generate "a (green:1.3) castle" --init-image castle.png --strength 0.7
     jaxl generate "a llama" --init-image castle.png --mask mask.png
+    jaxl generate "a cat" --lora pencil.safetensors:0.8
 
     The PNG files are called jaxl-SEED.png and replace no other; one that --output names for a single image is replaced.
     They tell how they were made, in A1111's text and in jaxl's own. Write -- before a prompt that begins with a dash.
@@ -232,6 +244,7 @@ def generate(
                 count_of = len(pipe.quantised.prompts)
                 note(f"measuring on {count_of} prompts, once for this model, for --precision {precision}")
             asked.update(_size(size, pipe))
+            asked["loras"] = options["loras"] = _loras(pipe, loras or [], lora_dir, strict=not lora_partial) or None
             second = None if refiner is None else open_model(refiner, vae_tile=vae_tile)
             return pipe, *_draw(pipe, asked, second, progress, show)
 
@@ -373,6 +386,30 @@ def _size(size: str | None, pipe: Pipeline) -> dict[str, int | None]:
     else:
         width, height = check_size("size", size, ", or an aspect, such as 16:9")
     return {"width": width, "height": height}
+
+
+def _loras(pipe: Pipeline, given: list[str], folder: str | None, *, strict: bool) -> dict[str, float]:
+    """Read the LoRAs that are given, and let prompts have those of the folder; the strength of each by its name."""
+    from jaxl.weights.adapters.library import check_folder
+
+    pipe.loras.folder = None if folder is None else check_folder("lora_dir", folder)
+    strengths: dict[str, float] = {}
+    for text in given:
+        source, colon, strength = text.rpartition(":")
+        try:
+            factor = float(strength)
+        except ValueError:
+            source, colon, factor = text, "", 1.0
+        source = source if colon else text
+        name = source if source in pipe.loras else Path(source).name.removesuffix(".safetensors")
+        if name in strengths:
+            raise InputError("loras", text, f"two are called {name!r}; rename one, or leave it out")
+        if name not in pipe.loras:
+            left = pipe.add_lora(name, source, strict=strict).left
+            if left:
+                note(f"{name}: {len(left)} tensors left out, such as {left[0]}")
+        strengths[name] = factor
+    return strengths
 
 
 def _seed_of_host_0(seed: int) -> int:

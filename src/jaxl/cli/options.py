@@ -56,6 +56,10 @@ PredictionOption = Annotated[
 UnetOption = Annotated[
     str | None, typer.Option(metavar="MODEL", help="Another U-Net, such as SDXL-Lightning's; also alone in a file.")
 ]
+LoraDirOption = Annotated[
+    str | None,
+    typer.Option(metavar="DIR", help="A folder of LoRAs that prompts may ask for, as in <lora:name:0.8>."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
 
 DistributedOption = Annotated[

@@ -24,6 +24,7 @@ Params = Mapping[str, Any]
 SCALE, INPUT_SCALE = "scale", "input_scale"  # Quantised
 WINOGRAD = "winograd"  # Winograd
 LARGEST = "input_largest"  # Observed
+DOWN, UP, SCALE_IN, SCALE_OUT = ADAPTERS = "adapter_down", "adapter_up", "adapter_in", "adapter_out"  # Adapted
 
 # Winograd's tiles take four times the memory of the picture; where they fit no cache, reading them costs more than the
 # products they save.
@@ -32,6 +33,8 @@ MAX_TILES_BYTES = 2**25
 
 def layer_of(p: Params) -> Layer:
     """Return the layer that has these parameters. Raises ValueError for names that no kind has together."""
+    if DOWN in p:
+        return _adapted_layer(p)
     weight, bias, more = p["weight"], p.get("bias"), p.keys() - {"weight", "bias"}
     if more == {SCALE, INPUT_SCALE}:
         return Quantised(weight, bias, p[SCALE], p[INPUT_SCALE])
@@ -39,6 +42,19 @@ def layer_of(p: Params) -> Layer:
         raise ValueError(f"no kind of layer has these parameters together: {', '.join(sorted(p))}")
     exact = Winograd(weight, bias, p[WINOGRAD]) if WINOGRAD in more else Plain(weight, bias)
     return Observed(exact, p[LARGEST]) if LARGEST in more else exact
+
+
+def adapted(params: Params, adapters: Params | None) -> Params:
+    """Return the tree of parameters in which the layers that `adapters` has are `Adapted`; it has the layers' paths."""
+    if adapters is None:
+        return params
+    return {
+        **params,
+        **{
+            name: adapted(params.get(name, {}), below) if isinstance(below, Mapping) else below
+            for name, below in adapters.items()
+        },
+    }
 
 
 class Layer(ABC):
@@ -149,6 +165,70 @@ class Observed(Layer):
 
     def conv(self, x: Array, stride: int, padding: tuple[int, int], kernels: Kernels) -> Array:
         return self.exact.conv(observed(x, self.largest), stride, padding, kernels)
+
+
+@dataclass(frozen=True)
+class Adapted(Layer):
+    """A layer to which adapters add for each of N images something of its own: its weight is
+    `W * scale_in * scale_out + down @ up` (Hu et al. 2021, arXiv:2106.09685, section 4.1; the scales are those of Liu
+    et al. 2022, arXiv:2205.05638, and Liu et al. 2024, arXiv:2402.09353).
+
+    What comes in are the rows of the images, one image's after another's. `down` is [N, I, R], or [N, I, h, w, R] in a
+    convolution, `up` [N, R, O], `scale_in` [N, I] and `scale_out` [N, O], both or none. With scales, `bias` is that of
+    the layer and `base` has none.
+    """
+
+    base: Layer
+    bias: Array | None
+    down: Array
+    up: Array
+    scale_in: Array | None
+    scale_out: Array | None
+
+    def linear(self, x: Array) -> Array:
+        y = self._scaled(self.base.linear(self._rescaled(x)))
+        return _plus(y + self._raised(self._by_image(x) @ self._matrix(self.down), y), self.bias)
+
+    def linear_of_both(self, x: Array, skip: Array) -> Array:
+        if self.scale_in is not None:
+            return super().linear_of_both(x, skip)
+        y = self.base.linear_of_both(x, skip)
+        own, behind = jnp.split(self._matrix(self.down), [x.shape[-1]], axis=1)
+        return y + self._raised(self._by_image(x) @ own + self._by_image(skip) @ behind, y)
+
+    def conv(self, x: Array, stride: int, padding: tuple[int, int], kernels: Kernels) -> Array:
+        y = self._scaled(self.base.conv(self._rescaled(x), stride, padding, kernels))
+        n, _, height, width, rank = self.down.shape
+        # what each tap of the kernel makes of each position, in one product; the taps are added up while they are thin
+        taps = (self._by_image(x) @ self._matrix(self.down)).reshape(*x.shape[:3], height, width, rank)
+        taps = jnp.pad(taps, ((0, 0), padding, padding, (0, 0), (0, 0), (0, 0)))
+        rows, columns = (stride * (size - 1) + 1 for size in y.shape[1:3])
+        low = sum(
+            taps[:, i : i + rows : stride, j : j + columns : stride, i, j] for i in range(height) for j in range(width)
+        )
+        return _plus(y + self._raised(jnp.asarray(low).reshape(n, -1, rank), y), self.bias)
+
+    def _by_image(self, x: Array) -> Array:
+        return x.reshape(len(self.down), -1, x.shape[-1])
+
+    def _matrix(self, down: Array) -> Array:
+        return down.reshape(*down.shape[:2], -1)
+
+    def _raised(self, low: Array, y: Array) -> Array:
+        return (low @ self.up).reshape(y.shape)
+
+    def _rescaled(self, x: Array) -> Array:
+        return x if self.scale_in is None else (self._by_image(x) * self.scale_in[:, None]).reshape(x.shape)
+
+    def _scaled(self, y: Array) -> Array:
+        return y if self.scale_out is None else (self._by_image(y) * self.scale_out[:, None]).reshape(y.shape)
+
+
+def _adapted_layer(p: Params) -> Adapted:
+    scaled = SCALE_OUT in p
+    own = {name: leaf for name, leaf in p.items() if name not in ADAPTERS and not (scaled and name == "bias")}
+    bias = p.get("bias") if scaled else None
+    return Adapted(layer_of(own), bias, p[DOWN], p[UP], p.get(SCALE_IN), p.get(SCALE_OUT))
 
 
 def _plus(y: Array, bias: Array | None) -> Array:

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from enum import IntEnum
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
-from jax.typing import DTypeLike
 
 from jaxl.diffusion.rows import COLUMNS, MAX_ROWS
 from jaxl.nn.layers import Params
 from jaxl.nn.unet import unet_context
+from jaxl.run.adapters import NO_ROOM, Room, adapter_shapes, at_each_row
 from jaxl.run.model import Model
-from jaxl.run.sharding import replicated, split_images
-
-Leaf = Any  # an array on the devices or on the host, or the shape of one
+from jaxl.run.target import Leaf, Target
 
 
 class Branch(IntEnum):
@@ -45,7 +41,8 @@ class Bucket:
     `guided` programs evaluate the network twice a row (arXiv:2207.12598). `chunks` is the number of 77-token parts that
     prompts have room for. `pag_layers` are the places of perturbed-attention guidance, which takes one evaluation more
     (arXiv:2403.17377); `freeu` programs filter the skip connections (arXiv:2309.11497). `cached` programs keep deep
-    features for the rows that are shallow (arXiv:2312.00858).
+    features for the rows that are shallow (arXiv:2312.00858). `room` and `text_room` are what adapters may add to the
+    U-Net and to the text encoders; they cost nothing where there is none.
     """
 
     batch: int
@@ -56,6 +53,8 @@ class Bucket:
     pag_layers: tuple[str, ...] = ()
     freeu: bool = False
     cached: bool = False
+    room: Room = NO_ROOM
+    text_room: Room = NO_ROOM
 
     @property
     def order(self) -> tuple[Branch, ...]:
@@ -82,28 +81,6 @@ class Bucket:
         """Return [B, h, w, C]."""
         factor = model.vae.factor
         return self.batch, self.height // factor, self.width // factor, model.vae.latent_channels
-
-
-@dataclass(frozen=True, eq=False)
-class Target:
-    """A model on devices, which programs are compiled for.
-
-    `shapes` are the components' parameter trees with a sharding on each leaf; no values are needed, so programs compile
-    while weights load, or for devices that are not there. `tile` makes the VAE work in tiles of so many pixels.
-    """
-
-    model: Model
-    mesh: Mesh
-    shapes: dict[str, Params]
-    tile: int | None = None
-
-    def split(self, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32, branches: int | None = None) -> Leaf:
-        """Return an argument whose leading axis, of images, is split over the devices; or the second, of `branches`."""
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=split_images(self.mesh, shape[0], branches))
-
-    def whole(self, shape: tuple[int, ...], dtype: DTypeLike) -> Leaf:
-        """Return an argument that every device has."""
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=replicated(self.mesh))
 
 
 # No field of these has a default: whoever adds one has to say its shape, and what fills it, or nothing runs.
@@ -136,6 +113,7 @@ class Conditioning:
     [B, G, 5 or 6]. `lengths` int32 [B, G], the tokens of each text, where the bucket has several chunks, else None.
     `freeu`: float32 [B, 4], s1, s2, b1 and b2, where the bucket has it.
     `inpaint`: float32 [B, h, w, 5], the mask and the masked picture's latents, for models that were trained on them.
+    `adapters`: what is added to the U-Net's layers (`run.adapters`), [B, ...], where the bucket has room for it.
     """
 
     context: Params
@@ -144,6 +122,7 @@ class Conditioning:
     lengths: Leaf | None
     freeu: Leaf | None
     inpaint: Leaf | None
+    adapters: Params | None
 
     @classmethod
     def shapes(cls, to: Target, bucket: Bucket) -> Conditioning:
@@ -160,6 +139,7 @@ class Conditioning:
             lengths=to.split((b, g), jnp.int32, branches=g) if bucket.chunks > 1 else None,
             freeu=to.split((b, 4)) if bucket.freeu else None,
             inpaint=to.split((*latents[:3], extra)) if extra else None,
+            adapters=adapter_shapes(to, "unet", bucket.room, at_each_row, b),
         )
 
 

@@ -23,12 +23,15 @@ from jax import Array
 from jax.sharding import Mesh
 
 from jaxl.diffusion.loop import Slots
+from jaxl.nn.layer_kinds import adapted
 from jaxl.nn.layers import Params
 from jaxl.run import steps
-from jaxl.run.bucket import Beginning, Bucket, Conditioning, Leaf, Target, Text
+from jaxl.run.adapters import adapter_shapes, at_each_text
+from jaxl.run.bucket import Beginning, Bucket, Conditioning, Text
 from jaxl.run.model import Model
 from jaxl.run.sharding import replicated, split_images
 from jaxl.run.steps import features_shapes, slots_shapes
+from jaxl.run.target import Leaf, Target
 from jaxl.weights.quantise import layers
 
 Arguments = TypeVarTuple("Arguments")
@@ -129,25 +132,25 @@ PREVIEW = Program(
 ENCODE_TEXT = Program(
     "encode_text",
     run=lambda to, _: partial(steps.encode_text, to.model),
-    takes=lambda to, _: (
-        {name: to.shapes[name] for name in to.model.text_encoders},
+    takes=lambda to, bucket: (
+        {name: adapted(to.shapes[name], adapter_shapes(to, name, bucket.text_room)) for name in to.model.text_encoders},
         _texts(to, jnp.int32),
         _texts(to, jnp.float32),
         to.whole((), jnp.int32),
     ),
     gives=_whole,
-    depends_on=(),
+    depends_on=("text_room",),
     always=True,
 )
 GATHER = Program(
     "gather",
     run=lambda *_: steps.gather,
     takes=lambda to, bucket: (
-        to.shapes["unet"],
+        adapted(to.shapes["unet"], adapter_shapes(to, "unet", bucket.room, at_each_text, bucket.batch)),
         [[[Text.shapes(to)] * bucket.chunks] * bucket.branches] * bucket.batch,
     ),
     gives=lambda to, bucket: split_images(to.mesh, bucket.batch, bucket.branches),
-    depends_on=("batch", "guided", "chunks", "pag_layers"),
+    depends_on=("batch", "guided", "chunks", "pag_layers", "room"),
     always=True,
 )
 START = Program(

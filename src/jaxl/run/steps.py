@@ -18,13 +18,15 @@ from jaxl.diffusion.noise import initial_noise
 from jaxl.kernels import XLA, Kernels
 from jaxl.nn import tiny_vae, vae
 from jaxl.nn.clip import clip, emphasize
+from jaxl.nn.layer_kinds import adapted
 from jaxl.nn.layers import Params
 from jaxl.nn.preview import latents_to_rgb
 from jaxl.nn.tiles import decode_tiled, encode_tiled
 from jaxl.nn.unet import features_shape, unet, unet_context
-from jaxl.run.bucket import Beginning, Branch, Bucket, Conditioning, Leaf, Target, Text
+from jaxl.run.bucket import Beginning, Branch, Bucket, Conditioning, Text
 from jaxl.run.model import Model
 from jaxl.run.sharding import split_images, spread, whole, with_sharding
+from jaxl.run.target import Leaf, Target
 from jaxl.weights.quantise import observing
 
 
@@ -99,7 +101,7 @@ def denoise(
         lambda a: a.reshape(b * g, *a.shape[2:]), (cond.context, cond.pooled, cond.time_ids, cond.lengths)
     )
     out, deep = unet(
-        params,
+        adapted(params, cond.adapters),
         model.unet,
         spread(per_branch(x)),
         per_branch(row["t"]),

@@ -1,0 +1,94 @@
+"""Parameters with adapters: what was worked out for sets of adapters is kept, the latest of it, within bounds."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxl.nn.layer_kinds import SCALE
+from jaxl.nn.layers import Params
+from jaxl.run.adapters import layers
+from jaxl.run.target import Target
+from jaxl.weights.adapters.combined import AdapterSet, forms, merged, merging
+from jaxl.weights.adapters.form import Form
+from jaxl.weights.adapters.latest import Latest
+from jaxl.weights.layout import flatten, from_torch, placed, rearranged, to_torch, unflatten
+from jaxl.weights.winograd import with_winograd, without_winograd
+
+MAX_FORM_BYTES = 2**32  # on the host: six sets of rank 64 in SDXL
+MAX_NETWORKS = 4  # on the devices; they share all that a set leaves as it is
+
+
+class AdaptedNetworks:
+    """The networks of a checkpoint, with some parameters, under sets of adapters. The parameters are held weakly."""
+
+    def __init__(self, target: Target, params: Mapping[str, Any]):
+        self._target = target
+        first = _first(params)
+        self._made_of = weakref.ref(first) if isinstance(first, jax.Array) else lambda: None
+        self._forms: Latest[Mapping[str, Form]] = Latest(MAX_FORM_BYTES, _nbytes)
+        self._networks: Latest[Params] = Latest(MAX_NETWORKS)
+
+    def made_of(self, params: Mapping[str, Any]) -> bool:
+        """Return whether the parameters are those that all this was worked out for; NumPy's, which may change, never."""
+        known = self._made_of()
+        return known is not None and known is _first(params)
+
+    def forms(self, params: Mapping[str, Any], adapters: AdapterSet, component: str) -> Mapping[str, Form]:
+        """Return what adapters add to the layers of a network while programs run, by path."""
+        shapes = {path: _torch_shape(path, shape) for path, shape in layers(self._target.model, component).items()}
+        weights = _weights(params[component])
+        return self._forms.get((adapters, component), lambda: forms(adapters, component, shapes, weights))
+
+    def network(self, params: Mapping[str, Any], adapters: AdapterSet, component: str) -> Params:
+        """Return the parameters of a network with what adapters change in them before programs run."""
+        own = merging(adapters, component)
+        if not own:
+            return params[component]
+        return self._networks.get((own, component), lambda: self.merged(params, own, component))
+
+    def merged(
+        self, params: Mapping[str, Any], adapters: AdapterSet, component: str, *, all_kinds: bool = False
+    ) -> Params:
+        """Return the parameters with the changes in them, computed in float32: the needed ones, or those of all kinds."""
+        shapes = self._target.shapes[component]
+        leaves, wanted = flatten(without_winograd(params[component])), flatten(shapes)
+        changed = merged(adapters, component, _weights(params[component]), all_kinds=all_kinds)
+        for key, array in changed:
+            leaf = wanted[key]
+            leaves[key] = placed(rearranged(array, from_torch(key, array.shape), leaf.dtype), leaf.sharding)
+        tree = unflatten(leaves)
+        return with_winograd(tree, shapes) if component == "unet" else tree
+
+
+def _weights(params: Params) -> Callable[[str], np.ndarray]:
+    leaves = flatten(params)
+
+    def weight(key: str) -> np.ndarray:
+        leaf = leaves[key]
+        scale = leaves.get(f"{key.removesuffix('.weight')}.{SCALE}")
+        array = np.asarray(jnp.asarray(leaf, jnp.float32))
+        if scale is not None:
+            array = array * np.asarray(scale)
+            array = array.T if scale.ndim == 0 and array.ndim == 2 else array  # as `nn.quantised` turned it
+        return array.transpose(to_torch(key, array.shape))
+
+    return weight
+
+
+def _torch_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    key = f"{path}.weight"
+    return tuple(shape[axis] for axis in to_torch(key, shape))
+
+
+def _first(params: Mapping[str, Any]) -> Any:
+    return params["unet"]["conv_in"]["bias"]
+
+
+def _nbytes(found: Mapping[str, Form]) -> int:
+    return sum(form.down.nbytes + form.up.nbytes for form in found.values())

@@ -1,0 +1,39 @@
+"""The target that programs are compiled for: a model on devices, with the places of all arrays."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jax.typing import DTypeLike
+
+from jaxl.nn.layers import Params
+from jaxl.run.model import Model
+from jaxl.run.sharding import replicated, split_images
+
+Leaf = Any  # an array on the devices or on the host, or the shape of one
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """A model on devices, which programs are compiled for.
+
+    `shapes` are the components' parameter trees with a sharding on each leaf; no values are needed, so programs compile
+    while weights load, or for devices that are not there. `tile` makes the VAE work in tiles of so many pixels.
+    """
+
+    model: Model
+    mesh: Mesh
+    shapes: dict[str, Params]
+    tile: int | None = None
+
+    def split(self, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32, branches: int | None = None) -> Leaf:
+        """Return an argument whose leading axis, of images, is split over the devices; or the second, of `branches`."""
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=split_images(self.mesh, shape[0], branches))
+
+    def whole(self, shape: tuple[int, ...], dtype: DTypeLike) -> Leaf:
+        """Return an argument that every device has."""
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=replicated(self.mesh))

@@ -1,0 +1,92 @@
+"""The adapters that can be asked for by name: those that were added, and those of a folder, read when asked for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from jaxl.weights.adapters.adapter import Adapter
+
+from jaxl.errors import CheckpointError, InputError
+from jaxl.weights.adapters.latest import Latest
+
+MAX_BYTES = 2**31  # of the folder's files on the host; six of rank 64 for SDXL
+
+# what ends a name in a prompt's tag
+MARKS = "<>:"
+
+
+class Library(Mapping[str, Adapter]):
+    """Adapters by name. Those of the folder are the files in it and below it, without `.safetensors`.
+
+    The folder is looked at each time, so files may come and go; one that is replaced is read again. `read` makes an
+    adapter of a name and a file.
+    """
+
+    def __init__(self, read: Callable[[str, Path], Adapter]):
+        self.folder: Path | None = None
+        self._read = read
+        self._added: dict[str, Adapter] = {}
+        self._latest: Latest[Adapter] = Latest(MAX_BYTES, lambda adapter: adapter.nbytes)
+
+    def add(self, adapter: Adapter) -> None:
+        """Add an adapter under its name. Raises InputError where another one has the name."""
+        known = self._added.get(check_name("name", adapter.name))
+        if known is not None and known.digest != adapter.digest:
+            raise InputError("name", adapter.name, f"{known.source} has this name; remove it first")
+        self._added[adapter.name] = adapter
+
+    def remove(self, name: str) -> None:
+        """Forget an adapter that was added. Images that have it already keep it."""
+        self._added.pop(name, None)
+
+    def files(self) -> dict[str, list[Path]]:
+        """Return the folder's files by name, those that a prompt can name; more than one where names are not unique."""
+        found: dict[str, list[Path]] = {}
+        if self.folder is not None:
+            for file in sorted(self.folder.rglob("*.safetensors")):
+                if file.is_file() and not set(file.stem) & set(MARKS):
+                    found.setdefault(file.stem, []).append(file)
+        return found
+
+    def __getitem__(self, name: str) -> Adapter:
+        """Return an adapter. Raises KeyError for an unknown name, CheckpointError for what cannot be used."""
+        if name in self._added:
+            return self._added[name]
+        files = self.files()[name]
+        if len(files) > 1:
+            names = ", ".join(str(file.relative_to(self.folder or file)) for file in files)
+            raise CheckpointError(f"{self.folder}: {len(files)} files are called {name}: {names}; rename all but one")
+        try:
+            state = files[0].stat()
+        except OSError as error:
+            raise CheckpointError(f"{files[0]}: cannot be read ({error.strerror or error})") from error
+        key = (files[0], state.st_mtime_ns, state.st_size, state.st_ino)
+        return self._latest.get(key, lambda: self._read(name, files[0]))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(dict.fromkeys([*self._added, *self.files()]))
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._added or name in self.files()
+
+
+def check_folder(argument: str, name: str | os.PathLike[str]) -> Path:
+    """Return the folder of this name. Raises InputError if there is none."""
+    folder = Path(name)
+    if not folder.is_dir():
+        raise InputError(argument, str(name), "there is no such folder; give one with .safetensors files")
+    return folder
+
+
+def check_name(argument: str, name: object) -> str:
+    """Return a name that can stand in a prompt's tag. Raises InputError for others."""
+    if not isinstance(name, str) or not name.strip() or name != name.strip() or set(name) & set(MARKS):
+        raise InputError(
+            argument, name, "give a name without colons, `<` and `>`, which cannot stand in a prompt's tag"
+        )
+    return name
