@@ -95,6 +95,30 @@ DISTILLED: Mapping[str, re.Pattern[str]] = {
 }
 
 
+# LoRAs that make other models draw in a few steps. People draw lightning and turbos too, so the words that such files
+# have beside it are asked for.
+DISTILLED_LORAS: Mapping[str, re.Pattern[str]] = {
+    "hyper": DISTILLED["hyper"],
+    "lightning": re.compile(r"xl_?lightning|lightning.*_[0-9]+_?steps?(_|$)"),
+    "dmd2": DISTILLED["dmd2"],
+    "lcm": DISTILLED["lcm"],
+    "pcm": re.compile(r"(^|_)pcm(_|$)"),
+    "tcd": DISTILLED["tcd"],
+    "turbo": re.compile(r"xl_?turbo|turbo_?(xl|sdxl|lora)"),
+}
+
+
+def distilled_by_name(source: str) -> str | None:
+    """Return the method of distillation that a LoRA's name tells of: "lcm" of "latent-consistency/lcm-lora-sdxl".
+
+    Of a file named as diffusers names all, the folder counts.
+    """
+    parts = source.replace("\\", "/").rstrip("/").split("/")
+    named = [part for part in parts if part != "pytorch_lora_weights.safetensors"]
+    words = _words(_stem(named[-1])) if named else ""
+    return next((name for name, pattern in DISTILLED_LORAS.items() if pattern.search(words)), None)
+
+
 def is_sdxl_turbo(name: str) -> bool:
     """Return whether a file or a repository has the name of SDXL-Turbo itself, which was trained for 512 pixels."""
     return SDXL_TURBO.fullmatch(_stem(name).lower()) is not None
@@ -106,7 +130,7 @@ def preset_by_name(source: str) -> Preset | None:
     The last part of a path or a hub's id counts. Words may be set apart by capitals, as in "xlLightningBakedvae".
     """
     stem = _stem(source)
-    words = "_".join(re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+", stem)).lower()
+    words = _words(stem)
     told = "turbo" if is_sdxl_turbo(source) else next((name for name, p in DISTILLED.items() if p.search(words)), None)
     if told is None:
         return None
@@ -121,6 +145,11 @@ def choose_preset(asked: str | None, source: str, own: Preset) -> Preset:
     if asked is not None:
         return replace(preset(asked), reason="as asked for")
     return preset_by_name(source) or own
+
+
+def _words(stem: str) -> str:
+    """Return a name's words in lower case with `_` between; a capital letter begins one."""
+    return "_".join(re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+", stem)).lower()
 
 
 def _stem(source: str) -> str:

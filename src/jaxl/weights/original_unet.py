@@ -21,6 +21,15 @@ RESNET = {
     "out_layers.3": "conv2",
     "skip_connection": "conv_shortcut",
 }
+ENDS = {
+    "time_embed.0": "time_embedding.linear_1",
+    "time_embed.2": "time_embedding.linear_2",
+    "label_emb.0.0": "add_embedding.linear_1",
+    "label_emb.0.2": "add_embedding.linear_2",
+    "input_blocks.0.0": "conv_in",
+    "out.0": "conv_norm_out",
+    "out.2": "conv_out",
+}
 TRANSFORMER_LAYER = (
     *(f"attn{i}.{part}" for i in (1, 2) for part in ("to_q", "to_k", "to_v", "to_out.0")),
     *("ff.net.0.proj", "ff.net.2", "norm1", "norm2", "norm3"),
@@ -35,15 +44,7 @@ def unet_layout(shapes: TensorShapes, pooled_dim: int, time_ids: int) -> Layout:
     The vector conditioning is the pooled prompt, `pooled_dim` wide, and `time_ids` sizes: 6, or 5 in the refiner.
     Raises CheckpointError naming a missing key, or what a diffusers `UNet2DConditionModel` cannot express.
     """
-    modules = {
-        "time_embed.0": "time_embedding.linear_1",
-        "time_embed.2": "time_embedding.linear_2",
-        "label_emb.0.0": "add_embedding.linear_1",
-        "label_emb.0.2": "add_embedding.linear_2",
-        "input_blocks.0.0": "conv_in",
-        "out.0": "conv_norm_out",
-        "out.2": "conv_out",
-    }
+    modules = {**ENDS}
     channels: list[int] = []
     down: list[list[int]] = [[]]
     for n in range(1, count(shapes, "input_blocks")):

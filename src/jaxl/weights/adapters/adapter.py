@@ -1,0 +1,202 @@
+"""An adapter read from its file: what it changes in each network of a model, and what its metadata says."""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxl.errors import CheckpointError
+from jaxl.weights.adapters.changes import Change
+from jaxl.weights.adapters.description import Description
+from jaxl.weights.adapters.families import foreign
+from jaxl.weights.adapters.kinds import changes_of
+from jaxl.weights.adapters.names import Layer, layers, spellings
+from jaxl.weights.adapters.parts import MisfitError, Parts, split_key
+from jaxl.weights.adapters.peft import PeftSettings, read_peft
+from jaxl.weights.adapters.sorting import SortedKeys, sort_keys
+from jaxl.weights.kinds import kind as kind_of_file
+from jaxl.weights.store import Tensor, read_metadata
+from jaxl.weights.tensors import read_tensors
+
+Array = np.ndarray
+
+DIGITS = 12
+LENIENT = "pass `strict=False` to leave such tensors out"
+
+
+@dataclass(frozen=True, eq=False)
+class Adapter:
+    """What a file of adapters, of whatever kind, does to a model.
+
+    `changes` are by network and by the key of the parameter in a diffusers checkpoint. `embeddings` are textual
+    inversions that came with it, by name: vectors for `clip_l` and `clip_g`. `left` are the keys that were left out.
+    `digest` is how AUTOMATIC1111's web UI names the file in `Lora hashes`. Arrays have the file's dtypes.
+    """
+
+    name: str
+    source: str
+    digest: str
+    changes: Mapping[str, Mapping[str, Change]]
+    embeddings: Mapping[str, Mapping[str, Array]] = field(default_factory=dict)
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    left: tuple[str, ...] = ()
+    nbytes: int = 0
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of its changes, the most frequent first."""
+        every = [change.kind for changes in self.changes.values() for change in changes.values()]
+        return tuple(sorted(dict.fromkeys(every), key=lambda kind: -every.count(kind)))
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """The ranks that its layers have, ascending."""
+        dims = {change.dim for changes in self.changes.values() for change in changes.values()}
+        return tuple(sorted(dim for dim in dims if dim is not None))
+
+    @property
+    def description(self) -> Description:
+        return Description(self.source, self.metadata)
+
+    @property
+    def distilled(self) -> str | None:
+        """The method by which it makes a model draw in few steps, such as "lcm"; None if it is no such adapter."""
+        return self.description.distilled
+
+    @property
+    def trigger_words(self) -> tuple[str, ...]:
+        return self.description.trigger_words
+
+    @property
+    def base_model(self) -> str | None:
+        return self.description.base_model
+
+
+def read_adapter(
+    name: str, file: Path, shapes: Mapping[str, Mapping[str, Any]], *, strict: bool = True, source: str | None = None
+) -> Adapter:
+    """Read a `.safetensors` file of adapters for a model with these `shapes`, which are `Model.shapes()`.
+
+    Tensors are copied: the file may change or go afterwards. `source` is what the user named, for messages, the file if
+    None. `strict=False` leaves out what belongs to no layer of the model or does not fit it, as long as something does.
+    Raises CheckpointError, in one line, for a file of something else, for another family of models, and for tensors
+    that are damaged, too many or too few.
+    """
+    source = source or str(file)
+    tensors, metadata = read_tensors(file), read_metadata(file)
+    known = layers(shapes)
+    _refuse_others(source, tensors, known)
+    keys = sort_keys(tensors, spellings(known))
+    if keys.twice:
+        raise CheckpointError(f"{source}: {' and '.join(keys.twice)} are for one layer, of which one would be lost")
+    if not keys.layers:
+        raise CheckpointError(
+            f"{source}: none of its {len(tensors)} tensors is for a layer of this model: "
+            f"{_some(tensors)}; give a LoRA for SDXL"
+        )
+    arrays = {key: _read(source, tensor) for key, tensor in tensors.items() if key not in keys.unknown}
+    changes, misfits = _changes(keys, arrays, read_peft(file, metadata), Description(source, metadata))
+    left = (*keys.unknown, *(key for misfit in misfits for key in misfit.keys))
+    if strict and misfits:
+        raise CheckpointError(f"{source}: {misfits[0]}{_more(len(misfits) - 1, 'layer')}; {LENIENT}")
+    if strict and left:
+        share = f"{len(left)} of its {len(tensors)} tensors"
+        raise CheckpointError(f"{source}: {share} are for no layer of this model: {_some(left)}; {LENIENT}")
+    if not changes:
+        raise CheckpointError(f"{source}: {misfits[0]}; nothing else is in it")
+    return Adapter(
+        name,
+        source,
+        _digest(file),
+        changes,
+        {name: {encoder: arrays[key] for encoder, key in each.items()} for name, each in keys.embeddings.items()},
+        metadata,
+        left,
+        sum(array.nbytes for array in arrays.values()),
+    )
+
+
+def is_adapter(keys: Iterable[str]) -> bool:
+    """Return whether a file with these keys holds adapters of some kind, for whatever model."""
+    return any(split_key(key) is not None for key in keys)
+
+
+@dataclass(frozen=True)
+class _Misfit:
+    """A layer whose tensors are no change of it, with the reason."""
+
+    layer: Layer
+    reason: str
+    keys: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.layer}: {self.reason}"
+
+
+def _refuse_others(source: str, tensors: Mapping[str, Tensor], known: Sequence[Layer]) -> None:
+    """Raise CheckpointError, saying what the file is, if it is not an adapter of such a model."""
+    if not is_adapter(tensors):
+        raise CheckpointError(f"{source}: not a LoRA but {kind_of_file(tensors)}")
+    found = foreign(tensors, known)
+    if found is not None:
+        raise CheckpointError(f"{source}: not a LoRA for this model but {found}")
+
+
+def _changes(
+    keys: SortedKeys, arrays: Mapping[str, Array], peft: Mapping[str, PeftSettings], description: Description
+) -> tuple[dict[str, dict[str, Change]], list[_Misfit]]:
+    """Return the changes by network and parameter, and the layers whose tensors are none."""
+    changes: dict[str, dict[str, Change]] = {}
+    misfits = []
+    for layer, parts in keys.layers.items():
+        said = peft.get(layer.component, PeftSettings())
+        try:
+            found = changes_of(
+                layer,
+                Parts(
+                    layer.weight,
+                    {part: arrays[key] for part, key in parts.items()},
+                    parts,
+                    said.alpha_of(layer.module),
+                    said.rooted or ("a1" in parts and description.rooted_glora),
+                ),
+            )
+        except MisfitError as error:
+            misfits.append(_Misfit(layer, str(error), tuple(parts.values())))
+        else:
+            changes.setdefault(layer.component, {}).update(found)
+    return changes, misfits
+
+
+def _read(source: str, tensor: Tensor) -> Array:
+    """Return a copy of a tensor. Raises CheckpointError if it holds NaN or infinity."""
+    array = np.array(tensor.read())
+    if array.dtype.kind not in "biu" and not np.isfinite(array).all():
+        raise CheckpointError(f"{source}: {tensor.key} holds NaN or infinity: the file is damaged, or its training was")
+    return array
+
+
+def _digest(file: Path) -> str:
+    """Return the first digits of the SHA-256 of all that follows the header."""
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        (length,) = struct.unpack("<Q", stream.read(8))
+        stream.seek(8 + length)
+        while block := stream.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()[:DIGITS]
+
+
+def _some(keys: Iterable[str]) -> str:
+    keys = list(keys)
+    return ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
+
+
+def _more(count: int, what: str) -> str:
+    return f", and {count} more {what}{'s' if count > 1 else ''}" if count else ""
