@@ -9,7 +9,7 @@ from adapters import adapter, dora
 
 import jaxl
 
-STEPS = {"steps": 3, "output": "latents", "guidance_scale": 4.0}
+STEPS: dict[str, Any] = {"steps": 3, "output": "latents", "guidance_scale": 4.0}
 
 
 @pytest.fixture(scope="module")
@@ -62,20 +62,21 @@ def test_each_image_of_a_batch_has_its_own(worn: Any, compilations: Any, devices
         for each in pipe.loras.values():
             wide.loras.add(each)
         pipe = wide
-    prompts = [f"a cat {i}" for i in range(len(SETS))]
-    options = STEPS | {"guidance_scale": [4.0, 1.0, 5.0, 2.0, 7.0, 3.0, 4.0, 4.0]}
-    together = pipe.generate(params, prompts, loras=SETS, seed=list(range(8)), **options).latents
+    prompts, seeds, scales = (
+        [f"a cat {i}" for i in range(len(SETS))],
+        list(range(8)),
+        [4.0, 1.0, 5.0, 2.0, 7.0, 3.0, 4.0, 4.0],
+    )
+
+    def drawn(loras: Any, step: int = 1) -> np.ndarray:
+        own = STEPS | {"seed": seeds[::step], "guidance_scale": scales[::step], "loras": loras}
+        return pipe.generate(params, prompts[::step], **own).latents
+
+    together = drawn(SETS)
     with compilations() as compiled:
-        again = pipe.generate(
-            params,
-            prompts[::-1],
-            loras=SETS[::-1],
-            seed=list(range(8))[::-1],
-            **{**options, "guidance_scale": options["guidance_scale"][::-1]},
-        ).latents
+        again = drawn(SETS[::-1], -1)
     assert compiled == []
     assert (together[::-1] == again).all()
-    plain = pipe.generate(params, prompts, seed=list(range(8)), **options).latents
-    for i, (own, other) in enumerate(zip(together, plain, strict=True)):
+    for i, (own, other) in enumerate(zip(together, drawn({}), strict=True)):
         # where there is room for adapters, XLA may round otherwise
         assert np.allclose(own, other, rtol=1e-4, atol=1e-4) == (i == 0)

@@ -286,7 +286,7 @@ def open_backend(
     lanes = []
     rooms = [(NO_ROOM, NO_ROOM)]
     if lora_dir is not None:
-        pipe.loras.folder = check_folder("lora_dir", lora_dir)
+        pipe.loras.folders.append(check_folder("lora_dir", lora_dir))
         rank = rounded(lora_rank)
         every = Room(rank, rank, scaled=True)
         rooms += [(Room(rank), every), (every, every)]

@@ -40,7 +40,7 @@ from jaxl.run.embeddings import Embeddings
 from jaxl.run.model import Model
 from jaxl.run.programs import ADVANCE, DECODE, ENCODE_IMAGE, OBSERVE, PREVIEW, PROGRAMS, START, Programs
 from jaxl.run.sharding import gathered, make_mesh, on_host, own_images, place_parameters
-from jaxl.weights.adapters.adapter import Adapter, open_adapter, read_adapter
+from jaxl.weights.adapters.adapter import Adapter, read_adapter
 from jaxl.weights.adapters.library import Library, check_name
 from jaxl.weights.adapters.strength import Strength
 from jaxl.weights.checkpoint import Checkpoint, first_broken
@@ -60,6 +60,7 @@ from jaxl.weights.quantise import (
     write_scales,
 )
 from jaxl.weights.save import save_checkpoint
+from jaxl.weights.source import EMBEDDED, LORAS
 from jaxl.weights.winograd import with_winograd_shapes
 
 Params = dict[str, Any]
@@ -143,7 +144,8 @@ class Pipeline:
 
         self.tokenizers = open_tokenizers(checkpoint, self.model)
         self.embeddings = Embeddings({})
-        self.loras = Library(lambda name, file: read_adapter(name, file, self.model.shapes()))
+        own_loras = [EMBEDDED[checkpoint.source] / LORAS] if checkpoint.source in EMBEDDED else []
+        self.loras = Library(lambda name, file: read_adapter(name, file, self.model.shapes()), own_loras)
         self._networks: AdaptedNetworks | None = None
         self.exact = self.programs = programs(shapes["unet"])
         self.quantised = None
@@ -221,7 +223,7 @@ class Pipeline:
         file that is missing, damaged, or not for models of SDXL's kind.
         """
         check_name("name", name)
-        adapter = read_adapter(name, open_adapter(source, weight_name=weight_name), self.model.shapes(), strict=strict)
+        adapter = read_adapter(name, Path(source), self.model.shapes(), strict=strict)
         self.loras.add(adapter)
         return adapter
 
@@ -315,10 +317,11 @@ class Pipeline:
                 (`Caching`), LoRAs (`Adapters`), the syntax of prompts, and what SDXL is told of sizes
                 (`MicroConditioning`).
 
-        No argument compiles anything anew but the number of images, their size, and whether any of them is guided, is
+        No argument compiles anything anew but the number of images, their size, whether any of them is guided, is
         guided by perturbed attention, has FreeU, keeps features from step to step, or has a prompt of more than 75
-        tokens, and the ranks that its LoRAs have together, to the next power of two. Raises InputError for an argument that cannot work and NonFiniteError rather than return a broken image;
-        warns with TruncationWarning when a prompt was cut.
+        tokens, and the rank that an image's LoRAs have together, to the next power of two. Raises InputError for an
+        argument that cannot work and NonFiniteError rather than return a broken image; warns with TruncationWarning
+        when a prompt was cut.
         """
         given = locals()  # by name, so that no option is forgotten on the way
         named = {name: given[name] for name in DrawOptions.__annotations__ if name in given}

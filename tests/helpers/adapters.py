@@ -4,12 +4,12 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+
+from jaxl.run.adapters import layers
 from jaxl.weights.adapters.adapter import Adapter
 from jaxl.weights.adapters.changes import Change
 from jaxl.weights.adapters.decomposed import Decomposed
 from jaxl.weights.adapters.low_rank import LowRank
-
-from jaxl.run.adapters import layers
 from jaxl.weights.layout import to_torch
 
 NETWORKS = ("unet", "text_encoder", "text_encoder_2")

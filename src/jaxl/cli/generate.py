@@ -392,7 +392,8 @@ def _loras(pipe: Pipeline, given: list[str], folder: str | None, *, strict: bool
     """Read the LoRAs that are given, and let prompts have those of the folder; the strength of each by its name."""
     from jaxl.weights.adapters.library import check_folder
 
-    pipe.loras.folder = None if folder is None else check_folder("lora_dir", folder)
+    if folder is not None:
+        pipe.loras.folders.append(check_folder("lora_dir", folder))
     strengths: dict[str, float] = {}
     for text in given:
         source, colon, strength = text.rpartition(":")

@@ -35,7 +35,7 @@ class AdaptedNetworks:
         self._networks: Latest[Params] = Latest(MAX_NETWORKS)
 
     def made_of(self, params: Mapping[str, Any]) -> bool:
-        """Return whether the parameters are those that all this was worked out for; NumPy's, which may change, never."""
+        """Return whether all this was worked out for these parameters; for NumPy's, which may change, it never was."""
         known = self._made_of()
         return known is not None and known is _first(params)
 
@@ -55,7 +55,7 @@ class AdaptedNetworks:
     def merged(
         self, params: Mapping[str, Any], adapters: AdapterSet, component: str, *, all_kinds: bool = False
     ) -> Params:
-        """Return the parameters with the changes in them, computed in float32: the needed ones, or those of all kinds."""
+        """Return the parameters with the needed changes in them, or with those of all kinds, computed in float32."""
         shapes = self._target.shapes[component]
         leaves, wanted = flatten(without_winograd(params[component])), flatten(shapes)
         changed = merged(adapters, component, _weights(params[component]), all_kinds=all_kinds)

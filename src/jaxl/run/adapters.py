@@ -1,4 +1,4 @@
-"""What adapters add to the layers of networks: the room that programs have for it, and the arrays that fill the room."""
+"""What adapters add to the layers of networks: the room that programs have for it, and the arrays that fill it."""
 
 from __future__ import annotations
 

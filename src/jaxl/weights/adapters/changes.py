@@ -34,6 +34,11 @@ class Change(ABC):
         return False
 
     @property
+    def dense(self) -> bool:
+        """Whether it has no form, so that it has to be in the weight before a program runs."""
+        return type(self).onto is Change.onto
+
+    @property
     def dim(self) -> int | None:
         return None
 

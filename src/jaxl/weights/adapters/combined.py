@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
 import numpy as np
+
 from jaxl.weights.adapters.adapter import Adapter
 from jaxl.weights.adapters.changes import Change
 from jaxl.weights.adapters.form import Form
-
 from jaxl.weights.adapters.strength import Strength
 
 # the adapters of an image, in their order

@@ -33,6 +33,10 @@ class Decomposed(Addition):
         return f"DoRA of {self.inner.kind}"
 
     @property
+    def dense(self) -> bool:
+        return not isinstance(self.inner, LowRank)
+
+    @property
     def rank(self) -> int:
         return self.inner.rank
 

@@ -1,14 +1,13 @@
-"""The adapters that can be asked for by name: those that were added, and those of a folder, read when asked for."""
+"""The adapters that can be asked for by name: those that were added, and those of folders, read when asked for."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
-from jaxl.weights.adapters.adapter import Adapter
-
 from jaxl.errors import CheckpointError, InputError
+from jaxl.weights.adapters.adapter import Adapter
 from jaxl.weights.adapters.latest import Latest
 
 MAX_BYTES = 2**31  # of the folder's files on the host; six of rank 64 for SDXL
@@ -18,14 +17,14 @@ MARKS = "<>:"
 
 
 class Library(Mapping[str, Adapter]):
-    """Adapters by name. Those of the folder are the files in it and below it, without `.safetensors`.
+    """Adapters by name. Those of the `folders` are the files in them and below them, without `.safetensors`.
 
-    The folder is looked at each time, so files may come and go; one that is replaced is read again. `read` makes an
+    Folders are looked at each time, so files may come and go; one that is replaced is read again. `read` makes an
     adapter of a name and a file.
     """
 
-    def __init__(self, read: Callable[[str, Path], Adapter]):
-        self.folder: Path | None = None
+    def __init__(self, read: Callable[[str, Path], Adapter], folders: Iterable[Path] = ()):
+        self.folders = [*folders]
         self._read = read
         self._added: dict[str, Adapter] = {}
         self._latest: Latest[Adapter] = Latest(MAX_BYTES, lambda adapter: adapter.nbytes)
@@ -42,12 +41,11 @@ class Library(Mapping[str, Adapter]):
         self._added.pop(name, None)
 
     def files(self) -> dict[str, list[Path]]:
-        """Return the folder's files by name, those that a prompt can name; more than one where names are not unique."""
+        """Return the folders' files by name, those that a prompt can name; more than one where names are not unique."""
         found: dict[str, list[Path]] = {}
-        if self.folder is not None:
-            for file in sorted(self.folder.rglob("*.safetensors")):
-                if file.is_file() and not set(file.stem) & set(MARKS):
-                    found.setdefault(file.stem, []).append(file)
+        for file in (file for folder in self.folders for file in sorted(folder.rglob("*.safetensors"))):
+            if file.is_file() and not set(file.stem) & set(MARKS):
+                found.setdefault(file.stem, []).append(file)
         return found
 
     def __getitem__(self, name: str) -> Adapter:
@@ -56,8 +54,8 @@ class Library(Mapping[str, Adapter]):
             return self._added[name]
         files = self.files()[name]
         if len(files) > 1:
-            names = ", ".join(str(file.relative_to(self.folder or file)) for file in files)
-            raise CheckpointError(f"{self.folder}: {len(files)} files are called {name}: {names}; rename all but one")
+            names = ", ".join(map(str, files))
+            raise CheckpointError(f"{len(files)} files are called {name}: {names}; rename all but one")
         try:
             state = files[0].stat()
         except OSError as error:

@@ -1,4 +1,4 @@
-"""How strongly an adapter is added: a strength for each network, each block of the U-Net, and each part of the schedule."""
+"""How strongly an adapter is added: to each network, each block of the U-Net, and in each part of the schedule."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def _number(argument: str, value: Any) -> float:
 
 
 def _blocks(value: Any) -> tuple[tuple[str, float], ...] | None:
-    """Return factors by place, hashable: places of a list as in BLOCKS, or of a mapping, "down.2.1", "down.2", "mid"."""
+    """Return factors by place: of a list those in BLOCKS, of a mapping such as "down.2.1", "down.2" and "mid"."""
     if value is None or (isinstance(value, tuple) and value and isinstance(value[0], tuple)):
         return value
     if isinstance(value, Mapping):
