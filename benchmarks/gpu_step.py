@@ -161,6 +161,7 @@ def told(programs: Programs, bucket: Bucket, params: dict[str, Any]) -> Conditio
         lengths=None,
         freeu=None,
         inpaint=None,
+        adapters=None,
     )
 
 

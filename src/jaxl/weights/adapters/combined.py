@@ -48,7 +48,9 @@ def forms(
         weight = partial(weights, path + WEIGHT)
         form = Form.none(shapes[path])
         for change, strength in each:
-            form = change.onto(form, weight, strength)
+            after = change.onto(form, weight, strength)
+            assert after is not None  # none of them is dense
+            form = after
         found[path] = form
     return found
 
@@ -81,10 +83,11 @@ def merged(
 
 def of_text(adapters: AdapterSet) -> AdapterSet:
     """Return the part that is for the text encoders, with strengths for these alone."""
+    both = ("text_encoder", "text_encoder_2")
     return tuple(
         (adapter, strength.of_text)
         for adapter, strength in adapters
-        if any(adapter.changes.get(name) for name in ("text_encoder", "text_encoder_2")) and any(strength.of_text.text)
+        if any(adapter.changes.get(name) and strength.of_text.at(name, "") for name in both)
     )
 
 
