@@ -17,7 +17,7 @@ from jaxl.weights.adapters.parts import Parts
 from jaxl.weights.source import open_checkpoint
 
 Array = np.ndarray
-Arrays = dict[str, Array]
+Arrays = dict[str, Any]
 
 SHAPES = Model.from_configs(open_checkpoint("tiny").configs).shapes()
 RNG = np.random.default_rng(0)

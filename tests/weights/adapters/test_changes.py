@@ -1,6 +1,7 @@
 """Each kind of change does what its formula says, merged and as a form, alone and after others."""
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -132,7 +133,7 @@ def test_four_channels_of_nine() -> None:
     assert not found[:, 4:].any()
 
 
-WRONG: list[tuple[tuple[int, ...], dict[str, np.ndarray], str]] = [
+WRONG: list[tuple[tuple[int, ...], dict[str, Any], str]] = [
     (LINEAR, {"down": normal(3, 17), "up": normal(24, 3)}, r"down has shape \(3, 17\), not \(3, 16\)"),
     (LINEAR, {"down": normal(16, 3), "up": normal(24, 3)}, r"up has shape \(24, 3\), not \(24, 16\)"),
     # as many numbers, in another order
@@ -175,6 +176,6 @@ WRONG: list[tuple[tuple[int, ...], dict[str, np.ndarray], str]] = [
 
 
 @pytest.mark.parametrize(("shape", "arrays", "message"), WRONG)
-def test_what_is_no_change(shape: tuple[int, ...], arrays: dict[str, np.ndarray], message: str) -> None:
+def test_what_is_no_change(shape: tuple[int, ...], arrays: dict[str, Any], message: str) -> None:
     with pytest.raises(MisfitError, match=message):
         change_of(shape, arrays)
