@@ -99,6 +99,7 @@ def test_exported_names() -> None:
         "OutputError",
         "Pipeline",
         "Result",
+        "Strength",
         "TruncationWarning",
         "__version__",
         "from_pretrained",

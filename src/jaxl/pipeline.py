@@ -42,6 +42,7 @@ from jaxl.run.programs import ADVANCE, DECODE, ENCODE_IMAGE, OBSERVE, PREVIEW, P
 from jaxl.run.sharding import gathered, make_mesh, on_host, own_images, place_parameters
 from jaxl.weights.adapters.adapter import Adapter, read_adapter
 from jaxl.weights.adapters.library import Library, check_name
+from jaxl.weights.adapters.source import open_adapter
 from jaxl.weights.adapters.strength import Strength
 from jaxl.weights.checkpoint import Checkpoint, first_broken
 from jaxl.weights.folder import TOKENIZERS
@@ -223,7 +224,9 @@ class Pipeline:
         file that is missing, damaged, or not for models of SDXL's kind.
         """
         check_name("name", name)
-        adapter = read_adapter(name, Path(source), self.model.shapes(), strict=strict)
+        adapter = read_adapter(
+            name, open_adapter(source, weight_name=weight_name), self.model.shapes(), strict=strict, source=str(source)
+        )
         self.loras.add(adapter)
         return adapter
 

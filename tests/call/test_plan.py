@@ -121,7 +121,7 @@ def test_every_field_of_a_plan_goes_with_its_image(small: Any) -> None:
     shared = {"bucket", "scheduler", "steps", "first", "count", "segments", "clip_skip", "time_ids", "freeu"}
     shared |= {"noise_scale", "picture_scale"}
     made = {"batch", "rounds"}
-    own = {"rows", "texts", "seeds", "noise", "pictures", "pastes"}
+    own = {"rows", "texts", "adapters", "seeds", "noise", "pictures", "pastes"}
     assert {field.name for field in fields(Plan)} == shared | made | own, "say here whose the new field is"
     pictures = [PICTURE.rotate(90 * i) for i in range(3)]
     plan = pipe.plan(
@@ -138,12 +138,13 @@ def test_every_field_of_a_plan_goes_with_its_image(small: Any) -> None:
     )
     assert [field.name for field in fields(Plan) if getattr(plan, field.name) is None] == []
     for i, image in enumerate(plan.by_image()):
-        for name in own - {"texts"}:
+        for name in own - {"texts", "adapters"}:
             assert len(getattr(image, name)) == 1, name
             assert getattr(image, name)[0] is getattr(plan, name)[i] or np.array_equal(
                 getattr(image, name)[0], getattr(plan, name)[i]
             ), name
-        assert [version[0] is whole[i] for version, whole in zip(image.texts, plan.texts, strict=True)] == [True]
+        for part, every in ((image.texts, plan.texts), (image.adapters, plan.adapters)):
+            assert [version[0] is whole[i] for version, whole in zip(part, every, strict=True)] == [True]
         for name in shared - {"bucket"}:
             assert getattr(image, name) is getattr(plan, name), name
 

@@ -15,12 +15,22 @@ import pytest
 from xla_flags import xla_flags
 
 from jaxl.presets import SDXL_BASE
+from jaxl.run.adapters import Room
 from jaxl.run.bucket import Beginning, Branch, Bucket, Conditioning, Text
 from jaxl.run.model import Model
 from jaxl.run.programs import ADVANCE, ALL, NEUTRAL, PICTURE, PROGRAMS, AnyProgram, Programs
 from jaxl.run.sharding import make_mesh, place_parameters
 
-FULL = Bucket(2, 64, 72, guided=True, chunks=2, pag_layers=("mid_block",), freeu=True, cached=True)
+FULL = Bucket(
+    *(2, 64, 72),
+    guided=True,
+    chunks=2,
+    pag_layers=("mid_block",),
+    freeu=True,
+    cached=True,
+    room=Room(8, 16, scaled=True),
+    text_room=Room(32),
+)
 
 
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.name)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import glob
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import errors, snapshot_download
+from huggingface_hub import HfApi, constants, errors, snapshot_download
 from huggingface_hub.utils import tqdm
 
 from jaxl.errors import CheckpointError
@@ -19,6 +20,9 @@ TOKENIZER_FILES = (
     *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.json", "merges.txt", "tokenizer.json"),
 )
+
+ADAPTER = "pytorch_lora_weights.safetensors"  # as diffusers names every LoRA
+ADAPTER_CONFIG = "adapter_config.json"  # PEFT's, beside its weights
 
 
 class Quiet(tqdm):
@@ -97,6 +101,59 @@ def download_part(
 
     fetched = weights(variant)
     return weights(None) if variant and not stored(place, component, variant) else fetched
+
+
+def download_adapter(
+    repo_id: str,
+    *,
+    weight_name: str | None = None,
+    revision: str | None = None,
+    token: str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    local_files_only: bool = False,
+) -> Path:
+    """Download an adapter's file, and return its path: that of `weight_name`, or the one that `chosen` takes.
+
+    Without network the files that are in the cache are all that is known of the repository. Raises CheckpointError.
+    """
+
+    fetch = partial(_fetch, repo_id, token=token, cache_dir=cache_dir, local_files_only=local_files_only)
+    small = [".gitattributes", ADAPTER_CONFIG]
+    folder = fetch([*small, ADAPTER], revision, [])
+    if weight_name is None and (folder / ADAPTER).exists():
+        return folder / ADAPTER
+    if weight_name is None:
+        weight_name = chosen_adapter(_names(folder, repo_id, token, local_files_only), repo_id)
+    missing = [] if (folder / weight_name).exists() else [weight_name]
+    file = fetch([*small, glob.escape(weight_name)], folder.name, missing) / weight_name
+    if not file.exists():
+        known = ", ".join(_names(folder, repo_id, token, local_files_only)) or "none"
+        raise CheckpointError(f"{repo_id}: no {weight_name}; its .safetensors are: {known}")
+    return file
+
+
+def chosen_adapter(names: Sequence[str], source: str) -> str:
+    """Return the file that holds the adapter in a folder of `names`. Raises CheckpointError if that is open."""
+    if ADAPTER in names:
+        return ADAPTER
+    if len(names) == 1:
+        return names[0]
+    if not names:
+        raise CheckpointError(f"{source}: no .safetensors file is in it")
+    shown = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+    raise CheckpointError(f"{source}: has {len(names)} .safetensors; name one as `weight_name`: {shown}")
+
+
+def _names(folder: Path, repo_id: str, token: str | None, local_files_only: bool) -> list[str]:
+    """Return the .safetensors files of a commit, whose folder in the cache this is."""
+    if local_files_only or constants.HF_HUB_OFFLINE:
+        names = [path.relative_to(folder).as_posix() for path in folder.rglob("*")]
+    else:
+        try:
+            names = HfApi(token=token).list_repo_files(repo_id, revision=folder.name)
+        except Exception as error:  # as in `_fetch`
+            raise CheckpointError(f"{repo_id}: {_reason(error, folder.name, [])}") from error
+    return sorted(name for name in names if name.endswith(".safetensors"))
 
 
 def _fetch(

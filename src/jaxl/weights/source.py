@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +135,7 @@ def _find(name: str, download: str, **hub: Any) -> tuple[Path, str | None]:
     """
     if name in EMBEDDED:
         return EMBEDDED[name], name
-    path = _local(name)
+    path = local_path(name, EMBEDDED)
     if path is not None:
         return path, None
     from jaxl.weights import hub as models  # here, because huggingface_hub takes a while to import
@@ -142,10 +143,11 @@ def _find(name: str, download: str, **hub: Any) -> tuple[Path, str | None]:
     return getattr(models, download)(name, **hub), name
 
 
-def _local(name: str) -> Path | None:
+def local_path(name: str, others: Iterable[str] = ()) -> Path | None:
     """Return the folder or the .safetensors file of that name, or None where it can only be a hub's model.
 
-    Raises CheckpointError for a pickle, another file, and a name that can be neither.
+    `others` are further names that may be given. Raises CheckpointError for a pickle, another file, and a name that can
+    be neither.
     """
     path = Path(os.path.expanduser(name))  # Path.expanduser raises if it knows no such user
     if path.suffix.lower() in PICKLES and not path.is_dir():
@@ -158,6 +160,6 @@ def _local(name: str) -> Path | None:
         return path
     local = name.startswith((".", "/", "~", "\\")) or path.suffix.lower() == ".safetensors"
     if local or not HUB_ID.fullmatch(name):
-        known = ", ".join(repr(embedded) for embedded in EMBEDDED)
-        raise CheckpointError(f"{name}: no such file or folder; give one, a hub id (owner/name), or {known}")
+        known = " or ".join(["a hub id (owner/name)", *map(repr, others)])
+        raise CheckpointError(f"{name}: no such file or folder; give one, or {known}")
     return None

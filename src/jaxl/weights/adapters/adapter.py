@@ -27,6 +27,9 @@ from jaxl.weights.tensors import read_tensors
 Array = np.ndarray
 
 DIGITS = 12
+# the encoder that each part of an embedding is for, and the layer that tells its width
+ENCODERS = {"clip_l": "text_encoder", "clip_g": "text_encoder_2"}
+TOKENS = "text_model.embeddings.token_embedding"
 LENIENT = "pass `strict=False` to leave such tensors out"
 
 
@@ -108,6 +111,8 @@ def read_adapter(
     if strict and left:
         share = f"{len(left)} of its {len(tensors)} tensors"
         raise CheckpointError(f"{source}: {share} are for no layer of this model: {_some(left)}; {LENIENT}")
+    for embedding, vectors in keys.embeddings.items():
+        _check_widths(source, embedding, {encoder: arrays[key].shape for encoder, key in vectors.items()}, known)
     if not changes:
         raise CheckpointError(f"{source}: {misfits[0]}; nothing else is in it")
     return Adapter(
@@ -174,8 +179,20 @@ def _changes(
     return changes, misfits
 
 
+def _check_widths(source: str, name: str, shapes: Mapping[str, tuple[int, ...]], known: Sequence[Layer]) -> None:
+    """Raise CheckpointError unless the vectors of an embedding are as wide as the model's text encoders."""
+    for encoder, component in ENCODERS.items():
+        width = next((layer.weight[1] for layer in known if layer.component == component and layer.module == TOKENS), 0)
+        if encoder in shapes and (len(shapes[encoder]) != 2 or shapes[encoder][1] != width):
+            raise CheckpointError(
+                f"{source}: the embedding {name!r} has {encoder} {shapes[encoder]}, but {component} is {width} wide"
+            )
+
+
 def _read(source: str, tensor: Tensor) -> Array:
     """Return a copy of a tensor. Raises CheckpointError if it holds NaN or infinity."""
+    if tensor.dtype.kind in "biu" and tensor.size > 1:
+        raise CheckpointError(f"{source}: {tensor.key} holds {tensor.dtype}, not floating-point numbers")
     array = np.array(tensor.read())
     if array.dtype.kind not in "biu" and not np.isfinite(array).all():
         raise CheckpointError(f"{source}: {tensor.key} holds NaN or infinity: the file is damaged, or its training was")

@@ -38,9 +38,7 @@ class Form:
             scaled *= along(self.scale_in, 1, scaled.ndim)
         if self.scale_out is not None:
             scaled *= along(self.scale_out, 0, scaled.ndim)
-        if self.rank:
-            scaled += (self.up @ self.down.reshape(self.rank, -1)).reshape(scaled.shape)
-        return scaled
+        return scaled + np.tensordot(self.up, self.down, axes=1)
 
     def plus(self, up: Array, down: Array) -> Form:
         """Return the form with `up @ down` added: [out, r] and [r, in, ...]."""

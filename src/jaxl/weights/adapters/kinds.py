@@ -24,21 +24,27 @@ MAGNITUDES = ("dora_scale", "magnitude")
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of change of a weight: it is there if one of `marks` is, and may have `more` parts."""
+    """A kind of change of a weight: it is there if one of `marks` is, and may have `more` parts.
+
+    `of_vectors` says that it may change a norm's vector too, rather than matrices and convolutions alone.
+    """
 
     marks: frozenset[str]
     read: Callable[[Parts], Change]
     more: frozenset[str] = field(default_factory=frozenset)
+    of_vectors: bool = False
 
 
 def changes_of(layer: Layer, parts: Parts) -> dict[str, Change]:
     """Return the changes of a layer by the key of the parameter. Raises MisfitError for what cannot be one."""
     found: dict[str, Change] = {}
-    used = set(BIASES)
+    used = {*BIASES, "alpha"}
     for kind in KINDS:
         if not kind.marks.isdisjoint(parts.arrays):
             if found:
                 raise MisfitError(f"two kinds of adapters for one layer: {', '.join(parts.keys.values())}")
+            if len(parts.shape) < 2 and not kind.of_vectors:
+                raise MisfitError(f"{', '.join(parts.keys.values())}: the layer has no matrix, only a vector")
             used |= kind.marks | kind.more
             found[f"{layer.module}.weight"] = _decomposed(parts, kind.read(parts))
     biases = [_bias(layer, parts, part) for part in (*BIASES, "up_bias") if part in parts]
@@ -62,14 +68,14 @@ def _decomposed(parts: Parts, change: Change) -> Change:
     part = next((name for name in MAGNITUDES if name in parts), None)
     if part is None:
         return change
-    if not isinstance(change, Addition):
+    if not isinstance(change, Addition) or len(parts.shape) < 2:
         raise MisfitError(f"{parts.keys[part]} does not go with {change.kind}")
     return Decomposed(change, parts[part].reshape(-1), _axis(parts, part))
 
 
 def _axis(parts: Parts, part: str) -> int:
     """Return the axis along which magnitudes lie, by the place of the 1 in their shape. PEFT's are of the outputs."""
-    shape, (outputs, inputs) = parts[part].shape, parts.shape[:2]
+    shape, (outputs, inputs) = parts[part].shape, (*parts.shape, 0)[:2]
     if part == "magnitude":
         parts.fitted(part, outputs)
         return 0
@@ -110,17 +116,18 @@ def _padded(parts: Parts, part: str, first: int) -> Array:
 def _read_glora(parts: Parts) -> GLoRA:
     """Read GLoRA in the order of LyCORIS today, or in the older one, which only matrices have: shapes tell."""
     outputs, inputs, *kernel = parts.shape
-    a1, a2, b1, b2 = (parts[part].reshape(len(parts[part]), -1) for part in ("a1", "a2", "b1", "b2"))
-    columns = inputs * math.prod(kernel)
-    today = (a1, a2, b1, b2), (inputs, inputs, outputs, columns)
-    older = (a2, a1, b2, b1), (inputs, inputs, outputs, columns)
-    for (first, second, up, down), sizes in (today, older):
-        if (len(first), second.shape[1], len(up), down.shape[1]) != sizes:
-            continue
-        if first.shape[1] == len(second) and up.shape[1] == len(down):
-            return GLoRA(first, second, up, down.reshape(-1, inputs, *kernel), parts.scale(len(down)))
-    shapes = ", ".join(str(each.shape) for each in (a1, a2, b1, b2))
-    raise MisfitError(f"{', '.join(parts.keys.values())}: {shapes} are not for a weight {parts.shape}")
+    columns = inputs * (1 if "bm" in parts else math.prod(kernel))
+    for names in (("a1", "a2", "b1", "b2"), ("a2", "a1", "b2", "b1")):
+        first, second, up, down = (parts.matrix(name) for name in names)
+        mixing, rank = parts.rank(names[1]), parts.rank(names[3])
+        fits = first.shape == (inputs, mixing) and second.shape == (mixing, inputs)
+        if fits and up.shape == (outputs, rank) and down.shape == (rank, columns):
+            if "bm" in parts:
+                core = parts.fitted("bm", rank, rank, *kernel).astype(np.float32)
+                down = np.einsum("mnkl,nj->mjkl", core, down.astype(np.float32))
+            return GLoRA(first, second, up, down.reshape(rank, inputs, *kernel), parts.scale(rank))
+    shapes = ", ".join(f"{parts.keys[name]} {parts[name].shape}" for name in ("a1", "a2", "b1", "b2"))
+    raise MisfitError(f"{shapes} are not for a weight of {parts.shape}")
 
 
 def _read_scaled(parts: Parts) -> Scaled:
@@ -142,14 +149,13 @@ SCALES = _of("alpha", "scale")
 DORA = SCALES | _of(*MAGNITUDES)
 KINDS: tuple[Kind, ...] = (
     Kind(_of("down", "up"), _read_low_rank, _of("mid", "up_bias") | DORA),
-    Kind(_of("a1", "a2", "b1", "b2"), _read_glora, SCALES),
+    Kind(_of("a1", "a2", "b1", "b2"), _read_glora, _of("bm") | SCALES),
     Kind(_of("on_input"), _read_scaled, _of("weight")),
     Kind(HADAMARD, read_hadamard, DORA),
     Kind(KRONECKER, read_kronecker, DORA),
-    # alpha means nothing here, but LyCORIS writes it
-    Kind(_of("diff"), _read_difference("diff"), _of("alpha", *MAGNITUDES)),
-    Kind(_of("w_norm"), _read_difference("w_norm"), _of("alpha")),
-    Kind(_of("set_weight"), lambda parts: Replaced(parts.fitted("set_weight", *parts.shape))),
+    Kind(_of("diff"), _read_difference("diff"), _of(*MAGNITUDES), of_vectors=True),
+    Kind(_of("w_norm"), _read_difference("w_norm"), of_vectors=True),
+    Kind(_of("set_weight"), lambda parts: Replaced(parts.fitted("set_weight", *parts.shape)), of_vectors=True),
     Kind(_of("oft_blocks"), read_blocks, _of("rescale") | SCALES),
     Kind(_of("oft_diag"), read_rotations, _of("rescale") | SCALES),
     Kind(_of("oft_r"), read_input_blocks, _of("scaled_oft") | SCALES),

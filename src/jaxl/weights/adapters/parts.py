@@ -11,7 +11,7 @@ import numpy as np
 
 Array = np.ndarray
 
-# A rank of more than this, and more than the layer's own, is a mistake: no file has been seen that needs it.
+# A rank of more than this is a mistake, unless the layer itself has as many rows and columns.
 MAX_RANK = 1024
 
 # What a key ends with, by the part that the tensor is. PEFT has the adapter's name in it, "default" as a rule.
@@ -33,7 +33,7 @@ ENDINGS: Mapping[str, str] = {
     **{name: rf"\.{name}" for name in ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2")},
     **{name: rf"\.{name}" for name in ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b")},
     "lokr_t2": r"\.lokr_t2",
-    **{name: rf"\.{name}(?:\.weight)?" for name in ("a1", "a2", "b1", "b2")},
+    **{name: rf"\.{name}(?:\.weight)?" for name in ("a1", "a2", "b1", "b2", "bm")},
     "on_input": r"\.on_input",
     "oft_blocks": r"\.oft_blocks",
     "oft_diag": r"\.oft_diag",
@@ -100,15 +100,20 @@ class Parts:
             raise MisfitError(f"{self.keys[part]} has shape {array.shape}, not {shape}")
         return array.reshape(shape)
 
-    def rank(self, part: str, axis: int = 0) -> int:
-        """Return the rank that a part has along an axis. Raises MisfitError if the layer cannot need as much."""
-        shape = self[part].shape
-        if len(shape) < 2 or not shape[axis]:
-            raise MisfitError(f"{self.keys[part]} has shape {shape}, not that of a factor")
+    def matrix(self, part: str) -> Array:
+        """Return a part as a matrix: all axes but the first in one. Raises MisfitError if it has a single axis."""
+        array = self[part]
+        if array.ndim < 2 or not array.size:
+            raise MisfitError(f"{self.keys[part]} has shape {array.shape}, not that of a factor")
+        return array.reshape(len(array), -1)
+
+    def rank(self, part: str) -> int:
+        """Return the rows that a part has as a matrix. Raises MisfitError for more than a layer can need."""
+        rank = len(self.matrix(part))
         largest = max(MAX_RANK, min(self.shape[0], math.prod(self.shape[1:])))
-        if shape[axis] > largest:
-            raise MisfitError(f"{self.keys[part]} has rank {shape[axis]}, but {largest} is the most that is taken")
-        return shape[axis]
+        if rank > largest:
+            raise MisfitError(f"{self.keys[part]} has rank {rank}, but {largest} is the most that is taken here")
+        return rank
 
     def __getitem__(self, part: str) -> Array:
         if part not in self.arrays:

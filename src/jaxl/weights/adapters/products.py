@@ -126,7 +126,7 @@ def _factor(parts: Parts, name: str, core: str | None) -> Product:
     if name in parts:
         if first in parts or second in parts:
             raise MisfitError(f"{parts.keys[name]} is there whole, and as a product too")
-        return Product(_matrix(parts, name))
+        return Product(parts.matrix(name))
     if core is not None and core in parts:
         rank = parts.rank(second)
         kernel = parts.shape[2:]
@@ -136,18 +136,10 @@ def _factor(parts: Parts, name: str, core: str | None) -> Product:
             parts.fitted(second, rank, inputs),
             parts.fitted(core, rank, rank, *kernel),
         )
-    product = Product(_matrix(parts, first), _matrix(parts, second))
+    product = Product(parts.matrix(first), parts.matrix(second))
     if product.first.shape[1] != parts.rank(second):
         raise MisfitError(f"{parts.keys[first]} and {parts.keys[second]} are no product of matrices")
     return product
-
-
-def _matrix(parts: Parts, part: str) -> Array:
-    """Return a part as a matrix: the axes of a kernel go with its columns."""
-    array = parts[part]
-    if array.ndim < 2:
-        raise MisfitError(f"{parts.keys[part]} has shape {array.shape}, not that of a factor")
-    return array.reshape(len(array), -1)
 
 
 def _size(product: Product) -> tuple[int, int]:

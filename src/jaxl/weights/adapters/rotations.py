@@ -101,10 +101,9 @@ class OFTv2(Change):
 def read_blocks(parts: Parts) -> OFT | BOFT:
     """Read the blocks of OFT [n, b, b] or of BOFT [m, n, b, b]. Raises MisfitError."""
     blocks = parts["oft_blocks"]
-    if blocks.ndim == 3:
-        _check_size(parts, "oft_blocks")
-        return OFT(blocks, _limit(parts), _rescale(parts))
     _check_size(parts, "oft_blocks")
+    if blocks.ndim == 3:
+        return OFT(blocks, _limit(parts), _rescale(parts))
     stages, _, size = blocks.shape[:3]
     if size % 2 or not stages or parts.shape[0] % (2**stages * (size // 2)):
         raise MisfitError(f"{parts.keys['oft_blocks']} has shape {blocks.shape}, not that of a butterfly")
@@ -123,7 +122,7 @@ def read_input_blocks(parts: Parts) -> OFTv2:
     """Read OFTv2's triangles. Raises MisfitError."""
     triangles, columns = parts["oft_r"], math.prod(parts.shape[1:])
     size = (1 + math.isqrt(1 + 8 * triangles.shape[-1])) // 2 if triangles.ndim == 2 else 0
-    if not size or size * (size - 1) // 2 != triangles.shape[1] or columns % size:
+    if size < 2 or size * (size - 1) // 2 != triangles.shape[1] or columns % size:
         raise MisfitError(f"{parts.keys['oft_r']} has shape {triangles.shape}, not that of blocks of {columns} inputs")
     if len(triangles) not in (1, columns // size):
         raise MisfitError(f"{parts.keys['oft_r']} has {len(triangles)} blocks of {size}, but {columns} inputs")
