@@ -36,7 +36,7 @@ TESTS = Path(__file__).parent
 # What `--quick` does without: what is slow to install, to import or to start; folders whose tests compile, measure or
 # start servers most of the time; and fixtures with programs that take long to compile.
 HEAVY = (
-    *("torch", "diffusers", "transformers", "accelerate", "flax", "ray", "gradio"),
+    *("torch", "diffusers", "transformers", "accelerate", "flax", "peft", "ray", "gradio"),
     *("c2pa", "kubernetes_validate", "matplotlib", "mlperf_loadgen", "openai", "schemathesis", "webuiapi"),
 )
 LONG = (

@@ -224,9 +224,8 @@ class Pipeline:
         file that is missing, damaged, or not for models of SDXL's kind.
         """
         check_name("name", name)
-        adapter = read_adapter(
-            name, open_adapter(source, weight_name=weight_name), self.model.shapes(), strict=strict, source=str(source)
-        )
+        file, shapes = open_adapter(source, weight_name=weight_name), self.model.shapes()
+        adapter = read_adapter(name, file, shapes, strict=strict, source=os.fspath(source))
         self.loras.add(adapter)
         return adapter
 
