@@ -38,7 +38,7 @@ def test_arguments_have_the_names_that_users_know(error, command, field, monkeyp
     def fail(_):
         raise error
 
-    monkeypatch.setattr("jaxl.cli.app.in_background", fail)
+    monkeypatch.setattr("jaxl.cli.inspect.in_background", fail)
     assert run(["inspect", "tiny"]) in (1, 2)
     assert capsys.readouterr().err == f"jaxl: error: {command}\n"
     if field is not None:

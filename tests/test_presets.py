@@ -2,7 +2,7 @@
 
 import pytest
 
-from jaxl.presets import PRESETS, choose_preset, is_sdxl_turbo, preset, preset_by_name
+from jaxl.presets import PRESETS, choose_preset, distilled_by_name, is_sdxl_turbo, preset, preset_by_name
 
 NAMES: dict[str, tuple[str, int] | None] = {
     "stabilityai/sdxl-turbo": ("turbo", 1),
@@ -81,3 +81,27 @@ def test_a_preset_says_why_it_was_taken() -> None:
         f"by the checkpoint's configs: 25 steps, guidance 3, {scheduler}"
     )
     assert preset("sdxl") == PRESETS["sdxl"]
+
+
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [
+        ("latent-consistency/lcm-lora-sdxl", "lcm"),
+        ("some/folder/lcm-lora-sdxl/pytorch_lora_weights.safetensors", "lcm"),
+        ("sdxl_lightning_4step_lora.safetensors", "lightning"),
+        ("Hyper-SDXL-8steps-CFG-lora.safetensors", "hyper"),
+        ("Hyper-SDXL-1step-lora", "hyper"),
+        ("dmd2_sdxl_4step_lora.safetensors", "dmd2"),
+        ("dmd2_sdxl_4step_lora_fp16.safetensors", "dmd2"),
+        ("sd_xl_turbo_lora_v1.safetensors", "turbo"),
+        ("pcm_sdxl_smallcfg_2step_converted.safetensors", "pcm"),
+        ("TCD-SDXL-LoRA", "tcd"),
+        # pictures of things, and not how they are drawn
+        ("lightning_strikes.safetensors", None),
+        ("turbo_cars_v2.safetensors", None),
+        ("hyperrealism_xl.safetensors", None),
+        ("pytorch_lora_weights.safetensors", None),
+    ],
+)
+def test_distilled_loras(name: str, method: str | None) -> None:
+    assert distilled_by_name(name) == method

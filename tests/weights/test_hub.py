@@ -148,6 +148,9 @@ DECOYS = {
 }
 
 
+DECOYS_OF_LORA = {".gitattributes": b"", "pytorch_lora_weights.bin": b"\x80\x02}.", "01.png": b"", "optimizer.pt": b""}
+
+
 def of_variant(variant: str) -> dict[str, bytes]:
     return {
         f"{component}/{stem}.{variant}.safetensors": save({variant: np.full(3, i, np.float16)})
@@ -181,6 +184,9 @@ def hub() -> Iterator[Hub]:
             "test/broken": Repo({COMMIT: TINY}, broken=True),
             "test/pickles": Repo({COMMIT: {n: c for n, c in (TINY | DECOYS).items() if n not in WEIGHTS}}),
             "test/weights": Repo({COMMIT: {".gitattributes": b"", "model.safetensors": b""}}),
+            "test/lora": Repo({COMMIT: DECOYS_OF_LORA | {"pytorch_lora_weights.safetensors": b"the one"}}),
+            "test/steps": Repo({COMMIT: DECOYS_OF_LORA | {f"{n}step.safetensors": b"%d" % n for n in (2, 4)}}),
+            "test/single": Repo({COMMIT: {".gitattributes": b"", "deep/style.safetensors": b"deep"}}),
             "test/flux": Repo({COMMIT: {"model_index.json": b'{"_class_name": "FluxPipeline"}', WEIGHTS[0]: b""}}),
         }
     )
@@ -211,6 +217,21 @@ json.dump(answers, sys.stdout)
 """
 
 
+ADAPTERS = """
+import json, sys
+from jaxl.errors import CheckpointError
+from jaxl.weights.adapters.source import open_adapter
+
+answers = []
+for name, options in json.load(sys.stdin):
+    try:
+        answers.append({"file": str(open_adapter(name, **options))})
+    except CheckpointError as error:
+        answers.append({"error": str(error)})
+json.dump(answers, sys.stdout)
+"""
+
+
 @dataclass(frozen=True)
 class Client:
     """Opens models in a process of its own, with a cache of its own."""
@@ -219,6 +240,7 @@ class Client:
     home: Path
     offline: bool = False
     bars: bool = False
+    script: str = CLIENT
 
     def __call__(self, *calls: tuple[str, dict[str, Any]]) -> list[dict[str, Any]]:
         """What each call of `open_checkpoint` gave; it must print nothing."""
@@ -238,7 +260,7 @@ class Client:
         env |= {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "NO_PROXY": "127.0.0.1"}
         env |= {"HF_ENDPOINT": self.url, "HF_HOME": str(self.home), "HF_HUB_OFFLINE": str(int(self.offline))}
         done = subprocess.run(
-            [sys.executable, "-c", CLIENT], input=json.dumps(calls), env=env, capture_output=True, text=True
+            [sys.executable, "-c", self.script], input=json.dumps(calls), env=env, capture_output=True, text=True
         )
         assert done.returncode == 0, done.stderr
         answers = json.loads(done.stdout)
@@ -382,3 +404,38 @@ def test_a_download_that_broke_off(hub: Hub, client: Client) -> None:
         assert answer["error"].startswith(f"test/tiny: {missing}")
     assert client(("test/tiny", {})) == [whole]
     assert lost.exists()
+
+
+def test_adapters(hub: Hub, client: Client) -> None:
+    """One file is fetched: the one that diffusers would name so, the only one, or the one that is asked for."""
+    client = dataclasses.replace(client, script=ADAPTERS)
+    asked: list[tuple[str, dict[str, Any]]] = [
+        ("test/lora", {}),
+        ("test/single", {}),
+        ("test/steps", {"weight_name": "4step.safetensors"}),
+    ]
+    answers = client(*asked)
+    assert [Path(answer["file"]).read_bytes() for answer in answers] == [b"the one", b"deep", b"4"]
+    for model in ("test/lora", "test/single", "test/steps"):
+        assert len([name for name in client.cached(model) if name.endswith(".safetensors")]) == 1
+        assert not [name for name in client.cached(model) if name.endswith((".bin", ".pt", ".png"))]
+    hub.requests.clear()
+    assert dataclasses.replace(client, offline=True)(*asked) == answers
+    assert hub.requests == []
+
+
+def test_adapters_that_are_not_there(hub: Hub, client: Client) -> None:
+    client = dataclasses.replace(client, script=ADAPTERS)
+    cases: list[tuple[str, dict[str, Any], str]] = [
+        ("test/steps", {}, "has 2 .safetensors; name one as `weight_name`: 2step.safetensors, 4step.safetensors"),
+        ("test/steps", {"weight_name": "9.safetensors"}, "no 9.safetensors; its .safetensors are: 2step.safetensors, "),
+        ("test/pickles", {"weight_name": "a[b].safetensors"}, "no a[b].safetensors; its .safetensors are: "),
+        ("test/nothing", {}, "no such model on the hub, or it is private"),
+        (
+            "test/lora",
+            {"local_files_only": True},
+            "the model, or some of it, is not in the local cache; allow a download",
+        ),
+    ]
+    for (model, _, message), answer in zip(cases, client(*((m, o) for m, o, _ in cases)), strict=True):
+        assert answer["error"].startswith(f"{model}: {message}")

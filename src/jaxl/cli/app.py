@@ -25,8 +25,9 @@ from jaxl.cli.compile import compile_programs
 from jaxl.cli.demo import demo
 from jaxl.cli.estimate import estimate
 from jaxl.cli.generate import generate
+from jaxl.cli.inspect import inspect
 from jaxl.cli.machine import find_devices, memory_bytes
-from jaxl.cli.options import JsonOption, LocalOption, RevisionOption, VariantOption
+from jaxl.cli.options import JsonOption
 from jaxl.cli.serve import serve
 from jaxl.cli.terminal import fail, in_background, note, one_line, print_line
 from jaxl.errors import CheckpointError, InputError, JaxlError, PromptWarning, respelled
@@ -117,42 +118,7 @@ app.add_typer(bench, name="bench")
 app.command("compile")(compile_programs)
 app.command()(cache)
 app.command()(estimate)
-
-
-@app.command()
-def inspect(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A hub id, a folder, a .safetensors file, or tiny.")],
-    variant: VariantOption = None,
-    revision: RevisionOption = None,
-    local_files_only: LocalOption = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Tell what a checkpoint is, from its headers and configs; a hub's model is downloaded first.
-
-    \b
-    jaxl inspect tiny
-    jaxl inspect ./sdxl.safetensors --json
-    """
-    report = in_background(
-        lambda: _inspect(model=model, variant=variant, revision=revision, local_files_only=local_files_only)
-    )
-    if as_json:
-        print_line(json.dumps(report))
-        return
-    for name in ("model", "family", "prediction_type", "scheduler", "preset", "size"):
-        more = f" (by {report['prediction_type_by']})" if name == "prediction_type" else ""
-        print_line(f"{name.replace('_', ' '):<16}{report[name]}{more}")
-    print_line("")
-    rows = [["component", "parameters", "bytes", "dtype"]]
-    for part in (*report["components"], {**report, "name": "all"}):
-        rows.append([part["name"], f"{part['parameters']:,}", f"{part['bytes']:,}", ", ".join(part["dtypes"])])
-    for row in rows:
-        print_line(f"{row[0]:<16}{row[1]:>15}{row[2]:>16}  {row[3]}")
-    for name in report["missing"]:
-        print_line(f"{name:<16}{'-':>15}{'-':>16}  give one with --{name}")
-    print_line("")
-    for file in report["files"]:
-        print_line(file)
+app.command()(inspect)
 
 
 @app.command()
@@ -180,38 +146,6 @@ def devices(as_json: JsonOption = False) -> None:
     for device in report["devices"]:
         memory = device["memory_bytes"]
         print_line(f"{device['id']:>3}  {device['kind']}" + (f"  {memory / 2**30:.1f} GiB" if memory else ""))
-
-
-def _inspect(**source: Any) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    from jaxl.diffusion.schedulers import SCHEDULERS
-    from jaxl.diffusion.tables import scheduler_name
-    from jaxl.presets import SDXL_BASE, choose_preset
-    from jaxl.run.model import Model
-    from jaxl.weights.contents import components, family
-    from jaxl.weights.source import open_checkpoint
-
-    checkpoint = open_checkpoint(**source)
-    missing = [name for name in ("vae",) if name not in checkpoint.configs]
-    model = Model.from_configs({**{name: SDXL_BASE[name] for name in missing}, **checkpoint.configs})
-    parts = components(checkpoint)
-    own = model.scheduler.scheduler  # also of a scheduler that jaxl cannot run
-    return {
-        "model": checkpoint.source,
-        "family": family(model.unet),
-        "prediction_type": model.scheduler.noise.prediction_type,
-        "prediction_type_by": checkpoint.predicts_by,
-        "preset": str(choose_preset(None, checkpoint.source, model.preset)),
-        "scheduler": scheduler_name(model.scheduler) if own in SCHEDULERS else own,
-        "size": f"{model.default_size}x{model.default_size}",
-        "parameters": sum(part.parameters for part in parts),
-        "bytes": sum(part.bytes for part in parts),
-        "dtypes": sorted({dtype for part in parts for dtype in part.dtypes}),
-        "components": [asdict(part) for part in parts],
-        "missing": missing,
-        "files": [str(file) for file in checkpoint.files()],
-    }
 
 
 @contextmanager

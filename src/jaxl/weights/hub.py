@@ -119,9 +119,7 @@ def download_adapter(
 
     fetch = partial(_fetch, repo_id, token=token, cache_dir=cache_dir, local_files_only=local_files_only)
     small = [".gitattributes", ADAPTER_CONFIG]
-    folder = fetch([*small, ADAPTER], revision, [])
-    if weight_name is None and (folder / ADAPTER).exists():
-        return folder / ADAPTER
+    folder = fetch(small, revision, [])
     if weight_name is None:
         weight_name = chosen_adapter(_names(folder, repo_id, token, local_files_only), repo_id)
     missing = [] if (folder / weight_name).exists() else [weight_name]

@@ -7,17 +7,17 @@ from collections.abc import Iterable, Mapping
 
 from jaxl.weights.store import Tensor
 
-_LORA = "a LoRA, which goes on top of a checkpoint"
+LORA = "a LoRA, which goes on top of a checkpoint"
 # files that are no part of a Stable Diffusion; the first pattern that some key begins with decides
 OTHERS = {
     r"lora_controlnet": "a Control-LoRA, which is a ControlNet in a small form",
     r"(.*[._])?lllite_": "a ControlNet-LLLite",
-    r"(.*[._])?(lora_|lora\.|hada_w|lokr_w|dora_scale|oft_blocks$|oft_diag$|oft_R\.|lycoris_)": _LORA,
-    r".*\.(diff|diff_b|w_norm|b_norm|on_input)$": _LORA,
+    r"(image_proj|ip_adapter)\.": "an IP-Adapter",  # some have LoRAs in them
+    r"(.*[._])?(lora_|lora\.|hada_w|lokr_w|dora_scale|oft_blocks$|oft_diag$|oft_R\.|lycoris_)": LORA,
+    r".*\.(diff|diff_b|w_norm|b_norm|on_input)$": LORA,
     r"(emb_params|clip_[lg])$": "a textual inversion embedding, which goes on top of a checkpoint",
     r"control_model\.|controlnet_|input_hint_block\.|zero_convs\.": "a ControlNet",
     r"adapter\.(body|conv_in)\.|body\.\d+\.(block|resnets)": "a T2I-Adapter",
-    r"(image_proj|ip_adapter)\.": "an IP-Adapter",
     r"(.*\.)?double_blocks\.": "a Flux checkpoint",
     r"(.*\.)?joint_blocks\.": "a Stable Diffusion 3 checkpoint",
     r"(transformer\.)?(single_)?transformer_blocks\.": "a transformer in diffusers names (Flux, SD 3 or their like)",

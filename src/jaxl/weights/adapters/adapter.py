@@ -107,14 +107,14 @@ def read_adapter(
     changes, misfits = _changes(keys, arrays, read_peft(file, metadata), Description(source, metadata))
     left = (*keys.unknown, *(key for misfit in misfits for key in misfit.keys))
     if strict and misfits:
-        raise CheckpointError(f"{source}: {misfits[0]}{_more(len(misfits) - 1, 'layer')}; {LENIENT}")
+        raise CheckpointError(f"{source}: {misfits[0].reason}{_more(len(misfits) - 1, 'layer')}; {LENIENT}")
     if strict and left:
         share = f"{len(left)} of its {len(tensors)} tensors"
         raise CheckpointError(f"{source}: {share} are for no layer of this model: {_some(left)}; {LENIENT}")
     for embedding, vectors in keys.embeddings.items():
         _check_widths(source, embedding, {encoder: arrays[key].shape for encoder, key in vectors.items()}, known)
     if not changes:
-        raise CheckpointError(f"{source}: {misfits[0]}; nothing else is in it")
+        raise CheckpointError(f"{source}: {misfits[0].reason}; nothing else is in it")
     return Adapter(
         name,
         source,
@@ -134,14 +134,10 @@ def is_adapter(keys: Iterable[str]) -> bool:
 
 @dataclass(frozen=True)
 class _Misfit:
-    """A layer whose tensors are no change of it, with the reason."""
+    """Tensors that are no change of the layer they are for, with the reason."""
 
-    layer: Layer
     reason: str
     keys: tuple[str, ...]
-
-    def __str__(self) -> str:
-        return f"{self.layer}: {self.reason}"
 
 
 def _refuse_others(source: str, tensors: Mapping[str, Tensor], known: Sequence[Layer]) -> None:
@@ -173,7 +169,7 @@ def _changes(
                 ),
             )
         except MisfitError as error:
-            misfits.append(_Misfit(layer, str(error), tuple(parts.values())))
+            misfits.append(_Misfit(str(error), tuple(parts.values())))
         else:
             changes.setdefault(layer.component, {}).update(found)
     return changes, misfits
