@@ -1,14 +1,22 @@
 """Pictures with adapters: what they are with the adapters in the weights, each image with its own."""
 
+import random
+import re
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
-from adapters import adapter, dora
+from adapters import adapter, dora, full
 
 import jaxl
+from jaxl.backend import PipelineBackend
+from jaxl.engine import Engine, Request
+from jaxl.errors import InputError
+from jaxl.run.adapters import NO_ROOM, Room
+from jaxl.run.bucket import Bucket
 
+A_WHILE = 600.0
 STEPS: dict[str, Any] = {"steps": 3, "output": "latents", "guidance_scale": 4.0}
 
 
@@ -17,13 +25,14 @@ def worn(small: Any) -> Any:
     """The small model with some adapters."""
     pipe, params = small
     for each in (
-        adapter(pipe.model, "low", 1, 4),
-        adapter(pipe.model, "high", 2, 20, within="attentions", components=("unet",)),
-        adapter(pipe.model, "dora", 3, 5, kind=dora),
+        adapter(pipe.model, "low", 1, 10),
+        adapter(pipe.model, "high", 2, 10, within="attentions", components=("unet",)),
+        adapter(pipe.model, "dora", 3, 12, kind=dora),
+        adapter(pipe.model, "full", 4, 0, kind=full, within="conv1"),
     ):
         pipe.loras.add(each)
     yield pipe, params
-    for name in ("low", "high", "dora"):
+    for name in ("low", "high", "dora", "full"):
         pipe.loras.remove(name)
 
 
@@ -80,3 +89,83 @@ def test_each_image_of_a_batch_has_its_own(worn: Any, compilations: Any, devices
     for i, (own, other) in enumerate(zip(together, drawn({}), strict=True)):
         # where there is room for adapters, XLA may round otherwise
         assert np.allclose(own, other, rtol=1e-4, atol=1e-4) == (i == 0)
+
+
+def test_images_with_weights_of_their_own_are_drawn_in_rounds(worn: Any) -> None:
+    pipe, params = worn
+    loras = [{"low": 1.0}, {"full": 1.0}, {"full": 1.0, "low": 0.5}, {"full": -1.0}]
+    assert pipe.plan("a cat", num_images=4, loras=loras, steps=2).rounds == [1, 1, 1, 1]
+    together = pipe.generate(params, "a cat", num_images=4, loras=loras, **STEPS).latents
+    for i, own in enumerate(loras):
+        alone = pipe.generate(params, "a cat", seed=i, loras=own, **STEPS).latents
+        np.testing.assert_allclose(together[i], alone[0], rtol=1e-4, atol=1e-4)
+
+
+def test_in_a_running_batch(worn: Any, compilations: Any) -> None:
+    """Requests with all kinds of adapters come and go, and each image is what it is alone, bit for bit."""
+    pipe, params = worn
+    rooms = (NO_ROOM, NO_ROOM), (Room(32), Room(32, 32, True)), (Room(32, 32, True), Room(32, 32, True))
+    lanes = [Bucket(1, 64, 64, guided=True, room=room, text_room=text) for room, text in rooms]
+    backend = PipelineBackend(pipe, params, lanes, [3])
+    backend.warm_up()
+    rng = random.Random(0)
+    sets = [*SETS, {"full": 1.0}, {"full": 1.0, "low": 0.4}, {"low": jaxl.Strength(1.0, 0.0, end=0.5)}]
+    asked: list[dict[str, Any]] = [
+        {
+            "prompt": rng.choice(["a cat", "a dog"]),
+            "seed": rng.randrange(2**32),
+            "steps": rng.randint(2, 5),
+            "scheduler": rng.choice(["euler", "heun", "euler_a"]),
+            "loras": own,
+        }
+        for own in rng.sample(sets * 2, 2 * len(sets))
+    ]
+    with compilations() as compiled, Engine(backend, max_waiting=1000) as engine:
+        tickets = [engine.submit(Request(each)) for each in asked]
+        together = [np.asarray(ticket.future.result(A_WHILE).images[0]) for ticket in tickets]
+        for i in rng.sample(range(len(asked)), 8):
+            alone = engine.submit(Request(asked[i])).future.result(A_WHILE).images[0]
+            assert (together[i] == np.asarray(alone)).all(), asked[i]
+    assert compiled == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"loras": {"lwo": 1.0}}, "loras='lwo': no LoRA of this name is loaded; did you mean 'low'?"),
+        ({"prompt": "a cat <lora:lwo:1>"}, "prompt='lwo': no LoRA of this name"),
+        ({"prompt": "a cat <lora:low:x>"}, "'<lora:low:x>' has 'x' where a number belongs"),
+        ({"prompt": "a cat <lora:low:1> <lora:low:2>"}, "'low': it is asked for twice"),
+        ({"loras": {"../low": 1.0}}, "no LoRA of this name"),
+        ({"loras": {"low": "strong"}}, "loras='strong': give a finite number"),
+        ({"loras": {"low": float("nan")}}, "loras=nan: give a finite number"),
+        ({"loras": "low"}, "loras='low': give names with strengths"),
+        ({"loras": [{"low": 1.0}] * 3}, "3 mappings for 1 images"),
+    ],
+)
+def test_what_is_refused(worn: Any, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=re.escape(message)):
+        worn[0].plan(**{"prompt": "a cat", **arguments})
+
+
+def test_tags_are_no_part_of_the_prompt(worn: Any) -> None:
+    pipe, _ = worn
+    tagged = pipe.plan("a cat <lora:low:0.5:0.8> at night", steps=10)
+    named = pipe.plan("a cat  at night", steps=10, loras={"low": jaxl.Strength(0.8, 0.5)})
+    assert tagged.adapters == named.adapters
+    ids = [next(iter(plan.texts[0][0].values()))[0]["text_encoder"][0].tolist() for plan in (tagged, named)]
+    assert ids[0] == ids[1]
+    parts = pipe.plan("a cat <lora:low:1:lbw=0,0,0,1,1,1,1,1,1,1,1,1:start=2:stop=0.5>", steps=10)
+    ((_, strength),) = parts.adapters[1][0]
+    assert [segment.rows for segment in parts.segments] == [2, 3, 5]
+    assert (strength.at("unet", "down_blocks.1.attentions.0.proj_in"), strength.of_text.at("text_encoder", "")) == (
+        0,
+        0,
+    )
+    assert strength.at("unet", "mid_block.attentions.0.proj_in") == 1
+
+
+@pytest.mark.parametrize("name", ["", " low", "a:b", "a<b", "low>"])
+def test_names_that_no_prompt_can_have(worn: Any, name: str) -> None:
+    with pytest.raises(InputError, match=r"name=.*: give a name without colons"):
+        worn[0].add_lora(name, "some.safetensors")

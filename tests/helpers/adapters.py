@@ -7,7 +7,7 @@ import numpy as np
 
 from jaxl.run.adapters import layers
 from jaxl.weights.adapters.adapter import Adapter
-from jaxl.weights.adapters.changes import Change
+from jaxl.weights.adapters.changes import Added, Change
 from jaxl.weights.adapters.decomposed import Decomposed
 from jaxl.weights.adapters.low_rank import LowRank
 from jaxl.weights.layout import to_torch
@@ -26,6 +26,11 @@ def low_rank(rng: np.random.Generator, shape: tuple[int, ...], rank: int) -> Low
 
 def dora(rng: np.random.Generator, shape: tuple[int, ...], rank: int) -> Decomposed:
     return Decomposed(low_rank(rng, shape, rank), rng.uniform(0.5, 1.5, shape[0]).astype(np.float32), axis=0)
+
+
+def full(rng: np.random.Generator, shape: tuple[int, ...], rank: int) -> Added:
+    """A difference of the whole weight, which no program can add while it runs."""
+    return Added((0.3 * rng.standard_normal(shape, np.float32) / np.sqrt(np.prod(shape[1:]))).astype(np.float32))
 
 
 def adapter(

@@ -14,8 +14,6 @@ from pipelines import latents_of
 from safetensors.torch import save_file
 from torch_weights import relative_error
 
-import jaxl
-
 CALL: dict[str, Any] = {
     "prompt": "a rocket",
     "negative_prompt": "a cat",
