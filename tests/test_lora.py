@@ -2,6 +2,7 @@
 
 import random
 import re
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -169,3 +170,27 @@ def test_tags_are_no_part_of_the_prompt(worn: Any) -> None:
 def test_names_that_no_prompt_can_have(worn: Any, name: str) -> None:
     with pytest.raises(InputError, match=r"name=.*: give a name without colons"):
         worn[0].add_lora(name, "some.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("source", "steps", "scheduler"),
+    [
+        ("sdxl_lightning_8step_lora.safetensors", 8, "euler"),
+        ("Hyper-SDXL-4steps-lora.safetensors", 4, "ddim"),
+        ("Hyper-SDXL-1step-lora.safetensors", 1, "tcd"),
+        ("latent-consistency/lcm-lora-sdxl", 4, "lcm"),
+        ("pencil.safetensors", 25, "euler"),
+    ],
+)
+def test_distilled_ones_bring_their_settings(worn: Any, source: str, steps: int, scheduler: str) -> None:
+    pipe, _ = worn
+    few = replace(adapter(pipe.model, "few", 5, 1, components=("unet",)), source=source)
+    pipe.loras.add(few)
+    try:
+        plan = pipe.plan("a cat", loras={"few": 1.0})
+        assert (plan.steps, plan.scheduler, plan.bucket.guided) == (steps, scheduler, steps == 25)
+        own = pipe.plan("a cat <lora:few:1>", steps=7, guidance_scale=3.0, scheduler="heun")
+        assert (own.steps, own.scheduler, own.bucket.guided) == (7, "heun", True)
+        assert pipe.plan("a cat", num_images=2, loras=[{"few": 1.0}, {}]).preset == pipe.preset
+    finally:
+        pipe.loras.remove("few")

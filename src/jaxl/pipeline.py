@@ -26,7 +26,7 @@ from PIL import Image
 from jaxl import presets
 from jaxl.call import arguments
 from jaxl.call.inputs import Encoder, Inputs
-from jaxl.call.loras import read_loras
+from jaxl.call.loras import adapter_set, read_loras
 from jaxl.call.options import DrawOptions, LoadOptions, Options
 from jaxl.call.plan import NETWORKS, OTHER_PROMPTS, Devices, Plan, make_plan
 from jaxl.call.prompts import open_tokenizers
@@ -238,7 +238,8 @@ class Pipeline:
             raise InputError(
                 "precision", self.quantised.precision.name, "only exact parameters are fused; load without it"
             )
-        (adapters,) = read_loras(loras, [[]], self.loras, each=1, steps=1)
+        (asked,) = read_loras(loras, [[]], self.loras, each=1)
+        adapters = adapter_set(asked, 1)
         networks = self.networks(params)
         return {
             name: networks.merged(params, adapters, name, all_kinds=True) if name in NETWORKS else own

@@ -51,6 +51,8 @@ PRESETS: Mapping[str, Preset] = {
         Preset("tcd", 4, 1.0, "tcd"),
         # Yin et al. 2024, arXiv:2405.14867
         Preset("dmd2", 4, 1.0, "lcm"),
+        # Wang et al. 2024, arXiv:2405.18407
+        Preset("pcm", 4, 1.0, "ddim", timestep_spacing="trailing"),
         # Li et al. 2024, arXiv:2402.17245
         Preset("playground", 25, 3.0),
     )
@@ -119,6 +121,16 @@ def distilled_by_name(source: str) -> str | None:
     return next((name for name, pattern in DISTILLED_LORAS.items() if pattern.search(words)), None)
 
 
+def lora_preset(source: str, method: str) -> Preset:
+    """Return the preset of a LoRA that was distilled by a method, with the steps in its name."""
+    words = _words(_stem(source))
+    found = replace(PRESETS[method], steps=_steps(words) or PRESETS[method].steps)
+    if method == "hyper" and found.steps > 1:
+        # their card: each file for its own number of steps, by DDIM; the one of a single step goes with any, by TCD
+        found = replace(found, scheduler="ddim", eta=None, timestep_spacing="trailing")
+    return replace(found, reason=f"by the LoRA {_stem(source)!r}")
+
+
 def is_sdxl_turbo(name: str) -> bool:
     """Return whether a file or a repository has the name of SDXL-Turbo itself, which was trained for 512 pixels."""
     return SDXL_TURBO.fullmatch(_stem(name).lower()) is not None
@@ -135,9 +147,7 @@ def preset_by_name(source: str) -> Preset | None:
     if told is None:
         return None
     found = PRESETS[told]
-    steps = re.search(r"(?<![0-9])(?<!v_)([0-9]{1,2})_steps?(_|$)", words)
-    count = int(steps[1]) if steps and int(steps[1]) else found.steps
-    return replace(found, steps=count, reason=f"by the name {stem!r}")
+    return replace(found, steps=_steps(words) or found.steps, reason=f"by the name {stem!r}")
 
 
 def choose_preset(asked: str | None, source: str, own: Preset) -> Preset:
@@ -145,6 +155,12 @@ def choose_preset(asked: str | None, source: str, own: Preset) -> Preset:
     if asked is not None:
         return replace(preset(asked), reason="as asked for")
     return preset_by_name(source) or own
+
+
+def _steps(words: str) -> int:
+    """Return the number of steps that a name tells of; 0 for none."""
+    steps = re.search(r"(?<![0-9])(?<!v_)([0-9]{1,2})_steps?(_|$)", words)
+    return int(steps[1]) if steps else 0
 
 
 def _words(stem: str) -> str:

@@ -118,7 +118,7 @@ def test_guidance_is_paid_for_where_it_is(small: Any) -> None:
 def test_every_field_of_a_plan_goes_with_its_image(small: Any) -> None:
     """Each image's plan has its own part of what has a value for each image, and all of the rest."""
     pipe, _ = small
-    shared = {"bucket", "scheduler", "steps", "first", "count", "segments", "clip_skip", "time_ids", "freeu"}
+    shared = {"bucket", "scheduler", "steps", "first", "count", "segments", "clip_skip", "time_ids", "freeu", "preset"}
     shared |= {"noise_scale", "picture_scale"}
     made = {"batch", "rounds"}
     own = {"rows", "texts", "adapters", "seeds", "noise", "pictures", "pastes"}

@@ -8,16 +8,18 @@ from dataclasses import replace
 from typing import Any
 
 from jaxl.errors import InputError, nearest
+from jaxl.presets import Preset, lora_preset
 from jaxl.text.tags import Tag, shares
 from jaxl.weights.adapters.adapter import Adapter
 from jaxl.weights.adapters.combined import AdapterSet, during
 from jaxl.weights.adapters.strength import Strength
 
+# the adapters that are asked for, in their order, each with a strength or a tag
+Asked = Sequence[tuple[Adapter, Strength | Tag]]
 
-def read_loras(
-    value: Any, tags: Sequence[Sequence[Tag]], known: Mapping[str, Adapter], *, each: int, steps: int
-) -> list[AdapterSet]:
-    """Return the adapters of each image: first those of `loras`, then those of its `tags`, in their order.
+
+def read_loras(value: Any, tags: Sequence[Sequence[Tag]], known: Mapping[str, Adapter], *, each: int) -> list[Asked]:
+    """Return what is asked for each image: first those of `loras`, then those of its `tags`, in their order.
 
     `value` maps names to strengths, for all images, or is a list with one such mapping for each image or for each
     prompt of `each` images. Raises InputError for a name that is not in `known`, or for a strength that cannot work.
@@ -30,17 +32,33 @@ def read_loras(
     images = len(tags)
     if len(given) not in (1, images // each, images):
         raise InputError("loras", value, f"{len(given)} mappings for {images} images; give one, or one for each image")
-    sets: list[AdapterSet] = []
+    found: list[Asked] = []
     for i, own in enumerate(tags):
         named = given[i * len(given) // images]
-        asked = [(_known("loras", name, known), Strength.read("loras", strength)) for name, strength in named.items()]
-        asked += [(_known("prompt", tag.name, known), _strength(tag, steps)) for tag in own]
+        asked: list[tuple[Adapter, Strength | Tag]] = [
+            (_known("loras", name, known), Strength.read("loras", strength)) for name, strength in named.items()
+        ]
+        asked += [(_known("prompt", tag.name, known), tag) for tag in own]
         names = [adapter.name for adapter, _ in asked]
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
             raise InputError("loras", twice, "it is asked for twice for one image; leave one out")
-        sets.append(tuple(asked))
-    return sets
+        found.append(asked)
+    return found
+
+
+def distilled_preset(asked: Sequence[Asked]) -> Preset | None:
+    """Return the preset of the step-distilled LoRA that all images have, if they have one."""
+    presets = {
+        next((lora_preset(adapter.source, adapter.distilled) for adapter, _ in own if adapter.distilled), None)
+        for own in asked
+    }
+    return presets.pop() if len(presets) == 1 else None
+
+
+def adapter_set(asked: Asked, steps: int) -> AdapterSet:
+    """Return the adapters of an image with their strengths over so many steps."""
+    return tuple((adapter, _strength(how, steps) if isinstance(how, Tag) else how) for adapter, how in asked)
 
 
 def starts(sets: Sequence[AdapterSet], steps: int) -> list[int]:

@@ -10,7 +10,7 @@ from typing import Any, cast
 import numpy as np
 
 from jaxl.call import arguments
-from jaxl.call.loras import at_step, read_loras, starts
+from jaxl.call.loras import adapter_set, at_step, distilled_preset, read_loras, starts
 from jaxl.call.options import DEFAULTS, DrawOptions, Guidance, MicroConditioning, Options, Start, check_names, part
 from jaxl.call.prompts import Chunk, read_prompts
 from jaxl.call.sizes import rounds, smallest_that_fits
@@ -57,10 +57,10 @@ class Segment:
 class Plan:
     """What to draw: `batch` images, so many at a time as `rounds` says, each round in `bucket`.
 
-    `steps` are those of the whole schedule. `rows` [B, R, K] are the tables, of which `count` rows are run, from row
-    `first` on, in `segments`. `texts` are [version][image][branch] -> chunks, or None for the zero embedding, and
-    `adapters` [version][image]. The latents start as `noise_scale` times noise, each seed's own or `noise`
-    [B, h, w, C], plus `picture_scale` times the picture's latents.
+    `steps` are those of the whole schedule, and `preset` says what the call left open. `rows` [B, R, K] are the
+    tables, of which `count` rows are run, from row `first` on, in `segments`. `texts` are [version][image][branch] ->
+    chunks, or None for the zero embedding, and `adapters` [version][image]. The latents start as `noise_scale` times
+    noise, each seed's own or `noise` [B, h, w, C], plus `picture_scale` times the picture's latents.
     """
 
     batch: int
@@ -68,6 +68,7 @@ class Plan:
     bucket: Bucket
     scheduler: str
     steps: int
+    preset: Preset
     rows: np.ndarray = field(metadata=OF_IMAGE)
     first: int
     count: int
@@ -159,6 +160,11 @@ def make_plan(
         name: arguments.prompts_per_image(name, value, prompts, each) for name, value in others.items()
     }
 
+    syntax = options.get("prompt_syntax", "a1111")
+    tagged = [split_tags(text) if syntax in TAGGED else (text, []) for text in positive]
+    asked_loras = read_loras(options.get("loras"), [tags for _, tags in tagged], adapters, each=each)
+    preset = distilled_preset(asked_loras) or preset
+
     begin = part(options, Start)
     sources = read_sources(begin, model, prompts)
     if model.inpaints and "mask" not in begin:
@@ -196,9 +202,7 @@ def make_plan(
     layers = tuple(options.get("pag_layers", PAG_LAYERS)) if perturbed else ()
     check_pag_layers(model.unet, layers)
 
-    syntax = options.get("prompt_syntax", "a1111")
-    tagged = [split_tags(text) if syntax in TAGGED else (text, []) for text in positive]
-    worn = read_loras(options.get("loras"), [tags for _, tags in tagged], adapters, each=each, steps=len(times))
+    worn = [adapter_set(own, len(times)) for own in asked_loras]
     texts = read_prompts(
         model,
         tokenizers,
@@ -245,6 +249,7 @@ def make_plan(
         bucket=devices.filled(bucket),
         scheduler=scheduler_name(config, named, custom=custom),
         steps=len(times),
+        preset=preset,
         # what a row draws depends on its number: a run that goes on from another's end draws other noise than that did
         rows=np.roll(np.stack([each.rows for each in own]), 2 * skip, axis=1),
         first=2 * skip,

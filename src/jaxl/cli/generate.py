@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
 
+    from jaxl.call.plan import Plan
     from jaxl.pipeline import Pipeline, Result, ShowPreview, ShowProgress
 
 # evaluations of the network for a guided image
@@ -224,7 +225,7 @@ def generate(
     shown = not quiet and to_terminal() and not machines.several
     with machines.joined() as number, progress_bars(shown) as progress:
 
-        def draw() -> tuple[Pipeline, Result, int, float]:
+        def draw() -> tuple[Pipeline, Result, Plan, float]:
             if machines.several and seed is None:
                 asked["seed"] = seeds_per_image(_seed_of_host_0(seeds[0]), num_images)
             open_model = Opener(dtype, shard_params, num_images, local_files_only, progress, kernels)
@@ -248,21 +249,21 @@ def generate(
             second = None if refiner is None else open_model(refiner, vae_tile=vae_tile)
             return pipe, *_draw(pipe, asked, second, progress, show)
 
-        pipe, result, steps, loading = in_background(draw)
+        pipe, result, plan, loading = in_background(draw)
 
     from jaxl import __version__
 
     images: list[Image.Image] = list(result.images)
     found = {
-        "steps": steps,
-        "guidance_scale": pipe.preset.guidance_scale if guidance_scale is None else guidance_scale,
+        "steps": plan.steps,
+        "guidance_scale": plan.preset.guidance_scale if guidance_scale is None else guidance_scale,
         "scheduler": result.scheduler,
         "dtype": str(pipe.dtype),
     }
     if scheduler is None and eta is None:
-        found["eta"] = pipe.preset.eta
+        found["eta"] = plan.preset.eta
     if timestep_spacing is None and timesteps is None and sigmas is None:
-        found["timestep_spacing"] = pipe.preset.timestep_spacing
+        found["timestep_spacing"] = plan.preset.timestep_spacing
     named = {"unet": unet, "vae": vae, "precision": precision, "refiner": refiner, "refiner_at": refiner and refiner_at}
     # names alone: a folder would tell strangers about the machine
     pictures = {name: file and Path(file).name for name, file in (("image", image), ("mask", mask))}
@@ -346,11 +347,13 @@ def _draw(
     refiner: Pipeline | None,
     progress: ShowProgress | None,
     preview: ShowPreview | None,
-) -> tuple[Result, int, float]:
-    """Load while the programs compile, and generate; also the schedule's steps, and the seconds that loading took."""
+) -> tuple[Result, Plan, float]:
+    """Load while the programs compile, and generate; also the plan, and the seconds that loading took."""
     import jax
 
     plan = pipe.plan(**asked)
+    if plan.preset != pipe.preset and progress is not None:
+        note(f"preset {plan.preset}")
     bucket = plan.bucket
     second = None if refiner is None else refiner.plan_refining(plan, None, **asked)
     shown: dict[str, Any] = {"preview": preview, "progress": progress}
@@ -360,12 +363,12 @@ def _draw(
         params = pipe.load_params(progress)
         if refiner is None or second is None:
             loading = time.perf_counter() - began
-            return pipe.run(params, plan, **shown), plan.steps, loading
+            return pipe.run(params, plan, **shown), plan, loading
         refiner.compile(second, preview=preview is not None)
         both = refiner, refiner.load_params(progress)
         loading = time.perf_counter() - began
         share = asked["denoising_end"]
-        return pipe.generate(params, **asked, **shown, refiner=both, refiner_at=share), plan.steps, loading
+        return pipe.generate(params, **asked, **shown, refiner=both, refiner_at=share), plan, loading
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
         if not is_out_of_memory(error):
             raise
