@@ -19,7 +19,7 @@ from jaxl.weights.adapters.names import Layer, layers, original_names
 
 Array = np.ndarray
 
-LAYERS = [layer for layer in layers(SHAPES) if len(layer.weight) > 1 and "embedding." not in layer.module]
+LAYERS = [layer for layer in layers(SHAPES) if len(layer.weight) > 1 and "embeddings" not in layer.module]
 UNET = [layer for layer in LAYERS if layer.component == "unet"]
 ATTENTION = [layer for layer in UNET if ".attn" in layer.module]
 ORIGINAL = original_names(layer.module for layer in UNET)
