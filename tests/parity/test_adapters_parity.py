@@ -13,8 +13,9 @@ import numpy as np
 import peft
 import pytest
 import torch
-from adapter_files import SHAPES, normal, write
+from adapter_files import SHAPES, change_of, normal, write
 from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
+from diffusers.training_utils import _collate_lora_metadata
 
 from jaxl.weights.adapters.adapter import Adapter, read_adapter
 from jaxl.weights.adapters.names import layers, original_names
@@ -108,8 +109,6 @@ def test_peft(pipe: Any, tmp_path: Path, name: str) -> None:
             value.data *= 1 + 0.2 * torch.rand(value.shape, generator=generator)
         elif "lora_" in key:
             value.data = 0.1 * torch.randn(value.shape, generator=generator)
-    from diffusers.training_utils import _collate_lora_metadata
-
     pipe.save_lora_weights(
         tmp_path,
         unet_lora_layers=peft.get_peft_model_state_dict(pipe.unet),
@@ -120,6 +119,48 @@ def test_peft(pipe: Any, tmp_path: Path, name: str) -> None:
     pipe.unet.fuse_lora()
     check(adapter, before, {"unet": parameters(pipe.unet)})
     assert len(adapter.changes["unet"]) > 10
+
+
+def test_peft_in_text_encoders(pipe: Any, tmp_path: Path) -> None:
+    """Each network has its own settings."""
+    before = networks(pipe)
+    generator = torch.Generator().manual_seed(0)
+    encoders = {"text_encoder": pipe.text_encoder, "text_encoder_2": pipe.text_encoder_2}
+    for alpha, encoder in enumerate(encoders.values(), 3):
+        config = peft.LoraConfig(r=4, lora_alpha=alpha, target_modules=["q_proj", "fc1"], init_lora_weights=False)
+        peft.inject_adapter_in_model(config, encoder)  # transformers' own way asks for a newer PEFT than there is
+        encoder.peft_config = {"default": config}
+        for key, value in encoder.named_parameters():
+            if "lora_" in key:
+                value.data = 0.1 * torch.randn(value.shape, generator=generator)
+    pipe.save_lora_weights(
+        tmp_path,
+        **{f"{name}_lora_layers": peft.get_peft_model_state_dict(encoder) for name, encoder in encoders.items()},
+        **_collate_lora_metadata(encoders),
+    )
+    adapter = read_adapter("x", tmp_path / "pytorch_lora_weights.safetensors", SHAPES)
+    for encoder in encoders.values():
+        for module in encoder.modules():
+            if isinstance(module, peft.tuners.lora.LoraLayer):
+                module.merge()  # pyright: ignore[reportAttributeAccessIssue]
+    check(adapter, before, networks(pipe))
+    assert min(len(adapter.changes[name]) for name in encoders) >= 6
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize(("kind", "sizes"), [(torch.nn.Linear, (24, 20)), (torch.nn.Conv2d, (8, 20, 3))])
+def test_oft_of_peft(kind: Any, sizes: tuple[int, ...], shared: bool) -> None:
+    net = torch.nn.Sequential(kind(*sizes))
+    before: Any = net[0].weight.detach().numpy().copy()
+    config = peft.OFTConfig(r=0, oft_block_size=4, target_modules=["0"], block_share=shared, init_weights=False)
+    peft.inject_adapter_in_model(config, net)
+    (rotations,) = [value for key, value in net.named_parameters() if "oft_R" in key]
+    rotations.data = 0.2 * torch.randn(rotations.shape, generator=torch.Generator().manual_seed(0))
+    found = change_of(before.shape, {"oft_r": rotations.detach().numpy()}).merged(before, 1)
+    net[0].merge()  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
+    (merged,) = [value.detach().numpy() for key, value in net.named_parameters() if key.endswith("base_layer.weight")]
+    np.testing.assert_allclose(found, merged, atol=1e-5)
+    assert np.abs(merged - before).max() > 0.05
 
 
 def test_the_name_of_the_metadata() -> None:
