@@ -16,10 +16,11 @@ from jaxl.errors import CheckpointError
 from jaxl.weights.adapters.adapter import Adapter, read_adapter
 from jaxl.weights.adapters.low_rank import LowRank
 from jaxl.weights.adapters.names import Layer, layers, original_names
+from jaxl.weights.store import write_safetensors
 
 Array = np.ndarray
 
-LAYERS = [layer for layer in layers(SHAPES) if len(layer.weight) > 1 and "embedding." not in layer.module]
+LAYERS = [layer for layer in layers(SHAPES) if len(layer.weight) > 1 and "embeddings" not in layer.module]
 UNET = [layer for layer in LAYERS if layer.component == "unet"]
 ATTENTION = [layer for layer in UNET if ".attn" in layer.module]
 ORIGINAL = original_names(layer.module for layer in UNET)
@@ -190,6 +191,10 @@ def test_alphas_of_peft(tmp_path: Path) -> None:
     assert told(r=2, lora_alpha=8, use_rslora=True) == pytest.approx([8 / 2**0.5, 4, 8 / 2**0.5])
     assert told(lora_alpha=8, alpha_pattern={second.module: 1}) == [4, 0.25, 4]
     assert told(lora_alpha=8, alpha_pattern={second.module.partition(".")[2]: 1}) == [4, 0.25, 4]
+    assert told(lora_alpha=8, alpha_pattern={"^mid_block.*to_q": 1, "to_q": 2}) == [0.5, 2, 4]
+    assert told(lora_alpha=8, alpha_pattern={"_q": 1, "q": 1}) == [4, 2, 4]  # a name's end begins after a dot
+    many = {f"no.{i}.to_q": 1 for i in range(2000)}
+    assert told(lora_alpha=8, alpha_pattern=many) == [4, 2, 4]
     assert told(lora_alpha=8, alpha_pattern={r"attn1\.(to_q|to_v)": 1, "to_v": 2}) == [0.5, 2, 0.5]
     arrays[f"{dotted(first)}.alpha"] = np.float32(2)  # a tensor says it of its own layer
     assert told(lora_alpha=8) == [1, 2, 4]
@@ -237,17 +242,13 @@ def test_the_file_may_go(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float64, ml_dtypes.float8_e4m3fn])
 def test_dtypes_are_kept(tmp_path: Path, dtype: Any) -> None:
-    import torch
-    from safetensors.torch import save_file
-
-    names = {np.float16: torch.float16, ml_dtypes.bfloat16: torch.bfloat16, np.float64: torch.float64}
-    to = names.get(dtype, torch.float8_e4m3fn)
-    tensors = {key: torch.from_numpy(array).to(to) for key, array in SOME.items()}
-    save_file(tensors, tmp_path / "x.safetensors")
-    (change,) = read_adapter("x", tmp_path / "x.safetensors", SHAPES).changes["unet"].values()
+    arrays = {key: array.astype(dtype) for key, array in SOME.items()}
+    path = tmp_path / "x.safetensors"
+    write_safetensors(path, {key: (array.dtype, array.shape) for key, array in arrays.items()}, arrays.__getitem__)
+    (change,) = read_adapter("x", path, SHAPES).changes["unet"].values()
     assert isinstance(change, LowRank)
     assert change.down.dtype == change.up.dtype == dtype
-    down, up = (tensor.double().numpy() for tensor in tensors.values())
+    down, up = (array.astype(np.float64) for array in arrays.values())
     found = change.merged(np.zeros(ATTENTION[0].weight, np.float32), 1)
     np.testing.assert_allclose(found, up @ down, rtol=1e-5, atol=1e-5)
 
@@ -281,6 +282,8 @@ def test_what_it_says_of_itself(tmp_path: Path) -> None:
     assert adapter.trigger_words == ("in the style of X",)
     plain = read(tmp_path / "mine.safetensors", SOME, {"ss_tag_frequency": "[" * 100_000})
     assert (plain.trigger_words, plain.base_model, plain.distilled) == ((), None, None)
+    kept = read(tmp_path / "sdxl_lightning_8step_lora.safetensors", SOME, source="ByteDance/Collection")
+    assert kept.distilled == "lightning"
     named = read(tmp_path / "pytorch_lora_weights.safetensors", SOME, source="latent-consistency/lcm-lora-sdxl")
     assert (named.distilled, named.source) == ("lcm", "latent-consistency/lcm-lora-sdxl")
 
@@ -411,9 +414,11 @@ def test_an_embedding_of_another_width(tmp_path: Path) -> None:
     [
         ("{", "is not JSON"),
         ("[1]", "is not a table"),
-        ('{"unet.lora_alpha": "8"}', "lora_alpha='8' with alpha_pattern={} are not numbers"),
-        ('{"unet.lora_alpha": 8, "unet.alpha_pattern": {"to_q": null}}', "are not numbers"),
-        ('{"unet.lora_alpha": 8, "unet.alpha_pattern": [1]}', "are not numbers"),
+        ('{"unet.lora_alpha": "8"}', "PEFT's settings have no number as alpha but lora_alpha='8'"),
+        ('{"unet.lora_alpha": Infinity}', "no number as alpha but lora_alpha='inf'"),
+        ('{"unet.lora_alpha": 8, "unet.alpha_pattern": {"to_q": null}}', "no number as alpha but to_q='None'"),
+        ('{"unet.lora_alpha": 8, "unet.alpha_pattern": [1]}', "alpha_pattern is not a table"),
+        ('{"unet.lora_alpha": 8, "unet.alpha_pattern": {".*.*x": 1}}', "'.*.*x', which jaxl does not read"),
         ('{"unet.lora_alpha": 8, "unet.alpha_pattern": {"(a|b": 1}}', "'(a|b', which jaxl does not read"),
         ('{"unet.lora_alpha": 8, "unet.alpha_pattern": {"((a+)+)+x": 1}}', "'((a+)+)+x', which jaxl does not read"),
     ],

@@ -133,6 +133,24 @@ def test_four_channels_of_nine() -> None:
     assert not found[:, 4:].any()
 
 
+@pytest.mark.parametrize("name", WITH_FORM | DENSE)
+def test_parts_of_any_shape(name: str) -> None:
+    """What a damaged file may hold is refused, or else is a change of the weight: nothing is found out later."""
+    case = (WITH_FORM | DENSE)[name]()
+    weight = normal(*case.shape)
+    refused = 0
+    for part, array in case.arrays.items():
+        flat, turned = np.reshape(array, -1), np.transpose(array)
+        for other in (np.float32(1), normal(0), normal(3), normal(0, 4), normal(3, 3), normal(2, 2, 2), flat, turned):
+            try:
+                change = change_of(case.shape, {**case.arrays, part: other})
+            except MisfitError:
+                refused += 1
+            else:
+                assert change.merged(weight, 1).shape == case.shape
+    assert refused >= 5
+
+
 WRONG: list[tuple[tuple[int, ...], dict[str, Any], str]] = [
     (LINEAR, {"down": normal(3, 17), "up": normal(24, 3)}, r"down has shape \(3, 17\), not \(3, 16\)"),
     (LINEAR, {"down": normal(16, 3), "up": normal(24, 3)}, r"up has shape \(24, 3\), not \(24, 16\)"),
@@ -144,6 +162,11 @@ WRONG: list[tuple[tuple[int, ...], dict[str, Any], str]] = [
     (LINEAR, {"down": np.float32(1), "up": normal(24, 3)}, r"down has shape \(\), not that of a factor"),
     (LINEAR, {"down": normal(3, 16), "up": normal(24, 3), "alpha": normal(2)}, r"alpha has shape \(2,\), not one"),
     (LINEAR, {"down": normal(3, 16), "up": normal(24, 3), "mid": normal(3, 3, 3, 3)}, "mid is for a convolution"),
+    (
+        LINEAR,
+        {"lokr_w1": normal(4, 2), "lokr_w2_a": normal(2, 6), "lokr_w2_b": normal(2, 8), "lokr_t2": normal(2, 2)},
+        "lokr_t2 is for a convolution",
+    ),
     (LINEAR, {"down": normal(1025, 16), "up": normal(24, 1025)}, "down has rank 1025, but 1024 is the most"),
     (LINEAR, {"down": normal(3, 16), "up": normal(24, 3), "diff": normal(*LINEAR)}, "two kinds of adapters"),
     (LINEAR, {"down": normal(3, 16), "up": normal(24, 3), "rescale": normal(24)}, "rescale: of no kind"),

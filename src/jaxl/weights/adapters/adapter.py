@@ -38,8 +38,8 @@ class Adapter:
     """What a file of adapters, of whatever kind, does to a model.
 
     `changes` are by network and by the key of the parameter in a diffusers checkpoint. `embeddings` are textual
-    inversions that came with it, by name: vectors for `clip_l` and `clip_g`. `left` are the keys that were left out.
-    `digest` is how AUTOMATIC1111's web UI names the file in `Lora hashes`. Arrays have the file's dtypes.
+    inversions that came with it, by name: vectors for `clip_l` and `clip_g`. `left` are the keys that were
+    left out. `source` is what the user named, and `file` the name of the file that this meant. `digest` is how AUTOMATIC1111's web UI names the file in `Lora hashes`. Arrays have the file's dtypes.
     """
 
     name: str
@@ -50,6 +50,7 @@ class Adapter:
     metadata: Mapping[str, str] = field(default_factory=dict)
     left: tuple[str, ...] = ()
     nbytes: int = 0
+    file: str = ""
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -65,7 +66,7 @@ class Adapter:
 
     @property
     def description(self) -> Description:
-        return Description(self.source, self.metadata)
+        return Description((self.source, self.file), self.metadata)
 
     @property
     def distilled(self) -> str | None:
@@ -104,7 +105,7 @@ def read_adapter(
             f"{_some(tensors)}; give a LoRA for SDXL"
         )
     arrays = {key: _read(source, tensor) for key, tensor in tensors.items() if key not in keys.unknown}
-    changes, misfits = _changes(keys, arrays, read_peft(file, metadata), Description(source, metadata))
+    changes, misfits = _changes(keys, arrays, read_peft(file, metadata), Description((source, file.name), metadata))
     left = (*keys.unknown, *(key for misfit in misfits for key in misfit.keys))
     if strict and misfits:
         raise CheckpointError(f"{source}: {misfits[0].reason}{_more(len(misfits) - 1, 'layer')}; {LENIENT}")
@@ -124,6 +125,7 @@ def read_adapter(
         metadata,
         left,
         sum(array.nbytes for array in arrays.values()),
+        file.name,
     )
 
 
@@ -198,11 +200,14 @@ def _read(source: str, tensor: Tensor) -> Array:
 def _digest(file: Path) -> str:
     """Return the first digits of the SHA-256 of all that follows the header."""
     digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        (length,) = struct.unpack("<Q", stream.read(8))
-        stream.seek(8 + length)
-        while block := stream.read(2**20):
-            digest.update(block)
+    try:
+        with file.open("rb") as stream:
+            (length,) = struct.unpack("<Q", stream.read(8))
+            stream.seek(8 + length)
+            while block := stream.read(2**20):
+                digest.update(block)
+    except (OSError, struct.error) as error:  # it went while it was read
+        raise CheckpointError(f"{file}: cannot be read ({error})") from error
     return digest.hexdigest()[:DIGITS]
 
 

@@ -18,9 +18,9 @@ NAMES = ("ss_output_name", "modelspec.title")
 
 @dataclass(frozen=True)
 class Description:
-    """A file's metadata, read: it is often absent, and at times wrong. `source` is what the user named."""
+    """A file's metadata, read: it is often absent, and at times wrong. `names` are those that the file has."""
 
-    source: str
+    names: tuple[str, ...]
     metadata: Mapping[str, str]
 
     @property
@@ -30,7 +30,7 @@ class Description:
     @property
     def distilled(self) -> str | None:
         """The method by which it was distilled for few steps, by its name."""
-        names = [self.source, *(self.metadata[key] for key in NAMES if key in self.metadata)]
+        names = [*self.names, *(self.metadata[key] for key in NAMES if key in self.metadata)]
         return next((found for name in names if (found := distilled_by_name(name)) is not None), None)
 
     @property

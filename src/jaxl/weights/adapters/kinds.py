@@ -90,14 +90,11 @@ def _axis(parts: Parts, part: str) -> int:
 
 
 def _read_low_rank(parts: Parts) -> LowRank:
-    outputs, *inner = parts.shape
     rank = parts.rank("down")
-    up = parts.fitted("up", outputs, rank)
+    up = parts.fitted("up", parts.shape[0], rank)
     if "mid" in parts:
-        if len(inner) != 3:
-            raise MisfitError(f"{parts.keys['mid']} is for a convolution, which the layer is not")
-        mid = parts.fitted("mid", rank, rank, *inner[1:])
-        return LowRank(parts.fitted("down", rank, inner[0]), up, parts.scale(rank), mid)
+        mid = parts.core("mid", rank)
+        return LowRank(parts.fitted("down", rank, parts.shape[1]), up, parts.scale(rank), mid)
     return LowRank(_padded(parts, "down", rank), up, parts.scale(rank))
 
 
@@ -123,7 +120,7 @@ def _read_glora(parts: Parts) -> GLoRA:
         fits = first.shape == (inputs, mixing) and second.shape == (mixing, inputs)
         if fits and up.shape == (outputs, rank) and down.shape == (rank, columns):
             if "bm" in parts:
-                core = parts.fitted("bm", rank, rank, *kernel).astype(np.float32)
+                core = parts.core("bm", rank).astype(np.float32)
                 down = np.einsum("mnkl,nj->mjkl", core, down.astype(np.float32))
             return GLoRA(first, second, up, down.reshape(rank, inputs, *kernel), parts.scale(rank))
     shapes = ", ".join(f"{parts.keys[name]} {parts[name].shape}" for name in ("a1", "a2", "b1", "b2"))

@@ -43,7 +43,7 @@ ENDINGS: Mapping[str, str] = {
     "scaled_oft": r"\.(?:oft_R\.)?scaled_oft",
 }
 KEY = re.compile(f"(?P<stem>.+?)(?:{'|'.join(f'(?P<{part}>{ending})' for part, ending in ENDINGS.items())})")
-WEIGHT = ".weight"  # of (IA)3, where `on_input` stands beside it
+WEIGHT, ON_INPUT = ".weight", ".on_input"  # (IA)3's factors are a `weight` with the other beside it
 
 
 class MisfitError(ValueError):
@@ -106,6 +106,12 @@ class Parts:
         if array.ndim < 2 or not array.size:
             raise MisfitError(f"{self.keys[part]} has shape {array.shape}, not that of a factor")
         return array.reshape(len(array), -1)
+
+    def core(self, part: str, rank: int) -> Array:
+        """Return Tucker's core [rank, rank, kh, kw]. Raises MisfitError where the layer is no convolution."""
+        if len(self.shape) != 4:
+            raise MisfitError(f"{self.keys[part]} is for a convolution, which the layer is not")
+        return self.fitted(part, rank, rank, *self.shape[2:])
 
     def rank(self, part: str) -> int:
         """Return the rows that a part has as a matrix. Raises MisfitError for more than a layer can need."""

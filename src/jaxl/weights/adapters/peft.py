@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,11 @@ METADATA = "lora_adapter_metadata"  # diffusers' key, with settings as `unet.lor
 BESIDE = "adapter_config.json"  # PEFT's own, in a folder with one file of weights
 WEIGHTS_BESIDE = "adapter_model.safetensors"
 
-# patterns of names are regular expressions; a file's are taken only where matching them cannot take long
-SIMPLE = re.compile(r"(?!.*\)[*+{])[\w.*+^$|()\\-]{1,200}")
+# Patterns of names are regular expressions. A file's are taken where matching them cannot take long: as plain names, of
+# which there may be one for each layer, or a few with at most one repetition.
+PLAIN = re.compile(r"[\w.]+")
+SIMPLE = re.compile(r"[\w.^$|()\\-]*[*+]?[\w.^$|()\\-]*")
+MAX_LENGTH, MAX_EXPRESSIONS = 200, 16
 
 
 @dataclass(frozen=True)
@@ -33,10 +38,15 @@ class PeftSettings:
 
     def alpha_of(self, module: str) -> float | None:
         """Return a layer's alpha, None where nothing is said. The first pattern that fits the name's end decides."""
-        for pattern, alpha in self.alphas.items():
-            if re.fullmatch(pattern if pattern.startswith("^") else rf"(.*\.)?({pattern})", module):
-                return alpha
-        return self.alpha
+        names = module.split(".")
+        fitting = {".".join(names[i:]) for i in range(len(names))} & self.alphas.keys()
+        fitting |= {pattern for pattern in self.expressions if _fits(pattern, module)}
+        return next((alpha for pattern, alpha in self.alphas.items() if pattern in fitting), self.alpha)
+
+    @cached_property
+    def expressions(self) -> list[str]:
+        """The patterns that are more than plain names."""
+        return [pattern for pattern in self.alphas if not PLAIN.fullmatch(pattern)]
 
 
 def read_peft(file: Path, metadata: Mapping[str, str]) -> dict[str, PeftSettings]:
@@ -68,18 +78,28 @@ def _of_metadata(file: Path, text: str) -> dict[str, PeftSettings]:
 
 def _settings(file: Path, raw: Mapping[str, Any]) -> PeftSettings:
     alpha, alphas = raw.get("lora_alpha"), raw.get("alpha_pattern") or {}
-    numbers = [alpha, *alphas.values()] if isinstance(alphas, dict) else [None, alphas]
-    if any(isinstance(each, bool) or not isinstance(each, (int, float)) for each in numbers[alpha is None :]):
-        raise CheckpointError(f"{file}: lora_alpha={alpha!r} with alpha_pattern={alphas!r} are not numbers")
-    for pattern in alphas:
-        if not SIMPLE.fullmatch(pattern) or not _compiles(pattern):
-            raise CheckpointError(f"{file}: alpha_pattern has {pattern!r}, which jaxl does not read; give plain names")
-    return PeftSettings(alpha, alphas, bool(raw.get("use_rslora")))
+    if not isinstance(alphas, dict):
+        raise CheckpointError(f"{file}: alpha_pattern is not a table of names and numbers")
+    for name, value in {"lora_alpha": 1 if alpha is None else alpha, **alphas}.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise CheckpointError(f"{file}: PEFT's settings have no number as alpha but {name}={str(value)[:40]!r}")
+    settings = PeftSettings(alpha, alphas, bool(raw.get("use_rslora")))
+    unread = [pattern for pattern in settings.expressions if not _is_simple(pattern)]
+    unread += settings.expressions[MAX_EXPRESSIONS:]
+    if unread:
+        raise CheckpointError(
+            f"{file}: alpha_pattern has {unread[0][:80]!r}, which jaxl does not read; give plain names"
+        )
+    return settings
 
 
-def _compiles(pattern: str) -> bool:
+def _is_simple(pattern: str) -> bool:
     try:
         re.compile(pattern)
     except re.error:
         return False
-    return True
+    return len(pattern) <= MAX_LENGTH and SIMPLE.fullmatch(pattern) is not None
+
+
+def _fits(pattern: str, module: str) -> bool:
+    return re.fullmatch(pattern if pattern.startswith("^") else rf"(.*\.)?({pattern})", module) is not None

@@ -99,7 +99,7 @@ def read_hadamard(parts: Parts) -> LoHa:
                 Product(
                     parts.fitted(a, rank_here, outputs),
                     parts.fitted(b, rank_here, inner[0]),
-                    parts.fitted(core, rank_here, rank_here, *inner[1:]),
+                    parts.core(core, rank_here),
                 )
             )
         else:
@@ -129,12 +129,11 @@ def _factor(parts: Parts, name: str, core: str | None) -> Product:
         return Product(parts.matrix(name))
     if core is not None and core in parts:
         rank = parts.rank(second)
-        kernel = parts.shape[2:]
-        outputs, inputs = (parts[part].shape[-1] for part in (first, second))
+        outputs, inputs = (parts.matrix(part).shape[1] for part in (first, second))
         return Product(
             parts.fitted(first, rank, outputs),
             parts.fitted(second, rank, inputs),
-            parts.fitted(core, rank, rank, *kernel),
+            parts.core(core, rank),
         )
     product = Product(parts.matrix(first), parts.matrix(second))
     if product.first.shape[1] != parts.rank(second):

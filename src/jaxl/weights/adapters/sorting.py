@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from jaxl.weights.adapters.names import Layer
-from jaxl.weights.adapters.parts import WEIGHT, split_key
+from jaxl.weights.adapters.parts import ON_INPUT, WEIGHT, split_key
 
 # textual inversions that came with the adapter, one file for both
 EMBEDDING = re.compile(r"bundle_emb\.(.+)\.(clip_[lg])")
@@ -29,7 +29,7 @@ class SortedKeys:
 def sort_keys(keys: Iterable[str], names: Mapping[str, Layer]) -> SortedKeys:
     """Sort the keys of a file; `names` are a model's layers by their spellings."""
     keys = list(keys)
-    scaled = {split[0] for key in keys if (split := split_key(key)) and split[1] == "on_input"}
+    scaled = {key.removesuffix(ON_INPUT) for key in keys if key.endswith(ON_INPUT)}
     layers: dict[Layer, dict[str, str]] = {}
     stems: dict[Layer, tuple[str, str]] = {}
     embeddings: dict[str, dict[str, str]] = {}
