@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import numpy as np
@@ -17,6 +18,7 @@ AdapterSet = tuple[tuple[Adapter, Strength], ...]
 Weights = Callable[[str], np.ndarray]  # float32, in torch's layout, by a checkpoint's key
 
 WEIGHT = ".weight"
+THREADS = 2  # NumPy's work holds no lock; more would wait for memory
 
 
 def changes(adapters: AdapterSet, component: str) -> dict[str, list[tuple[Change, float]]]:
@@ -43,16 +45,18 @@ def forms(
     adapters: AdapterSet, component: str, shapes: Mapping[str, tuple[int, ...]], weights: Weights
 ) -> dict[str, Form]:
     """Return what is added to each layer while programs run, by its path; `shapes` are those of the weights."""
-    found = {}
-    for path, each in run_time(adapters, component).items():
-        weight = partial(weights, path + WEIGHT)
+
+    def made(path: str, each: Sequence[tuple[Change, float]]) -> Form:
         form = Form.none(shapes[path])
         for change, strength in each:
-            after = change.onto(form, weight, strength)
+            after = change.onto(form, partial(weights, path + WEIGHT), strength)
             assert after is not None  # none of them is dense
             form = after
-        found[path] = form
-    return found
+        return form
+
+    found = run_time(adapters, component)
+    with ThreadPoolExecutor(THREADS) as pool:
+        return dict(zip(found, pool.map(made, found, found.values()), strict=True))
 
 
 def merging(adapters: AdapterSet, component: str) -> AdapterSet:
