@@ -97,7 +97,7 @@ def prepared(pipe: Pipeline, params: Any, rows: int, **options: Any) -> Iterator
     inputs = pipe.inputs(params, plan)
     (cond,), (segment,) = inputs.conditionings(), plan.segments
     cond = jax.block_until_ready(jax.tree.map(jnp.asarray, cond))
-    start, run = (pipe.programs.get(program, plan.bucket) for program in (START, ADVANCE))
+    start, run = pipe.programs.get(START, plan.bucket), pipe.programs.get(ADVANCE, plan.bucket)
     network, beginning = inputs.network(segment), inputs.beginning()
     while True:
         slots = jax.block_until_ready(start(beginning))
