@@ -10,6 +10,7 @@ from typing import Any, cast
 import numpy as np
 
 from jaxl.call import arguments
+from jaxl.call.lexicon import Lexicon
 from jaxl.call.options import DEFAULTS, DrawOptions, Guidance, MicroConditioning, Options, Start, check_names, part
 from jaxl.call.prompts import Chunk, read_prompts
 from jaxl.call.sizes import rounds, smallest_that_fits
@@ -49,9 +50,9 @@ class Plan:
     """What to draw: `batch` images, so many at a time as `rounds` says, each round in `bucket`.
 
     `steps` are those of the whole schedule. `rows` [B, R, K] are the tables, of which `count` rows are run, from row
-    `first` on, in `segments`. `texts` are [version][image][branch] -> chunks, or None for the zero embedding. The
-    latents start as `noise_scale` times noise, each seed's own or `noise` [B, h, w, C], plus `picture_scale` times the
-    picture's latents.
+    `first` on, in `segments`. `texts` are [version][image][branch] -> chunks, or None for the zero embedding;
+    `inversions` are the names of the textual inversions in them. The latents start as `noise_scale` times noise, each
+    seed's own or `noise` [B, h, w, C], plus `picture_scale` times the picture's latents.
     """
 
     batch: int
@@ -64,6 +65,7 @@ class Plan:
     count: int
     segments: tuple[Segment, ...]
     texts: list[list[dict[Branch, list[Chunk] | None]]]
+    inversions: tuple[str, ...]
     clip_skip: int
     seeds: list[int] = field(metadata=OF_IMAGE)
     time_ids: dict[Branch, np.ndarray]
@@ -129,6 +131,7 @@ class Devices:
 def make_plan(
     model: Model,
     tokenizers: Mapping[str, Tokenizer],
+    lexicon: Lexicon,
     preset: Preset,
     devices: Devices,
     prompt: str | Sequence[str],
@@ -187,6 +190,7 @@ def make_plan(
     texts = read_prompts(
         model,
         tokenizers,
+        lexicon,
         given,
         batch=batch,
         steps=len(times),
@@ -228,6 +232,7 @@ def make_plan(
         count=table.used,
         segments=segments,
         texts=texts.chunks,
+        inversions=texts.inversions,
         clip_skip=_clip_skip(model, asked.get("clip_skip")),
         seeds=arguments.seeds_per_image(asked.get("seed"), batch),
         time_ids=arguments.time_ids(micro, height, width, model.time_ids),

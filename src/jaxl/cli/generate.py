@@ -20,6 +20,7 @@ from jaxl.cli.options import (
     CoordinatorOption,
     DistributedOption,
     DtypeOption,
+    EmbeddingDirOption,
     HostOption,
     Hosts,
     HostsOption,
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
 
+    from jaxl.call.plan import Plan
     from jaxl.pipeline import Pipeline, Result, ShowPreview, ShowProgress
 
 # evaluations of the network for a guided image
@@ -108,6 +110,11 @@ def generate(
     preview_vae: PreviewVaeOption = None,
     preset: PresetOption = None,
     prediction_type: PredictionOption = None,
+    embedding: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE", help="A textual inversion, which the prompts call as its file; repeatable."),
+    ] = None,
+    embedding_dir: EmbeddingDirOption = None,
     guidance_rescale: Annotated[
         float | None, typer.Option(help="0 to 1: against washed out or glaring colours.")
     ] = None,
@@ -212,7 +219,7 @@ def generate(
     shown = not quiet and to_terminal() and not machines.several
     with machines.joined() as number, progress_bars(shown) as progress:
 
-        def draw() -> tuple[Pipeline, Result, int, float]:
+        def draw() -> tuple[Pipeline, Result, Plan, float]:
             if machines.several and seed is None:
                 asked["seed"] = seeds_per_image(_seed_of_host_0(seeds[0]), num_images)
             open_model = Opener(dtype, shard_params, num_images, local_files_only, progress, kernels)
@@ -233,18 +240,22 @@ def generate(
                 note(f"measuring on {count_of} prompts, once for this model, for --precision {precision}")
             asked.update(_size(size, pipe))
             second = None if refiner is None else open_model(refiner, vae_tile=vae_tile)
+            sources = [*(embedding or ()), *(() if embedding_dir is None else (embedding_dir,))]
+            for each, file in itertools.product([pipe] if second is None else [pipe, second], sources):
+                each.add_embedding(None, file)
             return pipe, *_draw(pipe, asked, second, progress, show)
 
-        pipe, result, steps, loading = in_background(draw)
+        pipe, result, plan, loading = in_background(draw)
 
     from jaxl import __version__
 
     images: list[Image.Image] = list(result.images)
     found = {
-        "steps": steps,
+        "steps": plan.steps,
         "guidance_scale": pipe.preset.guidance_scale if guidance_scale is None else guidance_scale,
         "scheduler": result.scheduler,
         "dtype": str(pipe.dtype),
+        "embeddings": {name: pipe.lexicon.inversions[name].summary.hash for name in plan.inversions} or None,
     }
     if scheduler is None and eta is None:
         found["eta"] = pipe.preset.eta
@@ -333,8 +344,8 @@ def _draw(
     refiner: Pipeline | None,
     progress: ShowProgress | None,
     preview: ShowPreview | None,
-) -> tuple[Result, int, float]:
-    """Load while the programs compile, and generate; also the schedule's steps, and the seconds that loading took."""
+) -> tuple[Result, Plan, float]:
+    """Load while the programs compile, and generate; also the plan, and the seconds that loading took."""
     import jax
 
     plan = pipe.plan(**asked)
@@ -347,12 +358,12 @@ def _draw(
         params = pipe.load_params(progress)
         if refiner is None or second is None:
             loading = time.perf_counter() - began
-            return pipe.run(params, plan, **shown), plan.steps, loading
+            return pipe.run(params, plan, **shown), plan, loading
         refiner.compile(second, preview=preview is not None)
         both = refiner, refiner.load_params(progress)
         loading = time.perf_counter() - began
         share = asked["denoising_end"]
-        return pipe.generate(params, **asked, **shown, refiner=both, refiner_at=share), plan.steps, loading
+        return pipe.generate(params, **asked, **shown, refiner=both, refiner_at=share), plan, loading
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
         if not is_out_of_memory(error):
             raise

@@ -56,6 +56,9 @@ PredictionOption = Annotated[
 UnetOption = Annotated[
     str | None, typer.Option(metavar="MODEL", help="Another U-Net, such as SDXL-Lightning's; also alone in a file.")
 ]
+EmbeddingDirOption = Annotated[
+    str | None, typer.Option(metavar="DIR", help="Textual inversions, which prompts call as their files are called.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
 
 DistributedOption = Annotated[
