@@ -30,6 +30,7 @@ from jaxl.run.bucket import Beginning, Bucket, Conditioning, Leaf, Target, Text
 from jaxl.run.model import Model
 from jaxl.run.sharding import replicated, split_images
 from jaxl.run.steps import features_shapes, slots_shapes
+from jaxl.weights.layout import placed
 from jaxl.weights.quantise import layers
 
 Arguments = TypeVarTuple("Arguments")
@@ -246,7 +247,7 @@ class Programs:
     @cached_property
     def nothing_replaced(self) -> dict[str, Replaced]:
         """What encoders are told of a text without textual inversions, by encoder: zeros, on the devices once."""
-        return _zeros(_replaced(self.target))
+        return jax.tree.map(lambda s: placed(np.zeros(s.shape, s.dtype), s.sharding), _replaced(self.target))
 
     def no_features(self, bucket: Bucket) -> Array | None:
         """Return features before the first row, which must not be shallow: zeros; None if the bucket is not cached."""

@@ -10,7 +10,7 @@ import numpy as np
 from jaxl.errors import InputError, nearest
 from jaxl.text.tokenizer import Tokenizer
 
-# what a name may end with in a prompt, as the files do
+# the endings of files that are, or are meant to be, textual inversions; names in prompts may have them too
 SUFFIXES = (".safetensors", ".pt", ".bin")
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxl.errors import CheckpointError
+from jaxl.text.words import SUFFIXES
 from jaxl.weights import kinds
 from jaxl.weights.store import DTYPES, Tensor, read_header
 
@@ -34,8 +35,6 @@ OLD = ("emb_params", "string_to_param.*")
 # the models of these vectors, where SDXL has others
 FAMILIES: Mapping[int, str] = {768: "Stable Diffusion 1", 1024: "Stable Diffusion 2"}
 FLOATS = [DTYPES[name] for name in ("BF16", "F16", "F32", "F64")]
-# the files of a folder that are, or are meant to be, textual inversions; pictures are most often their previews
-SUFFIXES = (".safetensors", ".pt", ".bin")
 FOR_SDXL = "get one for SDXL, with clip_l and clip_g"
 
 
@@ -102,7 +101,8 @@ def read_inversions(file: Path, widths: Mapping[str, int], most: int) -> list[In
 def read_folder(folder: Path, widths: Mapping[str, int], most: int) -> tuple[list[Inversion], list[Summary]]:
     """Return the textual inversions of the files in a folder and its folders, and those that were not loaded.
 
-    Of two files of a name the first is loaded. The arguments are those of `read_inversions`.
+    Pictures are passed over, which are previews most often. Of two files of a name the first is loaded. The arguments
+    are those of `read_inversions`.
     """
     found: dict[str, Inversion] = {}
     left: list[Summary] = []
