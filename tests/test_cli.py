@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import re
 import shutil
 import signal
 import struct
@@ -21,6 +22,7 @@ from PIL import Image
 import jaxl
 from jaxl.cli import run
 from jaxl.png import read_settings
+from jaxl.weights.store import write_safetensors
 
 TINY = Path(jaxl.__file__).parent / "models" / "tiny"
 UNET = Path("unet") / "diffusion_pytorch_model.safetensors"
@@ -408,6 +410,34 @@ def test_every_mode(capsys: pytest.CaptureFixture[str], small: Any) -> None:
     assert (written["strength"], written["image"]) == (0.7, "picture.png")
     with Image.open("out.png") as got:
         assert "Denoising strength: 0.7, " in got.text["parameters"]  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_textual_inversions(capsys: pytest.CaptureFixture[str], small: Any) -> None:
+    """The picture is the one that the library draws, its file says what was in the prompt, and a folder warns."""
+    model = small[0].checkpoint.source
+    pipe, params = on_two_devices(model)
+    rng, widths = np.random.default_rng(0), {"clip_l": 16, "clip_g": 32}
+    for name in ("one", "two", "more/three"):
+        file = Path(f"{name}.safetensors")
+        file.parent.mkdir(exist_ok=True)
+        entries = {key: (np.dtype(np.float32), (2, width)) for key, width in widths.items()}
+        write_safetensors(file, entries, lambda key: rng.standard_normal((2, widths[key]), np.float32))
+        pipe.add_embedding(None, file)
+    (Path("more") / "old.pt").write_bytes(b"\x80\x02" * 8)
+    flags = ("--model", model, *SMALL, "--seed", "5", "--negative", "embedding:three", "-o", "out.png", "--quiet")
+    files = ("--embedding", "one.safetensors", "--embedding", "two.safetensors", "--embedding-dir", "more")
+    assert run(["generate", "a Two cat", *flags, *files]) == 0
+    assert re.fullmatch(r"jaxl: warning: not loaded: .*old\.pt: .*a pickle.*\n", capsys.readouterr().err)
+    settings: dict[str, Any] = {"steps": 1, "width": 64, "height": 64, "seed": 5, "negative_prompt": "embedding:three"}
+    (wanted,) = pipe.generate(params, "a two cat", **settings).images
+    with Image.open("out.png") as got:
+        np.testing.assert_array_equal(np.asarray(got), np.asarray(wanted))
+        assert re.search(r'TI hashes: "two: [0-9a-f]{12}, three: [0-9a-f]{12}"', got.info["parameters"])
+    assert list(read_settings("out.png")["embeddings"]) == ["two", "three"]
+    assert run(["generate", "a cat", *flags]) == 2
+    assert "--negative 'embedding:three': no embedding has this name; none is loaded; " in capsys.readouterr().err
+    assert run(["generate", "a cat", *flags, *files, "--refiner", model, "--embedding", "out.png"]) == 2
+    assert "out.png: a picture (PNG), not weights" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

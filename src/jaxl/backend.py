@@ -31,6 +31,7 @@ from jaxl.run.programs import ADVANCE, DECODE, JOIN, OBSERVE, PREVIEW, PROGRAMS,
 from jaxl.run.sharding import make_mesh, replicated, spare_device, use_cores, with_sharding
 from jaxl.weights.adapters.combined import AdapterSet
 from jaxl.weights.adapters.library import check_folder
+from jaxl.weights.inversions import Summary
 
 __all__ = ["PipelineBackend", "open_backend"]
 
@@ -126,7 +127,8 @@ class PipelineBackend:
 
     An image goes to the cheapest lane that has room for all that it is. With one size an image is the same bit for bit
     whatever runs beside it; with several it is the same to rounding, and fewer images take less time. `decode_on` is a
-    device outside of the pipeline's mesh, so that the next rows need not wait for what is decoded.
+    device outside of the pipeline's mesh, so that the next rows need not wait for what is decoded. `embeddings` are the
+    textual inversions that the pipeline was given, and those that it could not take.
     """
 
     def __init__(
@@ -136,8 +138,10 @@ class PipelineBackend:
         lanes: Sequence[Bucket],
         sizes: Sequence[int],
         decode_on: Any | None = None,
+        embeddings: Sequence[Summary] = (),
     ):
         self.pipe = pipe
+        self.embeddings = tuple(embeddings)
         self.lanes = list(lanes)
         self.sizes = sizes
         self._decoder, self._decode_on = pipe.programs, decode_on
@@ -154,13 +158,14 @@ class PipelineBackend:
 
     @property
     def defaults(self) -> dict[str, Any]:
-        """What a server's settings take from the model: the names of `schedulers`, `sizes`, the `chunks` that a prompt
-        may have, and what is drawn where a request does not say, which is the first size, `scheduler`, `steps` and
-        `guidance_scale`.
+        """What a server's settings take from the model: the names of `schedulers`, the `embeddings`, `sizes`, the
+        `chunks` that a prompt may have, and what is drawn where a request does not say, which is the first size,
+        `scheduler`, `steps` and `guidance_scale`.
         """
         preset = self.pipe.preset
         return {
             "schedulers": tuple(sorted(SCHEDULERS)),
+            "embeddings": self.embeddings,
             "sizes": tuple(dict.fromkeys((lane.width, lane.height) for lane in self.lanes)),
             "chunks": max(lane.chunks for lane in self.lanes),
             "scheduler": scheduler_name(self.pipe.model.scheduler, preset.scheduler),
@@ -256,6 +261,7 @@ def open_backend(
     lora_dir: str | os.PathLike[str] | None = None,
     lora_rank: int = LORA_RANK,
     dtype: Dtype = "auto",
+    embedding_dir: str | os.PathLike[str] | None = None,
     progress: ShowProgress | None = None,
     **options: Any,
 ) -> PipelineBackend:
@@ -268,7 +274,8 @@ def open_backend(
     chunks: parts of 75 tokens that a prompt may have; prompts of one part have a lane of their own.
     lora_dir: a folder of LoRAs that requests may ask for; `lora_rank` is the sum of the ranks that an image may have.
         Images with LoRAs have lanes of their own.
-    dtype: auto is float32 on a CPU, else bfloat16. options: further ones of `LoadOptions`.
+    dtype: auto is float32 on a CPU, else bfloat16. embedding_dir: a folder with textual inversions, see
+        `Pipeline.add_embedding`. options: further ones of `LoadOptions`.
 
     Images are guided if the model's preset says so; then those without guidance share their lanes. Raises InputError
     for the arguments and CheckpointError for the model.
@@ -279,6 +286,7 @@ def open_backend(
     use_cores(spare=1)
     mesh = make_mesh()
     pipe = open_pipeline(model, LoadOptions(mesh=mesh, dtype=dtype, **options))
+    embeddings = [] if embedding_dir is None else pipe.add_embedding(None, embedding_dir)
     slots = slots or max([SLOTS, mesh.size, *batch_sizes])
     at_once = sorted({whole_number("batch_sizes", size, least=1, most=slots) for size in batch_sizes} | {slots})
     side = pipe.model.default_size
@@ -294,7 +302,7 @@ def open_backend(
         bucket = pipe.bucket(1, height, width, guided=guided)
         for (room, text_room), n in product(rooms, sorted({1, chunks})):
             lanes.append(replace(bucket.single, chunks=n, room=room, text_room=text_room))
-    backend = PipelineBackend(pipe, {}, lanes, at_once, spare_device())
+    backend = PipelineBackend(pipe, {}, lanes, at_once, spare_device(), embeddings)
     backend.begin()
     backend.take_params(pipe.load_params(progress))
     backend.warm_up(None if progress is None else lambda done, total: progress("compile", done, total))

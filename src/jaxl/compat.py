@@ -239,7 +239,7 @@ class FlaxStableDiffusionXLPipeline:
     def _encode(self, params: Params, ids: Array) -> Text:
         by_encoder = {name: ids[:, i] for i, name in enumerate(self.pipeline.tokenizers)}
         weights = {name: jnp.ones(rows.shape, jnp.float32) for name, rows in by_encoder.items()}
-        return encode_text(self.pipeline.model, params, by_encoder, weights, 0)
+        return encode_text(self.pipeline.model, params, by_encoder, weights, 0, {})
 
     @property
     def components(self) -> dict[str, Any]:

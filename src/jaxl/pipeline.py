@@ -26,6 +26,7 @@ from PIL import Image
 from jaxl import presets
 from jaxl.call import arguments
 from jaxl.call.inputs import Encoder, Inputs
+from jaxl.call.lexicon import Lexicon
 from jaxl.call.loras import adapter_set, read_loras
 from jaxl.call.options import DrawOptions, LoadOptions, Options
 from jaxl.call.plan import NETWORKS, OTHER_PROMPTS, Devices, Plan, make_plan
@@ -41,11 +42,12 @@ from jaxl.run.model import Model
 from jaxl.run.programs import ADVANCE, DECODE, ENCODE_IMAGE, OBSERVE, PREVIEW, PROGRAMS, START, Programs
 from jaxl.run.sharding import gathered, make_mesh, on_host, own_images, place_parameters
 from jaxl.weights.adapters.adapter import Adapter, read_adapter
-from jaxl.weights.adapters.library import Library, check_name
+from jaxl.weights.adapters.library import Library, check_tag_name
 from jaxl.weights.adapters.source import open_adapter
 from jaxl.weights.adapters.strength import Strength
 from jaxl.weights.checkpoint import Checkpoint, first_broken
 from jaxl.weights.folder import TOKENIZERS
+from jaxl.weights.inversions import Summary, check_name, read_folder, read_inversions
 from jaxl.weights.layout import flatten
 from jaxl.weights.params import read_params
 from jaxl.weights.quantise import (
@@ -144,6 +146,7 @@ class Pipeline:
             return Programs(self.model, mesh, placed, options.vae_tile)
 
         self.tokenizers = open_tokenizers(checkpoint, self.model)
+        self.lexicon = Lexicon.of(self.model, self.tokenizers)
         self.embeddings = Embeddings({})
         own_loras = [EMBEDDED[checkpoint.source] / LORAS] if checkpoint.source in EMBEDDED else []
         self.loras = Library(lambda name, file: read_adapter(name, file, self.model.shapes()), own_loras)
@@ -223,10 +226,12 @@ class Pipeline:
         Raises InputError for a name that cannot stand in a prompt or that another file has, and CheckpointError for a
         file that is missing, damaged, or not for models of SDXL's kind.
         """
-        check_name("name", name)
+        check_tag_name("name", name)
         file, shapes = open_adapter(source, weight_name=weight_name), self.model.shapes()
         adapter = read_adapter(name, file, shapes, strict=strict, source=os.fspath(source))
         self.loras.add(adapter)
+        if adapter.embeddings and not set(adapter.embeddings) <= set(self.lexicon.inversions):
+            self.add_embedding(None, file)
         return adapter
 
     def fuse(self, params: Params, loras: Mapping[str, float | Strength]) -> Params:
@@ -255,6 +260,36 @@ class Pipeline:
         tokenizers = {TOKENIZERS[encoder]: tokenizer.save for encoder, tokenizer in self.tokenizers.items()}
         configs, own = ({k: v for k, v in each.items() if k != "preview"} for each in (self.checkpoint.configs, params))
         save_checkpoint(Path(folder), configs, own, tokenizers)
+
+    def add_embedding(self, name: str | None, source: str | os.PathLike[str]) -> list[Summary]:
+        """Have prompts know a textual inversion, or all that are in the files of a folder; nothing is compiled anew.
+
+        name: what prompts call it; by default, and in a folder always, as its file. source: a `.safetensors` file, with
+        `clip_l` and `clip_g` or one of them, that of a LoRA with such in it, or a folder.
+
+        Returns what was found; of a folder also what was passed over, each with its `problem`, which is logged too.
+        Raises CheckpointError for a file that is no textual inversion for the model, InputError for a name that prompts
+        know already, and for a folder of which nothing can be loaded.
+        """
+        path = Path(source)
+        widths = {encoder: cfg.width for encoder, cfg in self.model.text_encoders.items()}
+        most = min(tokenizer.max_length for tokenizer in self.tokenizers.values()) - 2
+        found, left = read_folder(path, widths, most) if path.is_dir() else (read_inversions(path, widths, most), [])
+        if not found:
+            problems = [each.problem for each in left if each.problem] or ["there is no .safetensors file in it"]
+            raise InputError("embedding", str(path), problems[0])
+        if name is not None:
+            if path.is_dir() or len(found) > 1:
+                raise InputError("name", name, f"what is in {path} has names of its own; leave it out")
+            found = [replace(found[0], name=check_name(path, name))]
+        self.lexicon = Lexicon.of(self.model, self.tokenizers, [*self.lexicon.inversions.values(), *found])
+        for each in left:
+            log.warning("not loaded: %s", each.problem)
+        return [*(each.summary for each in found), *left]
+
+    def remove_embedding(self, name: str) -> None:
+        """Have prompts forget a textual inversion. Raises InputError for a name that they do not know."""
+        self.lexicon = self.lexicon.without(self.model, self.tokenizers, name)
 
     def bucket(
         self, images: int, height: int | None = None, width: int | None = None, *, guided: bool = True
@@ -346,7 +381,8 @@ class Pipeline:
 
     def plan(self, prompt: str | Sequence[str], **options: Unpack[DrawOptions]) -> Plan:
         """Check the arguments of `generate` and give each image its own, before anything is loaded or compiled."""
-        return make_plan(self.model, self.tokenizers, self.preset, self.devices, self.loras, prompt, options)
+        known = self.model, self.tokenizers, self.lexicon, self.preset, self.devices, self.loras
+        return make_plan(*known, prompt, options)
 
     def plan_refining(
         self, base: Plan, noisy: np.ndarray | None, /, prompt: str | Sequence[str], **options: Unpack[DrawOptions]

@@ -52,6 +52,15 @@ def test_a1111_text() -> None:
     ]
 
 
+def test_textual_inversions_have_their_hashes() -> None:
+    text = a1111_text(
+        {**SETTINGS, "embeddings": {"EasyNegative": "c74b4e810b03", "a: b, c": "0123456789ab", "own": None}}
+    )
+    assert 'TI hashes: "EasyNegative: c74b4e810b03, a b c: 0123456789ab", Version: ' in text
+    assert read_a1111_text(text)["TI hashes"] == "EasyNegative: c74b4e810b03, a b c: 0123456789ab"
+    assert "TI hashes" not in a1111_text({**SETTINGS, "embeddings": {"own": None}})
+
+
 @pytest.mark.parametrize(
     ("setting", "written"),
     [

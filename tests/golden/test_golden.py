@@ -52,7 +52,7 @@ def test_text_embeddings(tiny: Any, golden: Golden) -> None:
     for text, wanted_embeds, wanted_pooled in zip(texts, embeds, pooled, strict=True):
         ids = {name: tokenizer.encode([str(text)]).ids for name, tokenizer in pipe.tokenizers.items()}
         weights = {name: np.ones(rows.shape, np.float32) for name, rows in ids.items()}
-        got = encode_text(encoders, ids, weights, np.int32(0))
+        got = encode_text(encoders, ids, weights, np.int32(0), pipe.programs.nothing_replaced)
         assert relative_error(got.prompt_embeds[0], wanted_embeds) < 2e-5
         assert relative_error(got.pooled[0], wanted_pooled) < 2e-5
 

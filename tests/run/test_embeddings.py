@@ -12,7 +12,7 @@ import pytest
 
 from jaxl.run.bucket import Text
 from jaxl.run.embeddings import MAX_TEXTS, Embeddings
-from jaxl.run.programs import ENCODE_TEXT, AnyProgram
+from jaxl.run.programs import ENCODE_TEXT, AnyProgram, Programs
 
 
 def text(value: float) -> Text:
@@ -46,6 +46,17 @@ def test_parameters_are_known_by_identity_and_may_go() -> None:
     assert old() is None
     changeable = {"weight": np.ones(3)}
     assert not Embeddings(changeable).made_with(changeable)
+
+
+def test_no_vectors_are_on_the_devices_once_and_compile_nothing(small: Any, compilations: Any) -> None:
+    target = small[0].programs.target
+    programs = Programs(target.model, target.mesh, target.shapes)
+    with compilations() as compiled:
+        found = programs.nothing_replaced
+    assert programs.nothing_replaced is found
+    assert found.keys() == target.model.text_encoders.keys()
+    assert all(isinstance(leaf, jax.Array) and not leaf.any() for leaf in jax.tree.leaves(found))
+    assert compiled == []
 
 
 def test_a_text_is_encoded_once_for_the_same_parameters(small: Any, monkeypatch: pytest.MonkeyPatch) -> None:

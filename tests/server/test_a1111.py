@@ -7,6 +7,7 @@ import io
 import json
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from http.client import HTTPConnection
 from typing import Any
 from urllib.parse import urlsplit
@@ -24,6 +25,7 @@ from jaxl.server.a1111.options import NEUTRAL
 from jaxl.server.a1111.routes import LACKING
 from jaxl.server.service import Service
 from jaxl.server.settings import Settings
+from jaxl.weights.inversions import Summary
 
 Until = Callable[[Callable[[], bool]], None]
 SLOW = pytest.mark.parametrize("row_seconds", [0.01])
@@ -482,6 +484,15 @@ class TestRoutes:
     def test_replicas_keep_the_model(self, client: TestClient) -> None:
         assert refused(client, "unload-checkpoint", 422).startswith("unload-checkpoint: replicas")
         assert post(client, "reload-checkpoint") == {}
+
+    def test_embeddings(self, client: TestClient, service: Service) -> None:
+        found = (Summary("EasyNegative", 3, 2048, "c74b4e810b03"), Summary("old", problem="/a/path/old.pt: a pickle"))
+        service.settings = replace(service.settings, embeddings=found)
+        unsaid = {"step": None, "sd_checkpoint": None, "sd_checkpoint_name": None}
+        assert client.get("/sdapi/v1/embeddings").json() == {
+            "loaded": {"EasyNegative": {**unsaid, "shape": 2048, "vectors": 3}},
+            "skipped": {"old": {**unsaid, "shape": 0, "vectors": 0}},
+        }
 
     def test_what_there_is_to_refresh(self, client: TestClient) -> None:
         for name in ("checkpoints", "embeddings", "loras", "vae"):

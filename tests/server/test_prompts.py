@@ -6,13 +6,16 @@ import base64
 import io
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
+from jaxl.server.service import Service
 from jaxl.text.prompt import SYNTAXES, parse, schedule
+from jaxl.weights.inversions import Summary
 
 OPENAI, A1111, HUGGING_FACE = "/v1/images/generations", "/sdapi/v1/txt2img", "/"
 # what people write without a thought of syntax
@@ -84,6 +87,53 @@ def test_tokens_are_counted(
     told = found.pop("error")
     assert found == {"tokens": tokens, "chunks": chunks, "limit": 75 * chunks}
     assert told is None if error is None else error in told
+
+
+@pytest.fixture
+def embeddings(service: Service) -> None:
+    """Textual inversions: one of three places, one without a hash, and one that was not loaded."""
+    found = (
+        Summary("EasyNegative", 3, 2048, "c74b4e810b03"),
+        Summary("half", 1, 768),
+        Summary("old", problem="a pickle"),
+    )
+    service.settings = replace(service.settings, embeddings=found)
+
+
+@pytest.mark.usefixtures("embeddings")
+@pytest.mark.parametrize(
+    ("text", "syntax", "tokens", "error"),
+    [
+        ("a cat, easynegative", "lenient", 6, None),
+        ("a cat, (embedding:EasyNegative:0.5)", "a1111", 6, None),
+        ("a cat, easynegative", "literal", 5, None),
+        ("easynegative", "literal", 2, None),
+        ("embedding:old", "lenient", 4, "no embedding has this name"),
+        ("easynegative " * 25, "lenient", 75, None),
+    ],
+)
+def test_places_of_textual_inversions_are_counted(
+    client: TestClient, text: str, syntax: str, tokens: int, error: str | None
+) -> None:
+    found = client.post("/v1/tokens", json={"text": text, "prompt_syntax": syntax}).json()
+    assert (found["tokens"], found["chunks"]) == (tokens, 1)
+    assert found["error"] is None if error is None else error in found["error"]
+
+
+@pytest.mark.usefixtures("embeddings")
+def test_files_say_which_textual_inversions_are_in_their_prompts(client: TestClient) -> None:
+    def made(**options: Any) -> tuple[Any, str]:
+        answer = client.post(A1111, json={"prompt": "a half [easynegative:cat:1]", "steps": 2, **options}).json()
+        with Image.open(io.BytesIO(base64.b64decode(answer["images"][0]))) as image:
+            assert json.loads(answer["info"])["infotexts"] == [image.info["parameters"]]
+            return json.loads(image.info["jaxl"]).get("embeddings"), image.info["parameters"]
+
+    told, text = made()
+    assert told == {"EasyNegative": "c74b4e810b03", "half": None}
+    assert 'TI hashes: "EasyNegative: c74b4e810b03", ' in text
+    assert made(prompt="a cat", negative_prompt="EASYNEGATIVE")[0] == {"EasyNegative": "c74b4e810b03"}
+    assert made(prompt_syntax="literal")[0] is None
+    assert "TI hashes" not in made(prompt="a cat")[1]
 
 
 def test_texts_that_are_not_counted(client: TestClient) -> None:

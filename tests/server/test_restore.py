@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,6 +16,8 @@ from PIL.PngImagePlugin import PngInfo
 from jaxl.call.infotext import LABELS, a1111_text
 from jaxl.server.a1111.fields import scheduler_of
 from jaxl.server.restore import a1111_settings
+from jaxl.server.service import Service
+from jaxl.weights.inversions import Summary
 
 PATH = "/v1/images/settings"
 MADE = {"prompt": "a castle", "seed": 2**64 - 1, "steps": 9, "scheduler": "ddim", "width": 64, "height": 32}
@@ -53,6 +56,29 @@ def test_files_of_a1111(client: TestClient) -> None:
     text = a1111_text({**MADE, **told, "model": "a/tiny.safetensors", "version": "1"})
     found = client.post(PATH, json={"image": png(parameters=text)}).json()
     assert found == {**MADE, **told, "prompt_syntax": "lenient", "seed": str(2**64 - 1), "unread": []}
+
+
+def test_textual_inversions(client: TestClient, service: Service) -> None:
+    """Those that this server has need no word: the prompt names them."""
+    service.settings = replace(service.settings, embeddings=(Summary("EasyNegative", 3, 2048, "c74b4e810b03"),))
+    for embeddings, unread in (
+        ({"EasyNegative": "c74b4e810b03"}, {"jaxl": [], "parameters": []}),
+        (
+            {"EasyNegative": "c74b4e810b03", "x": "0123456789ab"},
+            {"jaxl": ["TI hashes: x"], "parameters": ["TI hashes: EasyNegative: c74b4e810b03, x: 0123456789ab"]},
+        ),
+        (
+            {"EasyNegative": "another"},
+            {"jaxl": ["TI hashes: EasyNegative"], "parameters": ["TI hashes: EasyNegative: another"]},
+        ),
+    ):
+        told = {**MADE, "guidance_scale": 4.5, "embeddings": embeddings}
+        for kind, text in (("jaxl", json.dumps(told)), ("parameters", a1111_text(told))):
+            found = client.post(PATH, json={"image": png(**{kind: text})}).json()
+            assert found["unread"] == unread[kind]
+            assert "embeddings" not in found
+    for odd in (5, ["x"], "x", None):
+        assert client.post(PATH, json={"image": png(jaxl=json.dumps({**MADE, "embeddings": odd}))}).status_code == 200
 
 
 def test_the_comment_of_a_jpeg(client: TestClient) -> None:

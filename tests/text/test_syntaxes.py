@@ -159,8 +159,6 @@ def test_hostile_texts_are_read(unit: str) -> None:
     [
         ("a <lora:x:0.8>", "'<lora:x:0.8>' is for other networks, .* at character 2"),
         ("<hypernet:y>", "'<hypernet:y>' is for other networks"),
-        ("a, embedding:easynegative, b", "'embedding:easynegative' is a textual inversion, .* at character 3"),
-        ("(embedding:Bad-Dream.pt:1.2)", "'embedding:Bad-Dream.pt' is a textual inversion"),
     ],
 )
 def test_files_that_jaxl_does_not_load_are_refused_by_name(syntax: Any, prompt: str, message: str) -> None:
@@ -182,7 +180,34 @@ def test_files_that_jaxl_does_not_load_are_refused_by_name(syntax: Any, prompt: 
 )
 @pytest.mark.parametrize("syntax", ["a1111", "lenient"])
 def test_words_that_are_no_names_of_files(syntax: Any, prompt: str) -> None:
-    assert parse(prompt, syntax=syntax)
+    texts = [now for _, now in schedule(prompt, 4, syntax=syntax)]
+    found = [span for now in texts for section in parse(now, syntax=syntax) for span in section]
+    assert found
+    assert not any(span.embedding for span in found)
+
+
+@pytest.mark.parametrize("syntax", ["a1111", "lenient"])
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
+        ("a, embedding:Bad-Dream.pt, b", {0: [("a, ", 1), ("=Bad-Dream.pt", 1), (", b", 1)]}),
+        ("(embedding:x:1.2) [embedding:y]", {0: [("=x", 1.2), (" ", 1), ("=y", DOWN)]}),
+        ("(a embedding:x b:0.5)", {0: [("a ", 0.5), ("=x", 0.5), (" b", 0.5)]}),
+        ("embedding:x embedding:x", {0: [("=x", 1), (" ", 1), ("=x", 1)]}),
+        ("[embedding:x:embedding:y:2]", {0: [("=x", 1)], 2: [("=y", 1)]}),
+        ("[embedding:x:2]", {0: [], 2: [("=x", 1)]}),
+        ("[embedding:x|b]", {0: [("=x", 1)], 1: [("b", 1)], 2: [("=x", 1)]}),
+        (r"\embedding:x", {0: [("embedding:x", 1)]}),
+    ],
+)
+def test_embeddings_as_comfyui_names_them(syntax: Any, prompt: str, expected: dict[int, Any]) -> None:
+    def spans(now: str) -> list[tuple[str, Any]]:
+        (section,) = parse(now, syntax=syntax)
+        return [("=" * span.embedding + span.text, pytest.approx(span.weight)) for span in section]
+
+    assert {first: spans(now) for first, now in schedule(prompt, 3, syntax=syntax)} == expected
+    for literal in ("literal", "plain"):
+        assert parse(prompt, syntax=literal) == ((Span(prompt, 1.0),),)
 
 
 def test_literal_text_is_what_it_is() -> None:

@@ -35,6 +35,9 @@ FIRST = re.compile(r"\s*Steps: *[0-9]")
 # extensions for wildcards write these under the settings
 TEMPLATE = re.compile(r"\s*(?:Negative )?Template:")
 
+# textual inversions in the prompts, as "name: hash, name: hash", without these marks in the names
+EMBEDDINGS, MARKS = "TI hashes", {ord(mark): None for mark in ":,"}
+
 # Fooocus' own names (https://github.com/lllyasviel/Fooocus, `modules/meta_parser.py`) for those of A1111
 FOOOCUS = {
     "prompt": "Prompt",
@@ -66,8 +69,8 @@ WIDE, PLAIN = b"UNICODE\0", (b"ASCII\0\0\0", b"\0" * 8)
 def a1111_text(settings: Mapping[str, Any]) -> str:
     """Return the text for a picture: prompt, negative prompt and a line of settings, as A1111 1.9 and later write it.
 
-    `settings` has at least prompt, steps, scheduler, guidance_scale, seed, width and height. A1111 has no second
-    prompt; it is left out. A scheduler that A1111 lacks keeps its own name.
+    `settings` has at least prompt, steps, scheduler, guidance_scale, seed, width and height; `embeddings` are hashes by
+    name. A1111 has no second prompt; it is left out. A scheduler that A1111 lacks keeps its own name.
     """
     sampler, schedule = a1111_name(settings["scheduler"])
     pairs = {
@@ -89,6 +92,9 @@ def a1111_text(settings: Mapping[str, Any]) -> str:
     if settings.get("clip_skip"):
         # A1111 counts from the last layer, jaxl from SDXL's usual second-to-last one
         pairs["Clip skip"] = settings["clip_skip"] + 2
+    hashes = {name: own for name, own in (settings.get("embeddings") or {}).items() if own}
+    if hashes:
+        pairs[EMBEDDINGS] = ", ".join(f"{name.translate(MARKS)}: {own}" for name, own in hashes.items())
     if settings.get("version"):
         pairs["Version"] = f"jaxl {settings['version']}"
     negative = settings.get("negative_prompt")

@@ -13,6 +13,7 @@ from jaxl.call.plan import NETWORKS, Plan, Segment
 from jaxl.call.prompts import Chunk
 from jaxl.call.starts import Mask, Picture
 from jaxl.diffusion.noise import image_key
+from jaxl.nn.clip import Replaced
 from jaxl.nn.layer_kinds import adapted
 from jaxl.nn.layers import Params
 from jaxl.run.adapted import AdaptedNetworks
@@ -58,7 +59,8 @@ class Encoder:
             run = self.programs.get(ENCODE_TEXT, bucket)
             encoders = {name: self.encoder(name, own, bucket) for name in chunk}
             ids, weights = ({name: arrays[i] for name, arrays in chunk.items()} for i in (0, 1))
-            self._texts[key] = self.embeddings.get(key, lambda: run(encoders, ids, weights, np.int32(skip)))
+            replaced = {name: self._replaced(name, *arrays[2:]) for name, arrays in chunk.items()}
+            self._texts[key] = self.embeddings.get(key, lambda: run(encoders, ids, weights, np.int32(skip), replaced))
         return self._texts[key]
 
     def encoder(self, name: str, adapters: AdapterSet, bucket: Bucket) -> Params:
@@ -69,6 +71,14 @@ class Encoder:
             forms = self.networks.forms(self.params, adapters, name) if shapes else {}
             self._encoders[name, adapters] = adapted(network, adapter_arrays(shapes, [forms]))
         return self._encoders[name, adapters]
+
+    def _replaced(self, encoder: str, places: np.ndarray, vectors: np.ndarray) -> Replaced:
+        """Vectors [n, width] at places [1, T]; where there are none, what the devices have already."""
+        if not places.any():
+            return self.programs.nothing_replaced[encoder]
+        at = np.zeros((*places.shape, vectors.shape[-1]), np.float32)
+        at[places] = vectors
+        return Replaced(at, places)
 
     def latents(self, of: Picture | Mask, pixels: np.ndarray, bucket: Bucket) -> np.ndarray:
         """The latents [1, h, w, C] of pixels [1, H, W, 3] that a picture or mask has."""

@@ -10,6 +10,7 @@ from typing import Any, cast
 import numpy as np
 
 from jaxl.call import arguments
+from jaxl.call.lexicon import Lexicon
 from jaxl.call.loras import adapter_set, at_step, distilled_preset, read_loras, starts
 from jaxl.call.options import DEFAULTS, DrawOptions, Guidance, MicroConditioning, Options, Start, check_names, part
 from jaxl.call.prompts import Chunk, read_prompts
@@ -59,8 +60,9 @@ class Plan:
 
     `steps` are those of the whole schedule, and `preset` says what the call left open. `rows` [B, R, K] are the
     tables, of which `count` rows are run, from row `first` on, in `segments`. `texts` are [version][image][branch] ->
-    chunks, or None for the zero embedding, and `adapters` [version][image]. The latents start as `noise_scale` times
-    noise, each seed's own or `noise` [B, h, w, C], plus `picture_scale` times the picture's latents.
+    chunks, or None for the zero embedding; `inversions` are the names of the textual inversions in them. `adapters`
+    are [version][image]. The latents start as `noise_scale` times noise, each seed's own or `noise` [B, h, w, C], plus
+    `picture_scale` times the picture's latents.
     """
 
     batch: int
@@ -75,6 +77,7 @@ class Plan:
     segments: tuple[Segment, ...]
     texts: list[list[dict[Branch, list[Chunk] | None]]]
     adapters: list[list[AdapterSet]]
+    inversions: tuple[str, ...]
     clip_skip: int
     seeds: list[int] = field(metadata=OF_IMAGE)
     time_ids: dict[Branch, np.ndarray]
@@ -141,6 +144,7 @@ class Devices:
 def make_plan(
     model: Model,
     tokenizers: Mapping[str, Tokenizer],
+    lexicon: Lexicon,
     preset: Preset,
     devices: Devices,
     adapters: Mapping[str, Adapter],
@@ -206,6 +210,7 @@ def make_plan(
     texts = read_prompts(
         model,
         tokenizers,
+        lexicon,
         {**given, "prompt": [text for text, _ in tagged]},
         batch=batch,
         steps=len(times),
@@ -257,6 +262,7 @@ def make_plan(
         segments=segments,
         texts=texts.chunks,
         adapters=by_version,
+        inversions=texts.inversions,
         clip_skip=_clip_skip(model, asked.get("clip_skip")),
         seeds=arguments.seeds_per_image(asked.get("seed"), batch),
         time_ids=arguments.time_ids(micro, height, width, model.time_ids),

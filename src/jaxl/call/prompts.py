@@ -11,16 +11,20 @@ from functools import cache
 
 import numpy as np
 
+from jaxl.call.lexicon import Lexicon
 from jaxl.errors import CheckpointError, InputError, PromptWarning, TruncationWarning
 from jaxl.run.bucket import Branch
 from jaxl.run.model import Model
-from jaxl.text.chunks import Chunks, chunk, pad
+from jaxl.text.chunks import OWN, Chunks, chunk, neutral, pad
 from jaxl.text.prompt import SYNTAXES, Syntax, is_composed, parse, schedule
 from jaxl.text.tokenizer import Tokenizer
+from jaxl.text.words import NO_WORDS
 from jaxl.weights.checkpoint import Checkpoint
 from jaxl.weights.folder import TOKENIZERS
 
-Chunk = dict[str, tuple[np.ndarray, np.ndarray]]  # by text encoder: ids int32 and weights float32, [1, T] each
+# by text encoder: ids int32 and weights float32 [1, T], the places bool [1, T] that have vectors of textual inversions,
+# and these, float32 [n, width] for n places
+Chunk = dict[str, tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]
 
 # each number of chunks needs a program of its own, and the memory of attention grows with it
 MAX_CHUNKS = 16
@@ -51,11 +55,12 @@ class Texts:
     """Texts by version, image and branch, as chunks; None where the embedding is zeros.
 
     A version begins at each step at which a text changes; `versions` are these steps, the first one 0. The branches are
-    the negative prompt, if there is one, and the positive one.
+    the negative prompt, if there is one, and the positive one. `inversions` are the names of those that are in them.
     """
 
     versions: tuple[int, ...]
     chunks: list[list[dict[Branch, list[Chunk] | None]]]
+    inversions: tuple[str, ...]
 
     def version(self, step: int) -> int:
         """Return the index of the version that holds at a step."""
@@ -70,6 +75,7 @@ class Texts:
 def read_prompts(
     model: Model,
     tokenizers: Mapping[str, Tokenizer],
+    lexicon: Lexicon,
     given: Mapping[str, Sequence[str]],
     *,
     batch: int,
@@ -81,11 +87,14 @@ def read_prompts(
     """Return the texts of `batch` images over a schedule of `steps`; a version begins at each of `starts`, too.
 
     `given` maps the arguments `prompt`, `prompt_2`, `negative_prompt` and `negative_prompt_2`, where they are, to one
-    text for each image. Raises InputError for a text that breaks the syntax; warns of words that the plain
+    text for each image. Raises InputError for a text that breaks the syntax, or asks for an embedding that the lexicon
+    lacks; warns of words that the plain
     syntax loses, and of an `AND` that the lenient one takes as a word.
     """
     if syntax not in SYNTAXES:
         raise InputError("prompt_syntax", syntax, f"give one of {', '.join(map(repr, SYNTAXES))}")
+
+    used: set[str] = set()
 
     @cache
     def versions(argument: str, text: str) -> tuple[tuple[int, str], ...]:
@@ -97,7 +106,9 @@ def read_prompts(
     def encode(encoder: str, argument: str, text: str) -> Chunks:
         if syntax == "plain":
             return _cut(tokenizers[encoder], argument, text)
-        chunks = chunk(tokenizers[encoder], parse(text, argument, syntax), argument)
+        words = NO_WORDS if syntax == "literal" else lexicon.words[encoder]
+        chunks = chunk(tokenizers[encoder], parse(text, argument, syntax), argument, words)
+        used.update(words.within(chunks.rows))
         if len(chunks.ids) > MAX_CHUNKS:
             raise InputError(argument, text, f"{len(chunks.ids)} chunks of 75 tokens; at most {MAX_CHUNKS}; shorten it")
         return chunks
@@ -120,21 +131,19 @@ def read_prompts(
             encoded[encoder] = encode(encoder, argument, current)
         n = max(len(each.ids) for each in encoded.values())
         padded = {encoder: pad(tokenizers[encoder], each, n) for encoder, each in encoded.items()}
-        return [
-            {encoder: (each.ids[i : i + 1], each.weights[i : i + 1]) for encoder, each in padded.items()}
-            for i in range(n)
-        ]
+        return [{encoder: row(encoder, each, i) for encoder, each in padded.items()} for i in range(n)]
+
+    def row(encoder: str, chunks: Chunks, i: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        ids, weights, rows = (array[i : i + 1] for array in (chunks.ids, chunks.weights, chunks.rows))
+        places = rows != OWN
+        return ids, weights, places, lexicon.tables[encoder][rows[places]]
 
     branches = (Branch.NEGATIVE, Branch.POSITIVE) if guided else (Branch.POSITIVE,)
     images = [{branch: sources(branch.prefix, image) for branch in branches} for image in range(batch)]
     read = {source for image in images for texts in image.values() if texts for source in texts.values()}
-    all_starts = sorted({first for source in read for first, _ in versions(*source)} | {0, *starts})
-    return Texts(
-        versions=tuple(all_starts),
-        chunks=[
-            [{branch: chunks(texts, at) for branch, texts in image.items()} for image in images] for at in all_starts
-        ],
-    )
+    at_steps = sorted({first for source in read for first, _ in versions(*source)} | {0, *starts})
+    texts = [[{branch: chunks(texts, at) for branch, texts in image.items()} for image in images] for at in at_steps]
+    return Texts(tuple(at_steps), texts, tuple(name for name in lexicon.inversions if name in used))
 
 
 def _cut(tokenizer: Tokenizer, argument: str, text: str) -> Chunks:
@@ -143,7 +152,7 @@ def _cut(tokenizer: Tokenizer, argument: str, text: str) -> Chunks:
     if encoded.lost[0]:
         message = f"{argument} is cut at {tokenizer.max_length} tokens; lost: {encoded.lost[0]!r}"
         _warn(message, TruncationWarning)
-    return Chunks(encoded.ids, np.ones(encoded.ids.shape, np.float32))
+    return neutral(encoded.ids)
 
 
 def _warn(message: str, category: type[PromptWarning]) -> None:

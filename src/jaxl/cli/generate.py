@@ -20,6 +20,7 @@ from jaxl.cli.options import (
     CoordinatorOption,
     DistributedOption,
     DtypeOption,
+    EmbeddingDirOption,
     HostOption,
     Hosts,
     HostsOption,
@@ -120,6 +121,11 @@ def generate(
     preview_vae: PreviewVaeOption = None,
     preset: PresetOption = None,
     prediction_type: PredictionOption = None,
+    embedding: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE", help="A textual inversion, which the prompts call as its file; repeatable."),
+    ] = None,
+    embedding_dir: EmbeddingDirOption = None,
     guidance_rescale: Annotated[
         float | None, typer.Option(help="0 to 1: against washed out or glaring colours.")
     ] = None,
@@ -247,6 +253,9 @@ def generate(
             asked.update(_size(size, pipe))
             asked["loras"] = options["loras"] = _loras(pipe, loras or [], lora_dir, strict=not lora_partial) or None
             second = None if refiner is None else open_model(refiner, vae_tile=vae_tile)
+            sources = [*(embedding or ()), *(() if embedding_dir is None else (embedding_dir,))]
+            for each, file in itertools.product([pipe] if second is None else [pipe, second], sources):
+                each.add_embedding(None, file)
             return pipe, *_draw(pipe, asked, second, progress, show)
 
         pipe, result, plan, loading = in_background(draw)
@@ -259,6 +268,7 @@ def generate(
         "guidance_scale": plan.preset.guidance_scale if guidance_scale is None else guidance_scale,
         "scheduler": result.scheduler,
         "dtype": str(pipe.dtype),
+        "embeddings": {name: pipe.lexicon.inversions[name].summary.hash for name in plan.inversions} or None,
     }
     if scheduler is None and eta is None:
         found["eta"] = plan.preset.eta

@@ -60,6 +60,9 @@ LoraDirOption = Annotated[
     str | None,
     typer.Option(metavar="DIR", help="A folder of LoRAs that prompts may ask for, as in <lora:name:0.8>."),
 ]
+EmbeddingDirOption = Annotated[
+    str | None, typer.Option(metavar="DIR", help="Textual inversions, which prompts call as their files are called.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
 
 DistributedOption = Annotated[

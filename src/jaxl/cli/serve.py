@@ -22,6 +22,7 @@ import typer
 from jaxl.bench.prices import Price, price_of, read_prices
 from jaxl.cli.options import (
     DtypeOption,
+    EmbeddingDirOption,
     LocalOption,
     ModelOption,
     PrecisionOption,
@@ -155,6 +156,7 @@ def serve(
     vae: VaeOption = ModelOptions.vae,
     vae_tile: VaeTileOption = ModelOptions.vae_tile,
     preview_vae: PreviewVaeOption = ModelOptions.preview,
+    embedding_dir: EmbeddingDirOption = ModelOptions.embedding_dir,
     preset: PresetOption = ModelOptions.preset,
     prediction_type: PredictionOption = ModelOptions.prediction_type,
     precision: PrecisionOption = ModelOptions.precision,
@@ -215,6 +217,7 @@ def serve(
         vae=vae,
         vae_tile=vae_tile,
         preview=preview_vae,
+        embedding_dir=embedding_dir,
         preset=preset,
         prediction_type=prediction_type,
         precision=precision,

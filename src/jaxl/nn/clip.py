@@ -6,6 +6,7 @@ Radford et al. 2021, arXiv:2103.00020; how SDXL uses them: Podell et al. 2023, a
 from __future__ import annotations
 
 from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -45,10 +46,22 @@ def clip_shapes(cfg: TextConfig, dtype: DTypeLike = jnp.bfloat16) -> Shapes:
     return shapes
 
 
+class Replaced(NamedTuple):
+    """Vectors float32 [B, T, width] in place of those of the tokens at `places` bool [B, T]."""
+
+    vectors: Any
+    places: Any
+
+
 def clip(
-    params: Params, cfg: TextConfig, ids: Array, clip_skip: Array | int = 0, kernels: Kernels = XLA
+    params: Params,
+    cfg: TextConfig,
+    ids: Array,
+    clip_skip: Array | int = 0,
+    kernels: Kernels = XLA,
+    replaced: Replaced | None = None,
 ) -> tuple[Array, Array | None]:
-    """Encode token ids [B, T] int32.
+    """Encode token ids [B, T] int32, some of which may have other vectors than their own (arXiv:2208.01618).
 
     Returns the hidden states [B, T, width] that are `clip_skip` layers (traced, 0..layers-1) before the
     second-to-last one, without the final norm, and the pooled embedding [B, projection_dim] at the end token, None
@@ -56,7 +69,10 @@ def clip(
     """
     text = params["text_model"]
     embeddings = text["embeddings"]
-    x = embeddings["token_embedding"]["weight"][ids] + embeddings["position_embedding"]["weight"][: ids.shape[1]]
+    x = embeddings["token_embedding"]["weight"][ids]
+    if replaced is not None:
+        x = jnp.where(replaced.places[..., None], replaced.vectors.astype(x.dtype), x)
+    x = x + embeddings["position_embedding"]["weight"][: ids.shape[1]]
     states = [x]
     for i in range(cfg.layers):
         states.append(_layer(text["encoder"]["layers"][str(i)], cfg, states[-1], kernels))

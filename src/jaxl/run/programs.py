@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, fields, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Generic, TypeVar, TypeVarTuple
 
 import jax
@@ -23,6 +23,7 @@ from jax import Array
 from jax.sharding import Mesh
 
 from jaxl.diffusion.loop import Slots
+from jaxl.nn.clip import Replaced
 from jaxl.nn.layer_kinds import adapted
 from jaxl.nn.layers import Params
 from jaxl.run import steps
@@ -32,6 +33,7 @@ from jaxl.run.model import Model
 from jaxl.run.sharding import replicated, split_images
 from jaxl.run.steps import features_shapes, slots_shapes
 from jaxl.run.target import Leaf, Target
+from jaxl.weights.layout import placed
 from jaxl.weights.quantise import layers
 
 Arguments = TypeVarTuple("Arguments")
@@ -69,6 +71,14 @@ AnyProgram = Program[*tuple[Any, ...], Any]
 
 def _texts(to: Target, dtype: Any) -> dict[str, Leaf]:
     return {name: to.whole((1, encoder.max_length), dtype) for name, encoder in to.model.text_encoders.items()}
+
+
+def _replaced(to: Target) -> dict[str, Replaced]:
+    """No vectors need these shapes too, so that a textual inversion compiles nothing."""
+    return {
+        name: Replaced(to.whole((1, cfg.max_length, cfg.width), jnp.float32), to.whole((1, cfg.max_length), jnp.bool_))
+        for name, cfg in to.model.text_encoders.items()
+    }
 
 
 def _state(to: Target, bucket: Bucket) -> tuple[Slots, Conditioning]:
@@ -137,6 +147,7 @@ ENCODE_TEXT = Program(
         _texts(to, jnp.int32),
         _texts(to, jnp.float32),
         to.whole((), jnp.int32),
+        _replaced(to),
     ),
     gives=_whole,
     depends_on=("text_room",),
@@ -235,6 +246,11 @@ class Programs:
     def zero_text(self) -> Text:
         """Return the embeddings of a text that is not given, in models that take zeros for it."""
         return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), Text.shapes(self.target))
+
+    @cached_property
+    def nothing_replaced(self) -> dict[str, Replaced]:
+        """What encoders are told of a text without textual inversions, by encoder: zeros, on the devices once."""
+        return jax.tree.map(lambda s: placed(np.zeros(s.shape, s.dtype), s.sharding), _replaced(self.target))
 
     def no_features(self, bucket: Bucket) -> Array | None:
         """Return features before the first row, which must not be shallow: zeros; None if the bucket is not cached."""

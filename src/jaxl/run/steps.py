@@ -17,7 +17,7 @@ from jaxl.diffusion.loop import Row, Slots
 from jaxl.diffusion.noise import initial_noise
 from jaxl.kernels import XLA, Kernels
 from jaxl.nn import tiny_vae, vae
-from jaxl.nn.clip import clip, emphasize
+from jaxl.nn.clip import Replaced, clip, emphasize
 from jaxl.nn.layer_kinds import adapted
 from jaxl.nn.layers import Params
 from jaxl.nn.preview import latents_to_rgb
@@ -31,7 +31,12 @@ from jaxl.weights.quantise import observing
 
 
 def encode_text(
-    model: Model, params: Params, ids: Mapping[str, Leaf], weights: Mapping[str, Leaf], clip_skip: Leaf
+    model: Model,
+    params: Params,
+    ids: Mapping[str, Leaf],
+    weights: Mapping[str, Leaf],
+    clip_skip: Leaf,
+    replaced: Mapping[str, Replaced],
 ) -> Text:
     """N texts, as ids and weights [N, T] for each text encoder -> their embeddings side by side.
 
@@ -39,7 +44,7 @@ def encode_text(
     """
     states, pooled = [], None
     for name, cfg in model.text_encoders.items():
-        hidden, pooled = clip(params[name], cfg, ids[name], clip_skip, model.kernels)
+        hidden, pooled = clip(params[name], cfg, ids[name], clip_skip, model.kernels, replaced.get(name))
         states.append(emphasize(hidden, weights[name]))
     assert pooled is not None  # Model requires the last encoder's projection
     return Text(jnp.concatenate(states, axis=-1), pooled)

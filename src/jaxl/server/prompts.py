@@ -5,15 +5,19 @@ The tokens are those of CLIP's own vocabulary, which SDXL and nearly all of its 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from typing import Any
 
 from jaxl.errors import InputError
 from jaxl.server.logs import TEXTS
-from jaxl.text.chunks import chunk
+from jaxl.text.chunks import chunk, units
 from jaxl.text.prompt import Syntax, is_composed, parse, schedule
+from jaxl.text.spans import Sections
 from jaxl.text.tokenizer import Tokenizer
+from jaxl.text.words import NO_WORDS, Words, read_words
+from jaxl.weights.inversions import Summary
 
 
 @cache
@@ -22,18 +26,45 @@ def tokenizer() -> Tokenizer:
     return Tokenizer.clip()
 
 
-def length(text: str, syntax: Syntax, steps: int) -> tuple[int, int, str | None]:
+@cache
+def words(embeddings: tuple[Summary, ...], syntax: Syntax) -> Words:
+    """Return the words of textual inversions, of which there are none where all is text."""
+    known = {each.name: each.places for each in embeddings if each.problem is None}
+    return NO_WORDS if syntax in ("literal", "plain") else read_words(tokenizer(), known)
+
+
+def length(text: str, syntax: Syntax, steps: int, embeddings: tuple[Summary, ...] = ()) -> tuple[int, int, str | None]:
     """Return a text's tokens and chunks, at the step where there are most, and why it cannot be drawn, if it cannot.
 
-    Where the syntax is broken they are those of the literal text.
+    Where the syntax is broken they are those of the literal text. Of `embeddings` each place counts.
     """
+    known = words(embeddings, syntax)
     try:
         versions = [parse(now, "text", syntax) for _, now in schedule(text, steps, "text", syntax)]
-        error = None
+        return *_most(versions, known), None
     except InputError as broken:
-        versions, error = [parse(text, "text", "literal")], broken.remedy.replace("`", "")
-    tokens = [sum(len(tokenizer().tokens(span.text).ids) for part in each for span in part) for each in versions]
-    return max(tokens), max(len(chunk(tokenizer(), each).ids) for each in versions), error
+        return *_most([parse(text, "text", "literal")], NO_WORDS), broken.remedy.replace("`", "")
+
+
+def _most(versions: Sequence[Sections], known: Words) -> tuple[int, int]:
+    """Return the tokens and the chunks of the text that has most of them."""
+    tokens = [sum(len(unit) for part in each for unit in units(tokenizer(), part, "text", known)) for each in versions]
+    return max(tokens), max(len(chunk(tokenizer(), each, "text", known).ids) for each in versions)
+
+
+def embeddings_in(arguments: Mapping[str, Any], steps: int, embeddings: tuple[Summary, ...]) -> dict[str, str | None]:
+    """Return the textual inversions in the prompts, of arguments of `Pipeline.generate`: their names and hashes.
+
+    What cannot be read is left to the pipeline, which says so.
+    """
+    syntax = arguments.get("prompt_syntax", "literal")
+    known, used = words(embeddings, syntax), set()
+    for name in TEXTS if known.words else ():
+        text = arguments.get(name) or ""
+        with suppress(InputError):
+            for _, now in schedule(text, arguments.get("steps") or steps, name, syntax):
+                used.update(known.within(chunk(tokenizer(), parse(now, name, syntax), name, known).rows))
+    return {each.name: each.hash for each in embeddings if each.name in used}
 
 
 def remarks(arguments: Mapping[str, Any]) -> str:

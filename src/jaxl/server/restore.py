@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from typing import Annotated, Any
 
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
-from jaxl.call.infotext import LABELS, READERS, read_a1111_text, text_of
+from jaxl.call.infotext import EMBEDDINGS, LABELS, READERS, read_a1111_text, text_of
 from jaxl.call.sizes import read_size
 from jaxl.diffusion.names import AUTOMATIC, find_name
 from jaxl.errors import InputError
@@ -48,20 +48,26 @@ async def settings(asked: PictureFile, service: CurrentService) -> dict[str, Any
 
 def _settings(data: str, server: Settings) -> dict[str, Any]:
     image = decode(data, "image", server.max_pixels)
-    own = image.info.get("jaxl")
+    own, hashes = image.info.get("jaxl"), [each.hash for each in server.embeddings]
     if isinstance(own, str):
         found = {**read_settings_text(own, "image"), "unread": []}
+        told = found.pop("embeddings", None)  # the prompt names them, as far as this server has them
+        if isinstance(told, dict):
+            found["unread"] = [f"{EMBEDDINGS}: {name}" for name, hash in told.items() if hash not in hashes]
     elif known := read_a1111_text(text_of(image)):
-        found = a1111_settings(known, server.scheduler, server.model)
+        found = a1111_settings(known, server.scheduler, server.model, hashes)
     else:
         raise InputError("image", "a picture", "no settings that can be read; give one as jaxl or A1111 wrote it")
     return {**found, "seed": str(found["seed"])} if "seed" in found else found
 
 
-def a1111_settings(known: Mapping[str, str], default: str, model: str = "") -> dict[str, Any]:
+def a1111_settings(
+    known: Mapping[str, str], default: str, model: str = "", hashes: Collection[str | None] = ()
+) -> dict[str, Any]:
     """Return the settings of a text of A1111 by jaxl's names. The list `unread` has those that cannot be read.
 
-    `default` is the scheduler to which a type of schedule alone applies, `model` the name of the model that draws.
+    `default` is the scheduler to which a type of schedule alone applies, `model` the name of the model that draws, and
+    `hashes` are those of its textual inversions.
     """
     left = dict(known)
     found: dict[str, Any] = {
@@ -86,6 +92,8 @@ def a1111_settings(known: Mapping[str, str], default: str, model: str = "") -> d
         skip = max(int(left["Clip skip"]) - USUAL_CLIP_SKIP, 0)
         found |= {"clip_skip": skip} if skip else {}
         del left["Clip skip"]
+    if {each.rpartition(": ")[2] for each in left.get(EMBEDDINGS, "").split(", ")} <= {*hashes}:
+        left.pop(EMBEDDINGS, None)
     if left.get("Model", "").removesuffix(".safetensors") == model:
         left.pop("Model", None)
     unread = [f"{name}: {value}" for name, value in left.items() if name not in NOTES and value not in NOTHING]

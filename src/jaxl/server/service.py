@@ -28,7 +28,7 @@ from jaxl.server.errors import ApiError
 from jaxl.server.kept import MOST_BYTES, MOST_REQUESTS, File, KeptRequest, Shelf
 from jaxl.server.metrics import Metrics, Outcome
 from jaxl.server.pictures import Format, Signer, encode
-from jaxl.server.prompts import remarks
+from jaxl.server.prompts import embeddings_in, remarks
 from jaxl.server.settings import Settings
 from jaxl.server.sizes import Policy, as_text, drawn_for, framed
 
@@ -90,6 +90,7 @@ class Service:
             given |= await asyncio.to_thread(_framed, given, wanted, drawn)
         # before there is a ticket: after that, giving up would have to cancel it
         remarked = await asyncio.to_thread(remarks, given)
+        used = await asyncio.to_thread(embeddings_in, given, self.settings.steps, self.settings.embeddings)
         most = self.settings.deadline
         if deadline is not None and not LEAST_DEADLINE <= deadline <= most:
             raise InputError("deadline", deadline, f"give seconds, from {LEAST_DEADLINE:g} to {most:g}")
@@ -110,7 +111,7 @@ class Service:
             self._ids.discard(request.id)
             raise
         self.requests.take(ticket.id)
-        stream = self.live[ticket.id] = Stream(ticket, given, channel, events, wanted, remarked, keep)
+        stream = self.live[ticket.id] = Stream(ticket, given, channel, events, wanted, remarked, used, keep)
         ticket.future.add_done_callback(lambda _: channel.call(self._end, stream))
         return stream
 
@@ -253,7 +254,7 @@ class Stream:
 
     Leaving `async with` before its end cancels it, unless it is to be kept.
     `arguments` are those that it is drawn with; the seed is among them, that of the first image. `wanted` is the size
-    of the pictures that its client gets. `remarks` are those of `jaxl.server.prompts`.
+    of the pictures that its client gets. `remarks` and `embeddings` are those of `jaxl.server.prompts`.
     """
 
     def __init__(
@@ -264,6 +265,7 @@ class Stream:
         events: AsyncIterator[Event],
         wanted: Size,
         remarks: str,
+        embeddings: Mapping[str, str | None],
         keep: bool = False,
     ) -> None:
         self.ticket = ticket
@@ -271,6 +273,7 @@ class Stream:
         self.channel = channel
         self.wanted = wanted
         self.remarks = remarks
+        self.embeddings = embeddings
         self.keep = keep
         self._events = events
 

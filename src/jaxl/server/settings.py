@@ -10,11 +10,15 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from jaxl.call.sizes import Size, check_size
 from jaxl.config import Dtype
 from jaxl.errors import InputError
+
+# which needs numpy, and the command's help does without
+if TYPE_CHECKING:
+    from jaxl.weights.inversions import Summary
 
 MOST_NAME = 100
 # "auto" is the API's own: "nearest" for A1111's and for whoever names an alias, else "strict"
@@ -32,6 +36,7 @@ class ModelOptions:
     slots: images in the making at once. batch_sizes: smaller batches that are compiled too.
     chunks: parts of 75 tokens that a prompt may have. dtype: auto is float32 on a CPU, else bfloat16.
     unet, vae, preview: models in place of the checkpoint's U-Net and autoencoder, and a tiny one for previews.
+    embedding_dir: a folder with textual inversions for prompts.
     vae_tile: pixels of the tiles that images are decoded in. preset, prediction_type, precision: see
         `jaxl.from_pretrained`.
     variant: of the weight files. revision: branch, tag or commit on the hub. local_files_only: use no network.
@@ -47,6 +52,7 @@ class ModelOptions:
     vae: str | None = None
     vae_tile: int | None = None
     preview: str | None = None
+    embedding_dir: str | None = None
     preset: str | None = None
     prediction_type: str | None = None
     precision: str | None = None
@@ -93,7 +99,8 @@ class Settings:
     model: the public name; a path would tell strangers about the machine. aliases: other names that clients may use.
     sizes: (width, height) of the pictures that are drawn, those that are warmed; the first is the default.
     size_policy: what becomes of other sizes; see `jaxl.server.sizes`.
-    schedulers: the names that are offered. scheduler, steps, guidance_scale: the model's own, as pictures report them.
+    schedulers: the names that are offered. embeddings: textual inversions, also those that could not be loaded.
+    scheduler, steps, guidance_scale: the model's own, as pictures report them.
     chunks: parts of 75 tokens that a prompt may have.
     api_keys: any of them opens the server; none is no check.
     max_images: of one request. max_pixels: of a picture that a client sends. max_body: bytes. max_prompt: characters.
@@ -111,6 +118,7 @@ class Settings:
     sizes: tuple[Size, ...] = ((256, 256),)
     size_policy: SizePolicy = "auto"
     schedulers: tuple[str, ...] = ()
+    embeddings: tuple[Summary, ...] = ()
     scheduler: str = "euler"
     steps: int = 25
     guidance_scale: float = 5.0

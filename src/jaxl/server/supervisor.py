@@ -94,6 +94,7 @@ class Supervisor:
     say: Callable[[str], None]
     usd_per_hour: Callable[[str, int], float | None]
     engine: AnyEngine | None = field(default=None, init=False)
+    service: Service | None = field(default=None, init=False)
     loading: bool = field(default=False, init=False)
     waiting: list[ModelWanted] = field(default_factory=list, init=False)
     inbox: SimpleQueue[News] = field(default_factory=SimpleQueue, init=False)
@@ -131,6 +132,7 @@ class Supervisor:
         backend, name = loaded.backend, self.settings.model
         if isinstance(self.engine, Engine):
             self.engine.replace(backend)
+            self._learn(backend.defaults)
             self.say(f"loaded {name} anew in {loaded.seconds:.1f} s")
             return
         engine = Engine(backend, **vars(self.engine_options))
@@ -204,13 +206,20 @@ class Supervisor:
         want_loaded: Callable[[bool], Future[bool]] | None = None,
     ) -> ASGIApp:
         """Return the application before an engine, with what the model says of itself."""
-        self.settings = replace(self.settings, **defaults, usd_per_hour=self.usd_per_hour(*chips))
+        self._learn({**defaults, "usd_per_hour": self.usd_per_hour(*chips)})
         page = None
         if self.settings.ui:
             from jaxl.server.web.page import Page  # needs an extra
 
             page = Page(self.settings)
-        return create_app(Service(engine, self.settings, want_loaded), page)
+        self.service = Service(engine, self.settings, want_loaded)
+        return create_app(self.service, page)
+
+    def _learn(self, told: Mapping[str, Any]) -> None:
+        """Know what a model says of itself; files that were read anew may say something else."""
+        self.settings = replace(self.settings, **told)
+        if self.service is not None:
+            self.service.settings = self.settings
 
     def _open(self, engine: AnyEngine, app: ASGIApp, said: str) -> None:
         self.engine = engine

@@ -36,7 +36,9 @@ async def tokens(asked: TokensRequest, service: CurrentService) -> Length:
     """Count the tokens of a prompt, at the step where they are most."""
     settings = service.settings
     service.check_text("text", asked.text)
-    count, chunks, error = await asyncio.to_thread(length, asked.text, asked.prompt_syntax, settings.steps)
+    count, chunks, error = await asyncio.to_thread(
+        length, asked.text, asked.prompt_syntax, settings.steps, settings.embeddings
+    )
     if error is None and chunks > settings.chunks and asked.prompt_syntax != "plain":
         error = f"a prompt may have {CHUNK * settings.chunks} tokens here; shorten it"
     return Length(tokens=count, chunks=chunks, limit=CHUNK * chunks, error=error)

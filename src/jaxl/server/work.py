@@ -48,6 +48,8 @@ class AnswerFiles:
         """Return the settings of an image, by its index in the request."""
         ticket = self.stream.ticket
         settings = self.service.settings_of(self.stream.arguments, drawn, ticket.seeds[image], ticket.scheduler)
+        if self.stream.embeddings:
+            settings["embeddings"] = dict(self.stream.embeddings)
         return {**settings, "resized_to": as_text(self.stream.wanted)} if self.resized else settings
 
     async def file(self, image: int, drawn: Image.Image) -> File:

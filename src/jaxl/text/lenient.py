@@ -10,7 +10,18 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from jaxl.text.spans import MAX_DEPTH, Piece, Sections, Span, alternating, append, joined, switching
+from jaxl.text.spans import (
+    EMBEDDING,
+    MAX_DEPTH,
+    Piece,
+    Sections,
+    Span,
+    alternating,
+    append,
+    append_token,
+    joined,
+    switching,
+)
 
 _FACTORS = {"(": 1.1, "[": 1 / 1.1}
 _CLOSING = {"": "", "(": ")", "[": "]"}
@@ -18,11 +29,14 @@ _MAX_WEIGHT = 3.4e38  # the largest in float32, rounded down
 
 # the grammar of schedules
 _READABLE = re.compile(r"(?:[^\\]|\\.)*")
-_TOKEN = re.compile(r"(?:[^\\()\[\]:|]|\\.)+|.", re.DOTALL)
+_TOKEN = re.compile(rf"{EMBEDDING}|(?:(?!{EMBEDDING})[^\\()\[\]:|]|\\.)+|.", re.DOTALL)
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[+-]?[0-9]+)?", re.IGNORECASE)
 
 # weights have a grammar of their own
-_WEIGHED = re.compile(r"\\[\\()\[\]]?|[()\[\]]|:\s*([+-]?[.\d]+)\s*\)|[^\\()\[\]:]+|:")
+_NAMED = re.compile(EMBEDDING)
+_WEIGHED = re.compile(
+    rf"\\(?:[\\()\[\]]|embedding\b)?|{EMBEDDING}|[()\[\]]|:\s*([+-]?[.\d]+)\s*\)|(?:(?!{EMBEDDING})[^\\()\[\]:])+|:"
+)
 _BREAK = re.compile(r"\bBREAK\b")
 
 
@@ -109,7 +123,7 @@ def _as_text(brackets: list[_Bracket], around: _Bracket) -> bool:
 
 def sections(text: str) -> Sections:
     """Return the spans of each section. A bracket that is never closed holds to the end."""
-    events: list[tuple[str, str]] = []  # text, or a bracket that opens or closes
+    events: list[tuple[str, str]] = []  # text, an embedding, or a bracket that opens or closes
     opened: dict[str, list[int]] = {"(": [], "[": []}
     factors: dict[int, float] = {}
     for match in _WEIGHED.finditer(text):
@@ -126,6 +140,8 @@ def sections(text: str) -> Sections:
             elif match[1]:
                 factors[start] = float(match[1])
             events.append(("close", kind))
+        elif _NAMED.fullmatch(token):
+            events.append(("embedding", token))
         else:
             events.append(("text", token.removeprefix("\\")))
 
@@ -138,6 +154,9 @@ def sections(text: str) -> Sections:
             weights[value].pop()
         else:
             weight = _bounded(weights["("][-1] * weights["["][-1])
+            if event == "embedding":
+                append_token(found[-1], value, weight)
+                continue
             parts = _BREAK.split(value)
             for n, part in enumerate(parts):
                 if n > 0:

@@ -8,12 +8,13 @@
 | `[b:0.4]`, `[a::0.4]` | b is added, a is removed |
 | `[a|b|c]` | a, b and c in turn, one each step |
 | `BREAK` | what follows starts a new chunk of tokens |
+| `embedding:name` | the textual inversion of this name, as ComfyUI writes it |
 | `\\(`, `\\[` | a backslash makes the bracket that follows it text |
 
 A prompt's `Syntax` says how it is read: "a1111" refuses what looks like a mistake (`jaxl.text.strict`), "lenient" takes
 as text what does not parse, as the web UI does (`jaxl.text.lenient`), and for "literal" and "plain" all of it is text.
 
-`<lora:...>` and `embedding:...` ask for files that jaxl does not load; both syntaxes refuse them with an InputError.
+`<lora:...>` asks for a file that prompts cannot load; both syntaxes refuse it with an InputError.
 """
 
 from __future__ import annotations
@@ -32,10 +33,7 @@ Syntax = Literal["a1111", "lenient", "literal", "plain"]
 SYNTAXES: tuple[Syntax, ...] = get_args(Syntax)
 MAX_LENGTH = 10_000  # characters, where there is syntax to read
 
-# tags, and textual inversions as ComfyUI writes them; `(embedding:1.2)` is a word with a weight
-_NETWORK = re.compile(
-    r"\\.|(?P<found><\w+:[^<>]+>|\bembedding:(?!\s*[+-]?[.\d]+\s*[)\]])[^\s\\()\[\]:|<>,]+)", re.DOTALL
-)
+_NETWORK = re.compile(r"\\.|(?P<found><\w+:[^<>]+>)", re.DOTALL)
 _AND = re.compile(r"(?<![\\\w])AND\b")
 
 
@@ -75,7 +73,8 @@ def schedule(
 def parse(text: str, argument: str = "prompt", syntax: Syntax = "lenient") -> tuple[tuple[Span, ...], ...]:
     """Return the sections of a text of `schedule`. BREAK separates them; each starts a new chunk, and may be empty.
 
-    Neighbouring spans of a section have different weights. Raises InputError, for `argument`, as the syntax has it.
+    Neighbouring spans of a section have different weights, or one is an embedding. Raises InputError, for `argument`,
+    as the syntax has it.
     """
     _check(text, argument, syntax)
     with _told(argument, text):
@@ -97,8 +96,7 @@ def _check(prompt: str, argument: str, syntax: Syntax) -> None:
         raise InputError(argument, prompt, remedy)
     found = next((match for match in _NETWORK.finditer(prompt) if match["found"]), None)
     if found is not None:
-        kind = "a textual inversion" if found["found"].startswith("embedding") else "for other networks"
-        problem = f"{strict.shortened(found['found'])} is {kind}, which prompts cannot load,"
+        problem = f"{strict.shortened(found['found'])} is for other networks, which prompts cannot load,"
         raise _error(argument, prompt, found.start(), problem, "literal")
 
 

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 MAX_DEPTH = 32  # brackets inside each other
 
+# a textual inversion as ComfyUI writes it; `(embedding:1.2)` is a word with a weight
+EMBEDDING = r"\bembedding:(?!\s*[+-]?[.\d]+\s*[)\]])[^\s\\()\[\]:|<>,]+"
+_EMBEDDING = re.compile(EMBEDDING)
+
 
 @dataclass(frozen=True)
 class Span:
-    """A piece of text without any syntax, and its weight."""
+    """A piece of text without any syntax, and its weight; or the name of a textual inversion, an `embedding`."""
 
     text: str
     weight: float
+    embedding: bool = False
 
 
 Sections = Sequence[Sequence[Span]]
@@ -21,11 +27,19 @@ Piece = str | list[str]  # one text for all steps, or one text for each
 
 
 def append(section: list[Span], text: str, weight: float) -> None:
-    """Add text to the last span of a section, or, if that has another weight, as a new one."""
-    if section and section[-1].weight == weight:
+    """Add text to the last span of a section, or, if that has another weight or is an embedding, as a new one."""
+    if section and section[-1].weight == weight and not section[-1].embedding:
         section[-1] = Span(section[-1].text + text, weight)
     elif text:
         section.append(Span(text, weight))
+
+
+def append_token(section: list[Span], token: str, weight: float) -> None:
+    """Add a token: `embedding:NAME` as a span of its own, and of any other its text, without a backslash before it."""
+    if _EMBEDDING.fullmatch(token):
+        section.append(Span(token.partition(":")[2], weight, embedding=True))
+    else:
+        append(section, token.removeprefix("\\"), weight)
 
 
 def joined(pieces: Sequence[Piece]) -> list[str]:

@@ -10,13 +10,13 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-from jaxl.text.spans import MAX_DEPTH, Sections, Span, alternating, append, joined, switching
+from jaxl.text.spans import EMBEDDING, MAX_DEPTH, Sections, Span, alternating, append, append_token, joined, switching
 
 MAX_WEIGHT = 10.0
 
 _FACTORS = {"": 1.0, "(": 1.1, "[": 1 / 1.1}
 _CLOSING = {"": "", "(": ")", "[": "]"}
-_TOKEN = re.compile(r"\\(?:\w+|.)|\w+|[^\w\\()\[\]:|]+|.", re.DOTALL)
+_TOKEN = re.compile(EMBEDDING + r"|\\(?:\w+|.)|\w+|[^\w\\()\[\]:|]+|.", re.DOTALL)
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)")
 # anything meant as a number, right or wrong
 _LIKE_A_NUMBER = re.compile(
@@ -135,7 +135,7 @@ def _weigh(group: _Group, weight: float, sections: list[list[Span]]) -> None:
             elif item == "BREAK":
                 sections.append([])
             else:
-                append(sections[-1], item.removeprefix("\\"), weight)
+                append_token(sections[-1], item, weight)
         append(sections[-1], mark, weight)
 
 

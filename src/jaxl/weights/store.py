@@ -48,6 +48,8 @@ OTHERS = {
     b'{"': "a text in JSON, not weights: the download ended in an error; fetch the file itself",
     b"pk\x03\x04": f"not safetensors but a file of torch.save or a ZIP archive, {_PICKLE}",
     b"\x80": f"not safetensors but a pickle, {_PICKLE}",
+    b"\x89png": "a picture (PNG), not weights",
+    b"riff": "a picture (WebP), not weights",
     b"gguf": "not safetensors but GGUF, which jaxl does not read",
 }
 

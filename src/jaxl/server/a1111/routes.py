@@ -239,8 +239,14 @@ async def scripts() -> dict[str, list[str]]:
 
 
 @router.get("/embeddings")
-async def embeddings() -> dict[str, dict[str, Any]]:
-    return {"loaded": {}, "skipped": {}}
+async def embeddings(service: CurrentService) -> dict[str, dict[str, Any]]:
+    """The textual inversions that prompts may name, and those that could not be loaded, of which the log has more."""
+    unsaid = dict.fromkeys(("step", "sd_checkpoint", "sd_checkpoint_name"))
+    found: dict[str, dict[str, Any]] = {"loaded": {}, "skipped": {}}
+    for each in service.settings.embeddings:
+        kind = "loaded" if each.problem is None else "skipped"
+        found[kind][each.name] = {**unsaid, "shape": each.width, "vectors": each.places}
+    return found
 
 
 @router.get("/cmd-flags")
@@ -259,7 +265,7 @@ async def memory() -> dict[str, dict[str, str]]:
 @router.post("/refresh-loras")
 @router.post("/refresh-vae")
 async def refresh() -> None:
-    """Do nothing: there is one model, and none of the other files."""
+    """Do nothing: the files are read with the model."""
 
 
 @router.post("/unload-checkpoint")

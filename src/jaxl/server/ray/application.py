@@ -45,6 +45,7 @@ class Arguments(BaseModel):
     vae: str | None = ModelOptions.vae
     vae_tile: int | None = ModelOptions.vae_tile
     preview_vae: str | None = ModelOptions.preview
+    embedding_dir: str | None = ModelOptions.embedding_dir
     preset: str | None = ModelOptions.preset
     prediction_type: str | None = ModelOptions.prediction_type
     precision: str | None = ModelOptions.precision

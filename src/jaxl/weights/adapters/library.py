@@ -31,7 +31,7 @@ class Library(Mapping[str, Adapter]):
 
     def add(self, adapter: Adapter) -> None:
         """Add an adapter under its name. Raises InputError where another one has the name."""
-        known = self._added.get(check_name("name", adapter.name))
+        known = self._added.get(check_tag_name("name", adapter.name))
         if known is not None and known.digest != adapter.digest:
             raise InputError("name", adapter.name, f"{known.source} has this name; remove it first")
         self._added[adapter.name] = adapter
@@ -81,7 +81,7 @@ def check_folder(argument: str, name: str | os.PathLike[str]) -> Path:
     return folder
 
 
-def check_name(argument: str, name: object) -> str:
+def check_tag_name(argument: str, name: object) -> str:
     """Return a name that can stand in a prompt's tag. Raises InputError for others."""
     if not isinstance(name, str) or not name.strip() or name != name.strip() or set(name) & set(MARKS):
         raise InputError(
