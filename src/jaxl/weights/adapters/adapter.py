@@ -38,8 +38,9 @@ class Adapter:
     """What a file of adapters, of whatever kind, does to a model.
 
     `changes` are by network and by the key of the parameter in a diffusers checkpoint. `embeddings` are textual
-    inversions that came with it, by name: vectors for `clip_l` and `clip_g`. `left` are the keys that were
-    left out. `source` is what the user named, and `file` the name of the file that this meant. `digest` is how AUTOMATIC1111's web UI names the file in `Lora hashes`. Arrays have the file's dtypes.
+    inversions that came with it, by name: vectors for `clip_l` and `clip_g`. `left` are the keys that were left out.
+    `source` is what the user named, and `file` the name of the file that this meant. `digest` is how AUTOMATIC1111's
+    web UI names the file in `Lora hashes`. Arrays have the file's dtypes.
     """
 
     name: str
