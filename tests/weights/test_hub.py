@@ -261,7 +261,11 @@ class Client:
         env |= {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "NO_PROXY": "127.0.0.1"}
         env |= {"HF_ENDPOINT": self.url, "HF_HOME": str(self.home), "HF_HUB_OFFLINE": str(int(self.offline))}
         done = subprocess.run(
-            [sys.executable, "-c", self.script or CLIENT], input=json.dumps(calls), env=env, capture_output=True, text=True
+            [sys.executable, "-c", self.script or CLIENT],
+            input=json.dumps(calls),
+            env=env,
+            capture_output=True,
+            text=True,
         )
         assert done.returncode == 0, done.stderr
         answers = json.loads(done.stdout)
