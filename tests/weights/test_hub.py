@@ -221,11 +221,12 @@ ADAPTERS = """
 import json, sys
 from jaxl.errors import CheckpointError
 from jaxl.weights.adapters.source import open_adapter
+from jaxl.weights.hub import holds_model
 
 answers = []
 for name, options in json.load(sys.stdin):
     try:
-        answers.append({"file": str(open_adapter(name, **options))})
+        answers.append({"file": str(open_adapter(name, **options)), "model": holds_model(name)})
     except CheckpointError as error:
         answers.append({"error": str(error)})
 json.dump(answers, sys.stdout)
@@ -240,7 +241,7 @@ class Client:
     home: Path
     offline: bool = False
     bars: bool = False
-    script: str = CLIENT
+    script: str = ""
 
     def __call__(self, *calls: tuple[str, dict[str, Any]]) -> list[dict[str, Any]]:
         """What each call of `open_checkpoint` gave; it must print nothing."""
@@ -260,7 +261,11 @@ class Client:
         env |= {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "NO_PROXY": "127.0.0.1"}
         env |= {"HF_ENDPOINT": self.url, "HF_HOME": str(self.home), "HF_HUB_OFFLINE": str(int(self.offline))}
         done = subprocess.run(
-            [sys.executable, "-c", self.script], input=json.dumps(calls), env=env, capture_output=True, text=True
+            [sys.executable, "-c", self.script or CLIENT],
+            input=json.dumps(calls),
+            env=env,
+            capture_output=True,
+            text=True,
         )
         assert done.returncode == 0, done.stderr
         answers = json.loads(done.stdout)
@@ -416,6 +421,9 @@ def test_adapters(hub: Hub, client: Client) -> None:
     ]
     answers = client(*asked)
     assert [Path(answer["file"]).read_bytes() for answer in answers] == [b"the one", b"deep", b"4"]
+    assert not any(answer["model"] for answer in answers)
+    (model,) = client(("test/tiny", {"weight_name": WEIGHTS[0]}))
+    assert model["model"]
     for model in ("test/lora", "test/single", "test/steps"):
         assert len([name for name in client.cached(model) if name.endswith(".safetensors")]) == 1
         assert not [name for name in client.cached(model) if name.endswith((".bin", ".pt", ".png"))]

@@ -24,6 +24,9 @@ def inspect(
     model: Annotated[
         str | None, typer.Option(metavar="MODEL", help="What a LoRA is compared with; SDXL's layers by default.")
     ] = None,
+    weight_name: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Which file of a folder or a repository of LoRAs.")
+    ] = None,
     variant: VariantOption = None,
     revision: RevisionOption = None,
     local_files_only: LocalOption = False,
@@ -39,7 +42,7 @@ def inspect(
     jaxl inspect ./style.safetensors --model ./sdxl.safetensors
     """
     hub = {"revision": revision, "local_files_only": local_files_only}
-    report = in_background(lambda: _inspect(source, model, variant=variant, **hub))
+    report = in_background(lambda: _inspect(source, model, weight_name, variant, **hub))
     if as_json:
         print_line(json.dumps(report))
     elif "components" in report:
@@ -48,24 +51,38 @@ def inspect(
         _print_file(report)
 
 
-def _inspect(source: str, model: str | None, **hub: Any) -> dict[str, Any]:
+def _inspect(
+    source: str, model: str | None, weight_name: str | None, variant: str | None, **hub: Any
+) -> dict[str, Any]:
     from jaxl.weights import kinds
     from jaxl.weights.adapters.source import open_adapter
     from jaxl.weights.single_file import SDXL_MARK
-    from jaxl.weights.source import EMBEDDED, local_path
     from jaxl.weights.tensors import read_tensors
 
-    path = None if source in EMBEDDED else local_path(source, EMBEDDED)
-    if path is None or (path / "model_index.json").exists() or (path.is_dir() and not any(path.glob("*.safetensors"))):
-        return _model(model=source, **hub)
-    file = open_adapter(source)
+    if weight_name is None and _is_model(source, **hub):
+        return _model(model=source, variant=variant, **hub)
+    file = open_adapter(source, weight_name=weight_name, **hub)
     tensors = read_tensors(file)
     if any(key.startswith(SDXL_MARK) for key in tensors):
-        return _model(model=source, **hub)
+        return _model(model=str(file))
     found = kinds.kind(tensors)
     if found == kinds.LORA:
-        return _adapter(file, tensors, model, **hub)
+        return _adapter(file, tensors, model)
     return _file(file, tensors, found)
+
+
+def _is_model(source: str, **hub: Any) -> bool:
+    """Return whether a folder or a repository holds a whole model, or else no file that something could be said of."""
+    from jaxl.weights.source import EMBEDDED, local_path
+
+    if source in EMBEDDED:
+        return True
+    path = local_path(source, EMBEDDED)
+    if path is None:
+        from jaxl.weights.hub import holds_model
+
+        return holds_model(source, **hub)
+    return path.is_dir() and ((path / "model_index.json").exists() or not any(path.glob("*.safetensors")))
 
 
 def _file(file: Path, tensors: Mapping[str, Tensor], kind: str) -> dict[str, Any]:
@@ -110,7 +127,7 @@ def _model(**source: Any) -> dict[str, Any]:
     }
 
 
-def _adapter(file: Path, tensors: Mapping[str, Tensor], model: str | None, **hub: Any) -> dict[str, Any]:
+def _adapter(file: Path, tensors: Mapping[str, Tensor], model: str | None) -> dict[str, Any]:
     from jaxl.presets import SDXL_BASE
     from jaxl.run.model import Model
     from jaxl.weights.adapters.adapter import read_adapter
@@ -119,7 +136,7 @@ def _adapter(file: Path, tensors: Mapping[str, Tensor], model: str | None, **hub
     from jaxl.weights.kinds import LORA
     from jaxl.weights.source import open_checkpoint
 
-    configs = SDXL_BASE if model is None else open_checkpoint(model, **hub).configs
+    configs = SDXL_BASE if model is None else open_checkpoint(model).configs
     shapes = Model.from_configs(configs).shapes()
     other = foreign(tensors, layers(shapes))
     if other is not None:

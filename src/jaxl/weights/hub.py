@@ -103,6 +103,13 @@ def download_part(
     return weights(None) if variant and not stored(place, component, variant) else fetched
 
 
+def holds_model(repo_id: str, *, revision: str | None = None, local_files_only: bool = False) -> bool:
+    """Return whether a repository holds a whole pipeline, rather than files of another kind. Raises CheckpointError."""
+    files = [".gitattributes", "model_index.json"]
+    folder = _fetch(repo_id, files, revision, [], token=None, cache_dir=None, local_files_only=local_files_only)
+    return (folder / "model_index.json").exists()
+
+
 def download_adapter(
     repo_id: str,
     *,

@@ -160,6 +160,7 @@ def local_path(name: str, others: Iterable[str] = ()) -> Path | None:
         return path
     local = name.startswith((".", "/", "~", "\\")) or path.suffix.lower() == ".safetensors"
     if local or not HUB_ID.fullmatch(name):
-        known = " or ".join(["a hub id (owner/name)", *map(repr, others)])
-        raise CheckpointError(f"{name}: no such file or folder; give one, or {known}")
+        known = ["a hub id (owner/name)", *map(repr, others)]
+        ways = ", ".join(["give one", *known[:-1], f"or {known[-1]}"])
+        raise CheckpointError(f"{name}: no such file or folder; {ways}")
     return None

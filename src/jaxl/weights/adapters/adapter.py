@@ -108,9 +108,10 @@ def read_adapter(
             f"{source}: none of its {len(tensors)} tensors is for a layer of this model: "
             f"{_some(tensors)}; give a LoRA for SDXL"
         )
+    unknown = set(keys.unknown)
     with ThreadPoolExecutor(1) as beside:  # neither the digest nor copying holds Python's lock
         digest = beside.submit(_digest, file)
-        arrays = {key: _read(source, tensor) for key, tensor in tensors.items() if key not in keys.unknown}
+        arrays = {key: _read(source, tensor) for key, tensor in tensors.items() if key not in unknown}
     changes, misfits = _changes(keys, arrays, read_peft(file, metadata), Description((source, file.name), metadata))
     left = (*keys.unknown, *(key for misfit in misfits for key in misfit.keys))
     if strict and misfits:
