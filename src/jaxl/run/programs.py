@@ -62,8 +62,8 @@ class Program(Generic[*Arguments, Output]):
     always: bool = False
 
     def key(self, bucket: Bucket | None) -> Bucket:
-        """Return what counts of a bucket, all else as in NEUTRAL, so that buckets share the program."""
-        return replace(NEUTRAL, **{name: getattr(bucket, name) for name in self.depends_on})
+        """Return what counts of a bucket, all else as in NEUTRAL, so that buckets share the program; None is that."""
+        return replace(NEUTRAL, **{name: getattr(bucket or NEUTRAL, name) for name in self.depends_on})
 
 
 AnyProgram = Program[*tuple[Any, ...], Any]
