@@ -259,6 +259,7 @@ def generate(
         "guidance_scale": plan.preset.guidance_scale if guidance_scale is None else guidance_scale,
         "scheduler": result.scheduler,
         "dtype": str(pipe.dtype),
+        "lora_hashes": plan.lora_hashes or None,
     }
     if scheduler is None and eta is None:
         found["eta"] = plan.preset.eta

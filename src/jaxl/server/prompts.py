@@ -13,6 +13,7 @@ from jaxl.errors import InputError
 from jaxl.server.logs import TEXTS
 from jaxl.text.chunks import chunk
 from jaxl.text.prompt import Syntax, is_composed, parse, schedule
+from jaxl.text.tags import TAGGED, split_tags
 from jaxl.text.tokenizer import Tokenizer
 
 
@@ -25,9 +26,10 @@ def tokenizer() -> Tokenizer:
 def length(text: str, syntax: Syntax, steps: int) -> tuple[int, int, str | None]:
     """Return a text's tokens and chunks, at the step where there are most, and why it cannot be drawn, if it cannot.
 
-    Where the syntax is broken they are those of the literal text.
+    Where the syntax is broken they are those of the literal text. Tags that ask for LoRAs are no part of it.
     """
     try:
+        text = split_tags(text, "text")[0] if syntax in TAGGED else text
         versions = [parse(now, "text", syntax) for _, now in schedule(text, steps, "text", syntax)]
         error = None
     except InputError as broken:
