@@ -81,8 +81,10 @@ class PlannedImage:
         return self.plan.bucket.width, self.plan.bucket.height
 
     @property
-    def lora_hashes(self) -> dict[str, str]:
-        return self.plan.lora_hashes
+    def facts(self) -> dict[str, Any]:
+        plan = self.plan
+        hashes = {"lora_hashes": plan.lora_hashes} if plan.lora_hashes else {}
+        return {"steps": plan.preset.steps, "guidance_scale": plan.preset.guidance_scale, **hashes}
 
 
 class RunningBatch:
@@ -185,7 +187,7 @@ class PipelineBackend:
         if all(lane.room == NO_ROOM for lane in self.lanes):
             return []
         return [
-            Lora(name, Path(each.source).name, each.base_model, each.trigger_words, each.metadata)
+            Lora(name, Path(each.names[-1]).name, each.base_model, each.trigger_words, each.metadata)
             for name, each in sorted(self.pipe.loras.descriptions().items())
         ]
 

@@ -41,8 +41,8 @@ class Drawing(Protocol):
     @property
     def size(self) -> tuple[int, int]: ...
     @property
-    def lora_hashes(self) -> Mapping[str, str]:
-        """The digests of its LoRAs' files, by name."""
+    def facts(self) -> Mapping[str, Any]:
+        """Facts for its file that the request may not have said: `steps`, `guidance_scale`, and `lora_hashes`."""
         ...
 
 

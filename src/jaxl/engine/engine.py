@@ -130,7 +130,7 @@ class Engine:
         drawings = backend.read(request.arguments)
         rows = sum(stage.rows for drawing in drawings for stage in drawing.stages)
         seeds = [drawing.seed for drawing in drawings]
-        ticket = Ticket(request, seeds, drawings[0].scheduler, rows, listener, self._cancel, drawings[0].lora_hashes)
+        ticket = Ticket(request, seeds, drawings[0].scheduler, rows, listener, self._cancel, drawings[0].facts)
         with self._wake:
             if self._waiting and len(self._waiting) + len(drawings) > self.max_waiting:
                 self._counts["requests_refused"] += 1

@@ -30,7 +30,7 @@ class FakeDrawing:
     scheduler: str
     size: tuple[int, int]
     stages: tuple[Stage, ...]
-    lora_hashes: Mapping[str, str] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 class FakeBatch:
@@ -124,7 +124,8 @@ class FakeBackend:
         )
         scheduler = str(given.get("scheduler", "euler"))
         hashes = {name: self._hash(name) for name in given.get("loras", {})}
-        return [FakeDrawing(settings, seed + i, scheduler, (width, height), stages, hashes) for i in range(images)]
+        facts = {"lora_hashes": hashes} if hashes else {}
+        return [FakeDrawing(settings, seed + i, scheduler, (width, height), stages, facts) for i in range(images)]
 
     def _hash(self, name: str) -> str:
         if all(name != lora.name for lora in self.known):

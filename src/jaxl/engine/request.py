@@ -108,7 +108,7 @@ class Ticket:
     """A request in the engine. `future` gives the Result, or the error: see `Engine.submit`.
 
     `seeds` and `scheduler`, by its full name, are those of its images; `done` of the `total` rows of all are run.
-    `lora_hashes` are the digests of its LoRAs' files, by name.
+    `facts` are those of its drawings.
     The engine tells the ticket what happens; it holds its own lock where it gives the ticket its end.
     """
 
@@ -120,13 +120,13 @@ class Ticket:
         total: int,
         tell: Callable[[Event], None] | None,
         cancel: Callable[[Ticket], None],
-        lora_hashes: Mapping[str, str] | None = None,
+        facts: Mapping[str, Any] | None = None,
     ):
         """`tell` is called with each event; `cancel` asks the engine to cancel the ticket."""
         self.request = request
         self.seeds = seeds
         self.scheduler = scheduler
-        self.lora_hashes = lora_hashes or {}
+        self.facts = facts or {}
         self.tell = tell or (lambda _: None)
         self.submitted = time.monotonic()
         self.images: list[Image.Image | None] = [None] * len(seeds)

@@ -201,19 +201,18 @@ class Service:
         picture: Image.Image,
         seed: int,
         scheduler: str,
-        lora_hashes: Mapping[str, str] | None = None,
+        facts: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
         """Return an image's settings for `encode`, by their names in `Pipeline.generate`.
 
-        `arguments` are those of its request, of which pictures are left out; `scheduler` and `lora_hashes` are those of
-        its ticket.
+        `arguments` are those of its request, of which pictures are left out; `scheduler` and `facts` are those of its
+        ticket.
         """
         own = {name: getattr(self.settings, name) for name in ("model", "steps", "guidance_scale")}
         given = {name: value for name, value in arguments.items() if not isinstance(value, Image.Image | None)}
         given.pop("num_images", None)
         size = {"width": picture.width, "height": picture.height}
-        hashes = {"lora_hashes": dict(lora_hashes)} if lora_hashes else {}
-        return {"version": __version__, **own, **size, **given, "seed": seed, "scheduler": scheduler, **hashes}
+        return {"version": __version__, **own, **(facts or {}), **size, **given, "seed": seed, "scheduler": scheduler}
 
     async def encode(
         self,

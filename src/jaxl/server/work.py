@@ -48,7 +48,7 @@ class AnswerFiles:
         """Return the settings of an image, by its index in the request."""
         ticket = self.stream.ticket
         settings = self.service.settings_of(
-            self.stream.arguments, drawn, ticket.seeds[image], ticket.scheduler, ticket.lora_hashes
+            self.stream.arguments, drawn, ticket.seeds[image], ticket.scheduler, ticket.facts
         )
         return {**settings, "resized_to": as_text(self.stream.wanted)} if self.resized else settings
 

@@ -63,7 +63,7 @@ def test_images_of_a_request_are_shared(engine: Fleet, until: Until) -> None:
 def test_loras_are_those_of_the_replicas(engine: Fleet) -> None:
     assert engine.loras() == [Lora("pencil", "pencil.safetensors")]
     ticket = engine.submit(asked(loras={"pencil": 0.5}))
-    assert list(ticket.lora_hashes) == ["pencil"]
+    assert list(ticket.facts["lora_hashes"]) == ["pencil"]
     ticket.future.result(600)
     with pytest.raises(InputError, match="did you mean 'pencil'"):
         engine.submit(asked(loras={"pensil": 0.5}))

@@ -44,7 +44,7 @@ def test_loras(one: Replica) -> None:
     assert one.loras() == one.backend.known
     heard = asyncio.run(messages(one, Request({**ASKED, "loras": {"pencil": 1.0}})))
     assert isinstance(heard[0], Accepted)
-    assert list(heard[0].lora_hashes) == ["pencil"]
+    assert list(heard[0].facts["lora_hashes"]) == ["pencil"]
 
 
 def test_a_mistake(one: Replica) -> None:

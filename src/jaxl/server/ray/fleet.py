@@ -294,7 +294,7 @@ class Fleet:
                 if part[0] in order.unaccepted:
                     order.unaccepted.difference_update(part)
                     ticket.scheduler = message.scheduler
-                    ticket.lora_hashes = message.lora_hashes
+                    ticket.facts = message.facts
                     ticket.total += message.rows
                     if not order.unaccepted and not order.accepted.done():
                         order.accepted.set_result(None)

@@ -24,11 +24,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Accepted:
-    """Images are in the queue: the full name of their scheduler, the rows of all, and their LoRAs' digests by name."""
+    """Images are in the queue: the full name of their scheduler, the rows of all, and the facts of their drawings."""
 
     scheduler: str
     rows: int
-    lora_hashes: Mapping[str, str] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 Message = Accepted | Status | Event | JaxlError
@@ -103,7 +103,7 @@ class Replica:
             return
         ticket.future.add_done_callback(lambda _: channel.call(channel.end))
         try:
-            yield Accepted(ticket.scheduler, ticket.total, ticket.lora_hashes)
+            yield Accepted(ticket.scheduler, ticket.total, ticket.facts)
             next_event = asyncio.ensure_future(anext(events, None))
             while True:
                 await asyncio.wait([next_event], timeout=STATUS_SECONDS if ticket.started is None else None)

@@ -79,8 +79,8 @@ class Library(Mapping[str, Adapter]):
 
     def _description(self, file: Path) -> Description:
         with suppress(OSError, CheckpointError):  # whoever asks for it is told
-            return self._descriptions.get(_version(file), lambda: Description(str(file), read_metadata(file)))
-        return Description(str(file), {})
+            return self._descriptions.get(_version(file), lambda: Description((file.name,), read_metadata(file)))
+        return Description((file.name,), {})
 
     def __iter__(self) -> Iterator[str]:
         return iter(dict.fromkeys([*self._added, *self.files()]))
