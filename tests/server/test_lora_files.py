@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import os
 import random
 import threading
@@ -20,6 +21,7 @@ from safetensors.numpy import save_file
 
 from jaxl.backend import PipelineBackend, RunningBatch, open_backend
 from jaxl.engine import Engine
+from jaxl.presets import PRESETS
 from jaxl.run.adapters import layers
 from jaxl.server.app import create_app
 from jaxl.server.service import Service
@@ -58,6 +60,7 @@ def folder(small: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_lora(folder / "ink.safetensors", model, 2, 4, ("unet",))
     write_lora(folder / "words.safetensors", model, 3, 4, ("text_encoder", "text_encoder_2"))
     write_lora(folder / "wide.safetensors", model, 4, 12)
+    write_lora(folder / "fast-lcm.safetensors", model, 7, 2)
     (folder / "broken.safetensors").write_bytes(b"<html>not here</html>")
     return folder
 
@@ -160,7 +163,7 @@ def test_a_file_is_replaced_while_it_is_drawn_with(
     [
         ({"broken": 1}, "loras='broken': broken.safetensors: an HTML page, not weights"),
         ({"wide": 1}, f"loras='rank 16': the ranks of an image's LoRAs may be {RANK} together here; leave some out"),
-        ({"pencil": 1, "nobody": 1}, "loras='nobody': no LoRA of this name is loaded; known: broken, ink, pencil"),
+        ({"pencil": 1, "nobody": 1}, "loras='nobody': no LoRA of this name is loaded; known: broken, fast-lcm, ink"),
         ({"../loras/pencil": 1}, "no LoRA of this name is loaded; did you mean 'pencil'?"),
     ],
 )
@@ -185,15 +188,29 @@ def test_lists(client: TestClient) -> None:
     found = client.get("/v1/loras").json()["data"]
     assert {each["id"]: each["trigger_words"] for each in found} == {
         "broken": [],
-        **{name: [name] for name in ("ink", "pencil", "wide", "words")},
+        **{name: [name] for name in ("fast-lcm", "ink", "pencil", "wide", "words")},
     }
     listed = client.get("/sdapi/v1/loras").json()
     assert [each["path"] for each in listed] == [f"{each['id']}.safetensors" for each in found]
 
 
-def test_digests_are_in_the_file(client: TestClient) -> None:
+def texts_of(data: str) -> tuple[dict[str, Any], str]:
+    """jaxl's settings in a picture's file, and A1111's."""
+    info = Image.open(io.BytesIO(base64.b64decode(data))).info
+    return json.loads(info["jaxl"]), info["parameters"]
+
+
+def test_the_file_has_digests(client: TestClient, backend: PipelineBackend) -> None:
     body = {"prompt": "a <lora:ink:1>", "seed": 1, "steps": 1}
-    data = client.post(A1111, json=body).json()["images"][0]
-    text = Image.open(io.BytesIO(base64.b64decode(data))).info["parameters"]
-    assert text.startswith("a <lora:ink:1>\n")
-    assert 'Lora hashes: "ink: ' in text
+    own, theirs = texts_of(client.post(A1111, json=body).json()["images"][0])
+    assert own["lora_hashes"] == {"ink": backend.pipe.loras["ink"].digest}
+    assert theirs.startswith("a <lora:ink:1>\n")
+    assert f'Lora hashes: "ink: {own["lora_hashes"]["ink"]}"' in theirs
+
+
+def test_the_file_says_what_a_distilled_one_has_changed(client: TestClient) -> None:
+    body = {"prompt": "a", "seed": 1, "loras": {"fast-lcm": 1}}
+    own, _ = texts_of(client.post(GENERATIONS, json=body).json()["data"][0]["b64_json"])
+    preset = PRESETS["lcm"]
+    assert (own["scheduler"], own["steps"]) == (preset.scheduler, preset.steps)
+    assert own["guidance_scale"] == preset.guidance_scale
