@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from itertools import product
+from operator import attrgetter
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -21,7 +23,7 @@ from jaxl.config import Dtype
 from jaxl.diffusion.loop import Slots
 from jaxl.diffusion.schedulers import SCHEDULERS
 from jaxl.diffusion.tables import scheduler_name
-from jaxl.engine.backend import Stage
+from jaxl.engine.backend import Lora, Stage
 from jaxl.errors import InputError
 from jaxl.loading import open_pipeline
 from jaxl.pipeline import Decoded, Params, Pipeline, ShowProgress
@@ -78,6 +80,12 @@ class PlannedImage:
     def size(self) -> tuple[int, int]:
         """Width and height."""
         return self.plan.bucket.width, self.plan.bucket.height
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        plan = self.plan
+        hashes = {"lora_hashes": plan.lora_hashes} if plan.lora_hashes else {}
+        return {"steps": plan.preset.steps, "guidance_scale": plan.preset.guidance_scale, **hashes}
 
 
 class RunningBatch:
@@ -178,6 +186,15 @@ class PipelineBackend:
         """The kind and number of what is paid for: a CPU's devices are cores of one machine."""
         devices = jax.devices()
         return devices[0].device_kind, 1 if devices[0].platform == "cpu" else len(devices)
+
+    def loras(self) -> list[Lora]:
+        """The LoRAs of its folders, if there is a lane that draws with them."""
+        if all(lane.room == NO_ROOM for lane in self.lanes):
+            return []
+        return [
+            Lora(name, Path(each.names[-1]).name, each.base_model, each.trigger_words, each.metadata)
+            for name, each in sorted(self.pipe.loras.descriptions().items())
+        ]
 
     def read(self, arguments: Mapping[str, Any]) -> list[PlannedImage]:
         plan = self.pipe.plan(**arguments)
@@ -293,6 +310,7 @@ def open_backend(
     guided = pipe.preset.guidance_scale > 1
     lanes = []
     rooms = [(NO_ROOM, NO_ROOM)]
+    pipe.loras.shown = attrgetter("name")  # where files lie is nobody's business
     if lora_dir is not None:
         pipe.loras.folders.append(check_folder("lora_dir", lora_dir))
         rank = rounded(lora_rank)

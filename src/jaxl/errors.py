@@ -125,12 +125,17 @@ class TruncationWarning(PromptWarning):
     """A prompt was longer than the text encoder reads; the message names the words that were lost."""
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Return the sentence that offers the known names, the closest one first: `did you mean 'ddim'? known: ...`."""
+def nearest(name: str, known: Iterable[str], most: int | None = None) -> str:
+    """Return the sentence that offers the known names, the closest one first: `did you mean 'ddim'? known: ...`.
+
+    At most `most` names are listed.
+    """
     known = sorted(known)
-    close = difflib.get_close_matches(str(name).lower(), known, n=1, cutoff=0.5)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    return f"{hint}known: {', '.join(known)}"
+    lower = {each.lower(): each for each in known}
+    close = difflib.get_close_matches(str(name).lower(), lower, n=1, cutoff=0.5)
+    hint = f"did you mean {lower[close[0]]!r}? " if close else ""
+    more = 0 if most is None else max(len(known) - most, 0)
+    return f"{hint}known: {', '.join(known[: len(known) - more])}{f' and {more} more' if more else ''}"
 
 
 def respelled(message: str, spell: Callable[[str, str | None], str]) -> str:

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+import jaxl
 from jaxl.call.infotext import MAX_CHARACTERS, MOST_PARTS, a1111_text, read_a1111_text, text_of
 
 SETTINGS = {
@@ -76,6 +77,15 @@ def test_textual_inversions_have_their_hashes() -> None:
 )
 def test_a1111_values(setting: dict[str, Any], written: str) -> None:
     assert written in a1111_text({**SETTINGS, **setting}).split("\n")[-1]
+
+
+def test_loras_are_tags() -> None:
+    loras = {"pencil": 0.8, "ink": jaxl.Strength(1.0, 0.5), "oil": jaxl.Strength(-2.0, (0.0, 1.0))}
+    digests = {"pencil": "0123456789ab", "chalk": "ba9876543210"}
+    text = a1111_text({**SETTINGS, "prompt": "a cat,\n<lora:chalk:1>", "loras": loras, "lora_hashes": digests})
+    tags = "<lora:chalk:1> <lora:pencil:0.8> <lora:ink:0.5:1> <lora:oil:0:-2>"
+    assert text.split("\n")[:2] == ["a cat,", tags]
+    assert read_a1111_text(text)["Lora hashes"] == "pencil: 0123456789ab, chalk: ba9876543210"
 
 
 @pytest.mark.parametrize(

@@ -144,7 +144,7 @@ def make_plausible(case: Case) -> None:
         names[name] = "tiny"
     if not isinstance(case.body, dict):
         return
-    for name in (*LACKING, "alwayson_scripts", "override_settings", "initial_noise_multiplier", "model"):
+    for name in (*LACKING, "alwayson_scripts", "override_settings", "initial_noise_multiplier", "model", "loras"):
         case.body.pop(name, None)
     known: dict[str, Any] = {"width": 32, "height": 32, "size": "32x32", "image": PICTURE, "image[]": []}
     case.body |= {name: value for name, value in known.items() if name in case.body}

@@ -77,7 +77,10 @@ def test_what_is_read_otherwise_is_told(client: TestClient, options: dict[str, A
         ("cat " * 300, "literal", 300, 4, "a prompt may have 225 tokens here; shorten it"),
         ("smile :)", "lenient", 2, 1, None),
         ("smile :)", "a1111", 2, 1, "or give prompt_syntax='lenient'"),
-        ("a <lora:x:1>", "lenient", 9, 1, "'<lora:x:1>' is for other networks"),
+        ("a <lora:x:1>", "lenient", 1, 1, None),
+        ("a <lora:x:1>", "literal", 9, 1, None),
+        ("a <lora:x:much>", "lenient", 9, 1, "has 'much' where a number belongs"),
+        ("a <hypernet:x:1>", "lenient", 9, 1, "'<hypernet:x:1>' is for other networks"),
     ],
 )
 def test_tokens_are_counted(

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
@@ -21,7 +21,7 @@ import uvicorn
 from PIL import Image
 from playwright.sync_api import Browser, Request
 
-from jaxl.engine import Engine
+from jaxl.engine import Engine, Lora
 from jaxl.engine.fake import FakeBackend
 from jaxl.server.app import create_app
 from jaxl.server.service import Service
@@ -167,8 +167,8 @@ class User:
 class Quick:
     """The page on an engine without a model, which draws patterns; `row_seconds` is what a step takes."""
 
-    def __init__(self, row_seconds: float = 0.0):
-        self.backend = FakeBackend(row_seconds, SIZES[0], sizes_of_images=SIZES)
+    def __init__(self, row_seconds: float = 0.0, known: Sequence[Lora] = ()):
+        self.backend = FakeBackend(row_seconds, SIZES[0], sizes_of_images=SIZES, known=known)
         self.asked: list[Mapping[str, Any]] = []
         read = self.backend.read
         self.backend.read = lambda arguments: self.asked.append(arguments) or read(arguments)

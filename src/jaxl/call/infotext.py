@@ -18,6 +18,8 @@ from PIL import ExifTags, Image
 
 from jaxl.call.options import DrawOptions
 from jaxl.diffusion.names import a1111_name
+from jaxl.text.tags import written
+from jaxl.weights.adapters.strength import Strength
 
 MAX_CHARACTERS = 1_000_000
 # a line with fewer pairs is a part of the prompt
@@ -70,7 +72,8 @@ def a1111_text(settings: Mapping[str, Any]) -> str:
     """Return the text for a picture: prompt, negative prompt and a line of settings, as A1111 1.9 and later write it.
 
     `settings` has at least prompt, steps, scheduler, guidance_scale, seed, width and height; `embeddings` are hashes by
-    name. A1111 has no second prompt; it is left out. A scheduler that A1111 lacks keeps its own name.
+    name. A1111 has no second prompt; it is left out. A scheduler that A1111 lacks keeps its own name. LoRAs that the
+    prompt has no tags for get theirs at its end; `lora_hashes` are the digests of all, by name.
     """
     sampler, schedule = a1111_name(settings["scheduler"])
     pairs = {
@@ -95,15 +98,33 @@ def a1111_text(settings: Mapping[str, Any]) -> str:
     hashes = {name: own for name, own in (settings.get("embeddings") or {}).items() if own}
     if hashes:
         pairs[EMBEDDINGS] = ", ".join(f"{name.translate(MARKS)}: {own}" for name, own in hashes.items())
+    if settings.get("lora_hashes"):
+        pairs["Lora hashes"] = lora_hashes(settings)
     if settings.get("version"):
         pairs["Version"] = f"jaxl {settings['version']}"
     negative = settings.get("negative_prompt")
     lines = [
-        settings["prompt"],
+        " ".join([settings["prompt"], *_tags(settings.get("loras"))]),
         *([f"Negative prompt: {negative}"] if negative else []),
         ", ".join(f"{name}: {_quoted(str(value))}" for name, value in pairs.items()),
     ]
     return _whole("\n".join(lines)).replace("\0", "")  # PNG allows no NUL in a text
+
+
+def lora_hashes(settings: Mapping[str, Any]) -> str:
+    """Return the digests of an image's LoRAs as A1111 writes them."""
+    return ", ".join(f"{name}: {digest}" for name, digest in settings["lora_hashes"].items())
+
+
+def _tags(loras: Mapping[str, Any] | None) -> list[str]:
+    """Return the tags of LoRAs that were asked for by name."""
+    found = []
+    for name, value in (loras or {}).items():
+        strength = Strength.read("loras", value)
+        text = strength.unet if strength.text is None else strength.text
+        # a tag has one strength for both text encoders
+        found.append(written(name, text[0] if isinstance(text, tuple) else text, strength.unet))
+    return found
 
 
 def read_a1111_text(text: str) -> dict[str, str]:

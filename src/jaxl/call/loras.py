@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-from jaxl.errors import InputError, nearest
+from jaxl.errors import CheckpointError, InputError, nearest
 from jaxl.presets import Preset, lora_preset
 from jaxl.text.tags import Tag, shares
 from jaxl.weights.adapters.adapter import Adapter
@@ -16,13 +15,16 @@ from jaxl.weights.adapters.strength import Strength
 
 # the adapters that are asked for, in their order, each with a strength or a tag
 Asked = Sequence[tuple[Adapter, Strength | Tag]]
+# names that an error lists; folders may have hundreds of files
+MOST_NAMES = 10
 
 
 def read_loras(value: Any, tags: Sequence[Sequence[Tag]], known: Mapping[str, Adapter], *, each: int) -> list[Asked]:
     """Return what is asked for each image: first those of `loras`, then those of its `tags`, in their order.
 
     `value` maps names to strengths, for all images, or is a list with one such mapping for each image or for each
-    prompt of `each` images. Raises InputError for a name that is not in `known`, or for a strength that cannot work.
+    prompt of `each` images. Raises InputError for a name that is not in `known` or whose file cannot be used, and for a
+    strength that cannot work.
     """
     given = [{}] if value is None else [value] if isinstance(value, Mapping) else value
     if not isinstance(given, Sequence) or isinstance(given, str) or not all(isinstance(own, Mapping) for own in given):
@@ -76,11 +78,16 @@ def _at(own: AdapterSet, step: int, steps: int) -> AdapterSet:
 
 
 def _known(argument: str, name: Any, known: Mapping[str, Adapter]) -> Adapter:
-    with suppress(KeyError):
+    try:
         return known[name]
+    except CheckpointError as error:
+        raise InputError(argument, name, str(error)) from None
+    except KeyError:
+        pass
     if not known:
-        raise InputError(argument, name, "no LoRA is loaded; add it first with `pipe.add_lora(name, file)`")
-    raise InputError(argument, name, f"no LoRA of this name is loaded; {nearest(str(name), known)}")
+        remedy = "no LoRA is loaded; add it first, with Pipeline.add_lora, --lora or --lora-dir, or leave it out"
+        raise InputError(argument, name, remedy)
+    raise InputError(argument, name, f"no LoRA of this name is loaded; {nearest(str(name), known, most=MOST_NAMES)}")
 
 
 def _strength(tag: Tag, steps: int) -> Strength:

@@ -23,7 +23,7 @@ from jaxl.presets import Preset, speed
 from jaxl.run.adapters import Room, room_for
 from jaxl.run.bucket import Branch, Bucket
 from jaxl.run.model import Model
-from jaxl.text.tags import split_tags
+from jaxl.text.tags import TAGGED, split_tags
 from jaxl.text.tokenizer import Tokenizer
 from jaxl.weights.adapters.adapter import Adapter
 from jaxl.weights.adapters.combined import AdapterSet, merging
@@ -33,8 +33,6 @@ PAG_LAYERS = ("mid_block",)
 # of a schedule, not to be cached: the first steps decide on what the picture shows (benchmarks/speed_and_quality.py)
 WHOLE_SHARE = 0.2
 
-# the syntaxes in which prompts may have tags for adapters
-TAGGED = ("a1111", "lenient")
 # what adapters change
 NETWORKS = ("unet", "text_encoder", "text_encoder_2")
 
@@ -96,6 +94,12 @@ class Plan:
     def filled(self) -> list[int]:
         """The image in each place of the bucket: the last one again fills it up, and is thrown away in the end."""
         return [min(i, self.batch - 1) for i in range(self.bucket.batch)]
+
+    @property
+    def lora_hashes(self) -> dict[str, str]:
+        """The digests of the adapters' files, by name."""
+        sets = (own for version in self.adapters for own in version)
+        return {adapter.name: adapter.digest for own in sets for adapter, _ in own}
 
     def by_image(self) -> Iterator[Plan]:
         """The plan of each image alone."""

@@ -269,6 +269,7 @@ def generate(
         "scheduler": result.scheduler,
         "dtype": str(pipe.dtype),
         "embeddings": {name: pipe.lexicon.inversions[name].summary.hash for name in plan.inversions} or None,
+        "lora_hashes": plan.lora_hashes or None,
     }
     if scheduler is None and eta is None:
         found["eta"] = plan.preset.eta

@@ -24,6 +24,7 @@ from jaxl.cli.options import (
     DtypeOption,
     EmbeddingDirOption,
     LocalOption,
+    LoraDirOption,
     ModelOption,
     PrecisionOption,
     PredictionOption,
@@ -106,6 +107,10 @@ def serve(
         ),
     ] = None,
     chunks: Annotated[int, typer.Option(help="Parts of 75 tokens that a prompt may have.")] = ModelOptions.chunks,
+    lora_dir: LoraDirOption = ModelOptions.lora_dir,
+    lora_rank: Annotated[
+        int, typer.Option(help="The ranks that an image's LoRAs may have together; more of it takes more memory.")
+    ] = ModelOptions.lora_rank,
     max_waiting: Annotated[
         int, typer.Option(help="Images that may wait; more are turned away with 429.")
     ] = EngineOptions.max_waiting,
@@ -212,6 +217,8 @@ def serve(
         slots=slots,
         batch_sizes=() if batch_sizes is None else tuple(read_counts("batch_sizes", batch_sizes)),
         chunks=read_count("chunks", chunks),
+        lora_dir=lora_dir,
+        lora_rank=read_count("lora_rank", lora_rank),
         dtype=dtype,
         unet=unet,
         vae=vae,

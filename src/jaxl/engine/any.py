@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from jaxl.engine.backend import Lora
 from jaxl.engine.engine import Stats
 from jaxl.engine.request import Event, Request, Status, Ticket
 
@@ -24,6 +25,8 @@ class AnyEngine(Protocol):
     def status(self, ticket: Ticket) -> Status: ...
 
     def stats(self) -> Stats: ...
+
+    def loras(self) -> Sequence[Lora]: ...
 
     def stalled(self, seconds: float) -> bool: ...
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,6 +18,17 @@ class Stage:
     rows: int
 
 
+@dataclass(frozen=True)
+class Lora:
+    """A LoRA that requests may ask for by its name: its file, without a folder, and what that says of itself."""
+
+    name: str
+    file: str
+    base_model: str | None = None
+    trigger_words: tuple[str, ...] = ()
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
 class Drawing(Protocol):
     """One image of a request, checked, and the stages that draw it."""
 
@@ -29,6 +40,10 @@ class Drawing(Protocol):
     def scheduler(self) -> str: ...
     @property
     def size(self) -> tuple[int, int]: ...
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """Facts for its file that the request may not have said: `steps`, `guidance_scale`, and `lora_hashes`."""
+        ...
 
 
 class Batch(Protocol):
@@ -69,6 +84,10 @@ class Backend(Protocol):
 
     def read(self, arguments: Mapping[str, Any]) -> Sequence[Any]:
         """Return the drawings for arguments of `Pipeline.generate`; any thread may call it. Raises InputError."""
+        ...
+
+    def loras(self) -> Sequence[Lora]:
+        """Return the LoRAs that there are now; any thread may call it."""
         ...
 
     def batch(self, lane: Any, size: int) -> Batch:

@@ -11,14 +11,14 @@ import bisect
 import logging
 import threading
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 
 from PIL import Image
 
 from jaxl.engine import forecast
-from jaxl.engine.backend import Backend
+from jaxl.engine.backend import Backend, Lora
 from jaxl.engine.forecast import Average, Window
 from jaxl.engine.lane import Lane, Work
 from jaxl.engine.request import Drawn, Event, Preview, Progress, Request, Result, Started, Status, Ticket
@@ -130,7 +130,7 @@ class Engine:
         drawings = backend.read(request.arguments)
         rows = sum(stage.rows for drawing in drawings for stage in drawing.stages)
         seeds = [drawing.seed for drawing in drawings]
-        ticket = Ticket(request, seeds, drawings[0].scheduler, rows, listener, self._cancel)
+        ticket = Ticket(request, seeds, drawings[0].scheduler, rows, listener, self._cancel, drawings[0].facts)
         with self._wake:
             if self._waiting and len(self._waiting) + len(drawings) > self.max_waiting:
                 self._counts["requests_refused"] += 1
@@ -160,6 +160,11 @@ class Engine:
     def tickets(self) -> list[Ticket]:
         with self._wake:
             return list(self._tickets)
+
+    def loras(self) -> Sequence[Lora]:
+        """Return the LoRAs that requests may ask for; none while the model is unloaded."""
+        backend = self.backend
+        return () if backend is None else backend.loras()
 
     @property
     def healthy(self) -> bool:

@@ -8,15 +8,15 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from jaxl.engine.backend import Stage
-from jaxl.errors import InputError
+from jaxl.engine.backend import Lora, Stage
+from jaxl.errors import InputError, nearest
 
 MOST_STEPS = 1000
 
@@ -30,6 +30,7 @@ class FakeDrawing:
     scheduler: str
     size: tuple[int, int]
     stages: tuple[Stage, ...]
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 class FakeBatch:
@@ -71,6 +72,7 @@ class FakeBatch:
 class FakeBackend:
     """Draws at `size` (width, height), or at any of `sizes_of_images`; a row of a batch takes `row_seconds`.
 
+    `known` are the LoRAs that it takes, in the argument `loras`; it reads no tags in prompts.
     Guided and unguided images are in lanes of their own. An interval of guidance makes an image go from one to the
     other, as the pipeline's do.
     """
@@ -81,12 +83,17 @@ class FakeBackend:
         size: tuple[int, int] = (32, 32),
         places: int | Sequence[int] = 4,
         sizes_of_images: Sequence[tuple[int, int]] = (),
+        known: Sequence[Lora] = (),
     ):
         self.row_seconds = row_seconds
         self.size = size
         self.chips = "fake", 1
         self.sizes = [places] if isinstance(places, int) else list(places)
         self.sizes_of_images = [size, *sizes_of_images]
+        self.known = known
+
+    def loras(self) -> Sequence[Lora]:
+        return self.known
 
     def read(self, arguments: Mapping[str, Any]) -> list[FakeDrawing]:
         given = {name: value for name, value in arguments.items() if value is not None}
@@ -116,7 +123,14 @@ class FakeBackend:
             sorted((name, _digest(value)) for name, value in given.items() if name not in ("seed", "num_images"))
         )
         scheduler = str(given.get("scheduler", "euler"))
-        return [FakeDrawing(settings, seed + i, scheduler, (width, height), stages) for i in range(images)]
+        hashes = {name: self._hash(name) for name in given.get("loras", {})}
+        facts = {"lora_hashes": hashes} if hashes else {}
+        return [FakeDrawing(settings, seed + i, scheduler, (width, height), stages, facts) for i in range(images)]
+
+    def _hash(self, name: str) -> str:
+        if all(name != lora.name for lora in self.known):
+            raise InputError("loras", name, nearest(name, [lora.name for lora in self.known]))
+        return _digest(name)[:12]
 
     def batch(self, lane: Hashable, size: int) -> FakeBatch:
         return FakeBatch(self, lane, size)

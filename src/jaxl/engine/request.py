@@ -108,6 +108,7 @@ class Ticket:
     """A request in the engine. `future` gives the Result, or the error: see `Engine.submit`.
 
     `seeds` and `scheduler`, by its full name, are those of its images; `done` of the `total` rows of all are run.
+    `facts` are those of its drawings.
     The engine tells the ticket what happens; it holds its own lock where it gives the ticket its end.
     """
 
@@ -119,11 +120,13 @@ class Ticket:
         total: int,
         tell: Callable[[Event], None] | None,
         cancel: Callable[[Ticket], None],
+        facts: Mapping[str, Any] | None = None,
     ):
         """`tell` is called with each event; `cancel` asks the engine to cancel the ticket."""
         self.request = request
         self.seeds = seeds
         self.scheduler = scheduler
+        self.facts = facts or {}
         self.tell = tell or (lambda _: None)
         self.submitted = time.monotonic()
         self.images: list[Image.Image | None] = [None] * len(seeds)

@@ -12,7 +12,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from jaxl import __version__
-from jaxl.server import errors, events, health, huggingface, restore, tokens
+from jaxl.server import errors, events, health, huggingface, loras, restore, tokens
 from jaxl.server.a1111 import routes as a1111
 from jaxl.server.errors import ApiError, answer
 from jaxl.server.guard import Guard, mark, request_id
@@ -29,7 +29,7 @@ def create_app(service: Service, page: ASGIApp | None = None) -> FastAPI:
     app.state.service = service
     errors.install(app)
     app.add_middleware(Guard, service=service)
-    for module in (images, chat, responses, restore, tokens, events, a1111, huggingface, health):
+    for module in (images, chat, responses, restore, tokens, loras, events, a1111, huggingface, health):
         app.include_router(module.router)
     app.include_router(a1111.controlnet)
     if page is None:

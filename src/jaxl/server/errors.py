@@ -6,6 +6,7 @@ https://platform.openai.com/docs/guides/error-codes has the types and codes that
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -33,6 +34,9 @@ from jaxl.server import logs
 RETRY_ELSEWHERE = 5
 # OpenAI's clients heed this; the same request would fail again
 NO_RETRY: Mapping[str, str] = {"x-should-retry": "false"}
+# names of fields, and indices
+MOST_SHOWN = 60
+PLAIN = re.compile(rf"[\w\[\].-]{{1,{MOST_SHOWN}}}")
 
 
 class ErrorObject(BaseModel):
@@ -166,10 +170,15 @@ def install(app: FastAPI) -> None:
 def _invalid(error: RequestValidationError) -> ApiError:
     first = error.errors()[0]
     # the client's text may be long, so it is left out; the place of a mistake in JSON is a number
-    place = [str(part) for part in first["loc"][1:]]
+    place = [_shown(str(part)) for part in first["loc"][1:]]
     if first["type"] == "json_invalid":
         return ApiError(400, f"the body is not JSON: {first['ctx']['error']} at character {place[0]}")
     if not place:
         return ApiError(400, f"the body: {first['msg']}")
     param = ".".join(place)
     return ApiError(400, f"{param}: {first['msg']}", param=param)
+
+
+def _shown(part: str) -> str:
+    """Return a part of a mistake's place as a line has it: the client may have named it."""
+    return part if PLAIN.fullmatch(part) else ascii(part[:MOST_SHOWN])

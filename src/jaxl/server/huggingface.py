@@ -19,7 +19,7 @@ from jaxl.call.images import read_image, read_mask
 from jaxl.errors import InputError
 from jaxl.server.edits import Source
 from jaxl.server.errors import RESPONSES, ApiError, fields
-from jaxl.server.limits import Count, GuidanceScale, Name, Proportion, Seed, Side
+from jaxl.server.limits import Count, GuidanceScale, Loras, Name, Proportion, Seed, Side
 from jaxl.server.pictures import MEDIA_TYPES, Format, decode
 from jaxl.server.service import CurrentService, Service, check_model
 from jaxl.server.work import AnswerFiles
@@ -39,6 +39,7 @@ FIELDS = {
             "seed",
             "scheduler",
             "strength",
+            "loras",
             "prompt_syntax",
         )
     },
@@ -75,6 +76,7 @@ class Parameters(StartFields):
     strength: Proportion | None = None
     seed: Seed | None = None
     scheduler: Name | None = None
+    loras: Loras | None = None
     prompt_syntax: Syntax | None = Field(None, description="literal by default.")
     num_images_per_prompt: int | None = Field(None, ge=1, le=1, description="The answer is one picture.")
 
@@ -113,6 +115,7 @@ async def _draw(http: HttpRequest, asked: InferenceRequest, service: Service, mo
         "height": size.height,
         "seed": wanted.seed,
         "scheduler": wanted.scheduler,
+        "loras": wanted.loras,
         "prompt_syntax": wanted.prompt_syntax,
     }
     source = await asyncio.to_thread(_source, http, asked, wanted, service.settings.max_pixels)

@@ -2,9 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import json
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
+from pydantic_core import PydanticCustomError
+
+# of one image
+MOST_LORAS = 16
+
+
+def _table_of(value: Any) -> Any:
+    """Return what a field of a form has as JSON."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        remedy = 'not JSON; give names with strengths, such as {"pencil": 0.8}'
+        raise PydanticCustomError("not_json", remedy) from None
+
 
 Count = Annotated[int, Field(ge=1, le=1000)]
 # -1 is random, as in A1111's web UI
@@ -13,3 +30,10 @@ Side = Annotated[int, Field(ge=8, le=16384, multiple_of=8)]
 Proportion = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 GuidanceScale = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
 Name = Annotated[str, Field(max_length=100)]
+Strength = Annotated[float, Field(strict=True, ge=-20, le=20, allow_inf_nan=False)]
+# names of LoRAs; forms have them as a text
+Loras = Annotated[
+    dict[Annotated[str, Field(max_length=255)], Strength],
+    Field(max_length=MOST_LORAS, description='Names with strengths, such as {"pencil": 0.8}; in forms as JSON.'),
+    BeforeValidator(_table_of),
+]

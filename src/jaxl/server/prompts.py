@@ -15,6 +15,7 @@ from jaxl.server.logs import TEXTS
 from jaxl.text.chunks import chunk, units
 from jaxl.text.prompt import Syntax, is_composed, parse, schedule
 from jaxl.text.spans import Sections
+from jaxl.text.tags import TAGGED, split_tags
 from jaxl.text.tokenizer import Tokenizer
 from jaxl.text.words import NO_WORDS, Words, read_words
 from jaxl.weights.inversions import Summary
@@ -36,10 +37,12 @@ def words(embeddings: tuple[Summary, ...], syntax: Syntax) -> Words:
 def length(text: str, syntax: Syntax, steps: int, embeddings: tuple[Summary, ...] = ()) -> tuple[int, int, str | None]:
     """Return a text's tokens and chunks, at the step where there are most, and why it cannot be drawn, if it cannot.
 
-    Where the syntax is broken they are those of the literal text. Of `embeddings` each place counts.
+    Where the syntax is broken they are those of the literal text. Of `embeddings` each place counts. Tags that ask for
+    LoRAs are no part of it.
     """
     known = words(embeddings, syntax)
     try:
+        text = split_tags(text, "text")[0] if syntax in TAGGED else text
         versions = [parse(now, "text", syntax) for _, now in schedule(text, steps, "text", syntax)]
         return *_most(versions, known), None
     except InputError as broken:
@@ -62,6 +65,7 @@ def embeddings_in(arguments: Mapping[str, Any], steps: int, embeddings: tuple[Su
     for name in TEXTS if known.words else ():
         text = arguments.get(name) or ""
         with suppress(InputError):
+            text = split_tags(text, name)[0] if syntax in TAGGED else text
             for _, now in schedule(text, arguments.get("steps") or steps, name, syntax):
                 used.update(known.within(chunk(tokenizer(), parse(now, name, syntax), name, known).rows))
     return {each.name: each.hash for each in embeddings if each.name in used}

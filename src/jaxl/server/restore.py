@@ -26,7 +26,8 @@ from jaxl.server.settings import Settings
 router = APIRouter(prefix="/v1/images", tags=["jaxl"], responses=RESPONSES)
 
 # names that tell of a picture but change nothing in it, and values that ask for nothing
-NOTES = {"Version", "Model hash", "VAE hash", "Created Date", "User", "Init image hash", "metadata_scheme"}
+NOTES = {"Version", "Model hash", "VAE hash", "Lora hashes", "Created Date", "User", "Init image hash"}
+NOTES |= {"metadata_scheme"}
 NOTHING = ("", "None", "[]", "{}", "False", "false", "null", "Automatic")
 # limits of `unread`: entries, and characters of each
 MOST_UNREAD, LONGEST_UNREAD = 100, 200

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from types import TracebackType
@@ -20,17 +20,19 @@ from starlette.types import Receive
 from jaxl import __version__
 from jaxl.call.images import read_image
 from jaxl.call.sizes import Size, nearest_size
-from jaxl.engine import AnyEngine, Channel, Event, Request, Result, Ticket
+from jaxl.engine import AnyEngine, Channel, Event, Lora, Request, Result, Ticket
 from jaxl.engine.request import new_id
 from jaxl.errors import CancelledError, DeadlineError, InputError, UnloadedError
 from jaxl.server import logs
 from jaxl.server.errors import ApiError
 from jaxl.server.kept import MOST_BYTES, MOST_REQUESTS, File, KeptRequest, Shelf
+from jaxl.server.limits import MOST_LORAS
 from jaxl.server.metrics import Metrics, Outcome
 from jaxl.server.pictures import Format, Signer, encode
 from jaxl.server.prompts import embeddings_in, remarks
 from jaxl.server.settings import Settings
 from jaxl.server.sizes import Policy, as_text, drawn_for, framed
+from jaxl.text.tags import TAGGED, split_tags
 
 # seconds; a shorter deadline, which nobody could keep, is a mistake
 LEAST_DEADLINE = 1.0
@@ -145,17 +147,25 @@ class Service:
 
     def checked(self, arguments: Mapping[str, Any], policy: Policy = "strict") -> dict[str, Any]:
         """Return the given arguments with a seed and a size of the server. Raises InputError beyond its limits."""
-        given = {name: value for name, value in arguments.items() if value is not None}
+        given = {name: value for name, value in arguments.items() if value not in (None, {})}
         for name in logs.TEXTS:
             self.check_text(name, given.get(name, ""))
         given.setdefault("num_images", 1)
         given.setdefault("prompt_syntax", "literal")
         if given["num_images"] > self.settings.max_images:
             raise InputError("num_images", given["num_images"], f"give at most {self.settings.max_images}")
+        if given["prompt_syntax"] in TAGGED:
+            asked = len(split_tags(given.get("prompt", ""))[1]) + len(given.get("loras", ()))
+            if asked > MOST_LORAS:
+                raise InputError("prompt", given["prompt"], f"{asked} LoRAs; give at most {MOST_LORAS}")
         if given.get("seed", -1) == -1:
             given["seed"] = secrets.randbelow(2**32)  # 32 bits, because many other programs read no more
         given["width"], given["height"] = drawn_for(self.wanted(given), self.settings.sizes, policy)
         return given
+
+    async def loras(self) -> Sequence[Lora]:
+        """Return the LoRAs that requests may ask for now."""
+        return await asyncio.to_thread(self.engine.loras)
 
     def check_text(self, name: str, text: str) -> None:
         """Raise InputError for a text that is too long or not Unicode."""
@@ -187,17 +197,23 @@ class Service:
         return "nearest" if model in self.settings.aliases else own
 
     def settings_of(
-        self, arguments: Mapping[str, Any], picture: Image.Image, seed: int, scheduler: str
+        self,
+        arguments: Mapping[str, Any],
+        picture: Image.Image,
+        seed: int,
+        scheduler: str,
+        facts: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
         """Return an image's settings for `encode`, by their names in `Pipeline.generate`.
 
-        `arguments` are those of its request, of which pictures are left out; `scheduler` is that of its ticket.
+        `arguments` are those of its request, of which pictures are left out; `scheduler` and `facts` are those of its
+        ticket.
         """
         own = {name: getattr(self.settings, name) for name in ("model", "steps", "guidance_scale")}
         given = {name: value for name, value in arguments.items() if not isinstance(value, Image.Image | None)}
         given.pop("num_images", None)
         size = {"width": picture.width, "height": picture.height}
-        return {"version": __version__, **own, **size, **given, "seed": seed, "scheduler": scheduler}
+        return {"version": __version__, **own, **(facts or {}), **size, **given, "seed": seed, "scheduler": scheduler}
 
     async def encode(
         self,

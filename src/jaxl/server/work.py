@@ -47,7 +47,9 @@ class AnswerFiles:
     def settings(self, image: int, drawn: Image.Image) -> dict[str, Any]:
         """Return the settings of an image, by its index in the request."""
         ticket = self.stream.ticket
-        settings = self.service.settings_of(self.stream.arguments, drawn, ticket.seeds[image], ticket.scheduler)
+        settings = self.service.settings_of(
+            self.stream.arguments, drawn, ticket.seeds[image], ticket.scheduler, ticket.facts
+        )
         if self.stream.embeddings:
             settings["embeddings"] = dict(self.stream.embeddings)
         return {**settings, "resized_to": as_text(self.stream.wanted)} if self.resized else settings

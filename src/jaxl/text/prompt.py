@@ -14,7 +14,8 @@
 A prompt's `Syntax` says how it is read: "a1111" refuses what looks like a mistake (`jaxl.text.strict`), "lenient" takes
 as text what does not parse, as the web UI does (`jaxl.text.lenient`), and for "literal" and "plain" all of it is text.
 
-`<lora:...>` asks for a file that prompts cannot load; both syntaxes refuse it with an InputError.
+Tags, such as `<hypernet:...>`, ask for files that jaxl does not load, and are refused with an InputError.
+`jaxl.text.tags` takes those for LoRAs out of a prompt before.
 """
 
 from __future__ import annotations

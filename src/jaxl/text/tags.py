@@ -18,6 +18,8 @@ from jaxl.errors import InputError
 from jaxl.text.strict import shortened
 
 TAG = re.compile(r"(\\.)|<(?:lora|lyco):([^<>]+)>", re.DOTALL)
+# the syntaxes in which prompts may have tags
+TAGGED = ("a1111", "lenient")
 NAMES = ("te", "unet", "lbw", "start", "stop", "step")
 
 

@@ -22,7 +22,7 @@ with warnings.catch_warnings():  # Ray's own
     import ray
     from ray import cloudpickle, serve
 
-from jaxl.engine import Request
+from jaxl.engine import Lora, Request
 from jaxl.engine.fake import FakeBackend
 from jaxl.server.app import create_app
 from jaxl.server.ray.deployment import Threads, replicas, threads, with_ingress
@@ -52,7 +52,7 @@ class RemoteBackend(FakeBackend):
     """Takes what a row takes from a file, which tests write; says in another which process it is."""
 
     def __init__(self, folder: Path):
-        super().__init__(0.0, SIZES[0], sizes_of_images=SIZES)
+        super().__init__(0.0, SIZES[0], sizes_of_images=SIZES, known=[Lora("pencil", "pencil.safetensors")])
         self.folder = folder
         (folder / f"replica-{os.getpid()}").touch()
 

@@ -15,8 +15,8 @@ import httpx
 import pytest
 from fastapi.testclient import TestClient
 
-from jaxl.engine import Event, Progress, Request
-from jaxl.errors import CancelledError, DeadlineError, DrainingError, QueueFullError
+from jaxl.engine import Event, Lora, Progress, Request
+from jaxl.errors import CancelledError, DeadlineError, DrainingError, InputError, QueueFullError
 from jaxl.server.app import create_app
 from jaxl.server.ray.fleet import Fleet
 from jaxl.server.ray.router import BucketAffineRouter
@@ -58,6 +58,15 @@ def test_images_of_a_request_are_shared(engine: Fleet, until: Until) -> None:
     assert images[3].tobytes() == alone(engine, 4, 50)
     stats = engine.stats()
     assert (stats.images_done, stats.requests_done, stats.rows_done) == (9, 2, 450)
+
+
+def test_loras_are_those_of_the_replicas(engine: Fleet) -> None:
+    assert engine.loras() == [Lora("pencil", "pencil.safetensors")]
+    ticket = engine.submit(asked(loras={"pencil": 0.5}))
+    assert list(ticket.facts["lora_hashes"]) == ["pencil"]
+    ticket.future.result(600)
+    with pytest.raises(InputError, match="did you mean 'pencil'"):
+        engine.submit(asked(loras={"pensil": 0.5}))
 
 
 def images_in(fleet: Fleet) -> list[int]:

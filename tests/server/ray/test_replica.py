@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from jaxl.engine import Drawn, Progress, Request, Started, Status
+from jaxl.engine import Drawn, Lora, Progress, Request, Started, Status
 from jaxl.engine.fake import FakeBackend
 from jaxl.errors import EngineError, InputError
 from jaxl.server.ray import replica
@@ -37,6 +37,14 @@ def test_an_image(one: Replica) -> None:
     assert isinstance(heard[1], Started)
     assert [each.done for each in heard if isinstance(each, Progress)][-1] == 3
     assert isinstance(heard[-1], Drawn)
+
+
+def test_loras(one: Replica) -> None:
+    one.backend.known = [Lora("pencil", "pencil.safetensors")]
+    assert one.loras() == one.backend.known
+    heard = asyncio.run(messages(one, Request({**ASKED, "loras": {"pencil": 1.0}})))
+    assert isinstance(heard[0], Accepted)
+    assert list(heard[0].facts["lora_hashes"]) == ["pencil"]
 
 
 def test_a_mistake(one: Replica) -> None:

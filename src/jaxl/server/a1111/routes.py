@@ -21,7 +21,7 @@ from fastapi import APIRouter, Depends
 from pydantic import BaseModel
 from starlette.requests import Request as HttpRequest
 
-from jaxl.call.infotext import a1111_text, read_a1111_text, text_of
+from jaxl.call.infotext import a1111_text, lora_hashes, read_a1111_text, text_of
 from jaxl.diffusion.names import AUTOMATIC, CHECKPOINT, a1111_name
 from jaxl.diffusion.schedulers import SCHEDULERS
 from jaxl.engine import Preview
@@ -29,6 +29,7 @@ from jaxl.server.a1111.fields import FIELDS, A1111Request, Img2Img, Txt2Img, arg
 from jaxl.server.a1111.options import CLIP_SKIP, USUAL_CLIP_SKIP, overrides, refusal
 from jaxl.server.edits import Source
 from jaxl.server.errors import A1111_RESPONSES, ApiError, fields
+from jaxl.server.loras import AsciiResponse, read_metadata
 from jaxl.server.pictures import decode
 from jaxl.server.service import CurrentService, Service, Stream
 from jaxl.server.work import AnswerFiles
@@ -219,10 +220,20 @@ async def upscalers() -> list[dict[str, Any]]:
     return [{"name": "None", "model_name": None, "model_path": None, "model_url": None, "scale": 1.0}]
 
 
+@router.get("/loras", response_model=list[dict[str, Any]])
+async def loras(service: CurrentService) -> AsciiResponse:
+    """The LoRAs that prompts may have tags for. A tag has the name: here the alias is no other one."""
+    return AsciiResponse(
+        [
+            {"name": each.name, "alias": each.name, "path": each.file, "metadata": read_metadata(each.metadata)}
+            for each in await service.loras()
+        ]
+    )
+
+
 @router.get("/latent-upscale-modes")
 @router.get("/sd-vae")
 @router.get("/script-info")
-@router.get("/loras")
 @router.get("/hypernetworks")
 @router.get("/face-restorers")
 @router.get("/realesrgan-models")
@@ -265,7 +276,7 @@ async def memory() -> dict[str, dict[str, str]]:
 @router.post("/refresh-loras")
 @router.post("/refresh-vae")
 async def refresh() -> None:
-    """Do nothing: the files are read with the model."""
+    """Do nothing: LoRAs are looked for each time, and other files are read with the model."""
 
 
 @router.post("/unload-checkpoint")
@@ -378,6 +389,7 @@ def _info(made: Sequence[Mapping[str, Any]], seeds: Sequence[int], asked: A1111R
         "extra_generation_params": {
             "Schedule type": a1111_name(first["scheduler"])[1],
             **({"Resized to": first["resized_to"]} if "resized_to" in first else {}),
+            **({"Lora hashes": lora_hashes(first)} if "lora_hashes" in first else {}),
         },
         "index_of_first_image": 0,
         "infotexts": [a1111_text(own) for own in made],

@@ -34,7 +34,7 @@ from jaxl.server.events import EventStream, event, file_url, with_status
 from jaxl.server.guard import FORM as FORM_TYPE
 from jaxl.server.guard import JSON, media_type
 from jaxl.server.kept import SECONDS
-from jaxl.server.limits import Count, GuidanceScale, Name, Proportion, Seed
+from jaxl.server.limits import Count, GuidanceScale, Loras, Name, Proportion, Seed
 from jaxl.server.openai.fields import PictureUrl, PictureUrls
 from jaxl.server.pictures import MEDIA_TYPES, decode
 from jaxl.server.service import LEAST_DEADLINE, CurrentService, Service, Stream, check_model
@@ -94,6 +94,7 @@ class ImageRequest(BaseModel):
     scheduler: Name | None = None
     eta: Proportion | None = None
     clip_skip: int | None = Field(None, ge=0, le=100)
+    loras: Loras | None = None
     prompt_syntax: Syntax | None = Field(None, description="literal by default.")
     previews: int | None = Field(
         None, ge=0, le=100, description="Like partial_images, and for /v1/requests/{id}/events too."

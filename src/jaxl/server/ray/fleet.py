@@ -21,6 +21,7 @@ from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from jaxl.engine import Drawn, Event, Preview, Progress, Request, Result, Started, Status, Ticket
+from jaxl.engine.backend import Lora
 from jaxl.engine.engine import Stats
 from jaxl.engine.forecast import Window
 from jaxl.engine.request import new_id
@@ -144,6 +145,14 @@ class Fleet:
         asyncio.run_coroutine_threadsafe(self._draw_all(order), self._loop)
         order.accepted.result()
         return ticket
+
+    def loras(self) -> Sequence[Lora]:
+        """Return the LoRAs that a replica finds, as each has the same folder; none if no replica answers in time."""
+        try:
+            return self.handle.loras.remote().result(timeout_s=WATCH_SECONDS)
+        except (RayError, DeploymentUnavailableError, TimeoutError):
+            log.warning("no replica tells its LoRAs")
+            return ()
 
     def tickets(self) -> list[Ticket]:
         with self._wake:
@@ -285,6 +294,7 @@ class Fleet:
                 if part[0] in order.unaccepted:
                     order.unaccepted.difference_update(part)
                     ticket.scheduler = message.scheduler
+                    ticket.facts = message.facts
                     ticket.total += message.rows
                     if not order.unaccepted and not order.accepted.done():
                         order.accepted.set_result(None)

@@ -6,11 +6,12 @@ import asyncio
 import logging
 import os
 import warnings
-from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from jaxl.engine import Channel, Engine, Event, Request, Status
+from jaxl.engine.backend import Lora
 from jaxl.engine.engine import STALLED_SECONDS, Stats
 from jaxl.engine.request import new_id
 from jaxl.errors import EngineError, JaxlError, PromptWarning
@@ -23,10 +24,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Accepted:
-    """Images are in the queue: the full name of their scheduler, and the rows of all."""
+    """Images are in the queue: the full name of their scheduler, the rows of all, and the facts of their drawings."""
 
     scheduler: str
     rows: int
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 Message = Accepted | Status | Event | JaxlError
@@ -61,6 +63,9 @@ class Replica:
     def stats(self) -> tuple[str, Stats]:
         """Return the engine's stats, with the replica's own id."""
         return self.id, self.engine.stats()
+
+    def loras(self) -> Sequence[Lora]:
+        return self.engine.loras()
 
     def record_routing_stats(self) -> dict[str, int]:
         """Return what the router needs."""
@@ -98,7 +103,7 @@ class Replica:
             return
         ticket.future.add_done_callback(lambda _: channel.call(channel.end))
         try:
-            yield Accepted(ticket.scheduler, ticket.total)
+            yield Accepted(ticket.scheduler, ticket.total, ticket.facts)
             next_event = asyncio.ensure_future(anext(events, None))
             while True:
                 await asyncio.wait([next_event], timeout=STATUS_SECONDS if ticket.started is None else None)

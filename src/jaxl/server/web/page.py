@@ -165,6 +165,7 @@ def _blocks(gr: Any, settings: Settings) -> Any:
                             shuffle = gr.Button("Random seed", size="sm")
                             reuse = gr.Button("Last seed", size="sm", elem_id="jaxl-reuse")
                     own(SCHEDULER.format(escape(json.dumps(_samplers(settings))), escape(settings.scheduler)))
+                    own("<jaxl-loras hidden></jaxl-loras>")
                     with gr.Accordion("Steps, guidance", open=False):
                         steps = gr.Slider(1, MOST_STEPS, settings.steps, step=1, label="Steps", elem_id="jaxl-steps")
                         guidance = gr.Slider(0, 30, settings.guidance_scale, step=0.1, label="Guidance")

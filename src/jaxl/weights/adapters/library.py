@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from jaxl.errors import CheckpointError, InputError
 from jaxl.weights.adapters.adapter import Adapter
+from jaxl.weights.adapters.description import Description
 from jaxl.weights.adapters.latest import Latest
+from jaxl.weights.store import read_metadata
 
 MAX_BYTES = 2**31  # of the folder's files on the host; six of rank 64 for SDXL
+MAX_DESCRIPTIONS = 2000
 
 # what ends a name in a prompt's tag
 MARKS = "<>:"
@@ -20,14 +24,18 @@ class Library(Mapping[str, Adapter]):
     """Adapters by name. Those of the `folders` are the files in them and below them, without `.safetensors`.
 
     Folders are looked at each time, so files may come and go; one that is replaced is read again. `read` makes an
-    adapter of a name and a file.
+    adapter of a name and a file, and `shown` is how errors call a file: a server does not tell where it lies.
     """
 
-    def __init__(self, read: Callable[[str, Path], Adapter], folders: Iterable[Path] = ()):
+    def __init__(
+        self, read: Callable[[str, Path], Adapter], folders: Iterable[Path] = (), shown: Callable[[Path], str] = str
+    ):
         self.folders = [*folders]
+        self.shown = shown
         self._read = read
         self._added: dict[str, Adapter] = {}
         self._latest: Latest[Adapter] = Latest(MAX_BYTES, lambda adapter: adapter.nbytes)
+        self._descriptions: Latest[Description] = Latest(MAX_DESCRIPTIONS)
 
     def add(self, adapter: Adapter) -> None:
         """Add an adapter under its name. Raises InputError where another one has the name."""
@@ -54,14 +62,25 @@ class Library(Mapping[str, Adapter]):
             return self._added[name]
         files = self.files()[name]
         if len(files) > 1:
-            names = ", ".join(map(str, files))
+            names = ", ".join(map(self.shown, files))
             raise CheckpointError(f"{len(files)} files are called {name}: {names}; rename all but one")
+        (file,) = files
         try:
-            state = files[0].stat()
+            return self._latest.get(_version(file), lambda: self._read(name, file))
         except OSError as error:
-            raise CheckpointError(f"{files[0]}: cannot be read ({error.strerror or error})") from error
-        key = (files[0], state.st_mtime_ns, state.st_size, state.st_ino)
-        return self._latest.get(key, lambda: self._read(name, files[0]))
+            raise CheckpointError(f"{self.shown(file)}: cannot be read ({error.strerror})") from error
+        except CheckpointError as error:
+            raise CheckpointError(str(error).replace(str(file), self.shown(file))) from None
+
+    def descriptions(self) -> dict[str, Description]:
+        """Return what the metadata of each adapter says, by its name; nothing for a file that cannot be read."""
+        added = {name: adapter.description for name, adapter in self._added.items()}
+        return {name: self._description(files[0]) for name, files in self.files().items()} | added
+
+    def _description(self, file: Path) -> Description:
+        with suppress(OSError, CheckpointError):  # whoever asks for it is told
+            return self._descriptions.get(_version(file), lambda: Description((file.name,), read_metadata(file)))
+        return Description((file.name,), {})
 
     def __iter__(self) -> Iterator[str]:
         return iter(dict.fromkeys([*self._added, *self.files()]))
@@ -71,6 +90,12 @@ class Library(Mapping[str, Adapter]):
 
     def __contains__(self, name: object) -> bool:
         return name in self._added or name in self.files()
+
+
+def _version(file: Path) -> tuple[Path, int, int, int]:
+    """Return what is another value once the file is replaced. Raises OSError."""
+    state = file.stat()
+    return file, state.st_mtime_ns, state.st_size, state.st_ino
 
 
 def check_folder(argument: str, name: str | os.PathLike[str]) -> Path:

@@ -34,6 +34,7 @@ export async function* draw(asked, source, { id, keep, signal }) {
     num_inference_steps: asked.steps,
     guidance_scale: asked.guidance_scale,
     scheduler: asked.scheduler,
+    loras: asked.loras,
     strength: source ? asked.strength : null,
     mask_blur: masked ? asked.mask_blur : null,
     padding_mask_crop: masked && asked.only_masked ? asked.padding_mask_crop : null,
@@ -113,6 +114,11 @@ export async function countTokens(text, prompt_syntax) {
   return (await send("tokens", json({ text, prompt_syntax }))).json();
 }
 
+/** The LoRAs that there are: [{id, base_model, trigger_words}, ...]. */
+export async function loras() {
+  return (await (await send("loras")).json()).data;
+}
+
 /** The settings in a picture's file, by their names in `Pipeline.generate`; the seed is a text. Throws Refused. */
 export async function settingsOf(file) {
   const response = await send("images/settings", json({ image: await base64(file) }));
@@ -173,7 +179,7 @@ function json(fields) {
 
 function form(fields, source) {
   const body = new FormData();
-  for (const [name, value] of Object.entries(fields)) body.append(name, value);
+  for (const [name, value] of Object.entries(fields)) body.append(name, typeof value === "object" ? JSON.stringify(value) : value);
   body.append("image", source.image, "image.png");
   if (source.mask) body.append("mask", source.mask, "mask.png");
   return { method: "POST", body };

@@ -10,7 +10,7 @@ const OLD = 24 * 3600_000;
 // what a picture has whose settings do not say it
 const USUAL = { negative_prompt: "", prompt_syntax: "lenient" };
 // what the form has no field for, and what needs none
-const SILENT = ["version", "width", "height", "model", "num_images", "whole", "size", "scheduler", "unread"];
+const SILENT = ["version", "width", "height", "model", "num_images", "whole", "size", "scheduler", "loras", "lora_hashes", "unread"];
 
 const saved = JSON.parse(sessionStorage.getItem(KEPT) ?? "null");
 const sources = new Store("jaxl-sources");
@@ -25,7 +25,7 @@ export function remember(names, values) {
 
 /** What is asked for; the seed is a text, empty for one at random. */
 export function asked() {
-  const own = { size: part("size").value, scheduler: part("scheduler").value };
+  const own = { size: part("size").value, scheduler: part("scheduler").value, loras: part("loras").value };
   return { ...known, ...own, seed: String(known.seed ?? "").trim() };
 }
 
@@ -66,6 +66,7 @@ export function fill(names, offered, settings, values) {
   if (size && part("size").value !== size) lost.push(`size ${size}`);
   if (settings.near) part("size").choose(settings.near);
   if (settings.scheduler && !part("scheduler").choose(settings.scheduler)) lost.push(`scheduler ${settings.scheduler}`);
+  if (settings.loras || settings.whole) lost.push(...part("loras").choose(settings.loras ?? {}).map((name) => `LoRA ${name}`));
   const fits = (name, value) => !offered[name] || value <= offered[name];
   const filled = names.map((name, i) => {
     const value = settings[name];

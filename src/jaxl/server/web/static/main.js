@@ -6,6 +6,7 @@ import "./viewer.js";
 import "./source.js";
 import "./size.js";
 import "./scheduler.js";
+import "./loras.js";
 import "./tokens.js";
 import "./waiting.js";
 import "./statistics.js";
@@ -17,6 +18,8 @@ import * as queue from "./queue.js";
 
 const VARIATION_STRENGTH = 0.5;
 const POLL = 2000;
+// in which brackets have a meaning
+const SYNTAXES = ["a1111", "lenient"];
 
 let lastSeed = "";
 let begin;
@@ -129,6 +132,11 @@ listen("edit", async (picture) => {
   await part("source").take(picture.blob);
   part("source").scrollIntoView({ block: "nearest" });
 });
+listen("word", (word) => {
+  const { prompt = "", prompt_syntax } = form.asked();
+  const text = SYNTAXES.includes(prompt_syntax) ? word.replace(/[\\()[\]]/g, "\\$&") : word;
+  tell("fill", { prompt: [prompt.trim(), text].filter(Boolean).join(", ") });
+});
 listen("vary", (picture) => {
   const { width, height, ...settings } = picture.settings;
   const asked = { ...settings, size: `${width}x${height}`, strength: VARIATION_STRENGTH, seed: "", num_images: variations() };
@@ -180,7 +188,8 @@ if (theme) document.body.classList.toggle("dark", theme === "dark");
 await open();
 // Gradio's form may come before or after this
 if (!document.body.classList.contains("jaxl-formed")) await new Promise((resolve) => listen("formed", resolve));
-await Promise.all(["board", "waiting", "size", "scheduler", "source"].map(arrived));
+await Promise.all(["board", "waiting", "size", "scheduler", "loras", "source"].map(arrived));
+await part("loras").looked;
 await form.begin();
 begin();
 await queue.open(perform);

@@ -11,6 +11,7 @@ const LABELS = {
   steps: "Steps",
   guidance_scale: "Guidance",
   scheduler: "Scheduler",
+  loras: "LoRAs",
   strength: "Strength",
 };
 
@@ -102,7 +103,8 @@ class Viewer extends HTMLElement {
 }
 
 function terms(picture) {
-  const known = { ...picture.settings, seed: String(picture.settings.seed) };
+  const loras = Object.entries(picture.settings.loras ?? {}).map((each) => each.join(" "));
+  const known = { ...picture.settings, seed: String(picture.settings.seed), loras: loras.join(", ") };
   const rows = Object.entries(LABELS).filter(([name]) => known[name] !== undefined && known[name] !== "");
   return rows.flatMap(([name, label]) => [make("dt", {}, label), make("dd", {}, String(known[name]))]);
 }
