@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from lora_files import write_lora
 from PIL import Image
 
 import jaxl
@@ -438,6 +439,40 @@ def test_textual_inversions(capsys: pytest.CaptureFixture[str], small: Any) -> N
     assert "--negative 'embedding:three': no embedding has this name; none is loaded; " in capsys.readouterr().err
     assert run(["generate", "a cat", *flags, *files, "--refiner", model, "--embedding", "out.png"]) == 2
     assert "out.png: a picture (PNG), not weights" in capsys.readouterr().err
+
+
+def test_loras(capsys: pytest.CaptureFixture[str], small: Any) -> None:
+    """By a flag or a tag, the picture is the one that the library draws, and its file says what it was drawn with."""
+    model = small[0].checkpoint.source
+    pipe, params = on_two_devices(model)
+    for seed, name in enumerate(("pencil", "loras/ink")):
+        Path(name).parent.mkdir(exist_ok=True)
+        write_lora(Path(f"{name}.safetensors"), pipe.model, seed, 4)
+    pipe.loras.folders.append(Path("loras"))
+    pipe.add_lora("pencil", "pencil.safetensors")
+    flags = ("--model", model, *SMALL, "--seed", "5", "-o", "out.png", "--quiet", "--lora-dir", "loras")
+    assert run(["generate", "a <lora:ink:0.5> cat", *flags, "--lora", "pencil.safetensors:-0.8"]) == 0
+    wanted = {"loras": {"ink": 0.5, "pencil": -0.8}, "steps": 1, "width": 64, "height": 64, "seed": 5}
+    (same,) = pipe.generate(params, "a  cat", **wanted).images
+    with Image.open("out.png") as got:
+        assert np.abs(np.asarray(got).astype(int) - np.asarray(same)).max() <= 1
+        text = got.info["parameters"]
+    assert text.startswith("a <lora:ink:0.5> cat <lora:pencil:-0.8>\n")
+    assert re.search(r'Lora hashes: "pencil: [0-9a-f]{12}, ink: [0-9a-f]{12}"', text)
+    assert read_settings("out.png")["loras"] == {"pencil": -0.8}
+    capsys.readouterr()
+    for more, message in (
+        (["--lora", "missing.safetensors"], "missing.safetensors: no such file"),
+        (["--lora", "pencil.safetensors", "--lora", "loras/../pencil.safetensors:2"], "two are called 'pencil'"),
+        (["--lora", "pencil.safetensors:nan"], "--lora nan: give a finite number"),
+        (["--lora-dir", "none"], "--lora-dir 'none': there is no such folder"),
+        (["--negative", "<lora:ink:1>"], "--negative '<lora:ink:1>'"),
+    ):
+        assert run(["generate", "a cat", *flags, *more]) == 2
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert message in err
+        assert err.count("\n") == 1
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-import os
 import random
 import threading
 from collections.abc import Iterator
@@ -13,43 +12,21 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from fastapi.testclient import TestClient
+from lora_files import write_lora
 from PIL import Image
-from safetensors.numpy import save_file
 
 from jaxl.backend import PipelineBackend, RunningBatch, open_backend
 from jaxl.engine import Engine
 from jaxl.presets import PRESETS
-from jaxl.run.adapters import layers
 from jaxl.server.app import create_app
 from jaxl.server.service import Service
 from jaxl.server.settings import Settings
-from jaxl.weights.layout import to_torch
 
 GENERATIONS, A1111 = "/v1/images/generations", "/sdapi/v1/txt2img"
-PREFIXES = {"unet": "lora_unet", "text_encoder": "lora_te1", "text_encoder_2": "lora_te2"}
 A_WHILE = 600.0  # no measure of anything: only who fails waits so long
 RANK = 8  # that the server has room for
-
-
-def write_lora(file: Path, model: Any, seed: int, rank: int, networks: tuple[str, ...] = tuple(PREFIXES)) -> None:
-    """Write a file with random numbers, under the names that sd-scripts gives to diffusers' modules."""
-    rng = np.random.default_rng(seed)
-    tensors = {}
-    for network in networks:
-        for path, shape in layers(model, network).items():
-            outputs, inputs, *window = (shape[axis] for axis in to_torch(f"{path}.weight", shape))
-            name = f"{PREFIXES[network]}_{path.replace('.', '_')}"
-            down = rng.standard_normal((rank, inputs, *window)) / np.sqrt(np.prod([inputs, *window]))
-            tensors[f"{name}.lora_down.weight"] = down.astype(np.float16)
-            up = rng.standard_normal((outputs, rank, *(1 for _ in window))) / np.sqrt(rank)
-            tensors[f"{name}.lora_up.weight"] = up.astype(np.float16)
-            tensors[f"{name}.alpha"] = np.array(rank / 2, np.float16)
-    new = file.with_suffix(".new")
-    save_file(tensors, new, {"modelspec.trigger_phrase": file.stem})
-    os.replace(new, file)
 
 
 @pytest.fixture(scope="module")

@@ -50,6 +50,8 @@ FLAGS = {
     "padding_mask_crop": "--mask-padding",
     "denoising_end": "--refiner-at",
     "timestep_spacing": "--spacing",
+    "loras": "--lora",
+    "strict": "--lora-partial",
     "token": "HF_TOKEN in the environment",
     "url": "URL",
     "results": "RESULTS",
@@ -175,4 +177,4 @@ def _message(error: JaxlError | typer.TyperException) -> str:
 def _flag(argument: str, value: str | None = None) -> str:
     """Return an argument as users write it on the command line."""
     flag = FLAGS.get(argument, f"--{argument.replace('_', '-')}")
-    return flag if value is None else f"{flag} {value.strip(QUOTES)}"
+    return flag if value in (None, "True", "False") else f"{flag} {value.strip(QUOTES)}"
