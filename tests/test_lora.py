@@ -16,6 +16,7 @@ from jaxl.engine import Engine, Request
 from jaxl.errors import InputError
 from jaxl.run.adapters import NO_ROOM, Room
 from jaxl.run.bucket import Bucket
+from jaxl.weights.layout import flatten, unflatten
 
 A_WHILE = 600.0
 STEPS: dict[str, Any] = {"steps": 3, "output": "latents", "guidance_scale": 4.0}
@@ -194,3 +195,14 @@ def test_distilled_ones_bring_their_settings(worn: Any, source: str, steps: int,
         assert pipe.plan("a cat", num_images=2, loras=[{"few": 1.0}, {}]).preset == pipe.preset
     finally:
         pipe.loras.remove("few")
+
+
+def test_eight_bit_weights_are_not_changed_for_good(worn: Any) -> None:
+    pipe, params = worn
+    (adapters,) = pipe.plan("a cat", loras={"full": 1.0}).adapters[0]
+    leaves = flatten(params["unet"])
+    leaves["down_blocks.0.resnets.0.conv1.scale"] = np.ones((), np.float32)
+    with pytest.raises(
+        InputError, match=r"loras='full': of a kind that changes weights, and those of .* have eight bits"
+    ):
+        pipe.networks(params).merged({**params, "unet": unflatten(leaves)}, adapters, "unet")

@@ -95,6 +95,7 @@ class RunningBatch:
         self.backend = backend
         self.bucket = bucket
         self._adapters = adapters
+        self._network: tuple[Params, Any] = ({}, None)  # made of which parameters
         programs = backend.pipe.programs
         self._advance, self._join = programs.get(ADVANCE, bucket), programs.get(JOIN, bucket)
         self._take = programs.get(TAKE, bucket)
@@ -119,8 +120,9 @@ class RunningBatch:
 
     def advance(self, rows: int) -> None:
         params = self.backend.params
-        network = self.backend.pipe.networks(params).network(params, self._adapters, "unet")
-        self._slots = self._advance(network, self._slots, self._cond, np.int32(rows))
+        if self._network[0] is not params:
+            self._network = params, self.backend.pipe.networks(params).network(params, self._adapters, "unet")
+        self._slots = self._advance(self._network[1], self._slots, self._cond, np.int32(rows))
 
     def wait(self) -> None:
         self._slots.row.block_until_ready()

@@ -9,6 +9,7 @@ import pytest
 from jaxl.kernels import XLA
 from jaxl.nn.layer_kinds import DOWN, SCALE_IN, SCALE_OUT, UP, adapted, layer_of
 from jaxl.nn.layers import conv, linear
+from jaxl.nn.quantised import quantise_weight
 
 IMAGES, RANK = 3, 2
 
@@ -85,6 +86,20 @@ def test_no_columns_that_do_anything_change_no_bit() -> None:
     x = jnp.asarray(rng.standard_normal((IMAGES, 6, 8, 4), np.float32))
     got = conv({**p, **a, UP: np.zeros_like(a[UP])}, x, kernels=XLA)
     assert (np.asarray(got) == np.asarray(conv(p, x, kernels=XLA))).all()
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_beside_eight_bits(scaled: bool) -> None:
+    """The factors stay as exact as they are."""
+    rng = np.random.default_rng(0)
+    p, a = layer(rng, 8, 7), adapters(rng, 8, 7, scaled=scaled)
+    x = jnp.asarray(rng.standard_normal((IMAGES, 5, 8), np.float32))
+    weight, scale = quantise_weight(jnp.asarray(p["weight"]), jnp.int8)
+    eight = {"weight": weight, "bias": p["bias"], "scale": scale, "input_scale": jnp.float32(0.02)}
+    got = linear({**eight, **a}, x)
+    x_in, out = (1.0, 1.0) if not scaled else (a[SCALE_IN][:, None], a[SCALE_OUT][:, None])
+    base = linear({**eight, "bias": jnp.zeros(7)}, x * x_in) * out + p["bias"]
+    np.testing.assert_allclose(got, base + x @ a[DOWN] @ a[UP], rtol=2e-5, atol=2e-5)
 
 
 def test_adapters_find_their_layers() -> None:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxl.errors import InputError
 from jaxl.nn.layer_kinds import SCALE
 from jaxl.nn.layers import Params
 from jaxl.run.adapters import layers
@@ -21,7 +22,7 @@ from jaxl.weights.layout import flatten, from_torch, placed, rearranged, to_torc
 from jaxl.weights.winograd import with_winograd, without_winograd
 
 MAX_FORM_BYTES = 2**32  # on the host: six sets of rank 64 in SDXL
-MAX_NETWORKS = 4  # on the devices; they share all that a set leaves as it is
+MAX_NETWORKS = 12  # on the devices, of four sets; they share all that a set leaves as it is
 
 
 class AdaptedNetworks:
@@ -55,12 +56,18 @@ class AdaptedNetworks:
     def merged(
         self, params: Mapping[str, Any], adapters: AdapterSet, component: str, *, all_kinds: bool = False
     ) -> Params:
-        """Return the parameters with the needed changes in them, or with those of all kinds, computed in float32."""
+        """Return the parameters with the needed changes in them, or with those of all kinds, computed in float32.
+
+        Raises InputError where a layer has eight-bit weights, which no change can be added to.
+        """
         shapes = self._target.shapes[component]
         leaves, wanted = flatten(without_winograd(params[component])), flatten(shapes)
         changed = merged(adapters, component, _weights(params[component]), all_kinds=all_kinds)
         for key, array in changed:
             leaf = wanted[key]
+            if f"{key.removesuffix('.weight')}.{SCALE}" in leaves:
+                remedy = f"of a kind that changes weights, and those of {key} have eight bits; load without `precision`"
+                raise InputError("loras", ", ".join(adapter.name for adapter, _ in adapters), remedy)
             leaves[key] = placed(rearranged(array, from_torch(key, array.shape), leaf.dtype), leaf.sharding)
         tree = unflatten(leaves)
         return with_winograd(tree, shapes) if component == "unet" else tree
@@ -72,7 +79,9 @@ def _weights(params: Params) -> Callable[[str], np.ndarray]:
     def weight(key: str) -> np.ndarray:
         leaf = leaves[key]
         scale = leaves.get(f"{key.removesuffix('.weight')}.{SCALE}")
-        array = np.asarray(jnp.asarray(leaf, jnp.float32))
+        # with several hosts, each has every parameter
+        own = leaf if leaf.is_fully_addressable else leaf.addressable_data(0)
+        array = np.asarray(jnp.asarray(own, jnp.float32))
         if scale is not None:
             array = array * np.asarray(scale)
             array = array.T if scale.ndim == 0 and array.ndim == 2 else array  # as `nn.quantised` turned it
