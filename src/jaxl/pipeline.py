@@ -63,7 +63,6 @@ from jaxl.weights.quantise import (
     write_scales,
 )
 from jaxl.weights.save import save_checkpoint
-from jaxl.weights.source import EMBEDDED, LORAS
 from jaxl.weights.winograd import with_winograd_shapes
 
 Params = dict[str, Any]
@@ -148,8 +147,7 @@ class Pipeline:
         self.tokenizers = open_tokenizers(checkpoint, self.model)
         self.lexicon = Lexicon.of(self.model, self.tokenizers)
         self.embeddings = Embeddings({})
-        own_loras = [EMBEDDED[checkpoint.source] / LORAS] if checkpoint.source in EMBEDDED else []
-        self.loras = Library(lambda name, file: read_adapter(name, file, self.model.shapes()), own_loras)
+        self.loras = Library(lambda name, file: read_adapter(name, file, self.model.shapes()))
         self._networks: AdaptedNetworks | None = None
         self.exact = self.programs = programs(shapes["unet"])
         self.quantised = None

@@ -20,9 +20,10 @@ COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
 
 
 def inspect(
-    source: Annotated[str, typer.Argument(metavar="MODEL", help="A hub id, a folder, a .safetensors file, or tiny.")],
-    model: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="What a LoRA is compared with; SDXL's layers by default.")
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A hub id, a folder, a .safetensors file, or tiny.")],
+    base: Annotated[
+        str | None,
+        typer.Option("--model", metavar="MODEL", help="What a LoRA is compared with; SDXL's layers by default."),
     ] = None,
     weight_name: Annotated[
         str | None, typer.Option(metavar="FILE", help="Which file of a folder or a repository of LoRAs.")
@@ -42,7 +43,7 @@ def inspect(
     jaxl inspect ./style.safetensors --model ./sdxl.safetensors
     """
     hub = {"revision": revision, "local_files_only": local_files_only}
-    report = in_background(lambda: _inspect(source, model, weight_name, variant, **hub))
+    report = in_background(lambda: _inspect(model, base, weight_name, variant, **hub))
     if as_json:
         print_line(json.dumps(report))
     elif "components" in report:

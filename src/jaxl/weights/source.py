@@ -17,7 +17,6 @@ from jaxl.weights.folder import Part, read_folder, read_part
 from jaxl.weights.single_file import read_single_file, read_unet_file, read_vae_file
 
 EMBEDDED = {"tiny": Path(__file__).parents[1] / "models" / "tiny"}
-LORAS = "loras"  # the folder of an embedded model's own
 PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 

@@ -12,7 +12,7 @@ from adapter_files import SHAPES, write
 
 from jaxl.errors import CheckpointError, InputError
 from jaxl.weights.adapters.adapter import read_adapter
-from jaxl.weights.adapters.library import MARKS, Library, check_folder, check_name
+from jaxl.weights.adapters.library import MARKS, Library, check_folder, check_tag_name
 
 KEY = "lora_unet_mid_block_attentions_0_proj_in"
 METADATA = {"modelspec.trigger_phrase": "pencil drawing", "ss_base_model_version": "sdxl_base_v1-0"}
@@ -97,7 +97,7 @@ def test_names_that_no_prompt_can_have(library: Library, tmp_path: Path) -> None
     for mark in MARKS:
         write(tmp_path / f"a{mark}b.safetensors", lora())
         with pytest.raises(InputError, match="give a name without colons"):
-            check_name("name", f"a{mark}b")
+            check_tag_name("name", f"a{mark}b")
     assert sorted(library) == ["ink", "pencil"]
     with pytest.raises(InputError, match=r"lora_dir='.*': there is no such folder"):
         check_folder("lora_dir", tmp_path / "none")
