@@ -99,6 +99,7 @@ import json, sys, jax, jaxl
 events = []
 jax.monitoring.register_event_listener(lambda event, **_: events.append(event))
 pipe, params = jaxl.from_pretrained(sys.argv[1])
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # small programs are kept too
 pipe.generate(params, "a llama", steps=1, width=64, height=64)
 print(json.dumps([events.count(f"/jax/compilation_cache/cache_{kind}") for kind in ("hits", "misses")]))
 """
