@@ -29,7 +29,7 @@ from jaxl.call.inputs import Encoder, Inputs
 from jaxl.call.lexicon import Lexicon
 from jaxl.call.loras import adapter_set, read_loras
 from jaxl.call.options import DrawOptions, LoadOptions, Options
-from jaxl.call.plan import NETWORKS, OTHER_PROMPTS, Devices, Plan, make_plan
+from jaxl.call.plan import OTHER_PROMPTS, Devices, Plan, make_plan
 from jaxl.call.prompts import open_tokenizers
 from jaxl.diffusion.loop import Slots
 from jaxl.errors import InputError, NonFiniteError
@@ -42,6 +42,7 @@ from jaxl.run.model import Model
 from jaxl.run.programs import ADVANCE, DECODE, ENCODE_IMAGE, OBSERVE, PREVIEW, PROGRAMS, START, Programs
 from jaxl.run.sharding import gathered, make_mesh, on_host, own_images, place_parameters
 from jaxl.weights.adapters.adapter import Adapter, read_adapter
+from jaxl.weights.adapters.changes import NETWORKS
 from jaxl.weights.adapters.library import Library, check_tag_name
 from jaxl.weights.adapters.source import open_adapter
 from jaxl.weights.adapters.strength import Strength

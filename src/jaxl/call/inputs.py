@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxl.call.plan import NETWORKS, Plan, Segment
+from jaxl.call.plan import Plan, Segment
 from jaxl.call.prompts import Chunk
 from jaxl.call.starts import Mask, Picture
 from jaxl.diffusion.noise import image_key
@@ -21,6 +21,7 @@ from jaxl.run.adapters import NO_ROOM, adapter_arrays, adapter_shapes, at_each_r
 from jaxl.run.bucket import Beginning, Branch, Bucket, Conditioning, Text
 from jaxl.run.embeddings import Embeddings
 from jaxl.run.programs import ENCODE_IMAGE, ENCODE_TEXT, GATHER, Programs
+from jaxl.weights.adapters.changes import NETWORKS
 from jaxl.weights.adapters.combined import AdapterSet, merging, of_text
 
 NO_FREEU = np.ones(4, np.float32)  # what leaves the skip connections as they are

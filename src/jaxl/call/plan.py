@@ -23,9 +23,10 @@ from jaxl.presets import Preset, speed
 from jaxl.run.adapters import Room, room_for
 from jaxl.run.bucket import Branch, Bucket
 from jaxl.run.model import Model
-from jaxl.text.tags import TAGGED, split_tags
+from jaxl.text.tags import read_tags
 from jaxl.text.tokenizer import Tokenizer
 from jaxl.weights.adapters.adapter import Adapter
+from jaxl.weights.adapters.changes import NETWORKS, TEXT_ENCODERS
 from jaxl.weights.adapters.combined import AdapterSet, merging
 
 OTHER_PROMPTS = ("prompt_2", "negative_prompt", "negative_prompt_2")
@@ -33,8 +34,6 @@ PAG_LAYERS = ("mid_block",)
 # of a schedule, not to be cached: the first steps decide on what the picture shows (benchmarks/speed_and_quality.py)
 WHOLE_SHARE = 0.2
 
-# what adapters change
-NETWORKS = ("unet", "text_encoder", "text_encoder_2")
 
 # what marks a field of `Plan` that has a value for each image
 OF_IMAGE = {"of": "image"}
@@ -169,7 +168,7 @@ def make_plan(
     }
 
     syntax = options.get("prompt_syntax", "a1111")
-    tagged = [split_tags(text) if syntax in TAGGED else (text, []) for text in positive]
+    tagged = [read_tags(text, syntax) for text in positive]
     asked_loras = read_loras(options.get("loras"), [tags for _, tags in tagged], adapters, each=each)
     preset = distilled_preset(asked_loras) or preset
 
@@ -232,10 +231,10 @@ def make_plan(
         table.with_columns(guidance=guidance[i], rescale=rescale[i], pag=pag[i], shallow=shallow) for i in range(batch)
     ]
     # images that are drawn with different weights, not just with different factors beside them, cannot run together
-    weights = [[[merging(own, name) for name in NETWORKS] for own in version] for version in by_version]
-    together = groupby(range(batch), key=lambda i: [version[i] for version in weights])
+    every_set = list(dict.fromkeys(own for version in by_version for own in version))
+    weights = {own: [merging(own, name) for name in NETWORKS] for own in every_set}
+    together = groupby(range(batch), key=lambda i: [weights[version[i]] for version in by_version])
     per_round = [size for _, images in together for size in devices.rounds(len(list(images)))]
-    every_set = [own for version in by_version for own in version]
     bucket = Bucket(
         max(per_round),
         height,
@@ -246,7 +245,7 @@ def make_plan(
         freeu="freeu" in options,
         cached=every > 1,
         room=Room.holding(room_for(own, "unet") for own in every_set).rounded,
-        text_room=Room.holding(room_for(own, name) for own in every_set for name in NETWORKS[1:]).rounded,
+        text_room=Room.holding(room_for(own, name) for own in every_set for name in TEXT_ENCODERS).rounded,
     )
     micro = part(options, MicroConditioning)
     h, w = height // model.vae.factor, width // model.vae.factor

@@ -16,8 +16,6 @@ from jaxl.cli.terminal import in_background, one_line, print_line
 if TYPE_CHECKING:
     from jaxl.weights.store import Tensor
 
-COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
-
 
 def inspect(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A hub id, a folder, a .safetensors file, or tiny.")],
@@ -132,6 +130,7 @@ def _adapter(file: Path, tensors: Mapping[str, Tensor], model: str | None) -> di
     from jaxl.presets import SDXL_BASE
     from jaxl.run.model import Model
     from jaxl.weights.adapters.adapter import read_adapter
+    from jaxl.weights.adapters.changes import NETWORKS
     from jaxl.weights.adapters.families import foreign
     from jaxl.weights.adapters.names import layers
     from jaxl.weights.kinds import LORA
@@ -149,7 +148,7 @@ def _adapter(file: Path, tensors: Mapping[str, Tensor], model: str | None) -> di
         "compared_with": model or "SDXL",
         "changes": dict(Counter(change.kind for change in changes).most_common()),
         "ranks": list(adapter.ranks),
-        "parameters": {component: len(adapter.changes.get(component, {})) for component in COMPONENTS},
+        "parameters": {component: len(adapter.changes.get(component, {})) for component in NETWORKS},
         "left_out": list(adapter.left),
         "embeddings": list(adapter.embeddings),
         "base_model": adapter.base_model,

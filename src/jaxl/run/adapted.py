@@ -18,7 +18,7 @@ from jaxl.run.target import Target
 from jaxl.weights.adapters.combined import AdapterSet, forms, merged, merging
 from jaxl.weights.adapters.form import Form
 from jaxl.weights.adapters.latest import Latest
-from jaxl.weights.layout import flatten, from_torch, placed, rearranged, to_torch, unflatten
+from jaxl.weights.layout import flatten, from_torch, placed, rearranged, to_torch, torch_shape, unflatten
 from jaxl.weights.winograd import with_winograd, without_winograd
 
 MAX_FORM_BYTES = 2**32  # on the host: six sets of rank 64 in SDXL
@@ -42,9 +42,13 @@ class AdaptedNetworks:
 
     def forms(self, params: Mapping[str, Any], adapters: AdapterSet, component: str) -> Mapping[str, Form]:
         """Return what adapters add to the layers of a network while programs run, by path."""
-        shapes = {path: _torch_shape(path, shape) for path, shape in layers(self._target.model, component).items()}
-        weights = _weights(params[component])
-        return self._forms.get((adapters, component), lambda: forms(adapters, component, shapes, weights))
+
+        def made() -> Mapping[str, Form]:
+            known = layers(self._target.model, component).items()
+            shapes = {path: torch_shape(path, shape) for path, shape in known}
+            return forms(adapters, component, shapes, _weights(params[component]))
+
+        return self._forms.get((adapters, component), made)
 
     def network(self, params: Mapping[str, Any], adapters: AdapterSet, component: str) -> Params:
         """Return the parameters of a network with what adapters change in them before programs run."""
@@ -88,11 +92,6 @@ def _weights(params: Params) -> Callable[[str], np.ndarray]:
         return array.transpose(to_torch(key, array.shape))
 
     return weight
-
-
-def _torch_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    key = f"{path}.weight"
-    return tuple(shape[axis] for axis in to_torch(key, shape))
 
 
 def _first(params: Mapping[str, Any]) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from functools import cache
 from typing import Any
@@ -15,14 +14,13 @@ from jaxl.nn.layer_kinds import DOWN, SCALE_IN, SCALE_OUT, UP
 from jaxl.nn.layers import Params
 from jaxl.run.model import Model
 from jaxl.run.target import Target
-from jaxl.weights.adapters.combined import AdapterSet, run_time
+from jaxl.weights.adapters.combined import AdapterSet, in_threads, run_time
 from jaxl.weights.adapters.form import Form
 from jaxl.weights.layout import EMBEDDINGS, filled, flatten, placed, unflatten
 
 # the least columns that there is room for, where any are needed; larger rooms have twice as many, and so on
 LEAST_RANK = 8
 # layers that most adapters change: all others, convolutions and embeddings, have a rank of their own
-THREADS = 2  # NumPy moves arrays without Python's lock; more would wait for memory
 USUAL = re.compile(r"(.*\.)?attentions\..*|text_.*")
 OF_TEXT = re.compile(r".+\.attn2\.to_[kv]")
 
@@ -135,9 +133,7 @@ def adapter_arrays(shapes: Params | None, forms: Sequence[Mapping[str, Form]]) -
         """One array for all layers of a shape that no image changes."""
         return placed(filled(shape, dtype, value), sharding)
 
-    leaves = flatten(shapes)
-    with ThreadPoolExecutor(THREADS) as pool:
-        return unflatten(dict(zip(leaves, pool.map(made, leaves, leaves.values()), strict=True)))
+    return unflatten(in_threads(made, flatten(shapes)))
 
 
 def _part(form: Form, name: str) -> np.ndarray | None:

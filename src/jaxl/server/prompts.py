@@ -15,7 +15,7 @@ from jaxl.server.logs import TEXTS
 from jaxl.text.chunks import chunk, units
 from jaxl.text.prompt import Syntax, is_composed, parse, schedule
 from jaxl.text.spans import Sections
-from jaxl.text.tags import TAGGED, split_tags
+from jaxl.text.tags import read_tags
 from jaxl.text.tokenizer import Tokenizer
 from jaxl.text.words import NO_WORDS, Words, read_words
 from jaxl.weights.inversions import Summary
@@ -42,7 +42,7 @@ def length(text: str, syntax: Syntax, steps: int, embeddings: tuple[Summary, ...
     """
     known = words(embeddings, syntax)
     try:
-        text = split_tags(text, "text")[0] if syntax in TAGGED else text
+        text, _ = read_tags(text, syntax, "text")
         versions = [parse(now, "text", syntax) for _, now in schedule(text, steps, "text", syntax)]
         return *_most(versions, known), None
     except InputError as broken:
@@ -65,7 +65,7 @@ def embeddings_in(arguments: Mapping[str, Any], steps: int, embeddings: tuple[Su
     for name in TEXTS if known.words else ():
         text = arguments.get(name) or ""
         with suppress(InputError):
-            text = split_tags(text, name)[0] if syntax in TAGGED else text
+            text, _ = read_tags(text, syntax, name)
             for _, now in schedule(text, arguments.get("steps") or steps, name, syntax):
                 used.update(known.within(chunk(tokenizer(), parse(now, name, syntax), name, known).rows))
     return {each.name: each.hash for each in embeddings if each.name in used}

@@ -54,6 +54,11 @@ def split_tags(prompt: str, argument: str = "prompt") -> tuple[str, list[Tag]]:
     return TAG.sub(take, prompt), tags
 
 
+def read_tags(prompt: str, syntax: str, argument: str = "prompt") -> tuple[str, list[Tag]]:
+    """Do as `split_tags` where the syntax of prompts has tags; where it has none, they are text."""
+    return split_tags(prompt, argument) if syntax in TAGGED else (prompt, [])
+
+
 def written(name: str, text: float, unet: float) -> str:
     """Return the tag of an adapter."""
     same = f"{text:g}" if text == unet else f"{text:g}:{unet:g}"

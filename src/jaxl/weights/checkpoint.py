@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxl.errors import CheckpointError
-from jaxl.weights.layout import flatten, from_torch, rearranged, to_torch, unflatten
+from jaxl.weights.layout import flatten, from_torch, rearranged, torch_shape, unflatten
 from jaxl.weights.store import Tensor
 
 # Saved text encoders hold these too, which SDXL does not read: a buffer of older versions of transformers (0, 1, 2,
@@ -122,9 +122,9 @@ def _check(source: str, component: str, wanted: Mapping[str, Any], tensors: Mapp
         tensor = tensors[key]
         shape = tuple(tensor.shape[axis] for axis in from_torch(key, tensor.shape))
         if shape != leaf.shape:
-            torch_shape = tuple(leaf.shape[axis] for axis in to_torch(key, leaf.shape))
+            wanted_shape = torch_shape(key, leaf.shape)
             raise CheckpointError(
-                f"{source}: {component}: {key} has shape {tensor.shape}, but its config asks for {torch_shape}"
+                f"{source}: {component}: {key} has shape {tensor.shape}, but its config asks for {wanted_shape}"
             )
         if not jnp.issubdtype(tensor.dtype, jnp.floating):
             raise CheckpointError(f"{source}: {component}: {key} holds {tensor.dtype}, not floating-point numbers")

@@ -50,6 +50,11 @@ def to_torch(key: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(int(axis) for axis in np.argsort(from_torch(key, shape)))
 
 
+def torch_shape(key: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return a parameter's shape in a checkpoint."""
+    return tuple(shape[axis] for axis in to_torch(key, shape))
+
+
 def rearranged(array: np.ndarray, axes: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """Return a new array of the given dtype with the axes in that order; never a view of `array`."""
     new = _room(tuple(array.shape[axis] for axis in axes), dtype)

@@ -12,6 +12,10 @@ from jaxl.weights.adapters.form import Form
 
 Array = np.ndarray
 
+# what adapters change in a model
+TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
+NETWORKS = ("unet", *TEXT_ENCODERS)
+
 
 class Change(ABC):
     """A change of one parameter: a weight, a bias or a norm's vector. Arrays have torch's layout.

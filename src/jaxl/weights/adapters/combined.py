@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 
 from jaxl.weights.adapters.adapter import Adapter
-from jaxl.weights.adapters.changes import Change
+from jaxl.weights.adapters.changes import TEXT_ENCODERS, Change
 from jaxl.weights.adapters.form import Form
 from jaxl.weights.adapters.strength import Strength
 
 # the adapters of an image, in their order
 AdapterSet = tuple[tuple[Adapter, Strength], ...]
 Weights = Callable[[str], np.ndarray]  # float32, in torch's layout, by a checkpoint's key
+
+T = TypeVar("T")
 
 WEIGHT = ".weight"
 THREADS = 2  # NumPy's work holds no lock; more would wait for memory
@@ -54,9 +57,13 @@ def forms(
             form = after
         return form
 
-    found = run_time(adapters, component)
+    return in_threads(made, run_time(adapters, component))
+
+
+def in_threads(make: Callable[[str, Any], T], items: Mapping[str, Any]) -> dict[str, T]:
+    """Return what `make` makes of each key and value, by key."""
     with ThreadPoolExecutor(THREADS) as pool:
-        return dict(zip(found, pool.map(made, found, found.values()), strict=True))
+        return dict(zip(items, pool.map(make, items, items.values()), strict=True))
 
 
 def merging(adapters: AdapterSet, component: str) -> AdapterSet:
@@ -87,11 +94,10 @@ def merged(
 
 def of_text(adapters: AdapterSet) -> AdapterSet:
     """Return the part that is for the text encoders, with strengths for these alone."""
-    both = ("text_encoder", "text_encoder_2")
     return tuple(
         (adapter, strength.of_text)
         for adapter, strength in adapters
-        if any(adapter.changes.get(name) and strength.of_text.at(name, "") for name in both)
+        if any(adapter.changes.get(name) and strength.of_text.at(name, "") for name in TEXT_ENCODERS)
     )
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from jaxl.weights.layout import flatten, to_torch
+from jaxl.weights.layout import flatten, torch_shape
 from jaxl.weights.original_layout import renamed
 from jaxl.weights.original_unet import ENDS, RESNET
 
@@ -56,7 +56,7 @@ def layers(shapes: Mapping[str, Mapping[str, Any]]) -> list[Layer]:
     """Return the layers of the networks that adapters change; `shapes` are a model's, in the devices' layout."""
     found = []
     for component in PREFIXES:
-        leaves = {key: _torch_shape(key, leaf.shape) for key, leaf in flatten(shapes.get(component, {})).items()}
+        leaves = {key: torch_shape(key, leaf.shape) for key, leaf in flatten(shapes.get(component, {})).items()}
         for key, shape in leaves.items():
             module, _, leaf = key.rpartition(".")
             if leaf == "weight":
@@ -145,7 +145,3 @@ def _paths(layer: Layer, original: Mapping[str, str]) -> Iterator[str]:
         yield f"{match[1]}.to_{match[2]}"
     if module.startswith(OUTER):
         yield module.removeprefix(OUTER)
-
-
-def _torch_shape(key: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(shape[axis] for axis in to_torch(key, shape))

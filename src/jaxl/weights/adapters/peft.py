@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxl.errors import CheckpointError
+from jaxl.weights.adapters.changes import NETWORKS
 from jaxl.weights.store import read_json
 
 METADATA = "lora_adapter_metadata"  # diffusers' key, with settings as `unet.lora_alpha`
@@ -71,7 +72,7 @@ def _of_metadata(file: Path, text: str) -> dict[str, PeftSettings]:
         raise CheckpointError(f"{file}: its metadata {METADATA} is not a table")
     return {
         component: _settings(file, {key.removeprefix(f"{component}."): value for key, value in flat.items()})
-        for component in ("unet", "text_encoder", "text_encoder_2")
+        for component in NETWORKS
         if any(key.startswith(f"{component}.") for key in flat)
     }
 

@@ -70,17 +70,19 @@ class Strength:
         """Return the factor for what is added to the layer at a path of a network."""
         if component == "unet":
             return self.unet * (1.0 if self.blocks is None else _factor(dict(self.blocks), path))
-        if self.unet == 0 and isinstance(self.text, tuple) and self.blocks is None:
-            return self.text[0 if component == "text_encoder" else 1]
-        return self.of_text.at(component, path)
+        return self._texts[0 if component == "text_encoder" else 1]
 
     @property
     def of_text(self) -> Strength:
         """The part of it that is for the text encoders."""
+        return Strength(unet=0.0, text=self._texts)
+
+    @property
+    def _texts(self) -> tuple[float, float]:
         text = self.text if self.text is not None else self.unet
         base = dict(self.blocks or ()).get("BASE", 1.0)
         both = text if isinstance(text, tuple) else (text, text)
-        return Strength(unet=0.0, text=(both[0] * base, both[1] * base))
+        return both[0] * base, both[1] * base
 
     def during(self, done: float) -> Strength:
         """Return the strength where a share of the steps is done: that of the U-Net is 0 outside of its interval."""
@@ -90,15 +92,13 @@ class Strength:
 
 
 def _number(argument: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        try:
-            number = float(value) if not isinstance(value, bool | str) else math.nan
-        except (TypeError, ValueError):
-            number = math.nan
-        if not math.isfinite(number):
-            raise InputError(argument, value, "give a finite number, such as 0.8")
-        return number
-    return float(value)
+    try:
+        number = math.nan if isinstance(value, bool | str) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise InputError(argument, value, "give a finite number, such as 0.8")
+    return number
 
 
 def _blocks(value: Any) -> tuple[tuple[str, float], ...] | None:
