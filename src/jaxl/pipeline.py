@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypedDict, Unpack, cast
 
@@ -43,10 +44,12 @@ from jaxl.run.programs import ADVANCE, DECODE, ENCODE_IMAGE, OBSERVE, PREVIEW, P
 from jaxl.run.sharding import gathered, make_mesh, on_host, own_images, place_parameters
 from jaxl.weights.adapters.adapter import Adapter, read_adapter
 from jaxl.weights.adapters.changes import NETWORKS
+from jaxl.weights.adapters.combined import AdapterSet
 from jaxl.weights.adapters.library import Library, check_tag_name
 from jaxl.weights.adapters.source import open_adapter
 from jaxl.weights.adapters.strength import Strength
 from jaxl.weights.checkpoint import Checkpoint, first_broken
+from jaxl.weights.entries import FILE_DTYPES, Entries, entries_of_checkpoint, entries_of_params
 from jaxl.weights.folder import TOKENIZERS
 from jaxl.weights.inversions import Summary, check_name, read_folder, read_inversions
 from jaxl.weights.layout import flatten
@@ -63,12 +66,13 @@ from jaxl.weights.quantise import (
     scales_file,
     write_scales,
 )
-from jaxl.weights.save import save_checkpoint
+from jaxl.weights.save import is_single_file, save_folder
+from jaxl.weights.single_file_writer import save_single_file
 from jaxl.weights.winograd import with_winograd_shapes
 
 Params = dict[str, Any]
 ShowPreview = Callable[[int, int, np.ndarray], None]
-ShowProgress = Callable[[Literal["load", "calibrate", "compile", "generate"], int, int], None]
+ShowProgress = Callable[[Literal["load", "calibrate", "compile", "generate", "write"], int, int], None]
 Callback = Callable[[int, int, np.ndarray], bool | None]
 Decoded = tuple[jax.Array, jax.Array, jax.Array]  # floats, bytes, whether all is finite
 Output = Literal["pil", "numpy", "latents"]
@@ -234,31 +238,84 @@ class Pipeline:
         return adapter
 
     def fuse(self, params: Params, loras: Mapping[str, float | Strength]) -> Params:
-        """Return parameters with LoRAs in them for good, for `generate` and `save_pretrained`.
+        """Return parameters with LoRAs in them for good, for `generate`, `save_pretrained` and `save_single_file`.
 
         They share all arrays that no LoRA changes. A layer's weight is computed in float32 and rounded once.
         """
-        if self.quantised is not None:
-            raise InputError(
-                "precision", self.quantised.precision.name, "only exact parameters are fused; load without it"
-            )
-        (asked,) = read_loras(loras, [[]], self.loras, each=1)
-        adapters = adapter_set(asked, 1)
-        networks = self.networks(params)
+        self._exact_only("fused")
+        networks, adapters = self.networks(params), self._for_good(loras)
         return {
             name: networks.merged(params, adapters, name, all_kinds=True) if name in NETWORKS else own
             for name, own in params.items()
         }
 
+    def save_fused(
+        self,
+        path: str | os.PathLike[str],
+        loras: Mapping[str, float | Strength],
+        *,
+        dtype: DTypeLike | None = None,
+        progress: ShowProgress | None = None,
+    ) -> None:
+        """Write the checkpoint with LoRAs in it, tensor by tensor, so that the model is never in memory as a whole.
+
+        path: a folder, or a file whose name ends in `.safetensors`, as `save_pretrained` and `save_single_file` write
+            them.
+        dtype: of all tensors; by default each has its own, or float16 in place of eight bits.
+        progress: called with ("write", tensors written, tensors in all).
+
+        A weight is computed in float32 and rounded once. Raises InputError, CheckpointError and OutputError, leaving
+        nothing behind.
+        """
+        shapes, adapters = _without_preview(self.model.shapes()), self._for_good(loras)
+        entries = entries_of_checkpoint(self.checkpoint, shapes, adapters, _read_file_dtype(dtype))
+        parts = [Path(self.checkpoint.source).name, *(f"{own.name}:{how.unet:g}" for own, how in adapters)]
+        self._save(Path(path), entries, ", ".join(parts), progress)
+
     def save_pretrained(self, folder: str | os.PathLike[str], params: Params) -> None:
         """Write a folder that diffusers and jaxl open. Raises OutputError, leaving nothing behind."""
+        self._exact_only("saved")
+        if is_single_file(Path(folder)):
+            raise InputError("folder", str(folder), "that is the name of a file; use `Pipeline.save_single_file`")
+        self._save(Path(folder), entries_of_params(_without_preview(params)))
+
+    def save_single_file(self, file: str | os.PathLike[str], params: Params, *, dtype: DTypeLike | None = None) -> None:
+        """Write a `.safetensors` file in the original layout, which A1111, Forge, ComfyUI, diffusers and jaxl open.
+
+        dtype: of all tensors; by default the parameters' own. Raises CheckpointError for a model that the layout has no
+        names for, and OutputError, leaving nothing behind.
+        """
+        self._exact_only("saved")
+        if not is_single_file(Path(file)):
+            raise InputError("file", str(file), "give a name that ends in .safetensors")
+        self._save(Path(file), entries_of_params(_without_preview(params), _read_file_dtype(dtype)))
+
+    def _save(
+        self, path: Path, networks: Mapping[str, Entries], merged_from: str = "", progress: ShowProgress | None = None
+    ) -> None:
+        configs, tell = _without_preview(self.checkpoint.configs), progress and partial(progress, "write")
+        if is_single_file(path):
+            save_single_file(path, configs, networks, merged_from, tell)
+        else:
+            tokenizers = {TOKENIZERS[encoder]: tokenizer.save for encoder, tokenizer in self.tokenizers.items()}
+            save_folder(path, configs, networks, tokenizers, tell)
+
+    def _exact_only(self, done: str) -> None:
+        """Raise InputError where parameters have eight bits."""
         if self.quantised is not None:
-            raise InputError(
-                "precision", self.quantised.precision.name, "only exact parameters are saved; load without it"
-            )
-        tokenizers = {TOKENIZERS[encoder]: tokenizer.save for encoder, tokenizer in self.tokenizers.items()}
-        configs, own = ({k: v for k, v in each.items() if k != "preview"} for each in (self.checkpoint.configs, params))
-        save_checkpoint(Path(folder), configs, own, tokenizers)
+            remedy = f"only exact parameters are {done}; load without it"
+            raise InputError("precision", self.quantised.precision.name, remedy)
+
+    def _for_good(self, loras: Mapping[str, float | Strength]) -> AdapterSet:
+        """Return the LoRAs that are to be in weights. Raises InputError, also for one that some steps are to have."""
+        (asked,) = read_loras(loras, [[]], self.loras, each=1)
+        adapters = adapter_set(asked, 1)
+        for adapter, strength in adapters:
+            if (strength.start, strength.end) != (0.0, 1.0):
+                raise InputError(
+                    "loras", adapter.name, "weights are the same in all steps; leave out `start` and `end`"
+                )
+        return adapters
 
     def add_embedding(self, name: str | None, source: str | os.PathLike[str]) -> list[Summary]:
         """Have prompts know a textual inversion, or all that are in the files of a folder; nothing is compiled anew.
@@ -566,6 +623,18 @@ def read_dtype(argument: str, value: DTypeLike, auto: DTypeLike) -> np.dtype:
     if value not in (jnp.bfloat16, jnp.float32, "bfloat16", "float32"):
         raise InputError(argument, value, "use jax.numpy.bfloat16 or jax.numpy.float32")
     return jnp.dtype(value)
+
+
+def _read_file_dtype(value: DTypeLike | None) -> DTypeLike | None:
+    """Return a dtype that files have, or None for each tensor's own. Raises InputError for others."""
+    if value is not None and value not in (*FILE_DTYPES, *map(jnp.dtype, FILE_DTYPES)):
+        raise InputError("dtype", value, f"give one of {', '.join(FILE_DTYPES)}, or leave it out")
+    return value
+
+
+def _without_preview(parts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is there for each component, but for that of previews, which is no part of a saved model."""
+    return {name: part for name, part in parts.items() if name != "preview"}
 
 
 @contextmanager

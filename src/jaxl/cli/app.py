@@ -24,6 +24,7 @@ from jaxl.cli.cache import cache
 from jaxl.cli.compile import compile_programs
 from jaxl.cli.demo import demo
 from jaxl.cli.estimate import estimate
+from jaxl.cli.fuse import fuse
 from jaxl.cli.generate import generate
 from jaxl.cli.inspect import inspect
 from jaxl.cli.machine import find_devices, memory_bytes
@@ -119,6 +120,7 @@ bench.command("serve")(bench_serve)
 app.add_typer(bench, name="bench")
 app.command("compile")(compile_programs)
 app.command()(cache)
+app.command()(fuse)
 app.command()(estimate)
 app.command()(inspect)
 

@@ -27,6 +27,8 @@ from jaxl.cli.options import (
     JsonOption,
     LocalOption,
     LoraDirOption,
+    LoraPartialOption,
+    LorasOption,
     ModelOption,
     PrecisionOption,
     PredictionOption,
@@ -102,16 +104,9 @@ def generate(
     ] = None,
     refiner: Annotated[str | None, typer.Option(metavar="MODEL", help="A second model for the last steps.")] = None,
     refiner_at: Annotated[float, typer.Option(help="Where it takes over, as a share of the noise levels.")] = 0.8,
-    loras: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--lora", metavar="FILE_OR_NAME[:STRENGTH]", help="Add a LoRA: a file, a hub id, or one of --lora-dir."
-        ),
-    ] = None,
+    loras: LorasOption = None,
     lora_dir: LoraDirOption = None,
-    lora_partial: Annotated[
-        bool, typer.Option("--lora-partial", help="Leave out what a LoRA's file has for layers that the model lacks.")
-    ] = False,
+    lora_partial: LoraPartialOption = False,
     unet: UnetOption = None,
     vae: VaeOption = None,
     vae_tile: VaeTileOption = None,
@@ -251,7 +246,7 @@ def generate(
                 count_of = len(pipe.quantised.prompts)
                 note(f"measuring on {count_of} prompts, once for this model, for --precision {precision}")
             asked.update(_size(size, pipe))
-            asked["loras"] = options["loras"] = _loras(pipe, loras or [], lora_dir, strict=not lora_partial) or None
+            asked["loras"] = options["loras"] = add_loras(pipe, loras or [], lora_dir, strict=not lora_partial) or None
             second = None if refiner is None else open_model(refiner, vae_tile=vae_tile)
             sources = [*(embedding or ()), *(() if embedding_dir is None else (embedding_dir,))]
             for each, file in itertools.product([pipe] if second is None else [pipe, second], sources):
@@ -402,7 +397,7 @@ def _size(size: str | None, pipe: Pipeline) -> dict[str, int | None]:
     return {"width": width, "height": height}
 
 
-def _loras(pipe: Pipeline, given: list[str], folder: str | None, *, strict: bool) -> dict[str, float]:
+def add_loras(pipe: Pipeline, given: list[str], folder: str | None, *, strict: bool) -> dict[str, float]:
     """Read the LoRAs that are given, and let prompts have those of the folder; the strength of each by its name."""
     from jaxl.weights.adapters.library import check_folder
 

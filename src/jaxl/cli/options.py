@@ -56,6 +56,15 @@ PredictionOption = Annotated[
 UnetOption = Annotated[
     str | None, typer.Option(metavar="MODEL", help="Another U-Net, such as SDXL-Lightning's; also alone in a file.")
 ]
+LorasOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--lora", metavar="FILE_OR_NAME[:STRENGTH]", help="Add a LoRA: a file, a hub id, or one of --lora-dir."
+    ),
+]
+LoraPartialOption = Annotated[
+    bool, typer.Option("--lora-partial", help="Leave out what a LoRA's file has for layers that the model lacks.")
+]
 LoraDirOption = Annotated[
     str | None,
     typer.Option(metavar="DIR", help="A folder of LoRAs that prompts may ask for, as in <lora:name:0.8>."),

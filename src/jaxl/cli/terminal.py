@@ -19,7 +19,13 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-STAGES = {"load": "Loading", "calibrate": "Measuring", "compile": "Compiling", "generate": "Drawing"}
+STAGES = {
+    "load": "Loading",
+    "calibrate": "Measuring",
+    "compile": "Compiling",
+    "generate": "Drawing",
+    "write": "Writing",
+}
 
 
 def in_background(work: Callable[[], T]) -> T:

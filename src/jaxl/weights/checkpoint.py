@@ -64,7 +64,7 @@ def load_params(
     """
     wanted = {component: flatten(tree) for component, tree in shapes.items()}
     for component, leaves in wanted.items():
-        _check(checkpoint.source_of(component), component, leaves, checkpoint.tensors[component])
+        check_tensors(checkpoint, component, leaves)
     total = sum(len(leaves) for leaves in wanted.values())
     done = 0
     params = {}
@@ -76,14 +76,8 @@ def load_params(
         for key in sorted(leaves, key=lambda key: (tensors[key].file, tensors[key].offset)):
             tensor = tensors[key]
             dtype = np.dtype(leaves[key].dtype)
-            try:
-                with np.errstate(over="raise"):
-                    array = rearranged(tensor.read(), from_torch(key, tensor.shape), dtype)
-            except FloatingPointError as error:
-                source = checkpoint.source_of(component)
-                raise CheckpointError(
-                    f"{source}: {component}: {tensor.key} has numbers beyond the range of {dtype}"
-                ) from error
+            what = f"{checkpoint.source_of(component)}: {component}: {tensor.key}"
+            array = cast(what, tensor.read(), from_torch(key, tensor.shape), dtype)
             if last is not None:
                 last.block_until_ready()  # at most two tensors wait on the host for their transfer
             last = placed[key] = place(component, key, array)
@@ -92,6 +86,15 @@ def load_params(
                 progress(done, total)
         params[component] = unflatten(placed)
     return jax.block_until_ready(params)
+
+
+def cast(what: str, array: np.ndarray, axes: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Do what `rearranged` does. Raises CheckpointError, naming `what`, for numbers beyond the range of the dtype."""
+    try:
+        with np.errstate(over="raise"):
+            return rearranged(array, axes, dtype)
+    except FloatingPointError as error:
+        raise CheckpointError(f"{what} has numbers beyond the range of {dtype}") from error
 
 
 def first_broken(params: Mapping[str, Any]) -> str | None:
@@ -110,7 +113,9 @@ def _all_finite(array: jax.Array) -> jax.Array:
     return jnp.isfinite(array).all()
 
 
-def _check(source: str, component: str, wanted: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+def check_tensors(checkpoint: Checkpoint, component: str, wanted: Mapping[str, Any]) -> None:
+    """Raise CheckpointError unless a component has the leaves that are `wanted`, by key, and no others."""
+    source, tensors = checkpoint.source_of(component), checkpoint.tensors[component]
     missing = [key for key in wanted if key not in tensors]
     if missing:
         raise CheckpointError(f"{source}: {component} lacks {_names(missing)}")

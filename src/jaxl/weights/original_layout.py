@@ -16,6 +16,7 @@ from jaxl.errors import CheckpointError
 HEAD_WIDTH = 64  # in all attention of SDXL's U-Nets and text encoders; no shape tells it
 
 TensorShapes = Mapping[str, tuple[int, ...]]
+Names = dict[str, tuple[str, ...]]  # see Layout
 
 VAE_RESNET = {"norm1": "norm1", "conv1": "conv1", "norm2": "norm2", "conv2": "conv2", "nin_shortcut": "conv_shortcut"}
 VAE_ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
@@ -41,7 +42,7 @@ class Layout:
     """
 
     config: dict[str, Any]
-    names: dict[str, tuple[str, ...]]
+    names: Names
 
 
 def vae_layout(shapes: TensorShapes) -> Layout:
@@ -49,20 +50,6 @@ def vae_layout(shapes: TensorShapes) -> Layout:
     in_channels = shape(shapes, "encoder.conv_in.weight")[1]
     latent_channels = shape(shapes, "decoder.conv_in.weight")[1]
     levels, layers = count(shapes, "encoder.down"), count(shapes, "encoder.down.0.block")
-    modules = {"quant_conv": "quant_conv", "post_quant_conv": "post_quant_conv"}
-    for side, way in (("encoder", "down"), ("decoder", "up")):
-        modules |= {f"{side}.conv_in": f"{side}.conv_in", f"{side}.conv_out": f"{side}.conv_out"}
-        modules[f"{side}.norm_out"] = f"{side}.conv_norm_out"
-        for level in range(levels):
-            # the decoder's levels are numbered from the image, diffusers' in the order they run
-            block = level if way == "down" else levels - 1 - level
-            old, new = f"{side}.{way}.{level}", f"{side}.{way}_blocks.{block}"
-            modules[f"{old}.{way}sample.conv"] = f"{new}.{way}samplers.0.conv"
-            for i in range(layers if way == "down" else layers + 1):
-                modules |= renamed(VAE_RESNET, f"{old}.block.{i}", f"{new}.resnets.{i}")
-        for i in range(2):
-            modules |= renamed(VAE_RESNET, f"{side}.mid.block_{i + 1}", f"{side}.mid_block.resnets.{i}")
-        modules |= renamed(VAE_ATTENTION, f"{side}.mid.attn_1", f"{side}.mid_block.attentions.0")
     config = {
         "_class_name": "AutoencoderKL",
         "act_fn": "silu",
@@ -81,18 +68,31 @@ def vae_layout(shapes: TensorShapes) -> Layout:
         "use_post_quant_conv": "post_quant_conv.weight" in shapes,
         "use_quant_conv": "quant_conv.weight" in shapes,
     }
-    return Layout(config, parameters(modules))
+    return Layout(config, vae_names(levels, layers))
+
+
+def vae_names(levels: int, layers: int) -> Names:
+    """Return the names of an autoencoder of so many levels, with so many residual blocks on each level's way down."""
+    modules = {"quant_conv": "quant_conv", "post_quant_conv": "post_quant_conv"}
+    for side, way in (("encoder", "down"), ("decoder", "up")):
+        modules |= {f"{side}.conv_in": f"{side}.conv_in", f"{side}.conv_out": f"{side}.conv_out"}
+        modules[f"{side}.norm_out"] = f"{side}.conv_norm_out"
+        for level in range(levels):
+            # the decoder's levels are numbered from the image, diffusers' in the order they run
+            block = level if way == "down" else levels - 1 - level
+            old, new = f"{side}.{way}.{level}", f"{side}.{way}_blocks.{block}"
+            modules[f"{old}.{way}sample.conv"] = f"{new}.{way}samplers.0.conv"
+            for i in range(layers if way == "down" else layers + 1):
+                modules |= renamed(VAE_RESNET, f"{old}.block.{i}", f"{new}.resnets.{i}")
+        for i in range(2):
+            modules |= renamed(VAE_RESNET, f"{side}.mid.block_{i + 1}", f"{side}.mid_block.resnets.{i}")
+        modules |= renamed(VAE_ATTENTION, f"{side}.mid.attn_1", f"{side}.mid_block.attentions.0")
+    return parameters(modules)
 
 
 def clip_layout(shapes: TensorShapes) -> Layout:
     """Return CLIP ViT-L's layout, in transformers' names already. Raises CheckpointError naming a missing key."""
     layers = count(shapes, "text_model.encoder.layers")
-    same = [
-        "text_model.embeddings.token_embedding",
-        "text_model.embeddings.position_embedding",
-        "text_model.final_layer_norm",
-        *(f"text_model.encoder.layers.{i}.{part}" for i in range(layers) for part in CLIP_LAYER),
-    ]
     tokens = shape(shapes, "text_model.embeddings.token_embedding.weight", axes=2)
     config = _text_config(
         architecture="CLIPTextModel",
@@ -103,7 +103,18 @@ def clip_layout(shapes: TensorShapes) -> Layout:
         layers=layers,
         projection_dim=tokens[1],
     )
-    return Layout(config, parameters({name: name for name in same}))
+    return Layout(config, clip_names(layers))
+
+
+def clip_names(layers: int) -> Names:
+    """Return the names of CLIP ViT-L's text encoder with so many layers."""
+    same = [
+        "text_model.embeddings.token_embedding",
+        "text_model.embeddings.position_embedding",
+        "text_model.final_layer_norm",
+        *(f"text_model.encoder.layers.{i}.{part}" for i in range(layers) for part in CLIP_LAYER),
+    ]
+    return parameters({name: name for name in same})
 
 
 def openclip_layout(shapes: TensorShapes) -> Layout:
@@ -114,20 +125,6 @@ def openclip_layout(shapes: TensorShapes) -> Layout:
     CheckpointError naming a missing key.
     """
     layers = count(shapes, "transformer.resblocks")
-    modules = {
-        "token_embedding": "text_model.embeddings.token_embedding",
-        "ln_final": "text_model.final_layer_norm",
-        "text_projection": "text_projection",
-    }
-    names: dict[str, tuple[str, ...]] = {
-        "positional_embedding": ("text_model.embeddings.position_embedding.weight",),
-        "text_projection": ("text_projection.weight",),
-    }
-    for i in range(layers):
-        old, new = f"transformer.resblocks.{i}", f"text_model.encoder.layers.{i}"
-        modules |= renamed(OPENCLIP_LAYER, old, new)
-        for leaf in ("weight", "bias"):
-            names[f"{old}.attn.in_proj_{leaf}"] = tuple(f"{new}.self_attn.{part}_proj.{leaf}" for part in "qkv")
     if "text_projection.weight" in shapes:
         projection_dim = shape(shapes, "text_projection.weight", axes=2)[0]
     else:
@@ -141,7 +138,26 @@ def openclip_layout(shapes: TensorShapes) -> Layout:
         layers=layers,
         projection_dim=projection_dim,
     )
-    return Layout(config, parameters(modules) | names)
+    return Layout(config, openclip_names(layers))
+
+
+def openclip_names(layers: int) -> Names:
+    """Return the names of OpenCLIP's text encoder with so many layers; those that were published come last."""
+    modules = {
+        "token_embedding": "text_model.embeddings.token_embedding",
+        "ln_final": "text_model.final_layer_norm",
+        "text_projection": "text_projection",
+    }
+    names: Names = {
+        "positional_embedding": ("text_model.embeddings.position_embedding.weight",),
+        "text_projection": ("text_projection.weight",),
+    }
+    for i in range(layers):
+        old, new = f"transformer.resblocks.{i}", f"text_model.encoder.layers.{i}"
+        modules |= renamed(OPENCLIP_LAYER, old, new)
+        for leaf in ("weight", "bias"):
+            names[f"{old}.attn.in_proj_{leaf}"] = tuple(f"{new}.self_attn.{part}_proj.{leaf}" for part in "qkv")
+    return parameters(modules) | names
 
 
 def _text_config(
@@ -210,6 +226,6 @@ def renamed(parts: Mapping[str, str], old: str, new: str) -> dict[str, str]:
     return {f"{old}.{part}": f"{new}.{name}" for part, name in parts.items()}
 
 
-def parameters(modules: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
+def parameters(modules: Mapping[str, str]) -> Names:
     """Return the old and new keys of every module's weight and bias."""
     return {f"{old}.{leaf}": (f"{new}.{leaf}",) for old, new in modules.items() for leaf in ("weight", "bias")}

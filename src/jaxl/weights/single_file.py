@@ -93,7 +93,11 @@ def read_single_file(file: Path) -> Checkpoint:
     than SDXL (it says what), lacks another network, has an unknown key or a tensor twice, or if no config fits its
     shapes.
     """
-    tensors = read_tensors(file)
+    return checkpoint_of(file, read_tensors(file), read_metadata(file))
+
+
+def checkpoint_of(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Checkpoint:
+    """Return the checkpoint that a file with these tensors and this metadata is; see `read_single_file`."""
     _refuse_others(file, tensors)
     refiner = any(key.startswith(REFINER_PREFIXES["text_encoder_2"]) for key in tensors)
     parts = _split(file, tensors, REFINER_PREFIXES if refiner else PREFIXES)
@@ -115,7 +119,7 @@ def read_single_file(file: Path) -> Checkpoint:
     lay_out("unet", lambda shapes: unet_layout(shapes, pooled_dim, time_ids=5 if refiner else 6))
 
     configs = {component: layout.config for component, layout in layouts.items()}
-    prediction, predicts_by = find_prediction(file, tensors, read_metadata(file))
+    prediction, predicts_by = find_prediction(file, tensors, metadata)
     scheduler = _scheduler_config(tensors, prediction)
     if "edm_mean" in tensors and "vae" in configs:
         mean, std = (_numbers(tensors[key]) for key in ("edm_mean", "edm_std"))

@@ -178,15 +178,18 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def write_safetensors(
-    file: Path, entries: Mapping[str, tuple[np.dtype, tuple[int, ...]]], read: Callable[[str], np.ndarray]
+    file: Path,
+    entries: Mapping[str, tuple[np.dtype, tuple[int, ...]]],
+    read: Callable[[str], np.ndarray],
+    metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Write a safetensors file tensor by tensor, in the order of `entries`; `read(key)` returns each array.
 
-    `entries` maps a key to the dtype and shape that its array will have. The metadata is `{"format": "pt"}`, as torch
-    users expect. An OSError (a full disk) passes through.
+    `entries` maps a key to the dtype and shape that its array will have. The metadata has `"format": "pt"`, as torch
+    users expect, and what is given. An OSError (a full disk) passes through.
     """
     names = {dtype: name for name, dtype in DTYPES.items()}
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt", **(metadata or {})}}
     position = 0
     for key, (dtype, shape) in entries.items():
         end = position + math.prod(shape) * dtype.itemsize

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar
@@ -86,10 +86,14 @@ def merged(
     """
     for key, each in changes(adapters, component).items():
         if all_kinds or any(change.dense for change, _ in each):
-            weight = weights(key)
-            for change, strength in each:
-                weight = change.merged(weight, strength)
-            yield key, weight
+            yield key, applied(each, weights(key))
+
+
+def applied(each: Iterable[tuple[Change, float]], weight: np.ndarray) -> np.ndarray:
+    """Return a float32 weight with changes in it, one after another."""
+    for change, strength in each:
+        weight = change.merged(weight, strength)
+    return weight
 
 
 def of_text(adapters: AdapterSet) -> AdapterSet:
