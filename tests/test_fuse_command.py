@@ -6,15 +6,16 @@ from typing import Any
 
 import jax
 import numpy as np
-import original_sdxl
 import pytest
 from lora_files import write_lora
+from small_model import WIDE, write_small_model
 
 import jaxl
 from jaxl.cli import run
 from jaxl.errors import InputError
 from jaxl.weights.layout import flatten, to_torch
 from jaxl.weights.source import open_checkpoint
+from jaxl.weights.store import read_metadata
 from jaxl.weights.winograd import without_winograd
 
 
@@ -23,14 +24,14 @@ def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def agree(path: str, params: Any) -> None:
-    """A model's tensors are these parameters, bit for bit, in their own dtype."""
+def agree(path: str, params: Any, dtype: str) -> None:
+    """A model's tensors are these parameters in a dtype, bit for bit."""
     for component, tensors in open_checkpoint(path).tensors.items():
         leaves = flatten(without_winograd(params[component]))
         assert tensors.keys() == leaves.keys()
         for key, leaf in leaves.items():
-            wanted = np.asarray(leaf).transpose(to_torch(key, leaf.shape)).astype(tensors[key].dtype)
-            np.testing.assert_array_equal(tensors[key].read(), wanted, err_msg=f"{component}: {key}")
+            wanted = np.asarray(leaf).transpose(to_torch(key, leaf.shape)).astype(dtype)
+            np.testing.assert_array_equal(tensors[key].read(), wanted, err_msg=f"{component}: {key}", strict=True)
 
 
 def test_a_folder(capsys: pytest.CaptureFixture[str], small: Any) -> None:
@@ -44,32 +45,33 @@ def test_a_folder(capsys: pytest.CaptureFixture[str], small: Any) -> None:
     assert capsys.readouterr() == ("new/model\n", "")
     fused = pipe.fuse(params, {"pencil": 0.8, "ink": -0.5})
     assert np.abs(fused["unet"]["conv_in"]["weight"] - params["unet"]["conv_in"]["weight"]).max() > 0.05
-    agree("new/model", fused)
+    agree("new/model", fused, "float32")
 
 
-def test_a_single_file(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    for config in (original_sdxl.CLIP_L, original_sdxl.BIG_G):  # as many words as CLIP's tokenizer has
-        monkeypatch.setitem(config, "vocab_size", 49408)
-    original_sdxl.write_model(Path("model.safetensors"), "base")
-    pipe, params = jaxl.from_pretrained("model.safetensors", dtype="float32", mesh=jaxl.make_mesh(jax.devices()[:1]))
-    write_lora(Path("pencil.safetensors"), pipe.model, 0, 4, ("text_encoder_2",))
+def test_a_single_file(capsys: pytest.CaptureFixture[str]) -> None:
+    write_small_model(Path("model"), WIDE)
+    pipe, params = jaxl.from_pretrained("model", dtype="float32", mesh=jaxl.make_mesh(jax.devices()[:1]))
+    write_lora(Path("pencil.safetensors"), pipe.model, 0, 4)
     pipe.add_lora("pencil", "pencil.safetensors")
     fused = pipe.fuse(params, {"pencil": 1.0})
     flags = ("--lora", "pencil.safetensors", "--output", "out.safetensors")
-    assert run(["fuse", "model.safetensors", *flags, "--dtype", "bfloat16", "--json"]) == 0
-    report = json.loads(capsys.readouterr().out)
-    assert report == {
+    assert run(["fuse", "model", *flags, "--dtype", "bfloat16", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {
         "output": "out.safetensors",
-        "model": "model.safetensors",
+        "model": "model",
         "loras": {"pencil": 1.0},
         "dtype": "bfloat16",
     }
-    agree("out.safetensors", fused)
+    agree("out.safetensors", fused, "bfloat16")
+    assert read_metadata(Path("out.safetensors"))["modelspec.merged_from"] == "model, pencil:1"
     pipe.save_single_file("again.safetensors", fused, dtype="float16")
-    agree("again.safetensors", fused)
-    assert sorted(path.name for path in Path().iterdir()) == sorted(
-        ["again.safetensors", "model.safetensors", "out.safetensors", "pencil.safetensors"]
-    )
+    agree("again.safetensors", fused, "float16")
+    assert {path.name for path in Path().iterdir()} == {
+        "again.safetensors",
+        "model",
+        "out.safetensors",
+        "pencil.safetensors",
+    }
 
 
 def test_refusals(capsys: pytest.CaptureFixture[str], small: Any) -> None:
@@ -82,7 +84,11 @@ def test_refusals(capsys: pytest.CaptureFixture[str], small: Any) -> None:
         (["-o", "mine.safetensors"], 1, "mine.safetensors: exists already; choose another name, or remove it"),
         (["-o", "new", "--lora", "none.safetensors"], 2, "none.safetensors: no such file"),
         (["-o", "new", "--lora-dir", "none"], 2, "--lora-dir 'none': there is no such folder"),
-        (["-o", "new.safetensors"], 2, "new.safetensors: a single file cannot hold this model (text_encoder: "),
+        (
+            ["-o", "new.safetensors"],
+            2,
+            "new.safetensors: a single file cannot hold this model (its tokenizer has 2048 words, ",
+        ),
         (["-o", "new", "--dtype", "int8"], 2, "'int8' is not one of"),
         ([], 2, "Missing option '--output'"),
     ):

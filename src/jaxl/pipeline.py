@@ -42,6 +42,7 @@ from jaxl.run.embeddings import Embeddings
 from jaxl.run.model import Model
 from jaxl.run.programs import ADVANCE, DECODE, ENCODE_IMAGE, OBSERVE, PREVIEW, PROGRAMS, START, Programs
 from jaxl.run.sharding import gathered, make_mesh, on_host, own_images, place_parameters
+from jaxl.text.tokenizer import Tokenizer
 from jaxl.weights.adapters.adapter import Adapter, read_adapter
 from jaxl.weights.adapters.changes import NETWORKS
 from jaxl.weights.adapters.combined import AdapterSet
@@ -67,7 +68,7 @@ from jaxl.weights.quantise import (
     write_scales,
 )
 from jaxl.weights.save import is_single_file, save_folder
-from jaxl.weights.single_file_writer import save_single_file
+from jaxl.weights.single_file_writer import refused, save_single_file
 from jaxl.weights.winograd import with_winograd_shapes
 
 Params = dict[str, Any]
@@ -295,6 +296,9 @@ class Pipeline:
     ) -> None:
         configs, tell = _without_preview(self.checkpoint.configs), progress and partial(progress, "write")
         if is_single_file(path):
+            words, clip = self.tokenizers["text_encoder_2"].vocab_size, Tokenizer.clip().vocab_size
+            if words != clip:
+                raise refused(path, f"its tokenizer has {words} words, where readers take CLIP's {clip}")
             save_single_file(path, configs, networks, merged_from, tell)
         else:
             tokenizers = {TOKENIZERS[encoder]: tokenizer.save for encoder, tokenizer in self.tokenizers.items()}

@@ -1,5 +1,6 @@
 """A whole model of tiny's kind with few layers and random weights, whose programs compile in half the time."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,18 @@ FEW: dict[str, dict[str, Any]] = {
     "text_encoder_2": {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "projection_dim": 24}
     | {"num_attention_heads": 2},
 }
+# what a single file can hold: attention in heads of 64, norms of 32 groups, and CLIP's words
+WIDE: dict[str, dict[str, Any]] = {
+    "unet": FEW["unet"] | {"block_out_channels": [64, 64], "attention_head_dim": [1, 1], "cross_attention_dim": 128},
+    "vae": {"block_out_channels": [32] * 4, "norm_num_groups": 32},
+    "text_encoder": FEW["text_encoder"] | {"hidden_size": 64, "num_attention_heads": 1, "vocab_size": 49408},
+    "text_encoder_2": FEW["text_encoder_2"] | {"hidden_size": 64, "num_attention_heads": 1, "vocab_size": 49408},
+}
 
 
-def write_small_model(folder: Path) -> None:
+def write_small_model(folder: Path, few: Mapping[str, Mapping[str, Any]] = FEW) -> None:
     """Write it in diffusers' layout. Its pictures are 64x64 pixels by default; each input has its say in them."""
-    configs = {name: {**config, **FEW.get(name, {})} for name, config in open_checkpoint("tiny").configs.items()}
+    configs = {name: {**config, **few.get(name, {})} for name, config in open_checkpoint("tiny").configs.items()}
     rng = np.random.default_rng(0)
 
     def weights(shape: jax.ShapeDtypeStruct) -> np.ndarray:
@@ -33,5 +41,9 @@ def write_small_model(folder: Path) -> None:
 
     params = jax.tree.map(weights, Model.from_configs(configs).shapes())
     params["unet"]["conv_out"]["weight"] /= 2  # so that latents keep the size of noise
-    tokenizers = {name: Tokenizer.from_dir(EMBEDDED["tiny"] / name).save for name in ("tokenizer", "tokenizer_2")}
-    save_checkpoint(folder, configs, params, tokenizers)
+    clip = few is WIDE
+    tokenizers = {
+        name: Tokenizer.clip() if clip else Tokenizer.from_dir(EMBEDDED["tiny"] / name)
+        for name in ("tokenizer", "tokenizer_2")
+    }
+    save_checkpoint(folder, configs, params, {name: tokenizer.save for name, tokenizer in tokenizers.items()})

@@ -31,6 +31,7 @@ def of_file(folder: Path, array: np.ndarray) -> tuple[Checkpoint, Any]:
     ("own", "dtype", "wanted"),
     [
         (np.float32, None, np.float32),
+        (np.float64, None, np.float32),
         (ml_dtypes.bfloat16, None, ml_dtypes.bfloat16),
         (ml_dtypes.float8_e4m3fn, None, np.float16),
         (ml_dtypes.float8_e4m3fn, "float32", np.float32),

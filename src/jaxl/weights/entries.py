@@ -20,6 +20,7 @@ from jaxl.weights.store import Tensor, write_safetensors
 from jaxl.weights.winograd import without_winograd
 
 FILE_DTYPES = ("float16", "bfloat16", "float32")  # that all programs read
+OTHERS = {1: np.dtype(np.float16), 8: np.dtype(np.float32)}  # in place of dtypes with so many bytes
 
 
 @dataclass(frozen=True)
@@ -57,13 +58,12 @@ def entries_of_checkpoint(
 ) -> dict[str, Entries]:
     """Return the entries of a checkpoint with adapters in its weights; nothing is read yet.
 
-    A weight is computed in float32 and rounded once: to `dtype`, or to the tensor's own, of which eight bits become
-    float16. Raises CheckpointError if the checkpoint has other tensors than those of `shapes`.
+    A weight is computed in float32 and rounded once: to `dtype`, or to the tensor's own; float16 stands for eight bits,
+    and float32 for 64. Raises CheckpointError if the checkpoint has other tensors than those of `shapes`.
     """
 
     def entry(what: str, tensor: Tensor, changed: Sequence[tuple[Change, float]]) -> Entry:
-        own = np.dtype(np.float16) if tensor.dtype.itemsize == 1 else tensor.dtype
-        kind = own if dtype is None else np.dtype(dtype)
+        kind = OTHERS.get(tensor.dtype.itemsize, tensor.dtype) if dtype is None else np.dtype(dtype)
         return Entry(kind, tensor.shape, partial(_of_tensor, what, tensor, changed, kind))
 
     found: dict[str, Entries] = {}

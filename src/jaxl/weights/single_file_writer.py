@@ -81,7 +81,7 @@ def save_single_file(
         try:
             original = _original(component, networks[component])
         except CheckpointError as error:
-            raise _refused(file, f"{component}: {error}") from None
+            raise refused(file, f"{component}: {error}") from None
         entries |= {prefix + key: entry for key, entry in original.items()}
     _check(file, configs, networks, entries, metadata)
     with unfinished(file) as folder:
@@ -176,13 +176,13 @@ def _check(
     try:
         found = checkpoint_of(file, planned, metadata)
     except CheckpointError as error:
-        raise _refused(file, str(error).removeprefix(f"{file}: ")) from None
+        raise refused(file, str(error).removeprefix(f"{file}: ")) from None
     for component, read in CONFIGS.items():
         if component in configs:
             own, others = _facts(read(configs[component])), _facts(read(found.configs[component]))
             for name, value in own.items():
                 if name not in UNTOLD and value != others.get(name):
-                    raise _refused(file, f"{component}: {name}={value}, where its readers take {others.get(name)}")
+                    raise refused(file, f"{component}: {name}={value}, where its readers take {others.get(name)}")
     for component, tensors in found.tensors.items():
         assert {key: t.shape for key, t in tensors.items()} == {k: e.shape for k, e in networks[component].items()}
 
@@ -200,5 +200,6 @@ def _rounded(value: Any) -> Any:
     return float(np.float32(value)) if isinstance(value, float) else value
 
 
-def _refused(file: Path, why: str) -> CheckpointError:
+def refused(file: Path, why: str) -> CheckpointError:
+    """Return the error for a model that the layout cannot express."""
     return CheckpointError(f"{file}: a single file cannot hold this model ({why}); write a folder instead")
