@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from jaxl.bench import hlo
@@ -117,7 +117,10 @@ def _grid(chips: int, axes: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class EstimateRequest:
-    """A program to be estimated, and on which chips. `batch` is over all chips."""
+    """A program to be estimated, and on which chips. `batch` is over all chips.
+
+    With a `lora_rank` the programs have room for LoRAs whose ranks sum up to that in each layer of the transformers.
+    """
 
     topology: str
     model: str
@@ -128,6 +131,7 @@ class EstimateRequest:
     split: bool
     vae_dtype: str | None
     largest_batch: bool
+    lora_rank: int = 0
 
 
 def estimate(request: EstimateRequest, tell: Callable[[str], None]) -> dict[str, Any]:
@@ -172,6 +176,7 @@ def make_report(request: EstimateRequest, tell: Callable[[str], None]) -> dict[s
     import jax.numpy as jnp
 
     from jaxl.kernels import Kernels
+    from jaxl.run.adapters import NO_ROOM, Room
     from jaxl.run.bucket import Bucket
     from jaxl.run.model import Model
     from jaxl.run.programs import ADVANCE, DECODE, PICTURE, AnyProgram, Programs
@@ -192,12 +197,28 @@ def make_report(request: EstimateRequest, tell: Callable[[str], None]) -> dict[s
     resident = {name: sum(map(_bytes_per_device, jax.tree.leaves(tree))) for name, tree in shapes.items()}
     room = topology.chip.memory_bytes * topology.chips // len(devices)
 
-    def compiled(program: AnyProgram, batch: int) -> tuple[Any, dict[str, Any]]:
-        tell(f"{program.name}, {batch} images")
+    loras = Room(request.lora_rank).rounded
+    bucket = Bucket(batch, height, width, guided=True, room=loras, text_room=loras)
+
+    def compiled(program: AnyProgram, bucket: Bucket) -> tuple[Any, dict[str, Any]]:
+        tell(f"{program.name}, {bucket.batch} images{'' if bucket.room == loras else ', without LoRAs'}")
         began = time.perf_counter()
-        made = programs.trace(program, Bucket(batch, height, width, guided=True)).lower().compile()
+        made = programs.trace(program, bucket).lower().compile()
         memory = _memory(made, program.name, model, resident)
         return made, {**memory, "fits": memory["total"] <= room, "compile_s": time.perf_counter() - began}
+
+    def estimated(program: AnyProgram, bucket: Bucket) -> dict[str, Any]:
+        made, facts = compiled(program, bucket)
+        found = hlo.operations(made.as_text(), topology.chip.rates)
+        cycles = hlo.total(found)
+        return {
+            **facts,
+            "seconds": cycles / topology.chip.clock_hz,
+            "cycles": cycles,
+            "kinds": hlo.by_kind(found),
+            "unknown": sum(operation.cycles is None for operation in found),
+            "top": [asdict(operation) for operation in found[:TOP]],
+        }
 
     report: dict[str, Any] = {
         "topology": topology.name,
@@ -208,6 +229,7 @@ def make_report(request: EstimateRequest, tell: Callable[[str], None]) -> dict[s
         "size": f"{width}x{height}",
         "batch": batch,
         "steps": request.steps,
+        "lora_rank": loras.rank,
         "split": request.split,
         "model": request.model,
         "dtype": "bfloat16",
@@ -217,19 +239,15 @@ def make_report(request: EstimateRequest, tell: Callable[[str], None]) -> dict[s
     }
     large = (DECODE, ADVANCE)  # where the batch is what takes memory
     for program in (*(each for each in PICTURE if each not in large), *large):
-        made, facts = compiled(program, batch)
-        found = hlo.operations(made.as_text(), topology.chip.rates)
-        facts["seconds"] = hlo.total(found) / topology.chip.clock_hz
-        facts["cycles"] = hlo.total(found)
-        facts["kinds"] = hlo.by_kind(found)
-        facts["unknown"] = sum(operation.cycles is None for operation in found)
-        facts["top"] = [asdict(operation) for operation in found[:TOP]]
-        report["programs"][program.name] = facts
+        report["programs"][program.name] = estimated(program, bucket)
+    if loras != NO_ROOM:
+        report["without_loras"] = estimated(ADVANCE, replace(bucket, room=NO_ROOM, text_room=NO_ROOM))
     report |= times(report)
     if request.largest_batch:
 
         def fits(batch: int) -> bool:
-            return all(compiled(program, batch * len(devices))[1]["fits"] for program in large)
+            larger = replace(bucket, batch=batch * len(devices))
+            return all(compiled(program, larger)[1]["fits"] for program in large)
 
         report["largest_batch"] = len(devices) * largest(fits, batch // len(devices), report["fits"])
     return report
