@@ -19,14 +19,7 @@ from jaxl.diffusion.schedule import NoiseSchedule
 from jaxl.errors import CheckpointError
 from jaxl.weights.adapters.names import original_names
 from jaxl.weights.entries import Entries, Entry, write_entries
-from jaxl.weights.original_layout import (
-    Names,
-    TensorShapes,
-    clip_names,
-    count,
-    openclip_names,
-    vae_names,
-)
+from jaxl.weights.original_layout import Names, TensorShapes, clip_names, count, openclip_names, vae_names
 from jaxl.weights.save import Tell, counting, unfinished
 from jaxl.weights.single_file import PREFIXES, REFINER_PREFIXES, checkpoint_of
 from jaxl.weights.store import Tensor
@@ -119,8 +112,8 @@ def _entry(key: str, parts: list[Entry]) -> Entry:
     """Return what stands under an original key, the way back of the reader's views."""
     first = parts[0]
     if len(parts) > 1:
-        rows = sum(part.shape[0] for part in parts)
-        return Entry(first.dtype, (rows, *first.shape[1:]), lambda: np.concatenate([part.read() for part in parts]))
+        shape = (sum(part.shape[0] for part in parts), *first.shape[1:])
+        return Entry(first.dtype, shape, lambda: np.concatenate([part.read().astype(first.dtype) for part in parts]))
     if key == "text_projection":
         return Entry(first.dtype, first.shape[::-1], lambda: first.read().T)
     if ".attn_1." in key and len(first.shape) == 2:
