@@ -214,6 +214,10 @@ class PipelineBackend:
             for inputs in images
         ]
 
+    def keeps(self, lane: Running) -> bool:
+        """Return whether a lane has the weights that all share: its adapters' own take memory, for each set of them."""
+        return not lane.adapters
+
     def batch(self, lane: Running, size: int) -> RunningBatch:
         return RunningBatch(self, self._bucket(lane.bucket, size), lane.adapters)
 

@@ -132,6 +132,9 @@ class FakeBackend:
             raise InputError("loras", name, nearest(name, [lora.name for lora in self.known]))
         return _digest(name)[:12]
 
+    def keeps(self, lane: Hashable) -> bool:
+        return True
+
     def batch(self, lane: Hashable, size: int) -> FakeBatch:
         return FakeBatch(self, lane, size)
 
