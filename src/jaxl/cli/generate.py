@@ -27,6 +27,7 @@ from jaxl.cli.options import (
     JsonOption,
     LocalOption,
     LoraDirOption,
+    LoraPartialOption,
     ModelOption,
     PrecisionOption,
     PredictionOption,
@@ -109,9 +110,7 @@ def generate(
         ),
     ] = None,
     lora_dir: LoraDirOption = None,
-    lora_partial: Annotated[
-        bool, typer.Option("--lora-partial", help="Leave out what a LoRA's file has for layers that the model lacks.")
-    ] = False,
+    lora_partial: LoraPartialOption = False,
     unet: UnetOption = None,
     vae: VaeOption = None,
     vae_tile: VaeTileOption = None,
@@ -406,6 +405,7 @@ def _loras(pipe: Pipeline, given: list[str], folder: str | None, *, strict: bool
     """Read the LoRAs that are given, and let prompts have those of the folder; the strength of each by its name."""
     from jaxl.weights.adapters.library import check_folder
 
+    pipe.loras.reading = {"strict": strict}
     if folder is not None:
         pipe.loras.folders.append(check_folder("lora_dir", folder))
     strengths: dict[str, float] = {}
