@@ -140,17 +140,20 @@ def memory(args: Any, folder: Path, bodies: Sequence[Body], _: np.random.Generat
                         except (httpx.HTTPError, RuntimeError) as error:
                             return f"{type(error).__name__}: {error}"
                         finally:
-                            used.append(process.memory_info().rss / 2**20)
+                            look()
 
                 return list(await asyncio.gather(*map(one, bodies)))
 
-        used.append(process.memory_info().rss / 2**20)
+        def look() -> None:
+            if len(used) % (len(bodies) // ROWS_OF_TABLE or 1) == 0:
+                print(f"| {len(used)} | {process.memory_info().rss / 2**20:.0f} |", flush=True)
+            used.append(process.memory_info().rss / 2**20)
+
+        print("| answered | MiB |\n| --- | --- |")
+        look()
         answers = asyncio.run(draw())
     lost = [answer for answer in answers if isinstance(answer, str)]
     print("\n".join(lost))
-    print("| request | MiB |\n| --- | --- |")
-    for number in np.linspace(0, len(bodies), ROWS_OF_TABLE + 1, dtype=int):
-        print(f"| {number} | {used[number]:.0f} |")
     if args.plot:
         plot(args.plot, used)
     half = len(used) // 2
