@@ -86,7 +86,7 @@ async def test_who_did_not_answer_is_not_asked_again(router: BucketAffineRouter)
 @in_loop
 async def test_a_lora_goes_where_it_is_warm(router: BucketAffineRouter) -> None:
     replicas = knowing(a=["ink"], b=["pencil"], c=[])
-    tag = {"prompt": "a <lora:pencil:0.5>", "prompt_syntax": "lenient"}
+    tag: Any = {"prompt": "a <lora:pencil:0.5>", "prompt_syntax": "lenient"}
     assert await choice(router, pending("1", 1, **tag), replicas) == "b"
     assert await choice(router, pending("2", 2, loras={"ink": 1.0}), replicas) == "b"  # which draws with LoRAs already
     assert await choice(router, pending("3", 2, loras={"ink": 1.0}), replicas) == "a"  # as b has a place for one

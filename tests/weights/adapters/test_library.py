@@ -56,7 +56,8 @@ def test_a_replaced_file_is_read_again(library: Library, tmp_path: Path) -> None
 
 
 def test_what_a_file_has_too_much(library: Library, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    write(tmp_path / "more.safetensors", lora(**{"lora_unet_nowhere.lora_down.weight": np.ones((1, 1))}))
+    more = {"lora_unet_nowhere.lora_down.weight": np.ones((1, 1))}
+    write(tmp_path / "more.safetensors", lora() | more)
     library.reading = {"lenient": "ask the operator"}
     with pytest.raises(CheckpointError, match=r"are for no layer of this model: .*; ask the operator$"):
         library["more"]
