@@ -153,7 +153,8 @@ def memory(args: Any, folder: Path, bodies: Sequence[Body], _: np.random.Generat
         look()
         answers = asyncio.run(draw())
     lost = [answer for answer in answers if isinstance(answer, str)]
-    print("\n".join(lost))
+    for answer in lost:
+        print("lost:", answer)
     if args.plot:
         plot(args.plot, used)
     half = len(used) // 2
