@@ -2,6 +2,7 @@
 
 import random
 import re
+import weakref
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +14,7 @@ import jaxl
 from jaxl.backend import PipelineBackend
 from jaxl.engine import Engine, Request
 from jaxl.errors import InputError
+from jaxl.run.adapted import MAX_SETS, AdaptedNetworks
 from jaxl.run.adapters import NO_ROOM, Room
 from jaxl.run.bucket import Bucket
 from jaxl.weights.layout import flatten, unflatten
@@ -189,6 +191,19 @@ def test_distilled_ones_bring_their_settings(worn: Any, source: str, steps: int,
         assert pipe.plan("a cat", num_images=2, loras=[{"few": 1.0}, {}]).preset == pipe.preset
     finally:
         pipe.loras.remove("few")
+
+
+def test_adapters_that_nobody_asks_for_any_more_are_forgotten(worn: Any) -> None:
+    """Those without a form too, whose sets take no memory of their own."""
+    pipe, params = worn
+    networks = AdaptedNetworks(pipe.programs.target, params)
+    there = []
+    for seed in range(MAX_SETS + 1):
+        one = adapter(pipe.model, "one", seed, 0, kind=full, within="mid_block.resnets.0.conv1", components=("unet",))
+        assert networks.forms(params, ((one, jaxl.Strength()),), "unet") == {}
+        there.append(weakref.ref(one))
+    del one
+    assert [known() is None for known in there] == [True] + [False] * MAX_SETS
 
 
 def test_eight_bit_weights_are_not_changed_for_good(worn: Any) -> None:

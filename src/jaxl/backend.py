@@ -40,6 +40,8 @@ __all__ = ["PipelineBackend", "open_backend"]
 SLOTS = 4  # images in the making at once, or as many as there are devices
 CHUNKS = 3  # that a prompt may have, of 75 tokens each
 LORA_RANK = 128  # of all LoRAs of an image together
+# what clients are told, who cannot ask for it
+LENIENT = "whoever runs the server can have such tensors left out, with --lora-partial"
 
 # the programs of a running batch; all others but calibration's are for one image on its way into it or out of it
 OF_BATCH = (ADVANCE, JOIN, TAKE, PREVIEW)
@@ -198,6 +200,9 @@ class PipelineBackend:
             for name, each in sorted(self.pipe.loras.descriptions().items())
         ]
 
+    def warm_loras(self) -> list[str]:
+        return self.pipe.loras.held()
+
     def read(self, arguments: Mapping[str, Any]) -> list[PlannedImage]:
         plan = self.pipe.plan(**arguments)
         images = list(self.pipe.inputs(self.params, plan).by_image())
@@ -213,6 +218,10 @@ class PipelineBackend:
             )
             for inputs in images
         ]
+
+    def keeps(self, lane: Running) -> bool:
+        """Return whether a lane has the weights that all share: its adapters' own take memory, for each set of them."""
+        return not lane.adapters
 
     def batch(self, lane: Running, size: int) -> RunningBatch:
         return RunningBatch(self, self._bucket(lane.bucket, size), lane.adapters)
@@ -279,6 +288,7 @@ def open_backend(
     chunks: int = CHUNKS,
     lora_dir: str | os.PathLike[str] | None = None,
     lora_rank: int = LORA_RANK,
+    lora_partial: bool = False,
     dtype: Dtype = "auto",
     embedding_dir: str | os.PathLike[str] | None = None,
     progress: ShowProgress | None = None,
@@ -292,7 +302,8 @@ def open_backend(
         default one of all slots.
     chunks: parts of 75 tokens that a prompt may have; prompts of one part have a lane of their own.
     lora_dir: a folder of LoRAs that requests may ask for; `lora_rank` is the sum of the ranks that an image may have.
-        Images with LoRAs have lanes of their own.
+        Images with LoRAs have lanes of their own. lora_partial: leave out what a file has for layers that the model
+        lacks, and log it; otherwise the file is refused.
     dtype: auto is float32 on a CPU, else bfloat16. embedding_dir: a folder with textual inversions, see
         `Pipeline.add_embedding`. options: further ones of `LoadOptions`.
 
@@ -313,6 +324,7 @@ def open_backend(
     lanes = []
     rooms = [(NO_ROOM, NO_ROOM)]
     pipe.loras.shown = attrgetter("name")  # where files lie is nobody's business
+    pipe.loras.reading = {"strict": not lora_partial, "lenient": LENIENT}
     if lora_dir is not None:
         pipe.loras.folders.append(check_folder("lora_dir", lora_dir))
         rank = rounded(lora_rank)

@@ -153,7 +153,7 @@ class Pipeline:
         self.tokenizers = open_tokenizers(checkpoint, self.model)
         self.lexicon = Lexicon.of(self.model, self.tokenizers)
         self.embeddings = Embeddings({})
-        self.loras = Library(lambda name, file: read_adapter(name, file, self.model.shapes()))
+        self.loras = Library(lambda name, file, **how: read_adapter(name, file, self.model.shapes(), **how))
         self._networks: AdaptedNetworks | None = None
         self.exact = self.programs = programs(shapes["unet"])
         self.quantised = None

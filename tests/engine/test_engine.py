@@ -303,6 +303,21 @@ def test_replaced_backend() -> None:
         until(lambda: engine.stats().places == 4)  # those of the old one are given back
 
 
+def test_a_lane_that_is_not_kept_is_given_up_once_it_is_empty() -> None:
+    class Fleeting(Gate):
+        def keeps(self, lane: Any) -> bool:
+            return not lane[-1]  # those without guidance
+
+    backend = Fleeting(places=2)
+    backend.free()
+    with Engine(backend) as engine:
+        tickets = [engine.submit(Request(asked(guidance_scale=scale))) for scale in (5.0, 1.0, 5.0, 5.0, 5.0)]
+        together = [digest(ticket) for ticket in tickets]
+        until(lambda: engine.stats().places == 2)
+        assert digest(engine.submit(Request(asked(guidance_scale=5.0)))) == together[0]
+        until(lambda: engine.stats().places == 2)
+
+
 def test_a_backend_that_is_unloaded_is_free() -> None:
     backend = FakeBackend()
     there = weakref.ref(backend)

@@ -12,10 +12,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 from lora_files import write_lora
 from PIL import Image
+from safetensors.numpy import load_file, save_file
 
 from jaxl.backend import PipelineBackend, RunningBatch, open_backend
 from jaxl.engine import Engine
@@ -159,6 +161,17 @@ def test_mistakes_are_told_without_a_path(client: TestClient, folder: Path, lora
             assert message in line
         assert str(folder) not in response.text
         assert folder.name + "/" not in line or "../" in line
+
+
+def test_a_file_with_more_than_the_model_has(client: TestClient, backend: PipelineBackend, folder: Path) -> None:
+    """Only who runs the server can have it taken in part."""
+    file, more = folder / "more.safetensors", {"lora_unet_nowhere.lora_down.weight": np.ones((1, 1), np.float32)}
+    save_file(load_file(folder / "pencil.safetensors") | more, file)
+    response = client.post(GENERATIONS, json={"prompt": "a", "loras": {"more": 1}})
+    message = response.json()["error"]["message"]
+    assert message.endswith("; whoever runs the server can have such tensors left out, with --lora-partial")
+    assert "strict" not in message
+    file.unlink()
 
 
 def test_lists(client: TestClient) -> None:

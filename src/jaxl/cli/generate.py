@@ -401,6 +401,7 @@ def add_loras(pipe: Pipeline, given: list[str], folder: str | None, *, strict: b
     """Read the LoRAs that are given, and let prompts have those of the folder; the strength of each by its name."""
     from jaxl.weights.adapters.library import check_folder
 
+    pipe.loras.reading = {"strict": strict}
     if folder is not None:
         pipe.loras.folders.append(check_folder("lora_dir", folder))
     strengths: dict[str, float] = {}

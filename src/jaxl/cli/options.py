@@ -69,6 +69,9 @@ LoraDirOption = Annotated[
     str | None,
     typer.Option(metavar="DIR", help="A folder of LoRAs that prompts may ask for, as in <lora:name:0.8>."),
 ]
+LoraPartialOption = Annotated[
+    bool, typer.Option("--lora-partial", help="Leave out what a LoRA's file has for layers that the model lacks.")
+]
 EmbeddingDirOption = Annotated[
     str | None, typer.Option(metavar="DIR", help="Textual inversions, which prompts call as their files are called.")
 ]

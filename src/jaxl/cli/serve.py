@@ -25,6 +25,7 @@ from jaxl.cli.options import (
     EmbeddingDirOption,
     LocalOption,
     LoraDirOption,
+    LoraPartialOption,
     ModelOption,
     PrecisionOption,
     PredictionOption,
@@ -111,6 +112,7 @@ def serve(
     lora_rank: Annotated[
         int, typer.Option(help="The ranks that an image's LoRAs may have together; more of it takes more memory.")
     ] = ModelOptions.lora_rank,
+    lora_partial: LoraPartialOption = ModelOptions.lora_partial,
     max_waiting: Annotated[
         int, typer.Option(help="Images that may wait; more are turned away with 429.")
     ] = EngineOptions.max_waiting,
@@ -219,6 +221,7 @@ def serve(
         chunks=read_count("chunks", chunks),
         lora_dir=lora_dir,
         lora_rank=read_count("lora_rank", lora_rank),
+        lora_partial=lora_partial,
         dtype=dtype,
         unet=unet,
         vae=vae,

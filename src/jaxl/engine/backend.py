@@ -90,6 +90,14 @@ class Backend(Protocol):
         """Return the LoRAs that there are now; any thread may call it."""
         ...
 
+    def warm_loras(self) -> Sequence[str]:
+        """Return the names of the LoRAs that it need not read first; any thread may call it, and does not wait."""
+        ...
+
+    def keeps(self, lane: Any) -> bool:
+        """Return whether the batch of a lane stays open while it has no images."""
+        ...
+
     def batch(self, lane: Any, size: int) -> Batch:
         """Return a batch of `size` free places."""
         ...

@@ -254,12 +254,9 @@ class Engine:
             self._waiting = [work for work in self._waiting if work.ticket not in unwanted]
             for lane in self._lanes.values():
                 lane.drop(unwanted)
-        for key, lane in list(self._lanes.items()):  # lanes of a backend that was replaced
-            if (
-                lane.backend is not self.backend
-                and not lane.count
-                and all(w.backend is not lane.backend for w in self._waiting)
-            ):
+        for key, lane in list(self._lanes.items()):
+            stays = lane.count or (lane.backend is self.backend and lane.backend.keeps(lane.key))
+            if not stays and all((id(work.backend), work.lane) != key for work in self._waiting):
                 del self._lanes[key]
 
     def _seconds_to_deadline(self) -> float | None:

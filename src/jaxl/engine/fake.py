@@ -95,6 +95,9 @@ class FakeBackend:
     def loras(self) -> Sequence[Lora]:
         return self.known
 
+    def warm_loras(self) -> Sequence[str]:
+        return [lora.name for lora in self.known]
+
     def read(self, arguments: Mapping[str, Any]) -> list[FakeDrawing]:
         given = {name: value for name, value in arguments.items() if value is not None}
         prompt = given.get("prompt")
@@ -131,6 +134,9 @@ class FakeBackend:
         if all(name != lora.name for lora in self.known):
             raise InputError("loras", name, nearest(name, [lora.name for lora in self.known]))
         return _digest(name)[:12]
+
+    def keeps(self, lane: Hashable) -> bool:
+        return True
 
     def batch(self, lane: Hashable, size: int) -> FakeBatch:
         return FakeBatch(self, lane, size)

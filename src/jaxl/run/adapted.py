@@ -22,6 +22,7 @@ from jaxl.weights.layout import flatten, from_torch, placed, rearranged, to_torc
 from jaxl.weights.winograd import with_winograd, without_winograd
 
 MAX_FORM_BYTES = 2**32  # on the host: six sets of rank 64 in SDXL
+MAX_SETS = 64  # of which forms are kept, as each set keeps its adapters too, and those without forms take no bytes
 MAX_NETWORKS = 12  # on the devices, of four sets; they share all that a set leaves as it is
 
 
@@ -99,4 +100,5 @@ def _first(params: Mapping[str, Any]) -> Any:
 
 
 def _nbytes(found: Mapping[str, Form]) -> int:
-    return sum(form.down.nbytes + form.up.nbytes for form in found.values())
+    """Return the bytes of forms, and so many at least that no more than MAX_SETS are kept."""
+    return max(sum(form.down.nbytes + form.up.nbytes for form in found.values()), MAX_FORM_BYTES // MAX_SETS)

@@ -71,6 +71,15 @@ def embeddings_in(arguments: Mapping[str, Any], steps: int, embeddings: tuple[Su
     return {each.name: each.hash for each in embeddings if each.name in used}
 
 
+def loras_in(arguments: Mapping[str, Any]) -> list[str]:
+    """Return the names of the LoRAs that arguments of `Pipeline.generate` ask for.
+
+    Raises InputError for a tag that is not in order.
+    """
+    _, tags = read_tags(arguments.get("prompt") or "", arguments.get("prompt_syntax", "literal"))
+    return [*arguments.get("loras", ()), *(tag.name for tag in tags)]
+
+
 def remarks(arguments: Mapping[str, Any]) -> str:
     """Name the prompts, of arguments of `Pipeline.generate`, that may be read otherwise than meant; "" for none."""
     found = []

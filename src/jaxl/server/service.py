@@ -29,10 +29,9 @@ from jaxl.server.kept import MOST_BYTES, MOST_REQUESTS, File, KeptRequest, Shelf
 from jaxl.server.limits import MOST_LORAS
 from jaxl.server.metrics import Metrics, Outcome
 from jaxl.server.pictures import Format, Signer, encode
-from jaxl.server.prompts import embeddings_in, remarks
+from jaxl.server.prompts import embeddings_in, loras_in, remarks
 from jaxl.server.settings import Settings
 from jaxl.server.sizes import Policy, as_text, drawn_for, framed
-from jaxl.text.tags import TAGGED, split_tags
 
 # seconds; a shorter deadline, which nobody could keep, is a mistake
 LEAST_DEADLINE = 1.0
@@ -154,10 +153,8 @@ class Service:
         given.setdefault("prompt_syntax", "literal")
         if given["num_images"] > self.settings.max_images:
             raise InputError("num_images", given["num_images"], f"give at most {self.settings.max_images}")
-        if given["prompt_syntax"] in TAGGED:
-            asked = len(split_tags(given.get("prompt", ""))[1]) + len(given.get("loras", ()))
-            if asked > MOST_LORAS:
-                raise InputError("prompt", given["prompt"], f"{asked} LoRAs; give at most {MOST_LORAS}")
+        if (asked := len(loras_in(given))) > MOST_LORAS:
+            raise InputError("prompt", given.get("prompt"), f"{asked} LoRAs; give at most {MOST_LORAS}")
         if given.get("seed", -1) == -1:
             given["seed"] = secrets.randbelow(2**32)  # 32 bits, because many other programs read no more
         given["width"], given["height"] = drawn_for(self.wanted(given), self.settings.sizes, policy)

@@ -36,6 +36,7 @@ class ModelOptions:
     slots: images in the making at once. batch_sizes: smaller batches that are compiled too.
     chunks: parts of 75 tokens that a prompt may have. dtype: auto is float32 on a CPU, else bfloat16.
     lora_dir: a folder of LoRAs that requests may ask for. lora_rank: the sum of the ranks that an image may have.
+    lora_partial: leave out what a LoRA has for layers that the model lacks.
     unet, vae, preview: models in place of the checkpoint's U-Net and autoencoder, and a tiny one for previews.
     embedding_dir: a folder with textual inversions for prompts.
     vae_tile: pixels of the tiles that images are decoded in. preset, prediction_type, precision: see
@@ -50,6 +51,7 @@ class ModelOptions:
     chunks: int = 3
     lora_dir: str | None = None
     lora_rank: int = 128
+    lora_partial: bool = False
     dtype: Dtype = "auto"
     unet: str | None = None
     vae: str | None = None

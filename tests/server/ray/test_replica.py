@@ -47,6 +47,13 @@ def test_loras(one: Replica) -> None:
     assert list(heard[0].facts["lora_hashes"]) == ["pencil"]
 
 
+def test_what_the_router_is_told(one: Replica) -> None:
+    one.backend.known = [Lora("pencil", "pencil.safetensors")]
+    assert one.record_routing_stats() == {"places": 1, "loras": ["pencil"], "image_seconds": 0.0}
+    asyncio.run(messages(one, Request(ASKED)))
+    assert one.record_routing_stats()["image_seconds"] > 0.02
+
+
 def test_a_mistake(one: Replica) -> None:
     (heard,) = asyncio.run(messages(one, Request({**ASKED, "steps": 0})))
     assert isinstance(heard, InputError)

@@ -30,14 +30,20 @@ def in_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[[BucketA
     return run
 
 
-def pending(name: str, images: int, width: int = 32) -> Any:
-    arguments = {"prompt": "a", "width": width, "height": 32, "num_images": images}
+def pending(name: str, images: int, width: int = 32, **more: Any) -> Any:
+    arguments = {"prompt": "a", "width": width, "height": 32, "num_images": images, **more}
     return PendingRequest([Request(arguments)], {}, SimpleNamespace(internal_request_id=name))  # pyright: ignore[reportArgumentType]
 
 
 async def choice(router: BucketAffineRouter, request: Any, replicas: Any = REPLICAS) -> Any:
     ((chosen,),) = await router.choose_replicas(replicas, request)
     return chosen.replica_id
+
+
+def knowing(**loras: list[str]) -> Any:
+    """Replicas by name, with the LoRAs that they have read."""
+    told = {"places": 4, "image_seconds": 0.5}
+    return [SimpleNamespace(replica_id=name, routing_stats={**told, "loras": own}) for name, own in loras.items()]
 
 
 @in_loop
@@ -63,7 +69,7 @@ async def test_who_leaves_before_it_is_sent_counts_no_more(router: BucketAffineR
     assert {await choice(router, sent)} < {"a", "b"}
     sent.future.set_result(None)
     await asyncio.sleep(0)
-    assert [share.images for share in router._shares.values()] == [4]
+    assert [share.asked.images for share in router._shares.values()] == [4]
     router.on_request_completed(first, "1")
 
 
@@ -75,6 +81,27 @@ async def test_who_did_not_answer_is_not_asked_again(router: BucketAffineRouter)
         assert await choice(router, request) != first
         assert await choice(router, request, REPLICAS[:1]) == "a"
         router.on_request_completed("a", "1")
+
+
+@in_loop
+async def test_a_lora_goes_where_it_is_warm(router: BucketAffineRouter) -> None:
+    replicas = knowing(a=["ink"], b=["pencil"], c=[])
+    tag: Any = {"prompt": "a <lora:pencil:0.5>", "prompt_syntax": "lenient"}
+    assert await choice(router, pending("1", 1, **tag), replicas) == "b"
+    assert await choice(router, pending("2", 2, loras={"ink": 1.0}), replicas) == "b"  # which draws with LoRAs already
+    assert await choice(router, pending("3", 2, loras={"ink": 1.0}), replicas) == "a"  # as b has a place for one
+    assert await choice(router, pending("4", 4), replicas) == "c"
+    router._shares.clear()
+    first = await choice(router, pending("5", 4, loras={"new": 1.0}), replicas)
+    assert await choice(router, pending("6", 4, loras={"new": 1.0}), replicas) != first  # which is full
+
+
+@in_loop
+async def test_a_lora_on_its_way_to_a_replica_is_warm_there(router: BucketAffineRouter) -> None:
+    replicas = knowing(a=[], b=[])
+    first = await choice(router, pending("1", 1, loras={"new": 1.0}), replicas)
+    assert await choice(router, pending("2", 1, width=64, loras={"new": 1.0}), replicas) == first
+    assert await choice(router, pending("3", 1, width=96), replicas) != first
 
 
 @in_loop

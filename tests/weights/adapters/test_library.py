@@ -29,12 +29,13 @@ def library(tmp_path: Path) -> Library:
     write(tmp_path / "pencil.safetensors", lora(), METADATA)
     (tmp_path / "inner").mkdir()
     write(tmp_path / "inner" / "ink.safetensors", lora(2.0))
-    return Library(lambda name, file: read_adapter(name, file, SHAPES), [tmp_path])
+    return Library(lambda name, file, **how: read_adapter(name, file, SHAPES, **how), [tmp_path])
 
 
 def test_files_of_a_folder_and_below_it(library: Library) -> None:
     assert sorted(library) == ["ink", "pencil"]
     assert (library["ink"].name, len(library), "ink" in library) == ("ink", 2, True)
+    assert library.held() == ["ink"]
     assert library["ink"] is library["ink"]
 
 
@@ -52,6 +53,18 @@ def test_a_replaced_file_is_read_again(library: Library, tmp_path: Path) -> None
     assert library["pencil"].digest != before.digest
     (tmp_path / "pencil.safetensors").unlink()
     assert "pencil" not in library
+
+
+def test_what_a_file_has_too_much(library: Library, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    more = {"lora_unet_nowhere.lora_down.weight": np.ones((1, 1))}
+    write(tmp_path / "more.safetensors", lora() | more)
+    library.reading = {"lenient": "ask the operator"}
+    with pytest.raises(CheckpointError, match=r"are for no layer of this model: .*; ask the operator$"):
+        library["more"]
+    library.reading, library.shown = {"strict": False}, attrgetter("name")
+    assert library["more"] is library["more"]
+    told = "more.safetensors: 1 of its tensors left out, such as lora_unet_nowhere.lora_down.weight"
+    assert [record.getMessage() for record in caplog.records] == [told]
 
 
 def test_what_files_say_of_themselves(library: Library, tmp_path: Path) -> None:

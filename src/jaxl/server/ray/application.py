@@ -42,6 +42,7 @@ class Arguments(BaseModel):
     chunks: int = Field(ModelOptions.chunks, ge=1)
     lora_dir: str | None = ModelOptions.lora_dir
     lora_rank: int = Field(ModelOptions.lora_rank, ge=1)
+    lora_partial: bool = ModelOptions.lora_partial
     dtype: Dtype = ModelOptions.dtype
     unet: str | None = ModelOptions.unet
     vae: str | None = ModelOptions.vae

@@ -67,9 +67,14 @@ class Replica:
     def loras(self) -> Sequence[Lora]:
         return self.engine.loras()
 
-    def record_routing_stats(self) -> dict[str, int]:
-        """Return what the router needs."""
-        return {"places": self.backend.sizes[-1]}
+    def record_routing_stats(self) -> dict[str, Any]:
+        """Return what the router needs: the places, the LoRAs that are warm, and the devices' seconds for an image."""
+        stats = self.engine.stats()
+        return {
+            "places": self.backend.sizes[-1],
+            "loras": list(self.backend.warm_loras()),
+            "image_seconds": stats.busy_seconds / max(stats.images_done, 1),
+        }
 
     def record_autoscaling_stats(self) -> dict[str, int]:
         """Return what `jaxl.server.ray.scale` needs: the images that wait or are in the making."""

@@ -11,22 +11,35 @@ import numpy as np
 from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
 
 from jaxl.engine import Request
+from jaxl.server.prompts import loras_in
 from jaxl.server.routing import bucket_affine
+
+# that a replica takes to read a LoRA: one of rank 64 for SDXL, see docs/lora.md
+LORA_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a call of `Replica.draw` asks for: images of a bucket, with some LoRAs; other calls have no images."""
+
+    bucket: Hashable = None
+    images: int = 0
+    loras: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
 class Share:
-    """Images of one bucket that a replica was given."""
+    """What a replica was given."""
 
     replica: ReplicaID
-    bucket: Hashable
-    images: int
+    asked: Asked
 
 
 class BucketAffineRouter(RequestRouter):
-    """Knows which images that came through this process, the ingress, each replica has.
+    """Knows which images that came through this process, the ingress, each replica has, and for which LoRAs.
 
-    Calls that are no requests for images count for nothing.
+    Which it has read besides, a replica tells every few seconds. Calls that are no requests for images count for
+    nothing.
     """
 
     _shares: dict[str, Share]
@@ -45,10 +58,10 @@ class BucketAffineRouter(RequestRouter):
         failed = self._shares.pop(key, None)  # chosen before, but did not answer
         others = [each for each in candidate_replicas if failed is None or each.replica_id != failed.replica]
         replicas = others or candidate_replicas
-        bucket, images = _asked(pending_request.args)
-        chosen = replicas[self._choose(replicas, bucket, images)]
-        if images:
-            self._shares[key] = Share(chosen.replica_id, bucket, images)
+        asked = _asked(pending_request.args)
+        chosen = replicas[self._choose(replicas, asked)]
+        if asked.images:
+            self._shares[key] = Share(chosen.replica_id, asked)
             pending_request.future.add_done_callback(lambda future: self._left(key, future))
         return [[chosen]]
 
@@ -57,16 +70,21 @@ class BucketAffineRouter(RequestRouter):
         if share is not None and share.replica == replica_id:  # else it was sent to another meanwhile
             del self._shares[internal_request_id]
 
-    def _choose(self, replicas: Sequence[RunningReplica], bucket: Hashable, images: int) -> int:
+    def _choose(self, replicas: Sequence[RunningReplica], asked: Asked) -> int:
         index = {replica.replica_id: i for i, replica in enumerate(replicas)}
         of_bucket, totals = [0] * len(replicas), [0] * len(replicas)
+        warm = [set(replica.routing_stats.get("loras", ())) for replica in replicas]
         for share in self._shares.values():
             i = index.get(share.replica)
             if i is not None:
-                totals[i] += share.images
-                of_bucket[i] += share.images * (share.bucket == bucket)
+                totals[i] += share.asked.images
+                of_bucket[i] += share.asked.images * (share.asked.bucket == asked.bucket)
+                warm[i] |= share.asked.loras
         places = [replica.routing_stats.get("places", 0) for replica in replicas]
-        return bucket_affine(images, of_bucket, totals, places, self._random)
+        # a replica that has drawn nothing yet counts as if a file took it as long as an image
+        seconds = [replica.routing_stats.get("image_seconds") or LORA_SECONDS for replica in replicas]
+        delays = [len(asked.loras - own) * LORA_SECONDS / each for own, each in zip(warm, seconds, strict=True)]
+        return bucket_affine(asked.images, of_bucket, totals, places, self._random, delays=delays)
 
     def _left(self, key: str, future: asyncio.Future[Any]) -> None:
         """Forget a request that was given up before it was sent."""
@@ -74,9 +92,11 @@ class BucketAffineRouter(RequestRouter):
             self._shares.pop(key, None)
 
 
-def _asked(args: Sequence[Any]) -> tuple[Hashable, int]:
-    """Return the bucket and the number of images of a call of `Replica.draw`; None and 0 for other calls."""
+def _asked(args: Sequence[Any]) -> Asked:
     if not args or not isinstance(args[0], Request):
-        return None, 0
+        return Asked()
     arguments = args[0].arguments
-    return (arguments.get("width"), arguments.get("height")), arguments.get("num_images", 1)
+    loras = frozenset(loras_in(arguments))
+    # images with LoRAs have batches of their own
+    bucket = arguments.get("width"), arguments.get("height"), bool(loras)
+    return Asked(bucket, arguments.get("num_images", 1), loras)

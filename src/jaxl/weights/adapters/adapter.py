@@ -87,14 +87,20 @@ class Adapter:
 
 
 def read_adapter(
-    name: str, file: Path, shapes: Mapping[str, Mapping[str, Any]], *, strict: bool = True, source: str | None = None
+    name: str,
+    file: Path,
+    shapes: Mapping[str, Mapping[str, Any]],
+    *,
+    strict: bool = True,
+    lenient: str = LENIENT,
+    source: str | None = None,
 ) -> Adapter:
     """Read a `.safetensors` file of adapters for a model with these `shapes`, which are `Model.shapes()`.
 
     Tensors are copied: the file may change or go afterwards. `source` is what the user named, for messages, the file if
-    None. `strict=False` leaves out what belongs to no layer of the model or does not fit it, as long as something does.
-    Raises CheckpointError, in one line, for a file of something else, for another family of models, and for tensors
-    that are damaged, too many or too few.
+    None. `strict=False` leaves out what belongs to no layer of the model or does not fit it, as long as something does;
+    `lenient` is what errors say of that. Raises CheckpointError, in one line, for a file of something else, for another
+    family of models, and for tensors that are damaged, too many or too few.
     """
     source = source or str(file)
     tensors, metadata = read_tensors(file), read_metadata(file)
@@ -115,10 +121,10 @@ def read_adapter(
     changes, misfits = _changes(keys, arrays, read_peft(file, metadata), Description((source, file.name), metadata))
     left = (*keys.unknown, *(key for misfit in misfits for key in misfit.keys))
     if strict and misfits:
-        raise CheckpointError(f"{source}: {misfits[0].reason}{_more(len(misfits) - 1, 'layer')}; {LENIENT}")
+        raise CheckpointError(f"{source}: {misfits[0].reason}{_more(len(misfits) - 1, 'layer')}; {lenient}")
     if strict and left:
         share = f"{len(left)} of its {len(tensors)} tensors"
-        raise CheckpointError(f"{source}: {share} are for no layer of this model: {_some(left)}; {LENIENT}")
+        raise CheckpointError(f"{source}: {share} are for no layer of this model: {_some(left)}; {lenient}")
     for embedding, vectors in keys.embeddings.items():
         _check_widths(source, embedding, {encoder: arrays[key].shape for encoder, key in vectors.items()}, known)
     if not changes:

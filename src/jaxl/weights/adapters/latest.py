@@ -21,6 +21,10 @@ class Latest(Generic[T]):
         self._values: dict[Hashable, T] = {}
         self._lock = threading.Lock()
 
+    def values(self) -> list[T]:
+        """Return the values that are kept, without a wait for the one that is being made."""
+        return list(self._values.values())
+
     def get(self, key: Hashable, make: Callable[[], T]) -> T:
         with self._lock:
             value = self._values.pop(key) if key in self._values else make()

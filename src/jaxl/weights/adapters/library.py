@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from jaxl.errors import CheckpointError, InputError
 from jaxl.weights.adapters.adapter import Adapter
@@ -19,18 +21,20 @@ MAX_DESCRIPTIONS = 2000
 # what ends a name in a prompt's tag
 MARKS = "<>:"
 
+log = logging.getLogger(__name__)
+
 
 class Library(Mapping[str, Adapter]):
     """Adapters by name. Those of the `folders` are the files in them and below them, without `.safetensors`.
 
     Folders are looked at each time, so files may come and go; one that is replaced is read again. `read` makes an
-    adapter of a name and a file, and `shown` is how errors call a file: a server does not tell where it lies.
+    adapter of a name and a file, with the options `reading` of `read_adapter`; what is left out of a file is logged.
+    `shown` is how errors call a file: a server does not tell where it lies.
     """
 
-    def __init__(
-        self, read: Callable[[str, Path], Adapter], folders: Iterable[Path] = (), shown: Callable[[Path], str] = str
-    ):
+    def __init__(self, read: Callable[..., Adapter], folders: Iterable[Path] = (), shown: Callable[[Path], str] = str):
         self.folders = [*folders]
+        self.reading: Mapping[str, Any] = {}
         self.shown = shown
         self._read = read
         self._added: dict[str, Adapter] = {}
@@ -47,6 +51,10 @@ class Library(Mapping[str, Adapter]):
     def remove(self, name: str) -> None:
         """Forget an adapter that was added. Images that have it already keep it."""
         self._added.pop(name, None)
+
+    def held(self) -> list[str]:
+        """Return the names of the adapters whose tensors are in memory."""
+        return list(dict.fromkeys([*self._added, *(adapter.name for adapter in self._latest.values())]))
 
     def files(self) -> dict[str, list[Path]]:
         """Return the folders' files by name, those that a prompt can name; more than one where names are not unique."""
@@ -66,11 +74,17 @@ class Library(Mapping[str, Adapter]):
             raise CheckpointError(f"{len(files)} files are called {name}: {names}; rename all but one")
         (file,) = files
         try:
-            return self._latest.get(_version(file), lambda: self._read(name, file))
+            return self._latest.get(_version(file), lambda: self._made(name, file))
         except OSError as error:
             raise CheckpointError(f"{self.shown(file)}: cannot be read ({error.strerror})") from error
         except CheckpointError as error:
             raise CheckpointError(str(error).replace(str(file), self.shown(file))) from None
+
+    def _made(self, name: str, file: Path) -> Adapter:
+        adapter = self._read(name, file, **self.reading)
+        if left := adapter.left:
+            log.warning("%s: %d of its tensors left out, such as %s", self.shown(file), len(left), left[0])
+        return adapter
 
     def descriptions(self) -> dict[str, Description]:
         """Return what the metadata of each adapter says, by its name; nothing for a file that cannot be read."""
