@@ -64,6 +64,7 @@ from jaxl.weights.quantise import (
     write_scales,
 )
 from jaxl.weights.save import save_checkpoint
+from jaxl.weights.source import own_loras
 from jaxl.weights.winograd import with_winograd_shapes
 
 Params = dict[str, Any]
@@ -148,7 +149,8 @@ class Pipeline:
         self.tokenizers = open_tokenizers(checkpoint, self.model)
         self.lexicon = Lexicon.of(self.model, self.tokenizers)
         self.embeddings = Embeddings({})
-        self.loras = Library(lambda name, file: read_adapter(name, file, self.model.shapes()))
+        own_folders = own_loras(checkpoint.source)
+        self.loras = Library(lambda name, file: read_adapter(name, file, self.model.shapes()), own_folders)
         self._networks: AdaptedNetworks | None = None
         self.exact = self.programs = programs(shapes["unet"])
         self.quantised = None
