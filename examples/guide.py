@@ -50,6 +50,9 @@ def main(folder: Path) -> None:
     prompts = ("a castle and a rainbow", "a castle and a (rainbow:1.5)", "a [castle:rainbow:0.4]")
     save("prompts", [draw(f"{prompt} on a blue background, flat style", seed=4) for prompt in prompts])
 
+    things = ("a cat on a pink background, flat style", "a rocket on a purple background, noto style", CASTLE)
+    save("loras", [draw(each, loras={"chalk": s}) for each in things for s in (0.0, 1.0)])
+
     guidance: list[dict[str, Any]] = [
         {"guidance_scale": 1.0},
         {},

@@ -13,6 +13,7 @@ from pathlib import Path
 SOURCE = Path(__file__).parents[1] / "src"
 FOLDERS = (
     "jaxl/models/tiny/",
+    "jaxl/models/tiny/loras/",
     "jaxl/server/web/static/",
     "jaxl/text/clip_merges",
     "jaxl/bench/prices.toml",

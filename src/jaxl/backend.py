@@ -287,7 +287,7 @@ def open_backend(
     batch_sizes: Sequence[int] = (),
     chunks: int = CHUNKS,
     lora_dir: str | os.PathLike[str] | None = None,
-    lora_rank: int = LORA_RANK,
+    lora_rank: int | None = None,
     lora_partial: bool = False,
     dtype: Dtype = "auto",
     embedding_dir: str | os.PathLike[str] | None = None,
@@ -301,9 +301,10 @@ def open_backend(
     batch_sizes: the batches that programs are compiled for, of which the smallest that holds the images is run; by
         default one of all slots.
     chunks: parts of 75 tokens that a prompt may have; prompts of one part have a lane of their own.
-    lora_dir: a folder of LoRAs that requests may ask for; `lora_rank` is the sum of the ranks that an image may have.
-        Images with LoRAs have lanes of their own. lora_partial: leave out what a file has for layers that the model
-        lacks, and log it; otherwise the file is refused.
+    lora_dir: a folder of LoRAs that requests may ask for. `lora_rank` is the sum of the ranks that an image may have,
+        128 by default; given without a folder, requests may ask for the model's own LoRAs. Images with LoRAs have lanes
+        of their own. lora_partial: leave out what a file has for layers that the model lacks, and log it; otherwise
+        the file is refused.
     dtype: auto is float32 on a CPU, else bfloat16. embedding_dir: a folder with textual inversions, see
         `Pipeline.add_embedding`. options: further ones of `LoadOptions`.
 
@@ -327,6 +328,10 @@ def open_backend(
     pipe.loras.reading = {"strict": not lora_partial, "lenient": LENIENT}
     if lora_dir is not None:
         pipe.loras.folders.append(check_folder("lora_dir", lora_dir))
+        lora_rank = lora_rank or LORA_RANK
+    elif lora_rank is not None and not pipe.loras.folders:
+        raise InputError("lora_rank", lora_rank, "the model has no LoRAs of its own; give lora_dir too")
+    if lora_rank is not None:
         rank = rounded(lora_rank)
         every = Room(rank, rank, scaled=True)
         rooms += [(Room(rank), every), (every, every)]

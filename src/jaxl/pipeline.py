@@ -69,6 +69,7 @@ from jaxl.weights.quantise import (
 )
 from jaxl.weights.save import is_single_file, save_folder
 from jaxl.weights.single_file_writer import refused, save_single_file
+from jaxl.weights.source import own_loras
 from jaxl.weights.winograd import with_winograd_shapes
 
 Params = dict[str, Any]
@@ -153,7 +154,10 @@ class Pipeline:
         self.tokenizers = open_tokenizers(checkpoint, self.model)
         self.lexicon = Lexicon.of(self.model, self.tokenizers)
         self.embeddings = Embeddings({})
-        self.loras = Library(lambda name, file, **how: read_adapter(name, file, self.model.shapes(), **how))
+        own_folders = own_loras(checkpoint.source)
+        self.loras = Library(
+            lambda name, file, **how: read_adapter(name, file, self.model.shapes(), **how), own_folders
+        )
         self._networks: AdaptedNetworks | None = None
         self.exact = self.programs = programs(shapes["unet"])
         self.quantised = None

@@ -62,9 +62,6 @@ LorasOption = Annotated[
         "--lora", metavar="FILE_OR_NAME[:STRENGTH]", help="Add a LoRA: a file, a hub id, or one of --lora-dir."
     ),
 ]
-LoraPartialOption = Annotated[
-    bool, typer.Option("--lora-partial", help="Leave out what a LoRA's file has for layers that the model lacks.")
-]
 LoraDirOption = Annotated[
     str | None,
     typer.Option(metavar="DIR", help="A folder of LoRAs that prompts may ask for, as in <lora:name:0.8>."),

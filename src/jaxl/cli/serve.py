@@ -110,7 +110,12 @@ def serve(
     chunks: Annotated[int, typer.Option(help="Parts of 75 tokens that a prompt may have.")] = ModelOptions.chunks,
     lora_dir: LoraDirOption = ModelOptions.lora_dir,
     lora_rank: Annotated[
-        int, typer.Option(help="The ranks that an image's LoRAs may have together; more of it takes more memory.")
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="The ranks that an image's LoRAs may have together, 128 with --lora-dir; more takes more memory. "
+            "Without a folder, requests may ask for the model's own LoRAs.",
+        ),
     ] = ModelOptions.lora_rank,
     lora_partial: LoraPartialOption = ModelOptions.lora_partial,
     max_waiting: Annotated[
@@ -204,6 +209,7 @@ def serve(
         ("keep_alive", keep_alive),
         ("slots", slots),
         ("replicas", replicas),
+        ("lora_rank", lora_rank),
     ):
         if number is not None:
             read_count(argument, number)
@@ -220,7 +226,7 @@ def serve(
         batch_sizes=() if batch_sizes is None else tuple(read_counts("batch_sizes", batch_sizes)),
         chunks=read_count("chunks", chunks),
         lora_dir=lora_dir,
-        lora_rank=read_count("lora_rank", lora_rank),
+        lora_rank=lora_rank,
         lora_partial=lora_partial,
         dtype=dtype,
         unet=unet,

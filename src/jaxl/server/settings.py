@@ -35,7 +35,8 @@ class ModelOptions:
         the model's own if there are none.
     slots: images in the making at once. batch_sizes: smaller batches that are compiled too.
     chunks: parts of 75 tokens that a prompt may have. dtype: auto is float32 on a CPU, else bfloat16.
-    lora_dir: a folder of LoRAs that requests may ask for. lora_rank: the sum of the ranks that an image may have.
+    lora_dir: a folder of LoRAs that requests may ask for. lora_rank: the sum of the ranks that an image may have, 128
+        by default; without a folder, requests may ask for the model's own LoRAs.
     lora_partial: leave out what a LoRA has for layers that the model lacks.
     unet, vae, preview: models in place of the checkpoint's U-Net and autoencoder, and a tiny one for previews.
     embedding_dir: a folder with textual inversions for prompts.
@@ -50,7 +51,7 @@ class ModelOptions:
     batch_sizes: tuple[int, ...] = ()
     chunks: int = 3
     lora_dir: str | None = None
-    lora_rank: int = 128
+    lora_rank: int | None = None
     lora_partial: bool = False
     dtype: Dtype = "auto"
     unet: str | None = None

@@ -127,6 +127,11 @@ def with_vae(checkpoint: Checkpoint, vae: Part, component: str = "vae") -> Check
     )
 
 
+def own_loras(source: str) -> list[Path]:
+    """Return the folders of LoRAs that come with a model: the embedded one has such a folder."""
+    return [EMBEDDED[source] / "loras"] if source in EMBEDDED else []
+
+
 def _find(name: str, download: str, **hub: Any) -> tuple[Path, str | None]:
     """Return the folder or file that a name means, and the name for errors where that is not its path.
 

@@ -41,7 +41,7 @@ class Arguments(BaseModel):
     slots: int | None = Field(ModelOptions.slots, ge=1)
     chunks: int = Field(ModelOptions.chunks, ge=1)
     lora_dir: str | None = ModelOptions.lora_dir
-    lora_rank: int = Field(ModelOptions.lora_rank, ge=1)
+    lora_rank: int | None = Field(ModelOptions.lora_rank, ge=1)
     lora_partial: bool = ModelOptions.lora_partial
     dtype: Dtype = ModelOptions.dtype
     unet: str | None = ModelOptions.unet
