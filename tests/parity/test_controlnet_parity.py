@@ -71,7 +71,7 @@ def test_what_it_adds(kind: str, size: tuple[int, int]) -> None:
             torch.from_numpy(t),
             torch.from_numpy(texts),
             added_cond_kwargs=told,
-            down_block_additional_residuals=[each.expand(2, -1, *own.shape[2:]) for each, own in zip(down, down)],
+            down_block_additional_residuals=down,
             mid_block_additional_residual=mid,
         ).sample
 
@@ -80,9 +80,7 @@ def test_what_it_adds(kind: str, size: tuple[int, int]) -> None:
         embedded = embed_picture(params, cfg, picture)
         residuals = controlnet(params, cfg, x, t, embedded, unet_context(params, texts), pooled, time_ids)
         context = unet_context(unet_params, texts)
-        out, _ = unet(
-            unet_params, UNetConfig.from_json(BASE), x, t, context, pooled, time_ids, residuals=residuals
-        )
+        out, _ = unet(unet_params, UNetConfig.from_json(BASE), x, t, context, pooled, time_ids, residuals=residuals)
         return residuals, out
 
     residuals, out = run(params, tree(of_unet))
