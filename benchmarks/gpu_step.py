@@ -162,6 +162,7 @@ def told(programs: Programs, bucket: Bucket, params: dict[str, Any]) -> Conditio
         freeu=None,
         inpaint=None,
         adapters=None,
+        controls=(),
     )
 
 

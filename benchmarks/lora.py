@@ -102,7 +102,7 @@ def prepared(pipe: Pipeline, params: Any, rows: int, **options: Any) -> Iterator
     while True:
         slots = jax.block_until_ready(start(beginning))
         began = time.perf_counter()
-        jax.block_until_ready(run(network, slots, cond, np.int32(rows)))
+        jax.block_until_ready(run(network, slots, cond, np.int32(rows), ()))
         yield time.perf_counter() - began
 
 

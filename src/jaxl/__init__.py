@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from jaxl.errors import CheckpointError, InputError, JaxlError, NonFiniteError, OutputError, TruncationWarning
 
 if TYPE_CHECKING:
+    from jaxl.call.control import Control
     from jaxl.loading import from_pretrained
     from jaxl.pipeline import Pipeline, Result
     from jaxl.run.bucket import Bucket
@@ -25,6 +26,7 @@ __version__ = "0.2.0"
 __all__ = [
     "Bucket",
     "CheckpointError",
+    "Control",
     "InputError",
     "JaxlError",
     "NonFiniteError",
@@ -40,6 +42,7 @@ __all__ = [
 
 _MODULES = {
     "Bucket": "run.bucket",
+    "Control": "call.control",
     "Pipeline": "pipeline",
     "Result": "pipeline",
     "Strength": "weights.adapters.strength",

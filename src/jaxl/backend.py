@@ -29,7 +29,19 @@ from jaxl.loading import open_pipeline
 from jaxl.pipeline import Decoded, Params, Pipeline, ShowProgress
 from jaxl.run.adapters import NO_ROOM, Room, rounded
 from jaxl.run.bucket import Bucket
-from jaxl.run.programs import ADVANCE, DECODE, JOIN, OBSERVE, PREVIEW, PROGRAMS, START, TAKE, Programs
+from jaxl.run.programs import (
+    ADVANCE,
+    DECODE,
+    EMBED_CONTROL,
+    GATHER_CONTROL,
+    JOIN,
+    OBSERVE,
+    PREVIEW,
+    PROGRAMS,
+    START,
+    TAKE,
+    Programs,
+)
 from jaxl.run.sharding import make_mesh, replicated, spare_device, use_cores, with_sharding
 from jaxl.weights.adapters.combined import AdapterSet
 from jaxl.weights.adapters.library import check_folder
@@ -45,7 +57,7 @@ LENIENT = "whoever runs the server can have such tensors left out, with --lora-p
 
 # the programs of a running batch; all others but calibration's are for one image on its way into it or out of it
 OF_BATCH = (ADVANCE, JOIN, TAKE, PREVIEW)
-OF_IMAGE = tuple(program for program in PROGRAMS if program not in (*OF_BATCH, OBSERVE))
+OF_IMAGE = tuple(program for program in PROGRAMS if program not in (*OF_BATCH, OBSERVE, EMBED_CONTROL, GATHER_CONTROL))
 
 
 @dataclass(frozen=True)
@@ -124,7 +136,7 @@ class RunningBatch:
         params = self.backend.params
         if self._network[0] is not params:
             self._network = params, self.backend.pipe.networks(params).network(params, self._adapters, "unet")
-        self._slots = self._advance(self._network[1], self._slots, self._cond, np.int32(rows))
+        self._slots = self._advance(self._network[1], self._slots, self._cond, np.int32(rows), ())
 
     def wait(self) -> None:
         self._slots.row.block_until_ready()

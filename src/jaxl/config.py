@@ -58,11 +58,16 @@ def _each(value: Any, n: int) -> list[Any]:
     return list(value) if isinstance(value, (list, tuple)) else [value] * n
 
 
+# the depth of a transformer that has no blocks, only what stands around them, as in a ControlNet that was made small
+EMPTY = -1
+
+
 @dataclass(frozen=True)
 class UNetConfig:
     """The U-Net of SDXL and its relatives (Podell et al. 2023, arXiv:2307.01952, section 2).
 
-    `down`, `mid` and `up` hold the transformer depth after each residual block, 0 for none. SDXL base is
+    `down`, `mid` and `up` hold the transformer depth after each residual block, 0 for none, and EMPTY for one without
+    blocks. SDXL base is
     `down=((0, 0), (2, 2), (10, 10))`, `mid=(10,)`, `up=((10, 10, 10), (2, 2, 2), (0, 0, 0))`. `mid` lists the
     transformers between the residual blocks of the middle: `(d,)` is block, transformer, block; `()` is one block
     alone (SSD-1B); None is no middle at all. `time_cond_proj_dim` is the width of the embedded guidance scale in a
@@ -179,7 +184,7 @@ class UNetConfig:
         _divide(what, channels, heads, "heads")
         _divide(what, channels, [f["norm_num_groups"]] * n, "groups")
         layers = _each(f["layers_per_block"], n)
-        depths = _each(f["transformer_layers_per_block"], n)
+        depths = [_depth(depth) for depth in _each(f["transformer_layers_per_block"], n)]
         up_depths = f["reverse_transformer_layers_per_block"]
         if up_depths is None:
             if any(isinstance(d, (list, tuple)) for d in depths):
@@ -229,6 +234,62 @@ class UNetConfig:
             use_linear_projection=f["use_linear_projection"],
             sample_size=sample_size or 128,
             time_cond_proj_dim=f["time_cond_proj_dim"],
+        )
+
+
+def _depth(depth: Any) -> Any:
+    """Return the depth, or depths, of a block's transformers as `UNetConfig` has them."""
+    return [_depth(each) for each in depth] if isinstance(depth, (list, tuple)) else depth or EMPTY
+
+
+@dataclass(frozen=True)
+class ControlNetConfig:
+    """A ControlNet of SDXL (Zhang et al. 2023, arXiv:2302.05543): a U-Net's way down and middle, and what is around.
+
+    `unet` is that part; its way up is not used. The picture, of `picture_channels`, goes through convolutions of the
+    widths `embedding`, of which each but the first halves it. `bgr`: the network wants blue first. `pooled`: its
+    residuals are means over the picture.
+    """
+
+    unet: UNetConfig
+    picture_channels: int
+    embedding: tuple[int, ...]
+    bgr: bool
+    pooled: bool
+
+    @property
+    def residuals(self) -> tuple[int, ...]:
+        """The channels of what it adds to the U-Net's skips, in their order, and at last to its middle."""
+        channels = self.unet.channels
+        widths = [channels[0]]
+        for i, depths in enumerate(self.unet.down):
+            widths += [channels[i]] * (len(depths) + (i < len(channels) - 1))
+        return (*widths, channels[-1])
+
+    @classmethod
+    def from_json(cls, raw: Json, what: str = "config.json") -> ControlNetConfig:
+        """Read a diffusers `ControlNetModel` config. Raises CheckpointError naming the field at fault."""
+        own = {
+            "conditioning_channels": 3,
+            "conditioning_embedding_out_channels": (16, 32, 96, 256),
+            "controlnet_conditioning_channel_order": "rgb",
+            "global_pool_conditions": False,
+        }
+        f = read_fields({name: raw[name] for name in own if name in raw}, what=what, used=own, fixed={}, inert=())
+        order = f["controlnet_conditioning_channel_order"]
+        if order not in ("rgb", "bgr"):
+            raise CheckpointError(
+                f"{what}: controlnet_conditioning_channel_order={order!r} is not supported, only 'rgb' or 'bgr'"
+            )
+        of_unet = {name: value for name, value in raw.items() if name not in own}
+        down = raw.get("down_block_types", ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",))
+        of_unet["up_block_types"] = ["UpBlock2D"] * len(down)
+        return cls(
+            unet=UNetConfig.from_json(of_unet, what),
+            picture_channels=f["conditioning_channels"],
+            embedding=tuple(f["conditioning_embedding_out_channels"]),
+            bgr=order == "bgr",
+            pooled=bool(f["global_pool_conditions"]),
         )
 
 

@@ -33,14 +33,25 @@ from jaxl.call.options import DrawOptions, LoadOptions, Options
 from jaxl.call.plan import OTHER_PROMPTS, Devices, Plan, make_plan
 from jaxl.call.prompts import open_tokenizers
 from jaxl.diffusion.loop import Slots
-from jaxl.errors import InputError, NonFiniteError
+from jaxl.errors import InputError, NonFiniteError, nearest
 from jaxl.kernels import Kernels
 from jaxl.nn.layers import Shapes
 from jaxl.run.adapted import AdaptedNetworks
 from jaxl.run.bucket import Bucket, Conditioning
+from jaxl.run.controls import ControlNet, parameter_shapes
 from jaxl.run.embeddings import Embeddings
 from jaxl.run.model import Model
-from jaxl.run.programs import ADVANCE, DECODE, ENCODE_IMAGE, OBSERVE, PREVIEW, PROGRAMS, START, Programs
+from jaxl.run.programs import (
+    ADVANCE,
+    DECODE,
+    ENCODE_IMAGE,
+    OBSERVE,
+    PREVIEW,
+    PROGRAMS,
+    START,
+    Programs,
+    of_controls,
+)
 from jaxl.run.sharding import gathered, make_mesh, on_host, own_images, place_parameters
 from jaxl.text.tokenizer import Tokenizer
 from jaxl.weights.adapters.adapter import Adapter, read_adapter
@@ -50,6 +61,7 @@ from jaxl.weights.adapters.library import Library, check_tag_name
 from jaxl.weights.adapters.source import open_adapter
 from jaxl.weights.adapters.strength import Strength
 from jaxl.weights.checkpoint import Checkpoint, first_broken
+from jaxl.weights.controlnet import COMPONENT as CONTROLNET
 from jaxl.weights.entries import FILE_DTYPES, Entries, entries_of_checkpoint, entries_of_params
 from jaxl.weights.folder import TOKENIZERS
 from jaxl.weights.inversions import Summary, check_name, read_folder, read_inversions
@@ -69,7 +81,7 @@ from jaxl.weights.quantise import (
 )
 from jaxl.weights.save import is_single_file, save_folder
 from jaxl.weights.single_file_writer import refused, save_single_file
-from jaxl.weights.source import own_loras
+from jaxl.weights.source import open_controlnet, own_loras
 from jaxl.weights.winograd import with_winograd_shapes
 
 Params = dict[str, Any]
@@ -80,7 +92,7 @@ Decoded = tuple[jax.Array, jax.Array, jax.Array]  # floats, bytes, whether all i
 Output = Literal["pil", "numpy", "latents"]
 
 # options of a base model that its refiner does not take over
-OF_BASE = ("denoising_end", "mask", "strength", "padding_mask_crop", "width", "height", "latents")
+OF_BASE = ("denoising_end", "mask", "strength", "padding_mask_crop", "width", "height", "latents", "controls")
 
 log = logging.getLogger(__name__)
 
@@ -149,7 +161,7 @@ class Pipeline:
         def programs(unet: Shapes) -> Programs:
             own = {**shapes, "unet": with_winograd_shapes(unet) if kernels.conv == "winograd" else unet}
             placed = place_parameters(own, mesh, split=options.shard_params)
-            return Programs(self.model, mesh, placed, options.vae_tile)
+            return Programs(self.model, mesh, placed, options.vae_tile, options.shard_params)
 
         self.tokenizers = open_tokenizers(checkpoint, self.model)
         self.lexicon = Lexicon.of(self.model, self.tokenizers)
@@ -158,6 +170,7 @@ class Pipeline:
         self.loras = Library(
             lambda name, file, **how: read_adapter(name, file, self.model.shapes(), **how), own_folders
         )
+        self.controls: dict[str, ControlNet] = {}
         self._networks: AdaptedNetworks | None = None
         self.exact = self.programs = programs(shapes["unet"])
         self.quantised = None
@@ -241,6 +254,51 @@ class Pipeline:
         if adapter.embeddings and not set(adapter.embeddings) <= set(self.lexicon.inversions):
             self.add_embedding(None, file)
         return adapter
+
+    def add_control(
+        self,
+        name: str,
+        source: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        variant: str | None = None,
+        token: str | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        local_files_only: bool = False,
+        progress: ShowProgress | None = None,
+    ) -> ControlNet:
+        """Load a ControlNet, so that `generate` can be asked for it; its parameters stay on the devices.
+
+        Args:
+            name: by which a `jaxl.Control` asks for it.
+            source: a folder in diffusers' layout, a `.safetensors` file in diffusers' names or in the original ones, or
+                a hub id, which the other arguments are for.
+            progress: called with ("load", tensors placed, tensors in all).
+
+        Raises InputError for a name that is taken, and CheckpointError for what is missing, damaged, or not a
+        ControlNet for this model.
+        """
+        if not isinstance(name, str) or not name.strip() or ":" in name or name in self.controls:
+            raise InputError("name", name, "give a name without colons that no other ControlNet has")
+        hub: dict[str, Any] = {"revision": revision, "token": token, "cache_dir": cache_dir}
+        hub |= {"variant": variant, "local_files_only": local_files_only}
+        opened = open_controlnet(source, self.model.unet, **hub)
+
+        def tell(done: int, total: int) -> None:
+            if progress is not None:
+                progress("load", done, total)
+
+        shapes = {CONTROLNET: parameter_shapes(self.exact.target, opened.config)}
+        checkpoint = Checkpoint(opened.source, {}, {CONTROLNET: opened.tensors}, {})
+        params = read_params(checkpoint, shapes, tell)[CONTROLNET]
+        self.controls[name] = ControlNet(name, opened.source, opened.config, params)
+        return self.controls[name]
+
+    def remove_control(self, name: str) -> None:
+        """Forget a ControlNet. Raises InputError for a name that there is not."""
+        if name not in self.controls:
+            raise InputError("name", name, nearest(str(name), self.controls) if self.controls else "none is loaded")
+        del self.controls[name]
 
     def fuse(self, params: Params, loras: Mapping[str, float | Strength]) -> Params:
         """Return parameters with LoRAs in them for good, for `generate`, `save_pretrained` and `save_single_file`.
@@ -416,8 +474,8 @@ class Pipeline:
                 Where the callback stops before that, there are latents alone.
             **options: `Options` in `jaxl.call.options`: pictures and masks to start from (`Start`), guidance
                 (`Guidance`), choices of sampling (`Sampling`), less work at some distance from the exact picture
-                (`Caching`), LoRAs (`Adapters`), the syntax of prompts, and what SDXL is told of sizes
-                (`MicroConditioning`).
+                (`Caching`), LoRAs (`Adapters`), ControlNets (`Controls`), the syntax of prompts, and what SDXL is
+                told of sizes (`MicroConditioning`).
 
         No argument compiles anything anew but the number of images, their size, whether any of them is guided, is
         guided by perturbed attention, has FreeU, keeps features from step to step, or has a prompt of more than 75
@@ -445,7 +503,7 @@ class Pipeline:
 
     def plan(self, prompt: str | Sequence[str], **options: Unpack[DrawOptions]) -> Plan:
         """Check the arguments of `generate` and give each image its own, before anything is loaded or compiled."""
-        known = self.model, self.tokenizers, self.lexicon, self.preset, self.devices, self.loras
+        known = self.model, self.tokenizers, self.lexicon, self.preset, self.devices, self.loras, self.controls
         return make_plan(*known, prompt, options)
 
     def plan_refining(
@@ -537,7 +595,9 @@ class Pipeline:
         asked = {DECODE: decode, ENCODE_IMAGE: plan.pictures is not None, PREVIEW: preview}
         wanted = [program for program in PROGRAMS if asked.get(program, program.always)]
         buckets = dict.fromkeys(plan.bucket_of(segment) for segment in plan.segments)
-        return list(dict.fromkeys(self.programs.begin(program, bucket) for program in wanted for bucket in buckets))
+        pairs = [(program, bucket) for program in wanted for bucket in buckets]
+        pairs += [pair for bucket in buckets for pair in of_controls(bucket)]
+        return list(dict.fromkeys(self.programs.begin(*pair) for pair in pairs))
 
     def _check_params(self, params: Params) -> None:
         """A tree of another dtype or structure would otherwise fail deep inside jax, with a page of shapes."""
@@ -574,10 +634,11 @@ class Pipeline:
         for segment, cond in zip(plan.segments, told, strict=True):
             bucket, network = plan.bucket_of(segment), inputs.network(segment)
             run = self.programs.get(ADVANCE, bucket)
+            controls = tuple(each.params for each in plan.networks)
             slots = replace(slots, features=self.programs.no_features(bucket))
             n = segment.rows if watch is None else 1
             for _ in range(0, segment.rows, n):
-                slots = run(network, slots, cond, np.int32(n))
+                slots = run(network, slots, cond, np.int32(n), controls)
                 done += n
                 if watch is not None and watch(slots, plan, done):
                     return slots, done, True

@@ -38,6 +38,8 @@ def noise_and_mean(noise: np.ndarray) -> Iterator[None]:
     modules = [
         diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl_img2img,
         diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl_inpaint,
+        diffusers.pipelines.controlnet.pipeline_controlnet_sd_xl_img2img,
+        diffusers.pipelines.controlnet.pipeline_controlnet_inpaint_sd_xl,
         diffusers.schedulers.scheduling_lcm,
     ]
     originals = [module.randn_tensor for module in modules], DiagonalGaussianDistribution.sample

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 
+from jaxl.call.controls import Hint, at_places
 from jaxl.call.plan import Plan, Segment
 from jaxl.call.prompts import Chunk
 from jaxl.call.starts import Mask, Picture
@@ -19,8 +20,9 @@ from jaxl.nn.layers import Params
 from jaxl.run.adapted import AdaptedNetworks
 from jaxl.run.adapters import NO_ROOM, adapter_arrays, adapter_shapes, at_each_row, at_each_text
 from jaxl.run.bucket import Beginning, Branch, Bucket, Conditioning, Text
+from jaxl.run.controls import Controlled, ControlNet, no_strengths
 from jaxl.run.embeddings import Embeddings
-from jaxl.run.programs import ENCODE_IMAGE, ENCODE_TEXT, GATHER, Programs
+from jaxl.run.programs import EMBED_CONTROL, ENCODE_IMAGE, ENCODE_TEXT, GATHER, GATHER_CONTROL, Programs
 from jaxl.weights.adapters.changes import NETWORKS
 from jaxl.weights.adapters.combined import AdapterSet, merging, of_text
 
@@ -49,6 +51,7 @@ class Encoder:
         self._texts: dict[Hashable, Text] = {}
         self._encoders: dict[Hashable, Params] = {}
         self._pictures: dict[Picture | Mask, np.ndarray] = {}
+        self._hints: dict[Hint, np.ndarray] = {}
 
     def text(self, chunk: Chunk, skip: int, adapters: AdapterSet, bucket: Bucket) -> Text:
         """A chunk of text, without the last `skip` layers of the encoders, which have some adapters."""
@@ -86,6 +89,14 @@ class Encoder:
         if of not in self._pictures:
             self._pictures[of] = np.asarray(self.programs.get(ENCODE_IMAGE, bucket)(self.params["vae"], pixels))
         return self._pictures[of]
+
+    def embedded(self, hint: Hint, bucket: Bucket) -> np.ndarray:
+        """What a ControlNet makes of its picture, [1, h, w, C]."""
+        if hint not in self._hints:
+            network = hint.network
+            run = self.programs.get(EMBED_CONTROL, replace(bucket, controls=(network.config,)))
+            self._hints[hint] = np.asarray(run(network.params, hint.pixels(bucket.width, bucket.height)))
+        return self._hints[hint]
 
 
 class Inputs:
@@ -167,10 +178,13 @@ class Inputs:
         made = {kind: self.conditioning(segment, kind[0]) for kind, segment in kinds.items()}
         return [made[plan.bucket_of(segment), segment.version] for segment in plan.segments]
 
-    def conditioning(self, segment: Segment, bucket: Bucket) -> Conditioning:
+    def conditioning(
+        self, segment: Segment, bucket: Bucket, networks: Sequence[ControlNet] | None = None
+    ) -> Conditioning:
         """What the network is told in a segment, in a bucket that has room for all of it.
 
-        Encodes each chunk of text once, then gathers the batch on the devices.
+        `networks` are the bucket's ControlNets, if they are not the plan's. Encodes each chunk of text once, then
+        gathers the batch on the devices.
         """
         plan, zeros = self.plan, self.programs.zero_text()
 
@@ -194,8 +208,10 @@ class Inputs:
             texts.append([each + each[:1] * (bucket.chunks - len(each)) for each in chunks])
         time_ids = np.stack([plan.time_ids[read(branch)] for branch in bucket.order])
         worn = [plan.adapters[segment.version][i] for i in plan.filled]
-        networks, target = self.encoder.networks, self.programs.target
-        forms = [networks.forms(self.encoder.params, own, "unet") for own in worn] if bucket.room != NO_ROOM else []
+        adapted_networks, target = self.encoder.networks, self.programs.target
+        forms = (
+            [adapted_networks.forms(self.encoder.params, own, "unet") for own in worn] if bucket.room != NO_ROOM else []
+        )
         of_texts, of_rows = (
             adapter_arrays(adapter_shapes(target, "unet", bucket.room, among, bucket.batch), forms)
             for among in (at_each_text, at_each_row)
@@ -211,4 +227,32 @@ class Inputs:
             else None,
             inpaint=self.given.inpaint,
             adapters=of_rows,
+            controls=self._controls(bucket, plan.networks if networks is None else networks, texts),
         )
+
+    def _controls(
+        self, bucket: Bucket, networks: Sequence[ControlNet], texts: list[list[list[Text]]]
+    ) -> tuple[Controlled, ...]:
+        """What each of the bucket's ControlNets is told, with the texts [image][branch][chunk]."""
+        at = [at_places(self.plan.controls[i], networks) for i in self.plan.filled]
+        told = []
+        for place, network in enumerate(networks):
+            own = [controls[place] for controls in at]
+            nothing = self.programs.not_controlled(bucket, place)
+            if not any(own):
+                told.append(nothing)
+                continue
+            zeros = np.zeros((1, *nothing.embedded.shape[1:]), nothing.embedded.dtype)
+            gather = self.programs.get(GATHER_CONTROL, replace(bucket, controls=(network.config,)))
+            told.append(
+                Controlled(
+                    embedded=np.concatenate([self.encoder.embedded(c.hint, bucket) if c else zeros for c in own]),
+                    context=gather(network.params, texts),
+                    strengths=np.stack(
+                        [c.strengths(bucket.order) if c else no_strengths(network.config, bucket.branches) for c in own]
+                    ),
+                    first=np.asarray([c.first if c else 0 for c in own], np.int32),
+                    end=np.asarray([c.end if c else 0 for c in own], np.int32),
+                )
+            )
+        return tuple(told)

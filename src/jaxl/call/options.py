@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from os import PathLike
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict, TypeVar, cast
 
+from jaxl.call.control import Control
 from jaxl.diffusion.tables import Sampling
 from jaxl.text.prompt import Syntax
 from jaxl.weights.adapters.strength import Strength
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Adapters",
     "Caching",
+    "Controls",
     "DrawOptions",
     "Guidance",
     "LoadOptions",
@@ -154,7 +156,19 @@ class Adapters(TypedDict, total=False):
     loras: Mapping[str, float | Strength] | Sequence[Mapping[str, float | Strength]]
 
 
-class Options(Sampling, Guidance, Caching, Start, Adapters, MicroConditioning, total=False):
+class Controls(TypedDict, total=False):
+    """Pictures that the images follow.
+
+    Attributes:
+        controls: a list of `jaxl.Control`, or one such list for each image: ControlNets that `Pipeline.add_control` was
+            given, each with its picture. Images of one call may have different ones. Without a size, the image has the
+            one of SDXL's sizes that is nearest to the shape of the first picture.
+    """
+
+    controls: Sequence[Control] | Sequence[Sequence[Control]]
+
+
+class Options(Sampling, Guidance, Caching, Start, Adapters, Controls, MicroConditioning, total=False):
     """Every further setting of a picture.
 
     Attributes:

@@ -10,6 +10,7 @@ from typing import Any, cast
 import numpy as np
 
 from jaxl.call import arguments
+from jaxl.call.controls import PlannedControl, networks_of, plan_controls, read_controls
 from jaxl.call.lexicon import Lexicon
 from jaxl.call.loras import adapter_set, at_step, distilled_preset, read_loras, starts
 from jaxl.call.options import DEFAULTS, DrawOptions, Guidance, MicroConditioning, Options, Start, check_names, part
@@ -22,6 +23,7 @@ from jaxl.errors import InputError
 from jaxl.presets import Preset, speed
 from jaxl.run.adapters import Room, room_for
 from jaxl.run.bucket import Branch, Bucket
+from jaxl.run.controls import ControlNet
 from jaxl.run.model import Model
 from jaxl.text.tags import read_tags
 from jaxl.text.tokenizer import Tokenizer
@@ -58,7 +60,8 @@ class Plan:
     `steps` are those of the whole schedule, and `preset` says what the call left open. `rows` [B, R, K] are the
     tables, of which `count` rows are run, from row `first` on, in `segments`. `texts` are [version][image][branch] ->
     chunks, or None for the zero embedding; `inversions` are the names of the textual inversions in them. `adapters`
-    are [version][image]. The latents start as `noise_scale` times noise, each seed's own or `noise` [B, h, w, C], plus
+    are [version][image]. `controls` are the ControlNets of each image, `networks` those of the bucket, in its order.
+    The latents start as `noise_scale` times noise, each seed's own or `noise` [B, h, w, C], plus
     `picture_scale` times the picture's latents.
     """
 
@@ -74,6 +77,8 @@ class Plan:
     segments: tuple[Segment, ...]
     texts: list[list[dict[Branch, list[Chunk] | None]]]
     adapters: list[list[AdapterSet]]
+    controls: list[tuple[PlannedControl, ...]] = field(metadata=OF_IMAGE)
+    networks: tuple[ControlNet, ...]
     inversions: tuple[str, ...]
     clip_skip: int
     seeds: list[int] = field(metadata=OF_IMAGE)
@@ -151,6 +156,7 @@ def make_plan(
     preset: Preset,
     devices: Devices,
     adapters: Mapping[str, Adapter],
+    controlnets: Mapping[str, ControlNet],
     prompt: str | Sequence[str],
     options: DrawOptions,
 ) -> Plan:
@@ -176,7 +182,10 @@ def make_plan(
     sources = read_sources(begin, model, prompts)
     if model.inpaints and "mask" not in begin:
         raise InputError("mask", None, "this model repaints pictures; pass `image` and `mask`")
-    native_width, native_height = default_size(sources, model)
+    asked_controls = read_controls(options.get("controls"), controlnets, batch, each)
+    native_width, native_height = default_size(
+        sources or [hint.picture for own in asked_controls for hint, _ in own], model
+    )
     width = arguments.image_size("width", options.get("width"), native_width, model.vae.factor)
     height = arguments.image_size("height", options.get("height"), native_height, model.vae.factor)
     pictures, pastes = (None, None) if sources is None else read_starts(begin, sources, model, prompts, width, height)
@@ -195,6 +204,7 @@ def make_plan(
     times = whole.timesteps[np.unique(whole.steps, return_index=True)[1]]
     skip, stop = span(begin, model, times)
     table = build_table(config, steps, named, skip=skip, **sampling) if skip else whole
+    all_rows = table.used
     table = table.until(stop - skip)
     places = skip + table.steps  # of each row, in the whole schedule
 
@@ -235,6 +245,10 @@ def make_plan(
     weights = {own: [merging(own, name) for name in NETWORKS] for own in every_set}
     together = groupby(range(batch), key=lambda i: [weights[version[i]] for version in by_version])
     per_round = [size for _, images in together for size in devices.rounds(len(list(images)))]
+    # what a row draws depends on its number: a run that goes on from another's end draws other noise than that did
+    first = 2 * skip
+    controls = [plan_controls(own, width, height, first, all_rows) for own in asked_controls]
+    networks = networks_of(controls)
     bucket = Bucket(
         max(per_round),
         height,
@@ -246,6 +260,7 @@ def make_plan(
         cached=every > 1,
         room=Room.holding(room_for(own, "unet") for own in every_set).rounded,
         text_room=Room.holding(room_for(own, name) for own in every_set for name in TEXT_ENCODERS).rounded,
+        controls=tuple(network.config for network in networks),
     )
     micro = part(options, MicroConditioning)
     h, w = height // model.vae.factor, width // model.vae.factor
@@ -258,13 +273,14 @@ def make_plan(
         scheduler=scheduler_name(config, named, custom=custom),
         steps=len(times),
         preset=preset,
-        # what a row draws depends on its number: a run that goes on from another's end draws other noise than that did
-        rows=np.roll(np.stack([each.rows for each in own]), 2 * skip, axis=1),
-        first=2 * skip,
+        rows=np.roll(np.stack([each.rows for each in own]), first, axis=1),
+        first=first,
         count=table.used,
         segments=segments,
         texts=texts.chunks,
         adapters=by_version,
+        controls=controls,
+        networks=networks,
         inversions=texts.inversions,
         clip_skip=_clip_skip(model, asked.get("clip_skip")),
         seeds=arguments.seeds_per_image(asked.get("seed"), batch),

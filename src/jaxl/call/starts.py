@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,9 +79,9 @@ def read_sources(start: Start, model: Model, prompts: int) -> list[SourceImage] 
     return [read_image(each, "image") for each in _per_prompt("image", value, prompts)]
 
 
-def default_size(sources: list[SourceImage] | None, model: Model) -> tuple[int, int]:
+def default_size(sources: Sequence[SourceImage] | None, model: Model) -> tuple[int, int]:
     """Return width and height where the caller gives none: the model's own, or the nearest to the picture's aspect."""
-    if sources is None:
+    if not sources:
         return model.default_size, model.default_size
     first = sources[0]
     if isinstance(first, np.ndarray):

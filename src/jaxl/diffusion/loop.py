@@ -20,7 +20,7 @@ from jax.typing import ArrayLike
 from jaxl.diffusion.noise import step_noise
 from jaxl.diffusion.rows import COLUMNS, MIXED
 
-Row = Mapping[str, jax.Array]  # a column's name -> its values, float32 [B]
+Row = Mapping[str, jax.Array]  # a column's name -> its values, float32 [B]; `number`, int32 [B], is which row it is
 Features = Any  # a pytree, every leaf with a leading axis of B images, or None
 Denoise = Callable[[jax.Array, Row, Features], tuple[jax.Array, Features]]
 
@@ -94,7 +94,7 @@ def advance(denoise: Denoise, slots: Slots, n: ArrayLike) -> Slots:
     `denoise(x, row, features)` is the network with its conditioning and guidance: x is float32 [B, H, W, C], scaled as
     the network wants it, `row["t"]` float32 [B] the timesteps, and it returns the prediction [B, H, W, C] and the
     features for the next row, in the form of those it got. It is also called for images that have ended, as shallow
-    ones; their prediction is dropped, so it may be anything, NaN included.
+    ones of row -1; their prediction is dropped, so it may be anything, NaN included.
     """
     return lax.fori_loop(0, n, lambda _, state: _run_row(denoise, state), slots)
 
@@ -110,6 +110,7 @@ def _run_row(denoise: Denoise, slots: Slots) -> Slots:
     x, history, live = slots.latents, slots.history, slots.row < slots.end
     # so that an image that has ended does not make the others wait for what is deep
     row["shallow"] = jnp.where(live, row["shallow"], 1.0)
+    row["number"] = jnp.where(live, slots.row, -1)
     prediction, features = denoise(column("c_in") * x, row, slots.features)
     denoised = column("c_skip") * x + column("c_out") * prediction.astype(jnp.float32)
     noise = step_noise(slots.keys, slots.row, x.shape[1:])

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import DTypeLike
 
-from jaxl.config import UNetConfig, check_pag_layers
+from jaxl.config import EMPTY, UNetConfig, check_pag_layers
 from jaxl.kernels import XLA, Kernels
 from jaxl.kernels.attention import attention
 from jaxl.kernels.group_norm import group_norm
@@ -105,6 +105,7 @@ def unet(
     freeu: Array | None = None,
     features: Array | None = None,
     shallow: Array | None = None,
+    residuals: Sequence[Array] = (),
     kernels: Kernels = XLA,
 ) -> tuple[Array, Array]:
     """Predict noise, velocity or sample, as the checkpoint was trained to; also the features for later timesteps.
@@ -120,7 +121,8 @@ def unet(
     static, of `cfg.pag_places` (Ahn et al. 2024, arXiv:2403.17377). freeu: float32 [B, 4], (s1, s2, b1, b2).
     features: what an earlier call returned. shallow: bool [B], the rows that take theirs from there and run the first
     convolution and the last layer alone; what lies between is not run at all where all rows are shallow (Ma et al.
-    2023, DeepCache, arXiv:2312.00858).
+    2023, DeepCache, arXiv:2312.00858). residuals: what ControlNets add to the skips, in their order, and to what leaves
+    the middle, each [B, h, w, C] (`nn.controlnet`).
 
     Raises InputError for unknown pag_layers, ValueError for arguments that must come together and do not.
     """
@@ -137,14 +139,18 @@ def unet(
 
     def deep() -> Array:
         x, skips = down(params, shared, first)
-        return up(params, shared, middle(params, shared, x), skips)
+        x = middle(params, shared, x)
+        if residuals:
+            *skips, x = (own + more for own, more in zip((*skips, x), residuals, strict=True))
+        return up(params, shared, x, skips)
 
     if features is None or shallow is None:
         now = deep()
     else:
         own = shallow[:, None, None, None]
         now = lax.cond(shallow.all(), lambda: features, lambda: jnp.where(own, features, deep()))
-    x = _up_layer(params, shared, *_up_layers(cfg)[-1], now, first)
+    last = first + residuals[0] if residuals else first
+    x = _up_layer(params, shared, *_up_layers(cfg)[-1], now, last)
     x = group_norm(params["conv_norm_out"], x, cfg.norm_num_groups, cfg.norm_eps, silu=True, kernels=kernels)
     return conv(params["conv_out"], x), now
 
@@ -252,15 +258,15 @@ def _residual(p: Params, shared: Shared, x: Array, skip: Array | None = None) ->
 
 def _transformer(params: Params, shared: Shared, path: str, x: Array, heads: int) -> Array:
     """Blocks of self-attention, cross-attention to the context and a GEGLU layer, around a residual."""
-    p, told = (reduce(getitem, path.split("."), tree) for tree in (params, shared.context))
+    p = reduce(getitem, path.split("."), params)
     here = any(f"{path}.".startswith(f"{layer}.") for layer in shared.pag_layers)
     perturbed = shared.perturbed if here else None
     b, h, w, c = x.shape
     tokens = group_norm(p["norm"], x, shared.cfg.norm_num_groups, 1e-6, kernels=shared.kernels).reshape(b, h * w, c)
     tokens = linear(p["proj_in"], tokens)
-    blocks = p["transformer_blocks"]
+    blocks = p.get("transformer_blocks", {})
     for i in map(str, range(len(blocks))):
-        text = told["transformer_blocks"][i]["attn2"]
+        text = reduce(getitem, [*path.split("."), "transformer_blocks", i, "attn2"], shared.context)
         tokens = transformer_block(blocks[i], tokens, text, heads, shared.kernels, shared.lengths, perturbed)
     return linear(p["proj_out"], tokens).reshape(x.shape) + x
 
@@ -341,12 +347,8 @@ def transformer_block_shapes(width: int, context: int, dtype: DTypeLike) -> Shap
 def _transformer_shapes(cfg: UNetConfig, width: int, depth: int, dtype: DTypeLike) -> Shapes:
     block = transformer_block_shapes(width, cfg.cross_attention_dim, dtype)
     project = linear_shapes(width, width, dtype) if cfg.use_linear_projection else conv_shapes(width, width, 1, dtype)
-    return {
-        "norm": norm_shapes(width, dtype),
-        "proj_in": project,
-        "transformer_blocks": numbered([block] * depth),
-        "proj_out": project,
-    }
+    around: Shapes = {"norm": norm_shapes(width, dtype), "proj_in": project, "proj_out": project}
+    return around if depth == EMPTY else around | {"transformer_blocks": numbered([block] * depth)}
 
 
 # Compiled as part of the program around it; `jit` here means that blocks of the same shapes are traced once, not each.

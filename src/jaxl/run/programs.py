@@ -3,7 +3,8 @@
 Five kinds make a picture: ENCODE_TEXT (a chunk of text at a time), GATHER (texts into a batch), START (noise and tables
 into slots), ADVANCE (rows of the table: all the work) and DECODE (latents to pixels). ENCODE_IMAGE is for those that
 start from a picture, PREVIEW for those that are watched, JOIN and TAKE for those that come and go while others run,
-OBSERVE for calibration. Only shapes are compiled in; scheduler, steps, guidance, prompt and seed are arguments.
+OBSERVE for calibration, EMBED_CONTROL and GATHER_CONTROL for ControlNets. Only shapes are compiled in; scheduler,
+steps, guidance, prompt and seed are arguments.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from jaxl.nn.layers import Params
 from jaxl.run import steps
 from jaxl.run.adapters import adapter_shapes, at_each_text
 from jaxl.run.bucket import Beginning, Bucket, Conditioning, Text
+from jaxl.run.controls import Controlled, parameter_shapes
 from jaxl.run.model import Model
 from jaxl.run.sharding import replicated, split_images
 from jaxl.run.steps import features_shapes, slots_shapes
@@ -102,7 +104,12 @@ def _shardings(shapes: Any) -> Any:
 ADVANCE = Program(
     "advance",
     run=lambda to, bucket: partial(steps.advance, to.model, bucket),
-    takes=lambda to, bucket: (to.shapes["unet"], *_state(to, bucket), to.whole((), jnp.int32)),
+    takes=lambda to, bucket: (
+        to.shapes["unet"],
+        *_state(to, bucket),
+        to.whole((), jnp.int32),
+        tuple(parameter_shapes(to, cfg) for cfg in bucket.controls),
+    ),
     gives=lambda to, bucket: _shardings(slots_shapes(to, bucket)),
     donates=(1,),
     always=True,
@@ -164,6 +171,27 @@ GATHER = Program(
     depends_on=("batch", "guided", "chunks", "pag_layers", "room"),
     always=True,
 )
+# of the first of a bucket's ControlNets
+EMBED_CONTROL = Program(
+    "embed_control",
+    run=lambda _, bucket: partial(steps.embed_control, bucket.controls[0]),
+    takes=lambda to, bucket: (
+        parameter_shapes(to, bucket.controls[0]),
+        to.whole((1, bucket.height, bucket.width, bucket.controls[0].picture_channels), jnp.float32),
+    ),
+    gives=_whole,
+    depends_on=("height", "width", "controls"),
+)
+GATHER_CONTROL = Program(
+    "gather_control",
+    run=lambda *_: steps.gather_control,
+    takes=lambda to, bucket: (
+        parameter_shapes(to, bucket.controls[0]),
+        [[[Text.shapes(to)] * bucket.chunks] * bucket.branches] * bucket.batch,
+    ),
+    gives=lambda to, bucket: split_images(to.mesh, bucket.batch, bucket.branches),
+    depends_on=("batch", "guided", "chunks", "pag_layers", "controls"),
+)
 START = Program(
     "start",
     run=lambda *_: steps.start,
@@ -186,6 +214,13 @@ TAKE = Program(
     gives=lambda to, bucket: _shardings(slots_shapes(to, bucket.single)),
 )
 
+
+def of_controls(bucket: Bucket) -> list[tuple[AnyProgram, Bucket]]:
+    """Return the programs that a bucket's ControlNets need before rows run, each with the bucket to compile it for."""
+    each = [replace(bucket, controls=(cfg,)) for cfg in dict.fromkeys(bucket.controls)]
+    return [(program, own) for own in each for program in (EMBED_CONTROL, GATHER_CONTROL)]
+
+
 # all of the above, and those that make a picture
 PROGRAMS: tuple[AnyProgram, ...] = tuple(each for each in tuple(globals().values()) if isinstance(each, Program))
 PICTURE = tuple(program for program in PROGRAMS if program.always)
@@ -194,8 +229,15 @@ PICTURE = tuple(program for program in PROGRAMS if program.always)
 class Programs:
     """Compiles each program of a `Target` once, in the background if asked early, and hands it out."""
 
-    def __init__(self, model: Model, mesh: Mesh, shapes: dict[str, Params], tile: int | None = None):
-        self.target = Target(model, mesh, shapes, tile)
+    def __init__(
+        self,
+        model: Model,
+        mesh: Mesh,
+        shapes: dict[str, Params],
+        tile: int | None = None,
+        split_parameters: bool = False,
+    ):
+        self.target = Target(model, mesh, shapes, tile, split_parameters)
         self._futures: dict[tuple[AnyProgram, Bucket], Future[Any]] = {}
         self._lock = threading.Lock()
 
@@ -255,6 +297,10 @@ class Programs:
     def no_features(self, bucket: Bucket) -> Array | None:
         """Return features before the first row, which must not be shallow: zeros; None if the bucket is not cached."""
         return _zeros(features_shapes(self.target, bucket))
+
+    def not_controlled(self, bucket: Bucket, place: int) -> Controlled:
+        """Return what one of a bucket's ControlNets is told where no image has a use for it: zeros."""
+        return _zeros(Conditioning.shapes(self.target, bucket).controls[place])
 
     def no_images(self, bucket: Bucket) -> tuple[Slots, Conditioning]:
         """Return slots of a bucket that are all at their end, and what the network is told of them: zeros."""

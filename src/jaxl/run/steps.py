@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -11,19 +11,21 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxl.config import TinyVAEConfig, VAEConfig
+from jaxl.config import ControlNetConfig, TinyVAEConfig, VAEConfig
 from jaxl.diffusion import loop
 from jaxl.diffusion.loop import Row, Slots
 from jaxl.diffusion.noise import initial_noise
 from jaxl.kernels import XLA, Kernels
 from jaxl.nn import tiny_vae, vae
 from jaxl.nn.clip import Replaced, clip, emphasize
+from jaxl.nn.controlnet import controlnet, embed_picture
 from jaxl.nn.layer_kinds import adapted
 from jaxl.nn.layers import Params
 from jaxl.nn.preview import latents_to_rgb
 from jaxl.nn.tiles import decode_tiled, encode_tiled
 from jaxl.nn.unet import features_shape, unet, unet_context
 from jaxl.run.bucket import Beginning, Branch, Bucket, Conditioning, Text
+from jaxl.run.controls import Controlled
 from jaxl.run.model import Model
 from jaxl.run.sharding import split_images, spread, whole, with_sharding
 from jaxl.run.target import Leaf, Target
@@ -90,14 +92,32 @@ def features_shapes(to: Target, bucket: Bucket) -> Leaf | None:
     return to.split((bucket.batch, bucket.branches, *shape), dtype, branches=bucket.branches)
 
 
+def embed_control(cfg: ControlNetConfig, params: Params, pictures: Leaf) -> Array:
+    """Pictures [B, H, W, C] in 0..1 -> `embedded` of `Controlled`."""
+    return embed_picture(params, cfg, pictures)
+
+
+def gather_control(params: Params, texts: list[list[list[Text]]]) -> dict[str, Any]:
+    """Chunks of texts, [image][branch][chunk] -> `context` of `Controlled`."""
+    return gather(params, texts)[0]
+
+
 def denoise(
-    model: Model, bucket: Bucket, params: Params, cond: Conditioning, x: Array, row: Row, features: Array | None
+    model: Model,
+    bucket: Bucket,
+    params: Params,
+    controls: Sequence[Params],
+    cond: Conditioning,
+    x: Array,
+    row: Row,
+    features: Array | None,
 ) -> tuple[Array, Array | None]:
     """The network's output, float32, for scaled latents `x`, guided as the bucket has branches; and its features.
 
     These are [B, G, *features_shape] where the bucket is `cached`, else None.
     """
     b, g = cond.time_ids.shape[:2]
+    latents = x
     if cond.inpaint is not None:
         x = jnp.concatenate([x, cond.inpaint], axis=-1)
     # an image's branches are neighbours on the batch axis, so splitting the axis over devices keeps them together
@@ -105,6 +125,28 @@ def denoise(
     context, pooled, time_ids, lengths = jax.tree.map(
         lambda a: a.reshape(b * g, *a.shape[2:]), (cond.context, cond.pooled, cond.time_ids, cond.lengths)
     )
+    shallow = None if features is None else row["shallow"] > 0
+    residuals: Sequence[Array] = ()
+    for cfg, own, told in zip(bucket.controls, controls, cond.controls, strict=True):
+        added = control(
+            partial(
+                controlnet,
+                own,
+                cfg,
+                spread(per_branch(latents)),
+                per_branch(row["t"]),
+                per_branch(told.embedded),
+                jax.tree.map(lambda a: a.reshape(b * g, *a.shape[2:]), told.context),
+                pooled,
+                time_ids,
+                lengths=lengths,
+                kernels=model.kernels,
+            ),
+            told,
+            row,
+            shallow,
+        )
+        residuals = [a + more for a, more in zip(residuals, added, strict=True)] if residuals else added
     out, deep = unet(
         adapted(params, cond.adapters),
         model.unet,
@@ -119,12 +161,41 @@ def denoise(
         pag_layers=bucket.pag_layers,
         freeu=None if cond.freeu is None else per_branch(cond.freeu),
         features=None if features is None else features.reshape(b * g, *features.shape[2:]),
-        shallow=None if features is None else per_branch(row["shallow"] > 0),
+        shallow=None if shallow is None else per_branch(shallow),
+        residuals=residuals,
         kernels=model.kernels,
     )
     outputs = out.astype(jnp.float32).reshape(b, g, *out.shape[1:])
     guided = guide(bucket, outputs, row)
     return guided, None if features is None else deep.reshape(features.shape)
+
+
+def control(network: Callable[..., list[Array]], told: Controlled, row: Row, shallow: Array | None) -> list[Array]:
+    """Return what a ControlNet adds, each [B * G, h, w, C], at the strengths that images have in this row.
+
+    It is run if some image has a use for it. Where all of those are shallow, only what it adds first is worked out.
+    """
+    inside = (told.first <= row["number"]) & (row["number"] < told.end)
+    strengths = jnp.where(inside[:, None, None], told.strengths, 0.0)
+    used = (strengths != 0).any((1, 2))
+    deep = used if shallow is None else used & ~shallow
+    whole = jax.eval_shape(network)
+
+    def scaled(only_first: bool) -> list[Array]:
+        each = strengths.reshape(-1, strengths.shape[-1])[:, :, None, None, None]
+        # not by a product alone: what an image has no use for may be infinite
+        return [
+            jnp.where(each[:, i] == 0, 0, added * each[:, i].astype(added.dtype))
+            for i, added in enumerate(network(only_first=only_first))
+        ]
+
+    def none() -> list[Array]:
+        return [jnp.zeros(shape.shape, shape.dtype) for shape in whole]
+
+    def first() -> list[Array]:
+        return none() if shallow is None else jax.lax.cond(used.any(), lambda: scaled(only_first=True), none)
+
+    return jax.lax.cond(deep.any(), lambda: scaled(only_first=False), first)
 
 
 def guide(bucket: Bucket, outputs: Array, row: Row) -> Array:
@@ -151,9 +222,14 @@ def guide(bucket: Bucket, outputs: Array, row: Row) -> Array:
     return out
 
 
-def advance(model: Model, bucket: Bucket, params: Params, slots: Slots, cond: Conditioning, n: Leaf) -> Slots:
-    """Run the next `n` rows (traced) of every slot, which has features if the bucket is cached."""
-    return loop.advance(partial(denoise, model, bucket, params, cond), slots, n)
+def advance(
+    model: Model, bucket: Bucket, params: Params, slots: Slots, cond: Conditioning, n: Leaf, controls: Sequence[Params]
+) -> Slots:
+    """Run the next `n` rows (traced) of every slot, which has features if the bucket is cached.
+
+    `params` are the U-Net's, `controls` those of the bucket's ControlNets.
+    """
+    return loop.advance(partial(denoise, model, bucket, params, controls, cond), slots, n)
 
 
 def join(slots: Slots, cond: Conditioning, one: tuple[Slots, Conditioning], place: Leaf) -> tuple[Slots, Conditioning]:
@@ -178,7 +254,7 @@ def observe(
     model = replace(model, kernels=XLA)  # which has derivatives
 
     def run(largest: dict[str, Array]) -> tuple[Array, Slots]:
-        after = loop.advance(partial(denoise, model, bucket, observing(params, largest), cond), slots, 1)
+        after = loop.advance(partial(denoise, model, bucket, observing(params, largest), (), cond), slots, 1)
         return after.latents.sum(), after
 
     seen, after = jax.grad(run, has_aux=True)(largest)

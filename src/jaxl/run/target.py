@@ -22,13 +22,15 @@ class Target:
     """A model on devices, which programs are compiled for.
 
     `shapes` are the components' parameter trees with a sharding on each leaf; no values are needed, so programs compile
-    while weights load, or for devices that are not there. `tile` makes the VAE work in tiles of so many pixels.
+    while weights load, or for devices that are not there. `tile` makes the VAE work in tiles of so many pixels. With
+    `split_parameters`, networks that come later are split over the devices too, as the shapes are.
     """
 
     model: Model
     mesh: Mesh
     shapes: dict[str, Params]
     tile: int | None = None
+    split_parameters: bool = False
 
     def split(self, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32, branches: int | None = None) -> Leaf:
         """Return an argument whose leading axis, of images, is split over the devices; or the second, of `branches`."""

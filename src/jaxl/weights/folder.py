@@ -31,8 +31,12 @@ UNUSED = ("feature_extractor", "image_encoder", "safety_checker", "watermark")
 OLD_ATTENTION = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
 
 
-# the networks that a user may name on their own, as errors call them
-PARTS: Mapping[str, str] = {"unet": "U-Net", "vae": "VAE"}
+# the networks that a user may name on their own, as errors call them, and their classes
+PARTS: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    "unet": ("U-Net", CLASSES["unet"]),
+    "vae": ("VAE", CLASSES["vae"]),
+    "controlnet": ("ControlNet", ("ControlNetModel",)),
+}
 
 
 @dataclass(frozen=True)
@@ -135,19 +139,18 @@ def part_folder(folder: Path, component: str) -> Path:
 
 
 def read_part(folder: Path, component: str, *, variant: str | None = None, source: str | None = None) -> Part:
-    """Open the `unet` or the `vae` in a folder, or that of the pipeline in it, reading only headers and JSON.
+    """Open the network that is one of PARTS in a folder, or that of the pipeline in it, reading only headers and JSON.
 
     Without the variant its plain weights are taken, with a warning in the log. Raises CheckpointError, in one line, if
     there is no such network, or one of a kind that jaxl does not run.
     """
-    source, folder, name = source or str(folder), part_folder(folder, component), PARTS[component]
+    source, folder, (name, wanted) = source or str(folder), part_folder(folder, component), PARTS[component]
     if not (folder / "config.json").exists():
         raise CheckpointError(
             f"{source}: no {name} there; give a folder with its config.json, a whole pipeline's, or a .safetensors file"
         )
     config = read_json(folder / "config.json")
     kind = config.get("_class_name") or ", ".join(config.get("architectures", ())) or "a network without a class name"
-    wanted = CLASSES[component]
     if kind not in wanted:
         are = "are" if len(wanted) > 1 else "is"
         raise CheckpointError(f"{source}: {kind} is not a {name} that jaxl runs, only {' and '.join(wanted)} {are}")

@@ -13,7 +13,17 @@ from huggingface_hub import HfApi, constants, errors, snapshot_download
 from huggingface_hub.utils import tqdm
 
 from jaxl.errors import CheckpointError
-from jaxl.weights.folder import CLASSES, TOKENIZERS, index_file, part_folder, present, shards, stored, weight_file
+from jaxl.weights.folder import (
+    CLASSES,
+    PARTS,
+    TOKENIZERS,
+    index_file,
+    part_folder,
+    present,
+    shards,
+    stored,
+    weight_file,
+)
 from jaxl.weights.store import read_json
 
 TOKENIZER_FILES = (
@@ -91,7 +101,7 @@ def download_part(
     folder = fetch(small, revision, [])
     place = part_folder(folder, component)
     config = place / "config.json"
-    if not config.exists() or read_json(config).get("_class_name") not in CLASSES[component]:
+    if not config.exists() or read_json(config).get("_class_name") not in PARTS[component][1]:
         return folder  # read_part says what is wrong with it
 
     def weights(variant: str | None) -> Path:

@@ -44,7 +44,27 @@ def unet_layout(shapes: TensorShapes, pooled_dim: int, time_ids: int) -> Layout:
     The vector conditioning is the pooled prompt, `pooled_dim` wide, and `time_ids` sizes: 6, or 5 in the refiner.
     Raises CheckpointError naming a missing key, or what a diffusers `UNet2DConditionModel` cannot express.
     """
-    modules = {**ENDS}
+    of_down, channels, down = way_down(shapes)
+    of_middle, mid_depth = middle(shapes)
+    modules = {**ENDS, **of_down, **of_middle}
+    up: list[list[int]] = [[]]
+    for n in range(count(shapes, "output_blocks")):
+        old, new = f"output_blocks.{n}", f"up_blocks.{len(up) - 1}"
+        modules |= _block(shapes, old, new, len(up[-1]))
+        up[-1].append(_depth(shapes, f"{old}.1"))
+        sampler = f"{old}.{2 if up[-1][-1] else 1}.conv"  # comes after the transformer, if there is one
+        if f"{sampler}.weight" in shapes:
+            modules[sampler] = f"{new}.upsamplers.0.conv"
+            up.append([])
+
+    ends = ("input_blocks.0.0.weight", "out.2.weight", "label_emb.0.0.weight")
+    config = network_config(shapes, ends, pooled_dim, time_ids) | level_config(channels, down, mid_depth, up)
+    return Layout(config | {"mid_block_type": MIDDLES[count(shapes, "middle_block")]}, parameters(modules))
+
+
+def way_down(shapes: TensorShapes) -> tuple[dict[str, str], list[int], list[list[int]]]:
+    """Return the names of the blocks on the way down, their channels, and the depths of their transformers."""
+    modules: dict[str, str] = {}
     channels: list[int] = []
     down: list[list[int]] = [[]]
     for n in range(1, count(shapes, "input_blocks")):
@@ -57,27 +77,18 @@ def unet_layout(shapes: TensorShapes, pooled_dim: int, time_ids: int) -> Layout:
             channels.append(shape(shapes, f"{old}.0.in_layers.2.weight")[0])
         modules |= _block(shapes, old, new, len(down[-1]))
         down[-1].append(_depth(shapes, f"{old}.1"))
+    return modules, channels, down
 
-    up: list[list[int]] = [[]]
-    for n in range(count(shapes, "output_blocks")):
-        old, new = f"output_blocks.{n}", f"up_blocks.{len(up) - 1}"
-        modules |= _block(shapes, old, new, len(up[-1]))
-        up[-1].append(_depth(shapes, f"{old}.1"))
-        sampler = f"{old}.{2 if up[-1][-1] else 1}.conv"  # comes after the transformer, if there is one
-        if f"{sampler}.weight" in shapes:
-            modules[sampler] = f"{new}.upsamplers.0.conv"
-            up.append([])
 
-    parts, mid_depth = count(shapes, "middle_block"), _depth(shapes, "middle_block.1")
-    if parts not in MIDDLES or (parts == 3) != (mid_depth > 0):
+def middle(shapes: TensorShapes) -> tuple[dict[str, str], int]:
+    """Return the names of the middle, and the depth of its transformer."""
+    parts, depth = count(shapes, "middle_block"), _depth(shapes, "middle_block.1")
+    if parts not in MIDDLES or (parts == 3) != (depth > 0):
         raise CheckpointError("middle_block is neither block, transformer, block nor one block nor absent")
+    modules = _transformer("middle_block.1", "mid_block.attentions.0", depth)
     for i in range(0, parts, 2):
         modules |= renamed(RESNET, f"middle_block.{i}", f"mid_block.resnets.{i // 2}")
-    modules |= _transformer("middle_block.1", "mid_block.attentions.0", mid_depth)
-
-    ends = ("input_blocks.0.0.weight", "out.2.weight", "label_emb.0.0.weight")
-    config = network_config(shapes, ends, pooled_dim, time_ids) | level_config(channels, down, mid_depth, up)
-    return Layout(config | {"mid_block_type": MIDDLES[parts]}, parameters(modules))
+    return modules, depth
 
 
 def network_config(shapes: TensorShapes, ends: tuple[str, str, str], pooled_dim: int, time_ids: int) -> dict[str, Any]:

@@ -15,13 +15,12 @@ def read_params(checkpoint: Checkpoint, shapes: dict[str, Any], progress: Callab
 
     Tensors are read, cast and placed one at a time; `progress` is told how many are there, and how many are to be.
     """
-    unet = shapes["unet"]
-    shapes = {**shapes, "unet": without_winograd(unet)}
-    shardings = {name: {key: leaf.sharding for key, leaf in flatten(tree).items()} for name, tree in shapes.items()}
+    stored = {name: without_winograd(tree) for name, tree in shapes.items()}
+    shardings = {name: {key: leaf.sharding for key, leaf in flatten(tree).items()} for name, tree in stored.items()}
     params = load_params(
         checkpoint,
-        shapes,
+        stored,
         place=lambda component, key, array: placed(array, shardings[component][key]),
         progress=progress,
     )
-    return {**params, "unet": with_winograd(params["unet"], unet)}
+    return {name: with_winograd(tree, shapes[name]) for name, tree in params.items()}

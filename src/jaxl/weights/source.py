@@ -9,10 +9,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from jaxl.config import TextConfig, TinyVAEConfig, read_vae_config
+from jaxl.config import TextConfig, TinyVAEConfig, UNetConfig, read_vae_config
 from jaxl.errors import CheckpointError
 from jaxl.presets import SDXL_BASE
 from jaxl.weights.checkpoint import Checkpoint
+from jaxl.weights.controlnet import COMPONENT as CONTROLNET
+from jaxl.weights.controlnet import OpenedControlNet, read_controlnet
 from jaxl.weights.folder import Part, read_folder, read_part
 from jaxl.weights.single_file import read_single_file, read_unet_file, read_vae_file
 
@@ -80,6 +82,26 @@ def open_unet(
     configs = checkpoint.configs
     pooled_dim = TextConfig.from_json(configs["text_encoder_2"], "text_encoder_2/config.json").projection_dim or 0
     return read_unet_file(path, configs["unet"], pooled_dim, time_ids=6 if "text_encoder" in configs else 5)
+
+
+def open_controlnet(
+    name: str | os.PathLike[str],
+    unet: UNetConfig,
+    *,
+    revision: str | None = None,
+    variant: str | None = None,
+    token: str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    local_files_only: bool = False,
+) -> OpenedControlNet:
+    """Open the ControlNet that `name` means, for this U-Net, without reading tensors.
+
+    Names are as in `open_checkpoint`; a single file is in diffusers' names or in the original ones. Raises
+    CheckpointError, in one line.
+    """
+    hub = {"revision": revision, "token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
+    path, source = _find(os.fspath(name), "download_part", component=CONTROLNET, variant=variant, **hub)
+    return read_controlnet(path, source, unet, variant)
 
 
 def with_unet(checkpoint: Checkpoint, unet: Part) -> Checkpoint:

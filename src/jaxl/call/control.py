@@ -1,0 +1,65 @@
+"""A control of a picture: a ControlNet with the picture that it follows, and how strongly it does."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from jaxl.errors import InputError, nearest
+
+Weighting = Literal["balanced", "prompt", "control", "guess"]
+
+# The factors of what a ControlNet adds, from the first skip to the middle: sd-webui-controlnet's for its modes in which
+# one of prompt and control is more important, and diffusers' for `guess_mode`.
+FACTORS: Mapping[str, Callable[[int, int], float]] = {  # of the i-th of so many
+    "balanced": lambda i, count: 1.0,
+    "prompt": lambda i, count: 0.825 ** (12 - i),
+    "control": lambda i, count: 0.825 ** (12 - i),
+    "guess": lambda i, count: 10.0 ** (i / (count - 1) - 1.0),
+}
+OF_NEGATIVE = ("balanced", "prompt")  # those in which the negative branch is controlled too
+
+
+@dataclass(frozen=True, eq=False)
+class Control:
+    """A ControlNet's part in a picture (Zhang et al. 2023, arXiv:2302.05543).
+
+    name: what `Pipeline.add_control` called it. image: the picture that it follows, such as edges or a depth map, in
+        the shape of the image: a path, a PIL image, or an array.
+    strength: 1 is as trained; 0 is off.
+    start, end: shares of the network's calls, 0 to 1, between which it acts; a call acts if it lies in them wholly, as
+        in diffusers.
+    weighting: "balanced"; "prompt", where the prompt is more important, or "control", where the control is, as
+        sd-webui-controlnet weighs them; or "guess", as diffusers' `guess_mode`, which is to do without a prompt.
+
+    Raises InputError for values that cannot work.
+    """
+
+    name: str
+    image: Any
+    strength: float = 1.0
+    start: float = 0.0
+    end: float = 1.0
+    weighting: Weighting = "balanced"
+
+    def __post_init__(self) -> None:
+        for field, least, most in (("strength", 0.0, 10.0), ("start", 0.0, 1.0), ("end", 0.0, 1.0)):
+            value = getattr(self, field)
+            number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+            if not number or not least <= value <= most:
+                raise InputError(field, value, f"of control {self.name!r}: give a number from {least:g} to {most:g}")
+        if self.start >= self.end:
+            raise InputError("start", self.start, f"of control {self.name!r}: must lie below its end, {self.end:g}")
+        if self.weighting not in FACTORS:
+            raise InputError("weighting", self.weighting, nearest(str(self.weighting), FACTORS))
+
+    def factors(self, count: int) -> list[float]:
+        """Return the strength of each of what a network adds: to the skips, in their order, and to the middle."""
+        return [self.strength * FACTORS[self.weighting](i, count) for i in range(count)]
+
+    @property
+    def of_negative(self) -> bool:
+        """Whether the negative branch is controlled too."""
+        return self.weighting in OF_NEGATIVE

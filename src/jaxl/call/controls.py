@@ -1,0 +1,118 @@
+"""The controls of each image: ControlNets with their pictures, and the places that a batch has for them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from jaxl.call.control import Control
+from jaxl.call.images import fit, read_image
+from jaxl.errors import InputError, nearest
+from jaxl.run.bucket import Branch
+from jaxl.run.controls import ControlNet
+
+# by how much a picture's shape may differ from the image's: sizes are rounded to what networks take
+MOST_STRETCH = 0.05
+
+
+@dataclass(frozen=True, eq=False)
+class Hint:
+    """The picture that a control follows, as it was given and, once the image's size is known, [1, H, W, 3] in 0..1."""
+
+    network: ControlNet
+    picture: Image.Image
+
+    def pixels(self, width: int, height: int) -> np.ndarray:
+        return (np.asarray(fit(self.picture, width, height)).astype(np.float32) / 255.0)[None]
+
+
+@dataclass(frozen=True, eq=False)
+class PlannedControl:
+    """A control of one image: what its network sees, how strongly it acts, and in which rows (`run.controls`)."""
+
+    hint: Hint
+    control: Control
+    first: int
+    end: int
+
+    def strengths(self, order: Sequence[Branch]) -> np.ndarray:
+        """Return the strengths in branches of this order, [G, R]."""
+        own = self.control.factors(len(self.hint.network.config.residuals))
+        acts = [branch is not Branch.NEGATIVE or self.control.of_negative for branch in order]
+        return np.asarray([own if on else [0.0] * len(own) for on in acts], np.float32)
+
+
+Asked = Sequence[tuple[Hint, Control]]
+
+
+def read_controls(value: Any, known: Mapping[str, ControlNet], images: int, each: int) -> list[Asked]:
+    """Return what is asked for each image. `value` is a list for all images, or one for each image or prompt.
+
+    A prompt has `each` images. Raises InputError for a name that is not in `known`, for a picture that is none, and for
+    what is no control.
+    """
+    given = [] if value is None else [value] if isinstance(value, Control) else value
+    if not isinstance(given, Sequence) or isinstance(given, str):
+        raise InputError("controls", value, "give a list of `jaxl.Control`, or one such list for each image")
+    lists: list[Sequence[Any]] = [given]
+    if given and all(isinstance(own, (list, tuple)) for own in given):
+        lists = [own for own in given if isinstance(own, (list, tuple))]
+    if len(lists) not in (1, images // each, images):
+        raise InputError("controls", f"{len(lists)} lists", f"for {images} images; give one, or one for each image")
+    read = [[_read(control, known) for control in own] for own in lists]
+    return [read[i * len(read) // images] for i in range(images)]
+
+
+def plan_controls(asked: Asked, width: int, height: int, first: int, rows: int) -> tuple[PlannedControl, ...]:
+    """Return the controls of an image of this size, whose run has so many rows from `first` on.
+
+    Raises InputError for a picture of another shape than the image's.
+    """
+    planned = []
+    for hint, control in asked:
+        wide, tall = hint.picture.size
+        if abs(wide * height / (tall * width) - 1) > MOST_STRETCH:
+            remedy = f"the image is {width}x{height}; cut the picture of {control.name!r} to that shape, or give a size"
+            raise InputError("controls", f"{wide}x{tall} pixels", remedy)
+        # as diffusers' pipelines compare shares
+        acts = [i / rows >= control.start and (i + 1) / rows <= control.end for i in range(rows)]
+        start = first + (acts.index(True) if any(acts) else 0)
+        planned.append(PlannedControl(hint, control, start, start + sum(acts)))
+    return tuple(planned)
+
+
+def networks_of(controls: Sequence[Sequence[PlannedControl]]) -> tuple[ControlNet, ...]:
+    """Return the networks of a batch: each as often as some image has it, in the order in which they first appear."""
+    networks: list[ControlNet] = []
+    for own in controls:
+        mine = [each.hint.network for each in own]
+        for network in dict.fromkeys(mine):
+            networks += [network] * (mine.count(network) - networks.count(network))
+    return tuple(networks)
+
+
+def at_places(own: Sequence[PlannedControl], networks: Sequence[ControlNet]) -> list[PlannedControl | None]:
+    """Return the control of an image at each of the places; None where it has no use for the network."""
+    left = list(own)
+    found: list[PlannedControl | None] = []
+    for network in networks:
+        mine = next((each for each in left if each.hint.network is network), None)
+        if mine is not None:
+            left.remove(mine)
+        found.append(mine)
+    return found
+
+
+def _read(control: Any, known: Mapping[str, ControlNet]) -> tuple[Hint, Control]:
+    if not isinstance(control, Control):
+        raise InputError("controls", control, "give a list of `jaxl.Control`, or one such list for each image")
+    if control.name not in known:
+        remedy = f"no ControlNet of this name is loaded; {nearest(str(control.name), known)}"
+        if not known:
+            remedy = "no ControlNet is loaded; add it first, with Pipeline.add_control or --controlnet, or leave it out"
+        raise InputError("controls", control.name, remedy)
+    return Hint(known[control.name], read_image(control.image, "controls")), control
