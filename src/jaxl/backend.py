@@ -29,6 +29,7 @@ from jaxl.loading import open_pipeline
 from jaxl.pipeline import Decoded, Params, Pipeline, ShowProgress
 from jaxl.run.adapters import NO_ROOM, Room, rounded
 from jaxl.run.bucket import Bucket
+from jaxl.run.controls import ControlNet
 from jaxl.run.programs import (
     ADVANCE,
     DECODE,
@@ -41,6 +42,7 @@ from jaxl.run.programs import (
     START,
     TAKE,
     Programs,
+    of_controls,
 )
 from jaxl.run.sharding import make_mesh, replicated, spare_device, use_cores, with_sharding
 from jaxl.weights.adapters.combined import AdapterSet
@@ -114,6 +116,7 @@ class RunningBatch:
         self._advance, self._join = programs.get(ADVANCE, bucket), programs.get(JOIN, bucket)
         self._take = programs.get(TAKE, bucket)
         self._slots, self._cond = programs.no_images(bucket)
+        self._controls = backend.controls if bucket.controls else ()
         self._joined: dict[int, tuple[PlannedImage, int]] = {}  # by place: the image and its stage
 
     def join(self, place: int, drawing: PlannedImage, stage: int, state: Slots | None) -> None:
@@ -128,7 +131,7 @@ class RunningBatch:
         other._put(to, *self._joined[place], self.take(place))
 
     def _put(self, place: int, drawing: PlannedImage, stage: int, state: Slots) -> None:
-        cond = drawing.inputs.conditioning(drawing.plan.segments[stage], self.bucket.single)
+        cond = drawing.inputs.conditioning(drawing.plan.segments[stage], self.bucket.single, self._controls)
         self._slots, self._cond = self._join(self._slots, self._cond, (state, cond), np.int32(place))
         self._joined[place] = drawing, stage
 
@@ -136,7 +139,8 @@ class RunningBatch:
         params = self.backend.params
         if self._network[0] is not params:
             self._network = params, self.backend.pipe.networks(params).network(params, self._adapters, "unet")
-        self._slots = self._advance(self._network[1], self._slots, self._cond, np.int32(rows), ())
+        controls = tuple(each.params for each in self._controls)
+        self._slots = self._advance(self._network[1], self._slots, self._cond, np.int32(rows), controls)
 
     def wait(self) -> None:
         self._slots.row.block_until_ready()
@@ -224,7 +228,10 @@ class PipelineBackend:
             PlannedImage(
                 inputs,
                 tuple(
-                    Stage(Running(self._lane(plan.bucket_of(segment)), inputs.weights_of(segment)), segment.rows)
+                    Stage(
+                        Running(self._lane(plan.bucket_of(segment), plan.networks), inputs.weights_of(segment)),
+                        segment.rows,
+                    )
                     for segment in plan.segments
                 ),
             )
@@ -256,6 +263,7 @@ class PipelineBackend:
         programs, singles = self.pipe.programs, [lane.single for lane in self.lanes]
         futures = [programs.begin(program, batch) for batch in self._batches() for program in OF_BATCH]
         futures += [programs.begin(program, single) for single in singles for program in OF_IMAGE]
+        futures += [programs.begin(*pair) for single in singles for pair in of_controls(single)]
         futures += [self._decoder.begin(DECODE, single) for single in singles]
         return list(dict.fromkeys(futures))
 
@@ -280,15 +288,23 @@ class PipelineBackend:
     def _bucket(self, lane: Bucket, size: int) -> Bucket:
         return self.pipe.devices.filled(replace(lane, batch=size))
 
-    def _lane(self, bucket: Bucket) -> Bucket:
-        """The cheapest lane that covers a bucket. Raises InputError that names what none has."""
+    @property
+    def controls(self) -> tuple[ControlNet, ...]:
+        """The ControlNets of the lanes that have any, in their order."""
+        return tuple(self.pipe.controls.values())
+
+    def _lane(self, bucket: Bucket, networks: Sequence[ControlNet]) -> Bucket:
+        """The cheapest lane that covers a bucket with these ControlNets. Raises InputError that names what none has."""
         lanes = self.lanes
-        for argument, value, remedy, covers in _needs(bucket, lanes):
+        for argument, value, remedy, covers in _needs(bucket, lanes, networks):
             fitting = [lane for lane in lanes if covers(lane)]
             if not fitting:
                 raise InputError(argument, value, remedy)
             lanes = fitting
-        return min(lanes, key=lambda lane: (lane.branches, lane.cached, lane.freeu, lane.room, lane.chunks))
+        return min(
+            lanes,
+            key=lambda lane: (lane.branches, lane.cached, lane.freeu, lane.controls != (), lane.room, lane.chunks),
+        )
 
 
 def open_backend(
@@ -301,6 +317,7 @@ def open_backend(
     lora_dir: str | os.PathLike[str] | None = None,
     lora_rank: int | None = None,
     lora_partial: bool = False,
+    controlnets: Sequence[tuple[str, str]] = (),
     dtype: Dtype = "auto",
     embedding_dir: str | os.PathLike[str] | None = None,
     progress: ShowProgress | None = None,
@@ -317,6 +334,8 @@ def open_backend(
         128 by default; given without a folder, requests may ask for the model's own LoRAs. Images with LoRAs have lanes
         of their own. lora_partial: leave out what a file has for layers that the model lacks, and log it; otherwise
         the file is refused.
+    controlnets: names of ControlNets that requests may ask for, each with what it is loaded from; images with them have
+        lanes of their own, which have a place for each.
     dtype: auto is float32 on a CPU, else bfloat16. embedding_dir: a folder with textual inversions, see
         `Pipeline.add_embedding`. options: further ones of `LoadOptions`.
 
@@ -330,6 +349,9 @@ def open_backend(
     mesh = make_mesh()
     pipe = open_pipeline(model, LoadOptions(mesh=mesh, dtype=dtype, **options))
     embeddings = [] if embedding_dir is None else pipe.add_embedding(None, embedding_dir)
+    for name, source in controlnets:
+        pipe.add_control(name, source, local_files_only=bool(options.get("local_files_only")), progress=progress)
+    networks = tuple(network.config for network in pipe.controls.values())
     slots = slots or max([SLOTS, mesh.size, *batch_sizes])
     at_once = sorted({whole_number("batch_sizes", size, least=1, most=slots) for size in batch_sizes} | {slots})
     side = pipe.model.default_size
@@ -349,8 +371,8 @@ def open_backend(
         rooms += [(Room(rank), every), (every, every)]
     for width, height in sizes or [(side, side)]:
         bucket = pipe.bucket(1, height, width, guided=guided)
-        for (room, text_room), n in product(rooms, sorted({1, chunks})):
-            lanes.append(replace(bucket.single, chunks=n, room=room, text_room=text_room))
+        for (room, text_room), n, controls in product(rooms, sorted({1, chunks}), dict.fromkeys([(), networks])):
+            lanes.append(replace(bucket.single, chunks=n, room=room, text_room=text_room, controls=controls))
     backend = PipelineBackend(pipe, {}, lanes, at_once, spare_device(), embeddings)
     backend.begin()
     backend.take_params(pipe.load_params(progress))
@@ -358,7 +380,9 @@ def open_backend(
     return backend
 
 
-def _needs(bucket: Bucket, lanes: Sequence[Bucket]) -> list[tuple[str, Any, str, Callable[[Bucket], bool]]]:
+def _needs(
+    bucket: Bucket, lanes: Sequence[Bucket], networks: Sequence[ControlNet]
+) -> list[tuple[str, Any, str, Callable[[Bucket], bool]]]:
     """What a lane must have for a bucket: the argument that asks for it, its value, the remedy, and the test."""
     sizes = ", ".join(dict.fromkeys(f"{lane.width}x{lane.height}" for lane in lanes))
     width_known = any(lane.width == bucket.width for lane in lanes)
@@ -393,5 +417,11 @@ def _needs(bucket: Bucket, lanes: Sequence[Bucket]) -> list[tuple[str, Any, str,
             f"rank {max(bucket.room.rank, bucket.room.other_rank, bucket.text_room.rank)}",
             f"the ranks of an image's LoRAs may be {rank} together here; leave some out" if rank else none_here,
             lambda lane: lane.room.covers(bucket.room) and lane.text_room.covers(bucket.text_room),
+        ),
+        (
+            "controls",
+            [network.name for network in networks],
+            "an image may have each ControlNet once here; leave one out",
+            lambda lane: not networks or (bool(lane.controls) and len(set(networks)) == len(networks)),
         ),
     ]

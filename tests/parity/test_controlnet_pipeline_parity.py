@@ -1,6 +1,5 @@
 """Pictures with ControlNets beside diffusers' pipelines: one and two, windows, guess mode, from pictures and masks."""
 
-from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -102,9 +101,7 @@ def test_two_in_the_steps_of_heun(small: Any, pipe: Any, networks: Any, referenc
         control_guidance_end=[0.6, 1.0],
     )
     controls = [Control("edges", FIRST, 0.5, end=0.6), Control("depth", SECOND, 1.2, start=0.3)]
-    got = pipe.generate(
-        small[1], **CALL, steps=4, scheduler="heun", latents=NOISE, output="latents", controls=controls
-    )
+    got = pipe.generate(small[1], **CALL, steps=4, scheduler="heun", latents=NOISE, output="latents", controls=controls)
     assert_close(got, wanted)
 
 

@@ -62,7 +62,7 @@ def read_controls(value: Any, known: Mapping[str, ControlNet], images: int, each
     if given and all(isinstance(own, (list, tuple)) for own in given):
         lists = [own for own in given if isinstance(own, (list, tuple))]
     if len(lists) not in (1, images // each, images):
-        raise InputError("controls", f"{len(lists)} lists", f"for {images} images; give one, or one for each image")
+        raise InputError("controls", value, f"{len(lists)} lists for {images} images; give one, or one for each image")
     read = [[_read(control, known) for control in own] for own in lists]
     return [read[i * len(read) // images] for i in range(images)]
 

@@ -17,6 +17,7 @@ import typer
 from jaxl.cli.machine import find_chips
 from jaxl.cli.options import (
     TIMEOUT,
+    ControlNetOption,
     CoordinatorOption,
     DistributedOption,
     DtypeOption,
@@ -43,12 +44,14 @@ from jaxl.cli.options import (
 )
 from jaxl.cli.terminal import in_background, note, print_line, progress_bars, to_terminal
 from jaxl.errors import InputError, JaxlError, is_out_of_memory
+from jaxl.server.settings import read_controlnets
 
 # jax, and what imports it, is imported when there is something to draw, so that help and usage errors come at once
 if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
 
+    from jaxl.call.control import Control
     from jaxl.call.plan import Plan
     from jaxl.pipeline import Pipeline, Result, ShowPreview, ShowProgress
 
@@ -107,6 +110,15 @@ def generate(
     loras: LorasOption = None,
     lora_dir: LoraDirOption = None,
     lora_partial: LoraPartialOption = False,
+    controlnet: ControlNetOption = None,
+    controls: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--control",
+            metavar="NAME:IMAGE[:STRENGTH]",
+            help="Follow a picture, such as edges, by a ControlNet that --controlnet named; repeatable.",
+        ),
+    ] = None,
     unet: UnetOption = None,
     vae: VaeOption = None,
     vae_tile: VaeTileOption = None,
@@ -212,6 +224,7 @@ def generate(
         "seed": seeds,
         # read here, so that a mistake is told before anything is loaded
         "image": None if image is None else read_image(image, "image"),
+        "controls": [_control(text) for text in controls or ()] or None,
     }
     if refiner is not None:
         asked["denoising_end"] = share("refiner_at", refiner_at)
@@ -247,6 +260,8 @@ def generate(
                 note(f"measuring on {count_of} prompts, once for this model, for --precision {precision}")
             asked.update(_size(size, pipe))
             asked["loras"] = options["loras"] = add_loras(pipe, loras or [], lora_dir, strict=not lora_partial) or None
+            for name, model_of in read_controlnets(controlnet or ()):
+                pipe.add_control(name, model_of, local_files_only=local_files_only, progress=progress)
             second = None if refiner is None else open_model(refiner, vae_tile=vae_tile)
             sources = [*(embedding or ()), *(() if embedding_dir is None else (embedding_dir,))]
             for each, file in itertools.product([pipe] if second is None else [pipe, second], sources):
@@ -273,11 +288,14 @@ def generate(
     named = {"unet": unet, "vae": vae, "precision": precision, "refiner": refiner, "refiner_at": refiner and refiner_at}
     # names alone: a folder would tell strangers about the machine
     pictures = {name: file and Path(file).name for name, file in (("image", image), ("mask", mask))}
+    followed = {
+        "controls": [{"name": each.name, "strength": each.strength} for each in asked["controls"] or ()] or None
+    }
     drawn = time.perf_counter()
     files = []
     for made, own_seed in zip(images, result.seeds, strict=True):
         own = {"seed": own_seed, "width": made.width, "height": made.height, "num_images": None}
-        settings = {"version": __version__, **source, **options, **pictures, **named, **own, **found}
+        settings = {"version": __version__, **source, **options, **pictures, **followed, **named, **own, **found}
         settings = {name: value for name, value in settings.items() if value is not None}
         files.append(str(destination(made, settings)))
         if not as_json:
@@ -421,6 +439,22 @@ def add_loras(pipe: Pipeline, given: list[str], folder: str | None, *, strict: b
                 note(f"{name}: {len(left)} tensors left out, such as {left[0]}")
         strengths[name] = factor
     return strengths
+
+
+def _control(text: str) -> Control:
+    """What --control asks for: a name, a picture, which is read, and maybe a strength."""
+    from jaxl.call.control import Control
+    from jaxl.call.images import read_image
+
+    name, _, rest = text.partition(":")
+    file, _, number = rest.rpartition(":")
+    try:
+        strength = float(number)
+    except ValueError:
+        file, strength = rest, 1.0
+    if not (name and file):
+        raise InputError("control", text, "give a name and a picture, such as edges:lines.png or edges:lines.png:0.8")
+    return Control(name, read_image(file, "control"), strength)
 
 
 def _seed_of_host_0(seed: int) -> int:

@@ -69,6 +69,12 @@ LoraDirOption = Annotated[
 LoraPartialOption = Annotated[
     bool, typer.Option("--lora-partial", help="Leave out what a LoRA's file has for layers that the model lacks.")
 ]
+ControlNetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--controlnet", metavar="NAME=MODEL", help="Load a ControlNet: a file, a folder or a hub id; repeatable."
+    ),
+]
 EmbeddingDirOption = Annotated[
     str | None, typer.Option(metavar="DIR", help="Textual inversions, which prompts call as their files are called.")
 ]

@@ -21,6 +21,7 @@ import typer
 
 from jaxl.bench.prices import Price, price_of, read_prices
 from jaxl.cli.options import (
+    ControlNetOption,
     DtypeOption,
     EmbeddingDirOption,
     LocalOption,
@@ -50,6 +51,7 @@ from jaxl.server.settings import (
     Settings,
     SizePolicy,
     public_name,
+    read_controlnets,
     read_keys,
     read_name,
     read_sizes,
@@ -118,6 +120,7 @@ def serve(
         ),
     ] = ModelOptions.lora_rank,
     lora_partial: LoraPartialOption = ModelOptions.lora_partial,
+    controlnet: ControlNetOption = None,
     max_waiting: Annotated[
         int, typer.Option(help="Images that may wait; more are turned away with 429.")
     ] = EngineOptions.max_waiting,
@@ -228,6 +231,7 @@ def serve(
         lora_dir=lora_dir,
         lora_rank=lora_rank,
         lora_partial=lora_partial,
+        controlnets=read_controlnets(controlnet or ()),
         dtype=dtype,
         unet=unet,
         vae=vae,

@@ -38,6 +38,7 @@ class ModelOptions:
     lora_dir: a folder of LoRAs that requests may ask for. lora_rank: the sum of the ranks that an image may have, 128
         by default; without a folder, requests may ask for the model's own LoRAs.
     lora_partial: leave out what a LoRA has for layers that the model lacks.
+    controlnets: names of ControlNets that requests may ask for, each with what it is loaded from.
     unet, vae, preview: models in place of the checkpoint's U-Net and autoencoder, and a tiny one for previews.
     embedding_dir: a folder with textual inversions for prompts.
     vae_tile: pixels of the tiles that images are decoded in. preset, prediction_type, precision: see
@@ -53,6 +54,7 @@ class ModelOptions:
     lora_dir: str | None = None
     lora_rank: int | None = None
     lora_partial: bool = False
+    controlnets: tuple[tuple[str, str], ...] = ()
     dtype: Dtype = "auto"
     unet: str | None = None
     vae: str | None = None
@@ -173,6 +175,15 @@ def read_name(text: str, argument: str) -> str:
     if not 0 < len(text.strip()) <= len(text) <= MOST_NAME or not text.isprintable():
         raise InputError(argument, text, f"give a name of 1 to {MOST_NAME} characters, such as dall-e-3")
     return text
+
+
+def read_controlnets(texts: Iterable[str]) -> tuple[tuple[str, str], ...]:
+    """Return the names of ControlNets, each with what it is loaded from, of texts such as edges=canny.safetensors."""
+    pairs = [text.partition("=") for text in texts]
+    for name, mark, source in pairs:
+        if not (name and mark and source):
+            raise InputError("controlnet", f"{name}{mark}{source}", "give a name and a model: edges=canny.safetensors")
+    return tuple((name, source) for name, _, source in pairs)
 
 
 def read_sizes(texts: Iterable[str]) -> tuple[Size, ...]:

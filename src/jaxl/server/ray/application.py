@@ -18,6 +18,7 @@ from jaxl.server.settings import (
     Settings,
     SizePolicy,
     public_name,
+    read_controlnets,
     read_name,
     read_sizes,
 )
@@ -43,6 +44,7 @@ class Arguments(BaseModel):
     lora_dir: str | None = ModelOptions.lora_dir
     lora_rank: int | None = Field(ModelOptions.lora_rank, ge=1)
     lora_partial: bool = ModelOptions.lora_partial
+    controlnet: str = Field("", description="NAME=MODEL of each ControlNet, with commas between several.")
     dtype: Dtype = ModelOptions.dtype
     unet: str | None = ModelOptions.unet
     vae: str | None = ModelOptions.vae
@@ -85,7 +87,8 @@ def app(arguments: dict[str, Any]) -> Any:
     """Return the application; see `Arguments`. Raises pydantic's ValidationError, and InputError."""
     given = Arguments.model_validate(arguments)
     sizes = read_sizes(_several(given.size))
-    model = _part(given, ModelOptions, sizes=sizes, preview=given.preview_vae)
+    controlnets = read_controlnets(_several(given.controlnet))
+    model = _part(given, ModelOptions, sizes=sizes, preview=given.preview_vae, controlnets=controlnets)
     settings = _part(
         given,
         Settings,

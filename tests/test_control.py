@@ -1,0 +1,149 @@
+"""Pictures that follow others: each image with its own controls, the same alone and among others."""
+
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from controlnets import write_folder
+from PIL import Image
+
+from jaxl import Control
+from jaxl.backend import PipelineBackend, open_backend
+from jaxl.bench.measure import compilations
+from jaxl.engine import Engine, Request
+from jaxl.errors import InputError
+
+A_WHILE = 600.0  # no measure of anything: only who fails waits so long
+RNG = np.random.default_rng(5)
+LINES, DEPTH, WIDE = (Image.fromarray(RNG.integers(0, 256, (64, w, 3), np.uint8)) for w in (64, 64, 96))
+STEPS: dict[str, Any] = {"steps": 3, "output": "latents", "guidance_scale": 4.0}
+
+
+@pytest.fixture(scope="module")
+def sources(small: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder, pipe = tmp_path_factory.mktemp("controlnets"), small[0]
+    config = dict(pipe.checkpoint.configs["unet"])
+    return {name: str(write_folder(folder / name, config, pipe.model, i)) for i, name in enumerate(("edges", "depth"))}
+
+
+@pytest.fixture(scope="module")
+def controlled(small: Any, sources: dict[str, str]) -> Iterator[Any]:
+    pipe, params = small
+    for name, source in sources.items():
+        pipe.add_control(name, source)
+    yield pipe, params
+    for name in sources:
+        pipe.remove_control(name)
+
+
+SETS: list[list[Control]] = [
+    [],
+    [Control("edges", LINES)],
+    [Control("depth", DEPTH, 0.5, start=0.3)],
+    [Control("edges", LINES, 0.7, end=0.7), Control("depth", LINES, weighting="guess")],
+    [Control("edges", DEPTH, weighting="control")],
+    [Control("depth", DEPTH, strength=0.0)],
+]
+
+
+@pytest.mark.usefixtures("optimised")
+def test_a_batch_of_different_ones(controlled: Any) -> None:
+    """As each alone, and no other pictures, strengths or windows compile anything."""
+    pipe, params = controlled
+    seeds = list(range(len(SETS)))
+    together = pipe.generate(params, ["a cat"] * len(SETS), seed=seeds, controls=SETS, **STEPS).latents
+    for seed, (own, got) in enumerate(zip(SETS, together, strict=True)):
+        alone = pipe.generate(params, "a cat", seed=seed, controls=own, **STEPS).latents[0]
+        np.testing.assert_allclose(got, alone, rtol=2e-4, atol=2e-4)
+        if any(each.strength for each in own):
+            assert np.abs(got - pipe.generate(params, "a cat", seed=seed, **STEPS).latents[0]).max() > 0.05
+    others = [[Control(each.name, WIDE.resize((64, 64)), 1.5, 0.1, 0.9) for each in own] for own in SETS]
+    with compilations() as compiled:
+        pipe.generate(params, ["a dog"] * len(SETS), seed=seeds, controls=others, **STEPS)
+    assert not compiled
+
+
+def test_one_network_twice(controlled: Any) -> None:
+    pipe, params = controlled
+    half = pipe.generate(params, "a cat", controls=[Control("edges", LINES, 0.5)] * 2, **STEPS).latents
+    once = pipe.generate(params, "a cat", controls=[Control("edges", LINES)], **STEPS).latents
+    np.testing.assert_allclose(half, once, rtol=2e-4, atol=2e-4)
+
+
+def test_shallow_rows_have_what_is_added_first(controlled: Any) -> None:
+    """A control that stays makes the same picture in shallow rows as in deep ones, but for what is kept."""
+    pipe, params = controlled
+    how = STEPS | {"steps": 4, "cache_interval": 2}
+    kept = pipe.generate(params, "a cat", controls=[Control("edges", LINES)], **how).latents
+    exact = pipe.generate(params, "a cat", controls=[Control("edges", LINES)], **STEPS | {"steps": 4}).latents
+    plain = pipe.generate(params, "a cat", **how).latents
+    assert np.abs(kept - exact).mean() < np.abs(plain - exact).mean()
+
+
+def test_the_size_is_that_of_the_first_picture(controlled: Any) -> None:
+    pipe, _ = controlled
+    tall = Image.new("RGB", (200, 400))
+    plan = pipe.plan("a cat", controls=[Control("edges", tall)])
+    assert plan.bucket.height > plan.bucket.width
+
+
+@pytest.mark.parametrize(
+    ("controls", "message"),
+    [
+        ([Control("edge", LINES)], "no ControlNet of this name is loaded; nearest is 'edges'"),
+        (["edges"], "give a list of `jaxl.Control`"),
+        ([[Control("edges", LINES)]] * 3, "3 lists: for 2 images"),
+        ([Control("edges", WIDE)], "the image is 64x64; cut the picture of 'edges' to that shape"),
+        ([Control("edges", "nowhere.png")], "nowhere.png"),
+    ],
+)
+def test_what_cannot_work(controlled: Any, controls: Any, message: str) -> None:
+    pipe, _ = controlled
+    with pytest.raises(InputError, match=message):
+        pipe.plan(["a cat", "a dog"], width=64, height=64, controls=controls)
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({"start": 0.5, "end": 0.5}, "start=0.5: of control 'edges': must lie below its end"),
+        ({"strength": -1.0}, "strength=-1.0: of control 'edges': give a number from 0 to 10"),
+        ({"strength": "1"}, "give a number"),
+        ({"weighting": "mine"}, "weighting='mine'"),
+    ],
+)
+def test_values_that_cannot_work(how: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Control("edges", LINES, **how)
+
+
+@pytest.fixture(scope="module")
+def backend(small: Any, sources: dict[str, str]) -> PipelineBackend:
+    """As `jaxl serve` opens it, on one device."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("jaxl.backend.make_mesh", lambda: small[0].mesh)
+        patch.setattr("jaxl.backend.spare_device", lambda: None)
+        where = small[0].checkpoint.source
+        return open_backend(where, controlnets=list(sources.items()), slots=3, chunks=1, dtype="float32")
+
+
+def test_in_the_engine_each_is_as_alone(backend: PipelineBackend) -> None:
+    rng = random.Random(0)
+    kinds: list[dict[str, Any]] = [
+        {"prompt": "a cat", "seed": seed, "steps": rng.randint(2, 5), "controls": own, "guidance_scale": scale}
+        for seed, (own, scale) in enumerate((own, scale) for own in SETS for scale in (1.0, 4.0))
+    ]
+    with Engine(backend) as engine:
+        with compilations() as compiled:
+            tickets = [engine.submit(Request(kind)) for kind in kinds]
+            among = [np.asarray(ticket.future.result(A_WHILE).images[0]) for ticket in tickets]
+        assert not compiled
+        for kind, got in zip(kinds, among, strict=True):
+            alone = engine.submit(Request(kind)).future.result(A_WHILE).images[0]
+            np.testing.assert_array_equal(got, np.asarray(alone))
+        with pytest.raises(InputError, match="each ControlNet once"):
+            engine.submit(Request({"prompt": "a cat", "controls": [Control("edges", LINES)] * 2})).future.result(
+                A_WHILE
+            )
