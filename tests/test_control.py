@@ -92,9 +92,9 @@ def test_the_size_is_that_of_the_first_picture(controlled: Any) -> None:
 @pytest.mark.parametrize(
     ("controls", "message"),
     [
-        ([Control("edge", LINES)], "no ControlNet of this name is loaded; nearest is 'edges'"),
+        ([Control("edge", LINES)], "no ControlNet of this name is loaded; did you mean 'edges'"),
         (["edges"], "give a list of `jaxl.Control`"),
-        ([[Control("edges", LINES)]] * 3, "3 lists: for 2 images"),
+        ([[Control("edges", LINES)]] * 3, "3 lists for 2 images"),
         ([Control("edges", WIDE)], "the image is 64x64; cut the picture of 'edges' to that shape"),
         ([Control("edges", "nowhere.png")], "nowhere.png"),
     ],

@@ -93,6 +93,7 @@ def test_exported_names() -> None:
     assert sorted(jaxl.__all__) == [
         "Bucket",
         "CheckpointError",
+        "Control",
         "InputError",
         "JaxlError",
         "NonFiniteError",

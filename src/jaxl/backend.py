@@ -186,14 +186,15 @@ class PipelineBackend:
 
     @property
     def defaults(self) -> dict[str, Any]:
-        """What a server's settings take from the model: the names of `schedulers`, the `embeddings`, `sizes`, the
-        `chunks` that a prompt may have, and what is drawn where a request does not say, which is the first size,
-        `scheduler`, `steps` and `guidance_scale`.
+        """What a server's settings take from the model: the names of `schedulers`, the `embeddings`, the
+        names of `controlnets`, `sizes`, the `chunks` that a prompt may have, and what is drawn where a request does not
+        say, which is the first size, `scheduler`, `steps` and `guidance_scale`.
         """
         preset = self.pipe.preset
         return {
             "schedulers": tuple(sorted(SCHEDULERS)),
             "embeddings": self.embeddings,
+            "controlnets": tuple(self.pipe.controls),
             "sizes": tuple(dict.fromkeys((lane.width, lane.height) for lane in self.lanes)),
             "chunks": max(lane.chunks for lane in self.lanes),
             "scheduler": scheduler_name(self.pipe.model.scheduler, preset.scheduler),

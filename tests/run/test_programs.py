@@ -12,8 +12,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import pytest
+from evaluation import SMALL
 from xla_flags import xla_flags
 
+from jaxl.config import ControlNetConfig
 from jaxl.presets import SDXL_BASE
 from jaxl.run.adapters import Room
 from jaxl.run.bucket import Beginning, Branch, Bucket, Conditioning, Text
@@ -30,6 +32,7 @@ FULL = Bucket(
     cached=True,
     room=Room(8, 16, scaled=True),
     text_room=Room(32),
+    controls=(ControlNetConfig(SMALL, 3, (8, 16), bgr=True, pooled=False),),
 )
 
 

@@ -116,7 +116,7 @@ class TestWebuiapi:
         assert [each["name"] for each in api.get_upscalers()] == ["None"]
         assert api.get_latent_upscale_modes() == api.get_sd_vae() == api.get_hypernetworks() == []
         assert api.get_face_restorers() == api.get_realesrgan_models() == api.get_prompt_styles() == []
-        assert api.get_scripts() == {"txt2img": [], "img2img": []}
+        assert api.get_scripts() == {"txt2img": ["controlnet"], "img2img": ["controlnet"]}
         assert api.get_embeddings() == {"loaded": {}, "skipped": {}}
         assert set(api.get_memory()) == {"ram", "cuda"}
         assert api.get_cmd_flags() == {}
@@ -474,7 +474,7 @@ class TestRefused:
 
 
 class TestRoutes:
-    @pytest.mark.parametrize("path", [*(f"/sdapi/v1/{name}" for name in LACKING), "/controlnet/model_list"])
+    @pytest.mark.parametrize("path", [*(f"/sdapi/v1/{name}" for name in LACKING), "/controlnet/detect"])
     def test_what_jaxl_lacks_is_told_by_name(self, client: TestClient, path: str) -> None:
         for response in (client.get(path), client.post(path, json={"image": "..."})):
             assert response.status_code == 404

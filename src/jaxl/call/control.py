@@ -60,6 +60,13 @@ class Control:
         return [self.strength * FACTORS[self.weighting](i, count) for i in range(count)]
 
     @property
+    def facts(self) -> dict[str, Any]:
+        """What it is but its picture, as settings in files have it."""
+        return {"name": self.name, "strength": self.strength, "start": self.start, "end": self.end} | (
+            {} if self.weighting == "balanced" else {"weighting": self.weighting}
+        )
+
+    @property
     def of_negative(self) -> bool:
         """Whether the negative branch is controlled too."""
         return self.weighting in OF_NEGATIVE

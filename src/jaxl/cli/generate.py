@@ -288,9 +288,7 @@ def generate(
     named = {"unet": unet, "vae": vae, "precision": precision, "refiner": refiner, "refiner_at": refiner and refiner_at}
     # names alone: a folder would tell strangers about the machine
     pictures = {name: file and Path(file).name for name, file in (("image", image), ("mask", mask))}
-    followed = {
-        "controls": [{"name": each.name, "strength": each.strength} for each in asked["controls"] or ()] or None
-    }
+    followed = {"controls": [each.facts for each in asked["controls"] or ()] or None}
     drawn = time.perf_counter()
     files = []
     for made, own_seed in zip(images, result.seeds, strict=True):

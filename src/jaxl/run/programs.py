@@ -87,6 +87,10 @@ def _state(to: Target, bucket: Bucket) -> tuple[Slots, Conditioning]:
     return slots_shapes(to, bucket), Conditioning.shapes(to, bucket)
 
 
+def _uncontrolled(bucket: Bucket) -> Bucket:
+    return replace(bucket, controls=())
+
+
 def _split(to: Target, bucket: Bucket) -> Any:
     return split_images(to.mesh, bucket.batch)
 
@@ -116,13 +120,14 @@ ADVANCE = Program(
 )
 OBSERVE = Program(
     "observe",
-    run=lambda to, bucket: partial(steps.observe, to.model, bucket),
+    run=lambda to, bucket: partial(steps.observe, to.model, _uncontrolled(bucket)),
     takes=lambda to, bucket: (
         to.shapes["unet"],
-        *_state(to, bucket),
+        *_state(to, _uncontrolled(bucket)),
         {path: to.whole((), jnp.float32) for path in layers(to.shapes["unet"])},
     ),
     gives=lambda to, bucket: (_shardings(slots_shapes(to, bucket)), replicated(to.mesh)),
+    depends_on=tuple(name for name in ALL if name != "controls"),
 )
 DECODE = Program(
     "decode",

@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from jaxl import __version__
 from jaxl.server import errors, events, health, huggingface, loras, restore, tokens
+from jaxl.server.a1111 import controlnet
 from jaxl.server.a1111 import routes as a1111
 from jaxl.server.errors import ApiError, answer
 from jaxl.server.guard import Guard, mark, request_id
@@ -29,9 +30,8 @@ def create_app(service: Service, page: ASGIApp | None = None) -> FastAPI:
     app.state.service = service
     errors.install(app)
     app.add_middleware(Guard, service=service)
-    for module in (images, chat, responses, restore, tokens, loras, events, a1111, huggingface, health):
+    for module in (images, chat, responses, restore, tokens, loras, events, a1111, controlnet, huggingface, health):
         app.include_router(module.router)
-    app.include_router(a1111.controlnet)
     if page is None:
         app.add_api_route("/", index, include_in_schema=False)
     else:

@@ -209,6 +209,8 @@ class Service:
         own = {name: getattr(self.settings, name) for name in ("model", "steps", "guidance_scale")}
         given = {name: value for name, value in arguments.items() if not isinstance(value, Image.Image | None)}
         given.pop("num_images", None)
+        if "controls" in given:
+            given["controls"] = [each.facts for each in given["controls"]]
         size = {"width": picture.width, "height": picture.height}
         return {"version": __version__, **own, **(facts or {}), **size, **given, "seed": seed, "scheduler": scheduler}
 

@@ -108,6 +108,7 @@ class Settings:
     sizes: (width, height) of the pictures that are drawn, those that are warmed; the first is the default.
     size_policy: what becomes of other sizes; see `jaxl.server.sizes`.
     schedulers: the names that are offered. embeddings: textual inversions, also those that could not be loaded.
+    controlnets: the names of those that requests may ask for.
     scheduler, steps, guidance_scale: the model's own, as pictures report them.
     chunks: parts of 75 tokens that a prompt may have.
     api_keys: any of them opens the server; none is no check.
@@ -127,6 +128,7 @@ class Settings:
     size_policy: SizePolicy = "auto"
     schedulers: tuple[str, ...] = ()
     embeddings: tuple[Summary, ...] = ()
+    controlnets: tuple[str, ...] = ()
     scheduler: str = "euler"
     steps: int = 25
     guidance_scale: float = 5.0

@@ -15,6 +15,7 @@ from jaxl.call.images import read_image, read_mask
 from jaxl.diffusion.names import AUTOMATIC, CHECKPOINT, a1111_name, find_name
 from jaxl.diffusion.schedulers import SCHEDULERS
 from jaxl.errors import InputError
+from jaxl.server.a1111.controlnet import SCRIPT as CONTROLNET
 from jaxl.server.a1111.options import MAX_CLIP_SKIP, clip_skip, overrides, refusal
 from jaxl.server.edits import Source, filled, transparent
 from jaxl.server.limits import Count, GuidanceScale, Name, Proportion, Seed, Side
@@ -133,7 +134,7 @@ def arguments_of(asked: A1111Request, settings: Settings) -> dict[str, Any]:
         if (value := getattr(asked, name, None)) is not None:
             raise refusal(name, value, remedy)
     for name, script in (asked.alwayson_scripts or {}).items():
-        if _is_on(script):
+        if name.lower() != CONTROLNET and _is_on(script):
             raise refusal("alwayson_scripts", name, "there is no such script; leave it out")
     if asked.initial_noise_multiplier not in (None, 1):
         raise refusal("initial_noise_multiplier", asked.initial_noise_multiplier, "noise is not scaled; leave it out")

@@ -25,6 +25,8 @@ from jaxl.call.infotext import a1111_text, lora_hashes, read_a1111_text, text_of
 from jaxl.diffusion.names import AUTOMATIC, CHECKPOINT, a1111_name
 from jaxl.diffusion.schedulers import SCHEDULERS
 from jaxl.engine import Preview
+from jaxl.server.a1111.controlnet import SCRIPT as CONTROLNET
+from jaxl.server.a1111.controlnet import controls_of, units_of
 from jaxl.server.a1111.fields import FIELDS, A1111Request, Img2Img, Txt2Img, arguments_of, edit_of, offered, solver_of
 from jaxl.server.a1111.options import CLIP_SKIP, USUAL_CLIP_SKIP, overrides, refusal
 from jaxl.server.edits import Source
@@ -108,13 +110,15 @@ Jobs = Annotated[list[Job], Depends(jobs_of)]
 @router.post("/txt2img")
 async def txt2img(http: HttpRequest, asked: Txt2Img, service: CurrentService) -> ImagesAnswer:
     """Draw pictures of a prompt."""
-    return await _draw(http, service, asked, arguments_of(asked, service.settings), None)
+    arguments = await _with_controls(asked, arguments_of(asked, service.settings), service)
+    return await _draw(http, service, asked, arguments, None)
 
 
 @router.post("/img2img")
 async def img2img(http: HttpRequest, asked: Img2Img, service: CurrentService) -> ImagesAnswer:
     """Draw from a picture, or anew where a mask is white."""
     arguments, source = await asyncio.to_thread(edit_of, asked, service)
+    arguments = await _with_controls(asked, arguments, service)
     return await _draw(http, service, asked, arguments, source)
 
 
@@ -246,7 +250,7 @@ async def nothing() -> list[dict[str, Any]]:
 
 @router.get("/scripts")
 async def scripts() -> dict[str, list[str]]:
-    return {"txt2img": [], "img2img": []}
+    return {"txt2img": [CONTROLNET], "img2img": [CONTROLNET]}
 
 
 @router.get("/embeddings")
@@ -306,13 +310,21 @@ async def png_info(asked: PngInfo, service: CurrentService) -> Read:
 async def lacking(http: HttpRequest) -> None:
     """Refuse by name what jaxl lacks."""
     name = http.scope["route"].path.removeprefix(f"{router.prefix}/")
-    raise ApiError(404, f"{name}: jaxl lacks it; {LACKING.get(name, 'there is no ControlNet')}")
+    raise ApiError(404, f"{name}: jaxl lacks it; {LACKING[name]}")
 
 
-controlnet = APIRouter()
-controlnet.add_api_route("/controlnet/{path:path}", lacking, methods=["GET", "POST"], include_in_schema=False)
 for _name in LACKING:
     router.add_api_route(f"/{_name}", lacking, methods=["GET", "POST"], include_in_schema=False)
+
+
+async def _with_controls(asked: A1111Request, arguments: dict[str, Any], service: Service) -> dict[str, Any]:
+    """Return the arguments with what units of the script ControlNet ask for."""
+    units = units_of(asked.alwayson_scripts)
+    if not units:
+        return arguments
+    width, height = service.wanted(arguments)
+    controls = await asyncio.to_thread(controls_of, units, service, width, height, arguments.get("image"))
+    return {**arguments, "controls": controls}
 
 
 async def _draw(

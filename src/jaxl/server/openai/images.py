@@ -28,6 +28,7 @@ from jaxl.call.sizes import read_size
 from jaxl.engine import Drawn, Preview, Progress, Result, Status
 from jaxl.errors import InputError
 from jaxl.server import logs
+from jaxl.server.controls import ControlFields, read_controls
 from jaxl.server.edits import SEAM, Source, transparent
 from jaxl.server.errors import RESPONSES, ApiError, fields
 from jaxl.server.events import EventStream, event, file_url, with_status
@@ -95,6 +96,7 @@ class ImageRequest(BaseModel):
     eta: Proportion | None = None
     clip_skip: int | None = Field(None, ge=0, le=100)
     loras: Loras | None = None
+    controls: ControlFields | None = None
     prompt_syntax: Syntax | None = Field(None, description="literal by default.")
     previews: int | None = Field(
         None, ge=0, le=100, description="Like partial_images, and for /v1/requests/{id}/events too."
@@ -322,6 +324,7 @@ async def begin(
     http: HttpRequest, service: Service, asked: ImageRequest, arguments: dict[str, Any], source: Source | None = None
 ) -> AnswerFiles:
     """Submit a request; the caller follows its stream. `source` is laid over the parts that a mask keeps."""
+    arguments = await _with_controls(arguments, asked, service)
     return _work(service, await service.begin(http, arguments, **_how(asked, service)), asked, source)
 
 
@@ -329,9 +332,19 @@ async def draw(
     http: HttpRequest, service: Service, asked: ImageRequest, arguments: dict[str, Any], source: Source | None = None
 ) -> tuple[AnswerFiles, Result]:
     """Submit a request as `begin` does, and wait for its end, or until the client is gone."""
+    arguments = await _with_controls(arguments, asked, service)
     async with service.attended(http, arguments, **_how(asked, service)) as stream:
         work = _work(service, stream, asked, source)
         return work, await stream.result()
+
+
+async def _with_controls(arguments: dict[str, Any], asked: ImageRequest, service: Service) -> dict[str, Any]:
+    if not asked.controls:
+        return arguments
+    return {
+        **arguments,
+        "controls": await asyncio.to_thread(read_controls, asked.controls, service.settings.max_pixels),
+    }
 
 
 def _how(asked: ImageRequest, service: Service) -> dict[str, Any]:

@@ -1,0 +1,64 @@
+"""Controls as requests ask for them: ControlNets of the server, each with a picture in base64."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
+
+from jaxl.call.control import Control, Weighting
+from jaxl.call.images import read_image
+from jaxl.server.limits import Name, Proportion
+from jaxl.server.pictures import decode
+
+# of one image
+MOST_CONTROLS = 8
+
+
+class ControlField(BaseModel):
+    """A ControlNet's part in a picture; see `jaxl.Control`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: Name
+    image: str = Field(description="A PNG, JPEG or WebP picture, in base64 or as a data URL.")
+    strength: float = Field(1.0, ge=0, le=10, allow_inf_nan=False)
+    start: Proportion = 0.0
+    end: Proportion = 1.0
+    weighting: Weighting = "balanced"
+
+
+def _list_of(value: Any) -> Any:
+    """Return what a field of a form has as JSON, which comes as a list of one text."""
+    text = value[0] if isinstance(value, list) and len(value) == 1 else value
+    if not isinstance(text, str):
+        return value
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        raise PydanticCustomError("not_json", "not JSON; give a list of controls, each with name and image") from None
+
+
+ControlFields = Annotated[
+    list[ControlField],
+    Field(max_length=MOST_CONTROLS, description="ControlNets with the pictures that they follow; in forms as JSON."),
+    BeforeValidator(_list_of),
+]
+
+
+def read_controls(asked: Sequence[ControlField], max_pixels: int) -> list[Control]:
+    """Return the controls with their pictures decoded, which takes a while. Raises InputError."""
+    return [
+        Control(
+            each.name,
+            read_image(decode(each.image, "controls", max_pixels), "controls"),
+            each.strength,
+            each.start,
+            each.end,
+            each.weighting,
+        )
+        for each in asked
+    ]
