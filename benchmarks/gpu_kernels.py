@@ -28,7 +28,8 @@ from jax import Array, lax
 from jaxl.kernels import Kernels
 from jaxl.kernels.attention import attention
 from jaxl.kernels.group_norm import group_norm
-from jaxl.nn.layer_kinds import Layer, Plain, Quantised
+from jaxl.nn.layer_kinds import INPUT_SCALE, SCALE, Params
+from jaxl.nn.layers import conv, linear
 from jaxl.nn.quantised import quantise_weight, scale_of
 
 # side and channels of SDXL's pictures, and side, channels and heads of its transformers
@@ -42,51 +43,62 @@ LARGEST = 6.0  # of inputs with the normal distribution
 
 
 @dataclass(frozen=True)
+class Form:
+    """A way to compute an operation: `call(operands, x)`, so that what stays the same is no constant of the program."""
+
+    call: Callable[[Any, Array], Array]
+    operands: Any
+
+
+@dataclass(frozen=True)
 class Operation:
     """An operation on an array of this shape, in several forms, the first of which is XLA's."""
 
     name: str
     shape: tuple[int, ...]
-    forms: Mapping[str, Callable[[Array], Array]]
+    forms: Mapping[str, Form]
 
 
 def operations(platform: str) -> Iterator[Operation]:
     for side, channels, heads in TRANSFORMERS[platform]:
         tokens = side * side
         for keys in (tokens, TEXT):
-            k, v = normal(2, keys, channels), normal(2, keys, channels)
+            operands = normal(2, keys, channels), normal(2, keys, channels)
             forms = {
-                name: partial(attention, k=k, v=v, heads=heads, kernels=kernels)
+                name: Form(partial(_attention, heads=heads, kernels=kernels), operands)
                 for name, kernels in (XLA | ATTENTION[platform]).items()
             }
             yield Operation(f"attention, {tokens} x {keys}, {heads} heads", (2, tokens, channels), forms)
         for outputs in (channels, 8 * channels):
             layers = in_eight_bits(normal(channels, outputs, scale=channels**-0.5))
-            forms = {name: layer.linear for name, layer in layers.items()}
+            forms = {name: Form(linear, layer) for name, layer in layers.items()}
             yield Operation(f"product, {2 * tokens} x {channels} x {outputs}", (2 * tokens, channels), forms)
     for side, channels in PICTURES[platform]:
         shape = (2, side, side, channels)
-        p = {"weight": normal(channels), "bias": normal(channels)}
+        norm = {"weight": normal(channels), "bias": normal(channels)}
         forms = {
-            name: partial(group_norm, p, groups=32, eps=1e-5, silu=True, kernels=kernels)
+            name: Form(partial(group_norm, groups=32, eps=1e-5, silu=True, kernels=kernels), norm)
             for name, kernels in (XLA | NORM[platform]).items()
         }
         yield Operation(f"group norm, {side}x{side}, {channels}", shape, forms)
         layers = in_eight_bits(normal(3, 3, channels, channels, scale=(9 * channels) ** -0.5))
         if platform == "gpu":
             del layers["int8"]  # XLA computes it in float32 there, see `read_precision`
-        forms = {
-            name: partial(layer.conv, stride=1, padding=(1, 1), kernels=Kernels()) for name, layer in layers.items()
-        }
-        yield Operation(f"convolution, {side}x{side}, {channels}", shape, forms)
+        yield Operation(
+            f"convolution, {side}x{side}, {channels}", shape, {name: Form(conv, each) for name, each in layers.items()}
+        )
 
 
-def in_eight_bits(weight: Array) -> dict[str, Layer]:
-    """Return a layer without bias as XLA has it, and in both kinds of eight-bit numbers."""
-    layers: dict[str, Layer] = {"xla": Plain(weight, None)}
+def _attention(operands: tuple[Array, Array], x: Array, heads: int, kernels: Kernels) -> Array:
+    return attention(x, *operands, heads, kernels=kernels)
+
+
+def in_eight_bits(weight: Array) -> dict[str, Params]:
+    """Return the parameters of a layer without bias as XLA has it, and in both kinds of eight-bit numbers."""
+    layers: dict[str, Params] = {"xla": {"weight": weight}}
     for name, dtype in (("fp8", jnp.float8_e4m3fn), ("int8", jnp.int8)):
         rounded, scale = quantise_weight(weight, dtype)
-        layers[name] = Quantised(rounded, None, scale, scale_of(jnp.float32(LARGEST), dtype))
+        layers[name] = {"weight": rounded, SCALE: scale, INPUT_SCALE: scale_of(jnp.float32(LARGEST), dtype)}
     return layers
 
 
@@ -94,30 +106,30 @@ def normal(*shape: int, scale: float = 1.0) -> Array:
     return scale * jax.random.normal(jax.random.key(sum(shape)), shape, jnp.bfloat16)
 
 
-def repeated(run: Callable[[Array], Array], repeats: int) -> Callable[[Array], Array]:
-    """Return a program of so many runs: an element of each result goes into the next input, so none can be left out."""
+def repeated(call: Callable[[Any, Array], Array], repeats: int) -> Callable[[Any, Array], Array]:
+    """Return a program of so many calls: an element of each result goes into the next input, so none is left out."""
 
     @jax.jit
-    def program(x: Array) -> Array:
+    def program(operands: Any, x: Array) -> Array:
         def body(_: Any, state: tuple[Array, Array]) -> tuple[Array, Array]:
             x, last = state
             x = x.at[(0,) * x.ndim].set(last[(0,) * last.ndim])
-            return x, run(x)
+            return x, call(operands, x)
 
-        return lax.fori_loop(1, repeats, body, (x, run(x)))[1]
+        return lax.fori_loop(1, repeats, body, (x, call(operands, x)))[1]
 
     return program
 
 
 def measure(operation: Operation, repeats: int, runs: int) -> dict[str, dict[str, float]]:
     x = normal(*operation.shape)
-    programs = {name: repeated(run, repeats) for name, run in operation.forms.items()}
+    programs = {name: repeated(form.call, repeats) for name, form in operation.forms.items()}
     seconds: dict[str, list[float]] = {name: [] for name in programs}
-    results = {name: np.asarray(jax.jit(run)(x), np.float32) for name, run in operation.forms.items()}
+    results = {name: np.asarray(jax.jit(f.call)(f.operands, x), np.float32) for name, f in operation.forms.items()}
     for turn in range(runs + 1):  # the first compiles
         for name, program in programs.items():
             began = time.perf_counter()
-            program(x).block_until_ready()
+            program(operation.forms[name].operands, x).block_until_ready()
             if turn:
                 seconds[name].append(time.perf_counter() - began)
     first = results["xla"]
