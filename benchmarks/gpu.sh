@@ -36,6 +36,8 @@ part() {
     [ "$left" -ge "$limit" ] || limit=$left
     [ "$limit" -ge 5 ] || return 1
     echo "gpu.sh: $name, at most $limit s" >&2
+    : > "$parts/$name.out"
+    "$python" benchmarks/gpu_table.py "$folder"
     timeout -k 5 "$limit" "$@" > "$parts/$name.out" 2> "$parts/$name.err" < /dev/null
     status=$?
     echo "$status $(($(date +%s) - began)) $limit" > "$parts/$name.end"

@@ -59,7 +59,7 @@ def read_part(folder: Path, name: str) -> Part:
         status, seconds, limit = map(int, end.split())
         said = (err.strip().splitlines() or [f"exit status {status}"])[-1]
         outcome = "done" if status == 0 else f"stopped after its {limit} s" if status in STOPPED else f"failed: {said}"
-    elif out or err:
+    elif (folder / f"{name}.out").exists():
         outcome = "running"
     return Part(name, outcome, seconds, results, [line for line in printed if line.startswith("|")])
 
