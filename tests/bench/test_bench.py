@@ -6,12 +6,14 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 
 import jaxl
-from jaxl.bench.peer_worker import read_log
-from jaxl.bench.peers import Opening, Peer, check_peer, check_scheduler
+from jaxl.bench.peer_worker import OpenVino, read_log
+from jaxl.bench.peers import Opening, Peer, check_workload, read_peer
 from jaxl.bench.workload import Stages, Workload
 from jaxl.cli import run
 from jaxl.errors import InputError, JaxlError
@@ -29,7 +31,7 @@ def test_measures_a_random_model_beside_diffusers(tmp_path: Path) -> None:
     """The whole command, in a process of its own, as its peer has one of its own."""
     pytest.importorskip("matplotlib")
     command = [sys.executable, "-m", "jaxl", "bench", "--model", "random:tiny", "--size", "32x32", "--steps", "2"]
-    options = ["--runs", "2", "--peer", "diffusers", "--json", "--output", "out"]
+    options = ["--runs", "2", "--peer", "diffusers:bfloat16", "--json", "--output", "out"]
     environment = {**ENVIRONMENT, "JAXL_CACHE_DIR": str(tmp_path / "cache")}
     done = subprocess.run([*command, *options], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -39,14 +41,16 @@ def test_measures_a_random_model_beside_diffusers(tmp_path: Path) -> None:
     (report,) = results["reports"]
     assert report["machine"]["platform"] == "cpu"
     assert report["versions"]["jaxl"] == jaxl.__version__
-    assert report["peers"]["diffusers"]["threads"] >= 1
+    facts = report["peers"]["diffusers:bfloat16"]
+    assert facts["threads"] >= 1
+    assert (report["dtype"], facts["dtype"], facts["vae_dtype"]) == ("float32", "bfloat16", "bfloat16")
     (row,) = report["rows"]
     assert (row["devices"], row["images"], row["size"], row["steps"]) == (1, 1, "32x32", 2)
     assert row["images_per_s"] == pytest.approx(1 / row["latency_s"]["median"])
     assert 0 < 2 * row["step_ms"]["median"] / 1000 < row["latency_s"]["median"]
     assert row["compilations_after_warmup"] == 0
     assert row["peak_memory_bytes"] > 2**27
-    peer = row["peers"]["diffusers"]
+    peer = row["peers"]["diffusers:bfloat16"]
     assert set(peer["peer_ratio"]) == {"step", "image"}
     assert peer["peer_ratio"]["image"]["median"] == pytest.approx(
         peer["latency_s"]["median"] / row["latency_s"]["median"]
@@ -63,6 +67,7 @@ def test_measures_a_random_model_beside_diffusers(tmp_path: Path) -> None:
         (("--size", "64"), "--size '64': give WIDTHxHEIGHT"),
         (("--runs", "0"), "--runs 0"),
         (("--peer", "difusers"), "did you mean 'diffusers'?"),
+        (("--peer", "diffusers:fp8"), "--peer 'diffusers:fp8': known: bfloat16, float32"),
         (("--peer", "diffusers", "--devices", "2"), "--devices [2]: peers run on one"),
         (("--model", "random:huge"), "--model 'random:huge': known: mid, sdxl, tiny"),
         (("--prices", "none.toml"), "--prices 'none.toml': No such file"),
@@ -86,19 +91,76 @@ def test_peers_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, remedy in (
         ("diffusers", "pip install torch diffusers transformers"),
         ("torch-compile", "pip install torch diffusers transformers"),
+        ("openvino:float32", "pip install openvino torch diffusers transformers"),
         ("flax", r"diffusers==0\.39"),
         ("stable-diffusion.cpp", "SD_CPP"),
     ):
         with pytest.raises(InputError, match=remedy):
-            check_peer(name)
+            read_peer(name)
 
 
 def test_schedulers_of_peers() -> None:
-    check_scheduler("diffusers", "dpm++2m")
-    check_scheduler("flax", "dpm++2m_karras")
+    check_workload("diffusers", "cpu", "dpm++2m")
+    check_workload("flax", "tpu", "dpm++2m_karras")
     for name in ("diffusers", "stable-diffusion.cpp"):
         with pytest.raises(InputError, match=f"scheduler='dpm\\+\\+2m_karras': beside {name}"):
-            check_scheduler(name, "dpm++2m_karras")
+            check_workload(name, "cpu", "dpm++2m_karras")
+    with pytest.raises(InputError, match="peer='openvino': it does not run on gpu"):
+        check_workload("openvino", "gpu", "euler")
+
+
+class OpenVinoStandIn(ModuleType):
+    """openvino as far as the peer calls it: networks run in PyTorch."""
+
+    __version__ = "1"
+
+    def __init__(self) -> None:
+        super().__init__("openvino")
+        self.compiled: list[Any] = []
+        self.precision = "bf16"
+
+    def Core(self) -> "OpenVinoStandIn":  # noqa: N802
+        return self
+
+    def set_property(self, device: str, properties: dict[str, str]) -> None:
+        (self.precision,) = properties.values()
+
+    def get_property(self, device: str, name: str) -> SimpleNamespace:
+        return SimpleNamespace(get_type_name=lambda: self.precision)
+
+    def convert_model(self, network: Any, example_input: Any, input: Any) -> Any:
+        self.compiled.append(input)
+        return network
+
+    def compile_model(self, network: Any, device: str) -> Any:
+        import torch
+
+        def run(arrays: list[Any]) -> list[Any]:
+            with torch.no_grad():
+                return [network(*map(torch.from_numpy, arrays)).numpy()]
+
+        return run
+
+
+def test_openvino(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It draws what diffusers draws, compiles for shapes once, and tells of its precision."""
+    torch = pytest.importorskip("torch")
+    stand_in = OpenVinoStandIn()
+    monkeypatch.setitem(sys.modules, "openvino", stand_in)
+    monkeypatch.setenv("CI", "true")  # which it sets itself elsewhere
+    peer = OpenVino(Opening("openvino:float32", "openvino", str(TINY), "float32", "float32", "cpu"))
+    assert (peer.facts["openvino"], peer.facts["dtype"], peer.facts["vae_dtype"]) == ("1", "float32", "float32")
+
+    def draw() -> Any:
+        size: dict[str, Any] = {"width": 32, "height": 32, "num_inference_steps": 2}
+        return peer.pipe("a cat", output_type="np", generator=torch.manual_seed(0), **size).images
+
+    image = draw()
+    assert peer.run(Workload(1, 32, 32, 1, 2, "euler", 5.0)).evaluations == 2
+    assert [shapes[0] for shapes in stand_in.compiled] == [(2, 4, 4, 4), (1, 4, 4, 4)]
+    for network in (peer.pipe.unet, peer.pipe.vae.decoder):
+        del network.forward  # the class has PyTorch's own
+    assert (draw() == image).all()
 
 
 def test_stable_diffusion_cpp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,12 +175,12 @@ def test_stable_diffusion_cpp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("SD_CPP", str(program))
     monkeypatch.setenv("PYTHONPATH", ENVIRONMENT["PYTHONPATH"])
-    check_peer("stable-diffusion.cpp")
-    with Peer(Opening("stable-diffusion.cpp", str(TINY), "float32", "float32", "cpu")) as peer:
+    read_peer("stable-diffusion.cpp")
+    with Peer(Opening("sd", "stable-diffusion.cpp", str(TINY), "float32", "float32", "cpu")) as peer:
         assert peer.run(Workload(1, 64, 32, 2, 4, "euler", 5.0)) == Stages(3.6, 3.2, 4, 0.25)
         assert peer.peak_memory() > 0
         program.write_text("#!/bin/sh\necho no such model\nexit 1\n")
-        with pytest.raises(JaxlError, match=r"peer stable-diffusion\.cpp: RuntimeError: no such model"):
+        with pytest.raises(JaxlError, match="peer sd: RuntimeError: no such model"):
             peer.run(Workload(1, 64, 32, 2, 4, "euler", 5.0))
     arguments = (tmp_path / "arguments").read_text()
     for part in (f"-m {TINY}", "--type f32", "-W 64 -H 32 -b 2 --steps 4 --cfg-scale 5.0 --sampling-method euler"):
@@ -129,7 +191,7 @@ def test_peers_that_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     """In one line, whether the process tells why or ends."""
     monkeypatch.setenv("PYTHONPATH", ENVIRONMENT["PYTHONPATH"])
     with pytest.raises(JaxlError, match="peer other: KeyError: 'other'"):
-        Peer(Opening("other", "model", "float32", "float32", "cpu"))
+        Peer(Opening("other", "other", "model", "float32", "float32", "cpu"))
     monkeypatch.setattr(sys, "executable", "false")
     with pytest.raises(JaxlError, match="peer other: ended with status 1"):
-        Peer(Opening("other", "model", "float32", "float32", "cpu"))
+        Peer(Opening("other", "other", "model", "float32", "float32", "cpu"))

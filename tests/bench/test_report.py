@@ -11,7 +11,7 @@ from PIL import Image
 from jaxl.bench.measure import PeerRow, WorkloadRow
 from jaxl.bench.plots import write_plots
 from jaxl.bench.prices import Price
-from jaxl.bench.report import make_report, markdown, priced, read_results, tables
+from jaxl.bench.report import fastest_peer, make_report, markdown, priced, read_results, tables
 from jaxl.bench.startup import Startup
 from jaxl.bench.workload import Spread, Workload
 from jaxl.cli import run
@@ -65,10 +65,10 @@ def test_tables_and_markdown() -> None:
     speed, parts, first, peers = tables(results)
     key = ["TPU v5 lite", "4", "256x128", "2", "20", "euler"]
     # 2 images a second and chip are 7200 in an hour, for 1.2 dollars
-    assert speed.rows[1] == [*key, "1.000", "0.800 - 1.600", "8.000", "2.000", "6,000"]
+    assert speed.rows[1] == [*key, "1.000", "0.800 - 1.600", "8.000", "2.000", "6,000", "flax", "1.50"]
     assert parts.rows[1] == [*key, "20.0", "9.0", "2.00", "3.00", "1.50", "0"]
     assert first.rows[1] == [*key, "20.00", "19.00 - 21.00", "5.00", "4.00 - 6.00"]
-    assert peers.rows[1] == [*key, "flax", "30.0", "1.50", "1.00 - 2.00", "-", "-", "-"]
+    assert peers.rows[1] == [*key, "flax", "bfloat16", "30.0", "1.50", "1.00 - 2.00", "-", "-", "-"]
     for table in (speed, parts, first, peers):
         assert all(len(row) == len(table.header) for row in table.rows)
     page = markdown(results, ["latency.png"])
@@ -83,6 +83,21 @@ def test_tables_and_markdown() -> None:
         assert part in page
     speed, parts = tables(priced([report()], []))
     assert speed.rows[0][-1] == "no price"
+
+
+def test_the_fastest_peer() -> None:
+    """Of those that draw pictures; a report says in which dtype each ran."""
+    made = report((1,), peer=True)
+    (row,) = made["rows"]
+    assert fastest_peer(row) == ("flax", 1.5)
+    flax = row["peers"]["flax"]
+    for name, median in (("a", 2.5), ("b", 2.0)):
+        image = {"median": median, "min": 1.0, "max": 3.0}
+        row["peers"][name] = {**flax, "latency_s": image, "peer_ratio": {**flax["peer_ratio"], "image": image}}
+    assert fastest_peer(row) == ("b", 2.0)
+    made["peers"] |= {"a": {"dtype": "float32"}, "b": {}}
+    speed, *_ = tables(priced([made, report((1,))], []))
+    assert [line[-2:] for line in speed.rows] == [["b", "2.00"], ["-", "-"]]
 
 
 def test_plots(tmp_path: Path) -> None:

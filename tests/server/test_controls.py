@@ -130,9 +130,7 @@ def test_lists(client: TestClient, service: Service) -> None:
     service.settings = replace(service.settings, controlnets=("edges", "depth"))
     assert client.get("/controlnet/model_list").json() == {"model_list": ["edges", "depth"]}
     assert client.get("/controlnet/module_list").json()["module_list"] == ["none"]
-    assert client.get("/controlnet/control_types").json()["control_types"]["All"]["model_list"][1:] == [
-        "edges",
-        "depth",
-    ]
+    (every,) = client.get("/controlnet/control_types").json()["control_types"].values()
+    assert every["model_list"] == ["None", "edges", "depth"]
     assert client.get("/controlnet/version").json() == {"version": 3}
     assert client.get("/controlnet/settings").json()["control_net_unit_count"] > 1

@@ -9,7 +9,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,7 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from jaxl.bench.memory import peak_resident
-from jaxl.bench.peers import DIFFUSERS_SCHEDULERS, Opening, find_sd_cpp
+from jaxl.bench.peers import AUTO, DIFFUSERS_SCHEDULERS, Opening, find_sd_cpp
 from jaxl.bench.workload import PROMPT, Stages, Workload
 
 
@@ -104,6 +105,63 @@ class Diffusers:
         return time.perf_counter()
 
 
+class OpenVino(Diffusers):
+    """diffusers' pipeline whose U-Net and decoder OpenVINO runs, in the precision that it chooses or that is given."""
+
+    def __init__(self, opening: Opening):
+        os.environ.setdefault("CI", "true")  # elsewhere it reports conversions to its makers
+        import openvino  # pyright: ignore[reportMissingImports]
+
+        super().__init__(replace(opening, dtype="float32", vae_dtype="float32"))
+        self.convert = openvino.convert_model
+        self.core = core = openvino.Core()
+        hint = "INFERENCE_PRECISION_HINT"
+        names = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}
+        wanted = {dtype: name for name, dtype in names.items()}
+        if opening.dtype != AUTO:
+            core.set_property("CPU", {hint: wanted[opening.dtype]})
+        dtype = names[core.get_property("CPU", hint).get_type_name()]
+        self.facts |= {"openvino": openvino.__version__, "dtype": dtype, "vae_dtype": dtype}
+
+        unet, decoder = self.pipe.unet, self.pipe.vae.decoder
+        call = unet.forward
+
+        def of_tensors(x: Any, t: Any, text: Any, pooled: Any, ids: Any) -> Any:
+            added = {"text_embeds": pooled, "time_ids": ids}
+            return call(x, t, text, added_cond_kwargs=added, return_dict=False)[0]
+
+        compiled = self._compiled(unet, of_tensors)
+
+        def forward(x: Any, t: Any, encoder_hidden_states: Any, added_cond_kwargs: Any, **_: Any) -> Any:
+            added = added_cond_kwargs["text_embeds"], added_cond_kwargs["time_ids"]
+            return (compiled(x, t.float(), encoder_hidden_states, *added),)
+
+        unet.forward = forward
+        decoder.forward = self._compiled(decoder, decoder.forward)
+
+    def _compiled(self, network: Any, call: Callable[..., Any]) -> Callable[..., Any]:
+        """Return `call` of the network as OpenVINO runs it, compiled once for all tensors of the same shapes."""
+
+        class Traced(self.torch.nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.network = network
+
+            def forward(self, *tensors: Any) -> Any:
+                return call(*tensors)
+
+        made: dict[Any, Any] = {}
+
+        def run(*tensors: Any) -> Any:
+            shapes = tuple(tuple(each.shape) for each in tensors)
+            if shapes not in made:
+                model = self.convert(Traced().eval(), example_input=tensors, input=list(shapes))
+                made[shapes] = self.core.compile_model(model, "CPU")
+            return self.torch.from_numpy(made[shapes]([each.numpy() for each in tensors])[0])
+
+        return run
+
+
 class Flax:
     """The U-Net of diffusers' removed Flax code, called in one jit for each step."""
 
@@ -166,7 +224,7 @@ class StableDiffusionCpp:
 
     def __init__(self, opening: Opening):
         program = find_sd_cpp()
-        assert program is not None  # `check_peer` looked
+        assert program is not None  # `read_peer` looked
         self.command = [program, "-m", opening.model, "--type", {"bfloat16": "bf16", "float32": "f32"}[opening.dtype]]
         self.facts = {"program": Path(program).name, "device": opening.device}
 
@@ -215,6 +273,7 @@ def read_log(log: str, steps: int) -> Stages:
 PROGRAMS = {
     "diffusers": Diffusers,
     "torch-compile": Diffusers,
+    "openvino": OpenVino,
     "flax": Flax,
     "stable-diffusion.cpp": StableDiffusionCpp,
 }

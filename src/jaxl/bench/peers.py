@@ -11,6 +11,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib import metadata
 from types import TracebackType
 from typing import Any
@@ -23,25 +24,34 @@ from jaxl.errors import InputError, JaxlError, nearest
 SD_CPP, SD_CPP_PROGRAMS = "SD_CPP", ("sd-cli", "sd")
 SD_CPP_SCHEDULERS = ("ddim", "dpm++2m", "dpm2", "euler", "euler_a", "heun", "lcm", "tcd")
 
+AUTO = "auto"
+PEER_DTYPES = ("float32", "bfloat16")
+DIFFUSERS = ("torch", "diffusers", "transformers")
+
 # the class of diffusers that runs a scheduler as it comes
 DIFFUSERS_SCHEDULERS = {solver: kind for kind, solver in USUAL_SOLVERS.items()}
 
 
-def check_peer(name: str) -> None:
-    """Raise InputError unless the peer is known and installed."""
+def read_peer(text: str) -> tuple[str, str | None]:
+    """Return the name and the dtype, if one is given, of `NAME[:DTYPE]`. Raises InputError if it is not installed."""
+    name, colon, dtype = text.partition(":")
     if name not in PEERS:
-        raise InputError("peer", name, nearest(name, PEERS))
-    missing = PEERS[name]()
+        raise InputError("peer", text, nearest(name, PEERS))
+    if colon and dtype not in PEER_DTYPES:
+        raise InputError("peer", text, nearest(dtype, PEER_DTYPES))
+    missing = PEERS[name].missing()
     if missing is not None:
-        raise InputError("peer", name, f"not installed here: {missing}")
+        raise InputError("peer", text, f"not installed here: {missing}")
+    return name, dtype or PEERS[name].dtype
 
 
-def check_scheduler(name: str, scheduler: str) -> None:
-    """Raise InputError unless the peer has the scheduler of this full name."""
-    kinds = {"flax": (scheduler,), "stable-diffusion.cpp": SD_CPP_SCHEDULERS}  # Flax's network knows of none
-    known = kinds.get(name, tuple(DIFFUSERS_SCHEDULERS))
-    if scheduler not in known:
-        raise InputError("scheduler", scheduler, f"beside {name}, {nearest(scheduler, known)}")
+def check_workload(name: str, platform: str, scheduler: str) -> None:
+    """Raise InputError unless the peer runs on the platform, and has the scheduler of this full name."""
+    kind = PEERS[name]
+    if platform not in kind.platforms:
+        raise InputError("peer", name, f"it does not run on {platform}")
+    if kind.schedulers is not None and scheduler not in kind.schedulers:
+        raise InputError("scheduler", scheduler, f"beside {name}, {nearest(scheduler, kind.schedulers)}")
 
 
 def find_sd_cpp() -> str | None:
@@ -52,8 +62,12 @@ def find_sd_cpp() -> str | None:
 
 @dataclass(frozen=True)
 class Opening:
-    """The model that a peer opens: a folder in diffusers' layout or a hub id, on "cpu" or "cuda"; dtypes are names."""
+    """The model that a peer opens: a folder in diffusers' layout or a hub id, on "cpu" or "cuda".
 
+    `name` is what the user calls it, such as "diffusers:bfloat16". Dtypes are names, or AUTO: what the peer chooses.
+    """
+
+    name: str
     peer: str
     model: str
     dtype: str
@@ -64,11 +78,11 @@ class Opening:
 class Peer:
     """A peer's process, which answers each line of JSON on its standard input with one on its standard output.
 
-    `facts` are what it tells of itself: versions, device and threads. Raises JaxlError if it fails.
+    `facts` are what it tells of itself: its dtypes, versions, device and threads. Raises JaxlError if it fails.
     """
 
     def __init__(self, opening: Opening):
-        self.name = opening.peer
+        self.name = opening.name
         self._messages = tempfile.TemporaryFile()  # noqa: SIM115, closed by `close`
         self._process = subprocess.Popen(
             [sys.executable, "-m", "jaxl.bench.peer_worker"],
@@ -78,7 +92,8 @@ class Peer:
             text=True,
         )
         try:
-            self.facts = self._ask({"open": asdict(opening)})
+            dtypes = {"dtype": opening.dtype, "vae_dtype": opening.vae_dtype}
+            self.facts = dtypes | self._ask({"open": asdict(opening)})
         except BaseException:
             self.close()
             raise
@@ -122,14 +137,14 @@ class Peer:
         return lines[-1] if lines else f"ended with status {self._process.returncode}"
 
 
-def _without_diffusers() -> str | None:
-    missing = [name for name in ("torch", "diffusers", "transformers") if importlib.util.find_spec(name) is None]
+def _without(*packages: str) -> str | None:
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
     return f"pip install {' '.join(missing)}" if missing else None
 
 
 def _without_compiler() -> str | None:
     compiler = os.environ.get("CXX") or "g++"
-    return _without_diffusers() or (
+    return _without(*DIFFUSERS) or (
         None if shutil.which(compiler) or shutil.which("clang++") else "torch.compile needs a C++ compiler, such as g++"
     )
 
@@ -149,9 +164,23 @@ def _without_sd_cpp() -> str | None:
     return f"put {SD_CPP_PROGRAMS[0]} on PATH, or name it in the environment as {SD_CPP}"
 
 
-PEERS: Mapping[str, Callable[[], str | None]] = {
-    "diffusers": _without_diffusers,
-    "torch-compile": _without_compiler,
-    "flax": _without_flax,
-    "stable-diffusion.cpp": _without_sd_cpp,
+@dataclass(frozen=True)
+class PeerKind:
+    """What a peer is: `missing()` says how to install it, or None; without `schedulers` it knows of none.
+
+    `dtype` is what it runs in where the user names none; None is jaxl's.
+    """
+
+    missing: Callable[[], str | None]
+    schedulers: tuple[str, ...] | None = tuple(DIFFUSERS_SCHEDULERS)
+    platforms: tuple[str, ...] = ("cpu", "gpu")
+    dtype: str | None = None
+
+
+PEERS: Mapping[str, PeerKind] = {
+    "diffusers": PeerKind(partial(_without, *DIFFUSERS)),
+    "torch-compile": PeerKind(_without_compiler),
+    "openvino": PeerKind(partial(_without, "openvino", *DIFFUSERS), platforms=("cpu",), dtype=AUTO),
+    "flax": PeerKind(_without_flax, schedulers=None, platforms=("cpu", "gpu", "tpu")),
+    "stable-diffusion.cpp": PeerKind(_without_sd_cpp, SD_CPP_SCHEDULERS),
 }

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import zlib
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,10 @@ def write_random_model(name: str, folder: Path) -> None:
 
 def random_params(component: str, shapes: Mapping[str, Any]) -> dict[str, Any]:
     """bfloat16 arrays of these shapes: norms at 1, biases at 0, others normal with the variance of 1 / inputs."""
-    return unflatten({key: _random(f"{component}.{key}", leaf) for key, leaf in flatten(shapes).items()})
+    leaves = flatten(shapes)
+    with ThreadPoolExecutor() as pool:  # NumPy draws numbers without Python's lock
+        arrays = pool.map(_random, (f"{component}.{key}" for key in leaves), leaves.values())
+        return unflatten(dict(zip(leaves, arrays, strict=True)))
 
 
 def _random(key: str, leaf: jax.ShapeDtypeStruct) -> np.ndarray:

@@ -30,8 +30,8 @@ Batch is the number of images at once on each chip. Latency is a whole call, fro
 median. A step is one call of the network for all images (two branches with guidance above 1), the loop's own work
 included; decode is the VAE for one image of each chip. Compile is near 0 where an earlier row needed the same programs.
 Memory is the peak so far of the fullest chip, or of the whole process where chips do not tell. Images/$ are those of
-one chip in an hour over its price."""
-WORDS = ("model", "chip", "size", "scheduler", "peer")  # columns that are not numbers
+one chip in an hour over its price. The fastest peer is that with the least ratio, its time over jaxl's."""
+WORDS = ("model", "chip", "size", "scheduler", "peer", "dtype", "fastest peer")  # columns that are not numbers
 PACKAGES = ("jaxl", "jax", "jaxlib", "torch", "diffusers")
 
 
@@ -93,17 +93,19 @@ def tables(results: Results) -> list[ReportTable]:
     found = [(report, row) for report in results["reports"] for row in report["rows"]]
     named = len({_setting(report) for report, _ in found}) > 1
     keys = (*(["model"] if named else []), "chip", "chips", "size", "batch", "steps", "scheduler")
+    against = any(row["peers"] for _, row in found)
     speed = (*keys, "latency, s", "min - max", "images/s", "images/s/chip", "images/$")
+    speed += ("fastest peer", "ratio") if against else ()
     parts = (*keys, "step, ms", "decode, ms", "load, s", "compile, s", "memory, GiB", "compiled after warm-up")
     first = (*keys, "cold, s", "min - max", "warm, s", "min - max")
-    beside = (*keys, "peer", "step, ms", "ratio", "min - max", "latency, s", "ratio", "min - max")
+    beside = (*keys, "peer", "dtype", "step, ms", "ratio", "min - max", "latency, s", "ratio", "min - max")
 
     def key(report: dict[str, Any], row: dict[str, Any]) -> list[str]:
         cells = (report["machine"]["device_kind"], *(str(row[name]) for name in ROW_KEYS))
         return [*([_setting(report)] if named else []), *cells]
 
     all_tables = (
-        ReportTable("Speed", speed, [[*key(*each), *_speed(each[1])] for each in found]),
+        ReportTable("Speed", speed, [[*key(*each), *_speed(each[1], against)] for each in found]),
         ReportTable("Parts", parts, [[*key(*each), *_parts(each[1])] for each in found]),
         ReportTable(
             "First image, whole process",
@@ -117,19 +119,34 @@ def tables(results: Results) -> list[ReportTable]:
         ReportTable(
             "Peers (peer_ratio: the peer's time over jaxl's, above 1 where jaxl is faster)",
             beside,
-            [[*key(report, row), name, *_peer(peer)] for report, row in found for name, peer in row["peers"].items()],
+            [
+                [*key(report, row), name, report["peers"][name].get("dtype", report["dtype"]), *_peer(peer)]
+                for report, row in found
+                for name, peer in row["peers"].items()
+            ],
         ),
     )
     return [table for table in all_tables if table.rows]
+
+
+def fastest_peer(row: dict[str, Any]) -> tuple[str, float] | None:
+    """Return the peer with the least ratio in a row, and that: of an image, or of a step where no peer draws any."""
+    ratios = {name: peer["peer_ratio"] for name, peer in row["peers"].items()}
+    drawn = {name: ratio["image"]["median"] for name, ratio in ratios.items() if "image" in ratio}
+    found = drawn or {name: ratio["step"]["median"] for name, ratio in ratios.items()}
+    return min(found.items(), key=lambda each: each[1], default=None)
+
+
+def markdown_table(table: ReportTable) -> str:
+    rule = ["---" if name in WORDS else "---:" for name in table.header]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (table.header, rule, *table.rows))
 
 
 def markdown(results: Results, plots: Sequence[str] = ()) -> str:
     """The tables, how they were measured, and the pictures of these names."""
     parts = ["# jaxl bench"]
     for table in tables(results):
-        rule = ["---" if name in WORDS else "---:" for name in table.header]
-        lines = [table.header, rule, *table.rows]
-        parts += [f"## {table.title}", "\n".join(f"| {' | '.join(line)} |" for line in lines)]
+        parts += [f"## {table.title}", markdown_table(table)]
     parts += [f"![{Path(name).stem}]({name})" for name in plots]
     parts.append(NOTES)
     for number, report in enumerate(results["reports"], 1):
@@ -184,13 +201,14 @@ def _setting(report: dict[str, Any]) -> str:
     return f"{Path(report['model']).name} {report['dtype']}"
 
 
-def _speed(row: dict[str, Any]) -> list[str]:
-    per_usd = row["images_per_usd"]
+def _speed(row: dict[str, Any], against: bool) -> list[str]:
+    per_usd, fastest = row["images_per_usd"], fastest_peer(row)
     return [
         *_spread(row["latency_s"], 3),
         f"{row['images_per_s']:.3f}",
         f"{row['images_per_s_per_chip']:.3f}",
         "no price" if per_usd is None else f"{per_usd:,.0f}",
+        *(() if not against else (fastest[0], f"{fastest[1]:.2f}") if fastest else ("-", "-")),
     ]
 
 

@@ -6,7 +6,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,6 +38,7 @@ from jaxl.errors import InputError, JaxlError
 
 # jax, and what imports it, is imported when there is something to measure, so that help and usage errors come at once
 if TYPE_CHECKING:
+    from jaxl.bench.peers import Opening
     from jaxl.bench.report import Results
     from jaxl.bench.startup import Startup
     from jaxl.pipeline import Pipeline, ShowProgress
@@ -81,7 +82,9 @@ def bench(
     peer: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="NAME", help="Do the same work beside it: diffusers, torch-compile, flax, stable-diffusion.cpp."
+            metavar="NAME[:DTYPE]",
+            help="Do the same work beside it: diffusers, torch-compile, openvino, flax, stable-diffusion.cpp. "
+            "DTYPE is float32 or bfloat16; jaxl's by default, openvino's own.",
         ),
     ] = None,
     distributed: DistributedOption = False,
@@ -98,7 +101,7 @@ def bench(
 
     \b
     jaxl bench --batch 1,4 --steps 10,20 --runs 3
-    jaxl bench --peer diffusers --peer torch-compile
+    jaxl bench --peer diffusers --peer diffusers:bfloat16 --peer torch-compile
     jaxl bench --model random:sdxl --batch 1,4 --startup --output sdxl
 
     The article's table, by chip and batch, is the first line on each kind of machine and then the second:
@@ -108,8 +111,9 @@ def bench(
     jaxl bench merge v5e/results.json v4/results.json --output table
 
     Every call counts from prompt to pictures; medians, after a warm-up. If anything is compiled after it, the exit
-    status is 1. Peers run in turns with jaxl, each in a process of its own, and peer_ratio is their time over jaxl's.
-    Of several hosts (--distributed, or --coordinator, --hosts and --host) host 0 reports the images of all.
+    status is 1. Peers run in turns with jaxl, each in a process of its own, and peer_ratio is their time over
+    jaxl's; the table of speeds has that of the fastest. Of several hosts (--distributed, or --coordinator, --hosts
+    and --host) host 0 reports the images of all.
     """
     if context.invoked_subcommand is not None:
         return
@@ -209,11 +213,10 @@ class _Options:
 
     def measure(self, progress: ShowProgress | None) -> dict[str, Any]:
         """Return the report of all combinations. Options that cannot work are refused before anything is loaded."""
-        from jaxl.bench.peers import Opening, Peer, check_peer
+        from jaxl.bench.peers import Peer, read_peer
 
-        for name in self.peers:
-            check_peer(name)
-        if self.peers:
+        asked = {text: read_peer(text) for text in self.peers}
+        if asked:
             if self.devices not in (None, [1]):
                 raise InputError("devices", self.devices, "peers run on one; leave it out beside --peer")
             os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # leave the peers room on a GPU
@@ -247,7 +250,7 @@ class _Options:
             replace(each, scheduler=measure.plan(pipes[each.devices], each).scheduler)
             for each in self._workloads(counts, pipe.model.default_size)
         ]
-        openings = self._openings(Opening, pipe, workloads, platform)
+        openings = self._openings(asked, pipe, workloads, platform)
         with ExitStack() as stack:
             peers = [stack.enter_context(Peer(opening)) for opening in openings]
             rows = measure.measure(pipes, workloads, warmup=self.warmup, runs=self.runs, peers=peers, progress=progress)
@@ -300,22 +303,26 @@ class _Options:
         return [measure_startup(path, each, self.dtype, self.runs, tick) for each in workloads]
 
     def _openings(
-        self, opening: Callable[..., Any], pipe: Pipeline, workloads: Sequence[Workload], platform: str
-    ) -> list[Any]:
-        """Return what each peer is to open: the very files that jaxl reads."""
-        from jaxl.bench.peers import check_scheduler
+        self,
+        asked: Mapping[str, tuple[str, str | None]],
+        pipe: Pipeline,
+        workloads: Sequence[Workload],
+        platform: str,
+    ) -> list[Opening]:
+        """Return what each peer is to open: the very files that jaxl reads, all in the dtype that is asked for."""
+        from jaxl.bench.peers import Opening, check_workload
 
-        file = pipe.checkpoint.files()[0]
-        folder = file.parents[1]
-        for name in self.peers:
-            if not (folder / "model_index.json").is_file():
-                raise InputError("model", self.model, "peers open folders in diffusers' layout; give one")
-            if platform not in ("cpu", "gpu") and name != "flax":
-                raise InputError("peer", name, f"it does not run on {platform}")
-            for workload in workloads:
-                check_scheduler(name, workload.scheduler)
+        folder = pipe.checkpoint.files()[0].parents[1]
+        if asked and not (folder / "model_index.json").is_file():
+            raise InputError("model", self.model, "peers open folders in diffusers' layout; give one")
+        for workload in workloads:
+            for name, _ in asked.values():
+                check_workload(name, platform, workload.scheduler)
         device = "cuda" if platform == "gpu" else "cpu"
-        return [opening(name, str(folder), str(pipe.dtype), _vae_dtype(pipe), device) for name in self.peers]
+        return [
+            Opening(text, name, str(folder), dtype or str(pipe.dtype), dtype or _vae_dtype(pipe), device)
+            for text, (name, dtype) in asked.items()
+        ]
 
 
 def _vae_dtype(pipe: Pipeline) -> str:
