@@ -17,10 +17,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from controlnets import write_folder
 from lora_files import write_lora
 from PIL import Image
 
 import jaxl
+from jaxl import Control
 from jaxl.cli import run
 from jaxl.png import read_settings
 from jaxl.weights.store import write_safetensors
@@ -467,6 +469,35 @@ def test_loras(capsys: pytest.CaptureFixture[str], small: Any) -> None:
         (["--lora", "pencil.safetensors:nan"], "--lora nan: give a finite number"),
         (["--lora-dir", "none"], "--lora-dir 'none': there is no such folder"),
         (["--negative", "<lora:ink:1>"], "--negative '<lora:ink:1>'"),
+    ):
+        assert run(["generate", "a cat", *flags, *more]) == 2
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert message in err
+        assert err.count("\n") == 1
+
+
+def test_controls(capsys: pytest.CaptureFixture[str], small: Any) -> None:
+    """The picture is the one that the library draws, and its file says what it was drawn with, but for the picture."""
+    model = small[0].checkpoint.source
+    pipe, params = on_two_devices(model)
+    write_folder(Path("edges"), dict(pipe.checkpoint.configs["unet"]), pipe.model, 1)
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save("lines.png")
+    flags = ("--model", model, *SMALL, "--seed", "5", "-o", "out.png", "--quiet", "--controlnet", "edges=edges")
+    assert run(["generate", "a cat", *flags, "--control", "edges:lines.png:0.8"]) == 0
+    pipe.add_control("edges", "edges")
+    controls = [Control("edges", "lines.png", 0.8)]
+    (same,) = pipe.generate(params, "a cat", controls=controls, steps=1, width=64, height=64, seed=5).images
+    with Image.open("out.png") as got:
+        assert np.abs(np.asarray(got).astype(int) - np.asarray(same)).max() <= 1
+    assert read_settings("out.png")["controls"] == [{"name": "edges", "strength": 0.8, "start": 0.0, "end": 1.0}]
+    capsys.readouterr()
+    for more, message in (
+        (["--control", "edges"], "--control 'edges': give a name and a picture"),
+        (["--control", "edges:none.png"], "none.png"),
+        (["--control", "depth:lines.png"], "no ControlNet of this name is loaded"),
+        (["--controlnet", "depth"], "--controlnet 'depth': give a name and a model"),
+        (["--controlnet", "edges=edges"], "give a name without colons that no other ControlNet has"),
     ):
         assert run(["generate", "a cat", *flags, *more]) == 2
         out, err = capsys.readouterr()

@@ -1,0 +1,132 @@
+"""What ControlNets cost: a guided step with one and with two, beside one without, and what their operations are.
+
+    python benchmarks/controlnet.py [--model random:mid] [--size WxH] [--batch N] [--rows N] [--runs N]
+
+The ControlNets are full ones for the model, with random weights. All variants take turns; medians of single rows are
+printed, and the share of the network's operations in the U-Net's, by XLA's count. The last line of the output is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+from safetensors.numpy import save_file
+
+import jaxl
+from jaxl.bench.random_model import ensure_random_model
+from jaxl.config import ControlNetConfig
+from jaxl.nn.controlnet import controlnet, controlnet_shapes
+from jaxl.nn.unet import unet, unet_context, unet_shapes
+from jaxl.run.model import Model
+from jaxl.weights.layout import flatten, to_torch
+from lora import prepared
+
+EMBEDDING = (16, 32, 96, 256)  # as published ones have it
+NAMES = ("first", "second")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="random:mid", help="random:sdxl, random:mid or random:tiny")
+    parser.add_argument("--size", default="256x256")
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--rows", type=int, default=2)
+    parser.add_argument("--runs", type=int, default=9)
+    args = parser.parse_args()
+    width, height = map(int, args.size.split("x"))
+    pipe, params = jaxl.from_pretrained(ensure_random_model(args.model.removeprefix("random:")), dtype="auto")
+    cfg = ControlNetConfig(pipe.model.unet, 3, EMBEDDING, bgr=False, pooled=False)
+    with tempfile.TemporaryDirectory() as folder:
+        for seed, name in enumerate(NAMES):
+            pipe.add_control(name, write(Path(folder) / f"{name}.safetensors", cfg, seed))
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8))
+    first, second = (jaxl.Control(name, picture) for name in NAMES)
+    variants: dict[str, list[jaxl.Control]] = {
+        "none": [],
+        "one": [first],
+        "two": [first, second],
+        "one of strength 0": [jaxl.Control("first", picture, strength=0.0)],
+    }
+    runs = {
+        name: prepared(pipe, params, args.rows, controls=own, width=width, height=height, num_images=args.batch)
+        for name, own in variants.items()
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    for turn in range(args.runs + 1):  # the first warms up
+        for name, run in runs.items():
+            took = next(run)
+            if turn:
+                seconds[name].append(took / args.rows)
+    rows = {
+        name: {
+            "row_ms": 1e3 * statistics.median(own),
+            "ratio": statistics.median(a / b for a, b in zip(own, seconds["none"], strict=True)),
+        }
+        for name, own in seconds.items()
+    }
+    share = share_of_operations(pipe.model, cfg, width, height)
+    print(f"| {args.model}, {args.size}, {args.batch} images, {pipe.dtype} | row, ms | beside none |")
+    print("| --- | --- | --- |")
+    for name, row in rows.items():
+        print(f"| {name} | {row['row_ms']:.1f} | {row['ratio']:.3f} |")
+    print(f"its operations are {share:.1%} of the U-Net's")
+    facts = {"device": jax.devices()[0].device_kind, "jax": jax.__version__, "share": share, "rows": rows}
+    print(json.dumps({**facts, **vars(args)}))
+
+
+def share_of_operations(model: Model, cfg: ControlNetConfig, width: int, height: int) -> float:
+    """Return the operations of one call of a ControlNet over those of the U-Net, as XLA counts them."""
+    factor, text = model.vae.factor, model.text_encoder_2
+    pooled = model.unet.projection_input_dim - model.time_ids * model.unet.addition_time_embed_dim
+    latents = jax.ShapeDtypeStruct((2, height // factor, width // factor, 4), jnp.float32)
+    t, texts = (
+        jax.ShapeDtypeStruct((2, *shape), jnp.float32)
+        for shape in ((), (text.max_length, model.unet.cross_attention_dim))
+    )
+    told = [jax.ShapeDtypeStruct((2, n), jnp.float32) for n in (pooled, model.time_ids)]
+
+    def count(run: Any, shapes: Any, *first: Any) -> float:
+        context = jax.eval_shape(unet_context, shapes, texts)
+        lowered = jax.jit(run).lower(shapes, *first, context, *told)
+        return float((lowered.cost_analysis() or {})["flops"])
+
+    embedded = jax.ShapeDtypeStruct((*latents.shape[:3], cfg.unet.channels[0]), jnp.float32)
+    own = partial(_of_controlnet, cfg)
+    return count(own, controlnet_shapes(cfg, jnp.float32), latents, t, embedded) / count(
+        partial(_of_unet, model), unet_shapes(model.unet, jnp.float32), latents, t
+    )
+
+
+def _of_controlnet(cfg: ControlNetConfig, params: Any, *told: Any) -> Any:
+    x, t, embedded, context, pooled, time_ids = told
+    return controlnet(params, cfg, x, t, embedded, context, pooled, time_ids)
+
+
+def _of_unet(model: Model, params: Any, *told: Any) -> Any:
+    x, t, context, pooled, time_ids = told
+    return unet(params, model.unet, x, t, context, pooled, time_ids)[0]
+
+
+def write(file: Path, cfg: ControlNetConfig, seed: int) -> Path:
+    """Write a file of random numbers, in diffusers' names."""
+    rng = np.random.default_rng(seed)
+    tensors = {
+        key: (0.02 * rng.standard_normal([leaf.shape[axis] for axis in to_torch(key, leaf.shape)])).astype(np.float16)
+        for key, leaf in flatten(controlnet_shapes(cfg)).items()
+    }
+    save_file(tensors, file)
+    return file
+
+
+if __name__ == "__main__":
+    main()
