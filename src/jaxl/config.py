@@ -248,7 +248,8 @@ class ControlNetConfig:
 
     `unet` is that part; its way up is not used. The picture, of `picture_channels`, goes through convolutions of the
     widths `embedding`, of which each but the first halves it. `bgr`: the network wants blue first. `pooled`: its
-    residuals are means over the picture.
+    residuals are means over the picture. A union (https://huggingface.co/xinsir/controlnet-union-sdxl-1.0) knows so
+    many `kinds` of pictures, and has so many `fusing` layers for what is known of each; others have 0 of both.
     """
 
     unet: UNetConfig
@@ -256,6 +257,8 @@ class ControlNetConfig:
     embedding: tuple[int, ...]
     bgr: bool
     pooled: bool
+    kinds: int = 0
+    fusing: int = 0
 
     @property
     def residuals(self) -> tuple[int, ...]:
@@ -268,13 +271,22 @@ class ControlNetConfig:
 
     @classmethod
     def from_json(cls, raw: Json, what: str = "config.json") -> ControlNetConfig:
-        """Read a diffusers `ControlNetModel` config. Raises CheckpointError naming the field at fault."""
-        own = {
+        """Read the config of a diffusers `ControlNetModel` or `ControlNetUnionModel`.
+
+        Raises CheckpointError naming the field at fault.
+        """
+        union = raw.get("_class_name") == "ControlNetUnionModel"
+        own: dict[str, Any] = {
             "conditioning_channels": 3,
-            "conditioning_embedding_out_channels": (16, 32, 96, 256),
+            "conditioning_embedding_out_channels": (48, 96, 192, 384) if union else (16, 32, 96, 256),
             "controlnet_conditioning_channel_order": "rgb",
             "global_pool_conditions": False,
         }
+        if union:
+            own |= {"num_control_type": 6, "num_trans_layer": 1}
+            # the layers are as wide as the picture's embedding, and each token sees itself alone (`nn.controlnet`)
+            widths = ("num_trans_channel", "num_proj_channel")
+            raw = {name: value for name, value in raw.items() if name not in (*widths, "num_trans_head")}
         f = read_fields({name: raw[name] for name in own if name in raw}, what=what, used=own, fixed={}, inert=())
         order = f["controlnet_conditioning_channel_order"]
         if order not in ("rgb", "bgr"):
@@ -290,6 +302,8 @@ class ControlNetConfig:
             embedding=tuple(f["conditioning_embedding_out_channels"]),
             bgr=order == "bgr",
             pooled=bool(f["global_pool_conditions"]),
+            kinds=f.get("num_control_type", 0),
+            fusing=f.get("num_trans_layer", 0),
         )
 
 

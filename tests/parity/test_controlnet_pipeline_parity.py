@@ -1,5 +1,6 @@
 """Pictures with ControlNets beside diffusers' pipelines: one and two, windows, guess mode, from pictures and masks."""
 
+import inspect
 from typing import Any
 
 import diffusers
@@ -11,6 +12,7 @@ from pipelines import as_pipeline, assert_close, latents_of, noise_and_mean
 from torch_weights import randomize
 
 from jaxl import Control
+from jaxl.errors import InputError
 
 CALL: dict[str, Any] = {
     "prompt": "a rocket",
@@ -137,3 +139,74 @@ def test_from_a_picture(small: Any, pipe: Any, networks: Any, reference: Any, ma
         **({} if mask is None else {"mask": mask}),
     )
     assert_close(got, wanted)
+
+
+@pytest.fixture(scope="module")
+def union(small: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A union of diffusers with random weights, which the pipeline knows too."""
+    pipe = small[0]
+    taken = inspect.signature(diffusers.ControlNetUnionModel).parameters
+    config = {name: value for name, value in pipe.checkpoint.configs["unet"].items() if name in taken}
+    widths = {"num_trans_channel": pipe.model.unet.channels[0], "num_proj_channel": pipe.model.unet.channels[0]}
+    network: Any = diffusers.ControlNetUnionModel(
+        **config, **widths, num_trans_head=4, conditioning_embedding_out_channels=(8, 16, 16, 24)
+    )
+    randomize(network, 3)
+    path = tmp_path_factory.mktemp("union") / "union"
+    network.save_pretrained(path)
+    pipe.add_control("union", path)
+    yield network
+    pipe.remove_control("union")
+
+
+@pytest.mark.parametrize(
+    ("modes", "strengths", "end"),
+    # outside of the window diffusers' network still adds something where there are several kinds
+    [(["depth"], [0.7], 0.7), (["canny", "openpose"], [0.5, 1.2], 1.0)],
+    ids=["one", "two"],
+)
+def test_union(small: Any, union: Any, reference: Any, modes: Any, strengths: Any, end: float) -> None:
+    """One image at a time, as diffusers' network looks at the neighbours in a batch."""
+    pictures = [FIRST, SECOND][: len(modes)]
+    controls = [
+        Control("union", picture, strength, end=end, mode=mode)
+        for mode, picture, strength in zip(modes, pictures, strengths, strict=True)
+    ]
+    made = as_pipeline(diffusers.StableDiffusionXLControlNetUnionPipeline, reference, controlnet=union)
+    wanted = latents_of(
+        made,
+        **CALL,
+        control_image=[torch_picture(picture) for picture in pictures],
+        control_mode=[control.kind for control in controls],
+        controlnet_conditioning_scale=strengths,
+        control_guidance_end=end,
+        num_inference_steps=6,
+        latents=torch_noise(),
+    )
+    how: Any = {"steps": 6, "scheduler": "euler", "latents": NOISE, "output": "latents"}
+    assert_close(small[0].generate(small[1], **CALL, **how, controls=controls), wanted)
+
+
+def test_an_image_of_a_union_does_not_depend_on_its_neighbours(small: Any, union: Any) -> None:
+    pipe, params = small
+    one = [Control("union", FIRST, mode="depth")]
+    two = [Control("union", SECOND, mode="canny"), Control("union", FIRST, 0.5, mode="normal")]
+    how: Any = {"steps": 2, "output": "latents", "height": 64, "width": 64}
+    among = pipe.generate(params, ["a cat"] * 3, seed=[1, 1, 1], controls=[one, two, []], **how).latents
+    for own, got in zip((one, two, []), among, strict=True):
+        alone = pipe.generate(params, "a cat", seed=1, controls=own, **how).latents[0]
+        np.testing.assert_allclose(got, alone, rtol=2e-4, atol=2e-4)
+    assert np.abs(among[0] - among[1]).max() > 0.05
+
+
+@pytest.mark.parametrize(
+    ("control", "message"),
+    [
+        (Control("union", FIRST), "mode=None: 'union' takes pictures of several kinds; give one of openpose, depth"),
+        (Control("union", FIRST, mode="tile"), "mode='tile': 'union' takes pictures of several kinds"),
+        (Control("edges", FIRST, mode="depth"), "mode='depth': 'edges' is for pictures of one kind"),
+    ],
+)
+def test_modes_that_cannot_be(pipe: Any, union: Any, control: Control, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        pipe.plan("a cat", controls=[control])

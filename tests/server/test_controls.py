@@ -37,7 +37,7 @@ def texts_of(data: str) -> dict[str, Any]:
 def test_openai(client: TestClient, asked: list[Mapping[str, Any]]) -> None:
     fields = [
         {"name": "edges", "image": png(), "strength": 0.7, "end": 0.5},
-        {"name": "depth", "image": f"data:image/png;base64,{png()}", "weighting": "prompt"},
+        {"name": "depth", "image": f"data:image/png;base64,{png()}", "weighting": "prompt", "mode": "tile"},
     ]
     response = client.post(OPENAI, json={"prompt": "a cat", "controls": fields})
     assert response.status_code == 200, response.text
@@ -84,6 +84,7 @@ def unit(**fields: Any) -> dict[str, Any]:
         ({"weight": 0.5, "guidance_start": 0.2, "guidance_end": 0.8}, {"strength": 0.5, "start": 0.2, "end": 0.8}),
         ({"control_mode": 1, "resize_mode": 0}, {"weighting": "prompt"}),
         ({"control_mode": "ControlNet is more important", "pixel_perfect": True}, {"weighting": "control"}),
+        ({"union_control_type": "OpenPose"}, {"mode": "OpenPose"}),
         ({"image": None, "input_image": png(), "guidance": 0.5, "lowvram": True}, {"end": 0.5}),
         ({"image": {"image": png(), "mask": None}, "resize_mode": "Scale to Fit (Inner Fit)"}, {}),
     ],
@@ -118,6 +119,7 @@ def test_a1111_follows_the_picture_that_it_starts_from(client: TestClient, asked
         ({"image": None}, "the unit has no picture to follow"),
         ({"guidance_start": 0.9, "guidance_end": 0.1}, "must lie below its end"),
         ({"effective_region_mask": "aaaa"}, "effective_region_mask"),
+        ({"union_control_type": "Smell"}, "mode='Smell'"),
     ],
 )
 def test_what_a1111_refuses(client: TestClient, fields: Any, message: str) -> None:

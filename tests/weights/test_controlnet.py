@@ -40,7 +40,6 @@ def without(own: dict[str, np.ndarray], part: str) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda own: own | {"task_embedding": np.zeros((6, 32), np.float32)}, "a ControlNet Union"),
         (lambda own: without(own, "add_embedding"), "of Stable Diffusion 1 or 2"),
         (lambda own: without(own, "controlnet_cond_embedding"), "not a ControlNet but"),
         (lambda own: {f"lora_unet_x{i}.lora_down.weight": a for i, a in enumerate(own.values())}, "but a LoRA"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -22,6 +22,19 @@ FACTORS: Mapping[str, Callable[[int, int], float]] = {  # of the i-th of so many
 OF_NEGATIVE = ("balanced", "prompt")  # those in which the negative branch is controlled too
 
 
+# the kinds of pictures that unions know, the later of them in ProMax alone, and what else people call them
+MODES: Mapping[str, Sequence[str]] = {
+    "openpose": ("pose",),
+    "depth": (),
+    "scribble": ("soft edge", "softedge", "hed", "pidi", "teed", "ted", "hed/pidi/scribble/ted"),
+    "canny": ("lineart", "anime lineart", "mlsd", "hard edge", "canny/lineart/anime_lineart/mlsd"),
+    "normal": ("normal map",),
+    "segment": ("segmentation", "seg"),
+    "tile": (),
+    "repaint": ("inpaint",),
+}
+
+
 @dataclass(frozen=True, eq=False)
 class Control:
     """A ControlNet's part in a picture (Zhang et al. 2023, arXiv:2302.05543).
@@ -31,6 +44,8 @@ class Control:
     strength: 1 is as trained; 0 is off.
     start, end: shares of the network's calls, 0 to 1, between which it acts; a call acts if it lies in them wholly, as
         in diffusers.
+    mode: in a union, which takes pictures of several kinds, the kind of this one: "openpose", "depth", "scribble" (also
+        HED and the like), "canny" (also line art), "normal", "segment", and in ProMax "tile" and "repaint".
     weighting: "balanced"; "prompt", where the prompt is more important, or "control", where the control is, as
         sd-webui-controlnet weighs them; or "guess", as diffusers' `guess_mode`, which is to do without a prompt.
 
@@ -43,6 +58,7 @@ class Control:
     start: float = 0.0
     end: float = 1.0
     weighting: Weighting = "balanced"
+    mode: str | None = None
 
     def __post_init__(self) -> None:
         for field, least, most in (("strength", 0.0, 10.0), ("start", 0.0, 1.0), ("end", 0.0, 1.0)):
@@ -54,16 +70,26 @@ class Control:
             raise InputError("start", self.start, f"of control {self.name!r}: must lie below its end, {self.end:g}")
         if self.weighting not in FACTORS:
             raise InputError("weighting", self.weighting, nearest(str(self.weighting), FACTORS))
+        if self.mode is not None and self.kind is None:
+            raise InputError("mode", self.mode, f"of control {self.name!r}: {nearest(str(self.mode), MODES)}")
 
     def factors(self, count: int) -> list[float]:
-        """Return the strength of each of what a network adds: to the skips, in their order, and to the middle."""
-        return [self.strength * FACTORS[self.weighting](i, count) for i in range(count)]
+        """Return factors for each of what a network adds: to the skips, in their order, and to the middle."""
+        return [FACTORS[self.weighting](i, count) for i in range(count)]
+
+    @property
+    def kind(self) -> int | None:
+        """The number that unions know the mode by."""
+        name = str(self.mode).strip().lower()
+        return next((i for i, (own, others) in enumerate(MODES.items()) if name in (own, *others)), None)
 
     @property
     def facts(self) -> dict[str, Any]:
         """What it is but its picture, as settings in files have it."""
-        return {"name": self.name, "strength": self.strength, "start": self.start, "end": self.end} | (
-            {} if self.weighting == "balanced" else {"weighting": self.weighting}
+        return (
+            {"name": self.name, "strength": self.strength, "start": self.start, "end": self.end}
+            | ({} if self.weighting == "balanced" else {"weighting": self.weighting})
+            | ({} if self.mode is None else {"mode": self.mode})
         )
 
     @property

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from jaxl.call.control import Control
+from jaxl.call.control import MODES, Control
 from jaxl.call.images import fit, read_image
 from jaxl.errors import InputError, nearest
 from jaxl.run.bucket import Branch
@@ -32,17 +32,36 @@ class Hint:
 
 @dataclass(frozen=True, eq=False)
 class PlannedControl:
-    """A control of one image: what its network sees, how strongly it acts, and in which rows (`run.controls`)."""
+    """What a network does for one image: what it sees, how strongly it acts, and in which rows (`run.controls`).
 
-    hint: Hint
-    control: Control
+    A union may see several pictures at once, whose strengths are then a matter of what it sees.
+    """
+
+    seen: tuple[tuple[Hint, Control], ...]
     first: int
     end: int
 
+    @property
+    def network(self) -> ControlNet:
+        return self.seen[0][0].network
+
+    @property
+    def scales(self) -> list[float]:
+        """How strongly each picture is seen."""
+        return [control.strength for _, control in self.seen] if len(self.seen) > 1 else [1.0]
+
+    @property
+    def kinds(self) -> np.ndarray:
+        """Whether there is a picture of each kind that the network knows, float32 [1, K]."""
+        has = {control.kind for _, control in self.seen}
+        return np.asarray([[kind in has for kind in range(self.network.config.kinds)]], np.float32)
+
     def strengths(self, order: Sequence[Branch]) -> np.ndarray:
         """Return the strengths in branches of this order, [G, R]."""
-        own = self.control.factors(len(self.hint.network.config.residuals))
-        acts = [branch is not Branch.NEGATIVE or self.control.of_negative for branch in order]
+        control = self.seen[0][1]
+        scale = control.strength if len(self.seen) == 1 else 1.0
+        own = [scale * factor for factor in control.factors(len(self.network.config.residuals))]
+        acts = [branch is not Branch.NEGATIVE or control.of_negative for branch in order]
         return np.asarray([own if on else [0.0] * len(own) for on in acts], np.float32)
 
 
@@ -72,16 +91,24 @@ def plan_controls(asked: Asked, width: int, height: int, first: int, rows: int) 
 
     Raises InputError for a picture of another shape than the image's.
     """
-    planned = []
-    for hint, control in asked:
+    together: dict[Any, list[tuple[Hint, Control]]] = {}
+    for number, (hint, control) in enumerate(asked):
         wide, tall = hint.picture.size
         if abs(wide * height / (tall * width) - 1) > MOST_STRETCH:
             remedy = f"the image is {width}x{height}; cut the picture of {control.name!r} to that shape, or give a size"
             raise InputError("controls", f"{wide}x{tall} pixels", remedy)
+        if hint.network.config.kinds and not control.strength:
+            continue  # among others it would be seen all the same
+        # a union sees those that act alike at once
+        alike = (control.start, control.end, control.weighting) if hint.network.config.kinds else number
+        together.setdefault((hint.network, alike), []).append((hint, control))
+    planned = []
+    for seen in together.values():
+        control = seen[0][1]
         # as diffusers' pipelines compare shares
         acts = [i / rows >= control.start and (i + 1) / rows <= control.end for i in range(rows)]
         start = first + (acts.index(True) if any(acts) else 0)
-        planned.append(PlannedControl(hint, control, start, start + sum(acts)))
+        planned.append(PlannedControl(tuple(seen), start, start + sum(acts)))
     return tuple(planned)
 
 
@@ -89,7 +116,7 @@ def networks_of(controls: Sequence[Sequence[PlannedControl]]) -> tuple[ControlNe
     """Return the networks of a batch: each as often as some image has it, in the order in which they first appear."""
     networks: list[ControlNet] = []
     for own in controls:
-        mine = [each.hint.network for each in own]
+        mine = [each.network for each in own]
         for network in dict.fromkeys(mine):
             networks += [network] * (mine.count(network) - networks.count(network))
     return tuple(networks)
@@ -100,7 +127,7 @@ def at_places(own: Sequence[PlannedControl], networks: Sequence[ControlNet]) -> 
     left = list(own)
     found: list[PlannedControl | None] = []
     for network in networks:
-        mine = next((each for each in left if each.hint.network is network), None)
+        mine = next((each for each in left if each.network is network), None)
         if mine is not None:
             left.remove(mine)
         found.append(mine)
@@ -115,4 +142,10 @@ def _read(control: Any, known: Mapping[str, ControlNet]) -> tuple[Hint, Control]
         if not known:
             remedy = "no ControlNet is loaded; add it first, with Pipeline.add_control or --controlnet, or leave it out"
         raise InputError("controls", control.name, remedy)
+    kinds = known[control.name].config.kinds
+    modes = ", ".join([*MODES][:kinds])
+    if kinds and (control.kind is None or control.kind >= kinds):
+        raise InputError("mode", control.mode, f"{control.name!r} takes pictures of several kinds; give one of {modes}")
+    if control.mode is not None and not kinds:
+        raise InputError("mode", control.mode, f"{control.name!r} is for pictures of one kind; leave it out")
     return Hint(known[control.name], read_image(control.image, "controls")), control

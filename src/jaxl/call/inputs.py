@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxl.call.controls import Hint, at_places
+from jaxl.call.controls import PlannedControl, at_places
 from jaxl.call.plan import Plan, Segment
 from jaxl.call.prompts import Chunk
 from jaxl.call.starts import Mask, Picture
@@ -51,7 +51,7 @@ class Encoder:
         self._texts: dict[Hashable, Text] = {}
         self._encoders: dict[Hashable, Params] = {}
         self._pictures: dict[Picture | Mask, np.ndarray] = {}
-        self._hints: dict[Hint, np.ndarray] = {}
+        self._seen: dict[PlannedControl, tuple[np.ndarray, np.ndarray | None]] = {}
 
     def text(self, chunk: Chunk, skip: int, adapters: AdapterSet, bucket: Bucket) -> Text:
         """A chunk of text, without the last `skip` layers of the encoders, which have some adapters."""
@@ -90,13 +90,19 @@ class Encoder:
             self._pictures[of] = np.asarray(self.programs.get(ENCODE_IMAGE, bucket)(self.params["vae"], pixels))
         return self._pictures[of]
 
-    def embedded(self, hint: Hint, bucket: Bucket) -> np.ndarray:
-        """What a ControlNet makes of its picture, [1, h, w, C]."""
-        if hint not in self._hints:
-            network = hint.network
+    def embedded(self, control: PlannedControl, bucket: Bucket) -> tuple[np.ndarray, np.ndarray | None]:
+        """What a ControlNet makes of its pictures, `embedded` [1, h, w, C] and `kinds` [1, E] of `Controlled`."""
+        if control not in self._seen:
+            network, kinds = control.network, None
             run = self.programs.get(EMBED_CONTROL, replace(bucket, controls=(network.config,)))
-            self._hints[hint] = np.asarray(run(network.params, hint.pixels(bucket.width, bucket.height)))
-        return self._hints[hint]
+            parts = []
+            for (hint, asked), scale in zip(control.seen, control.scales, strict=True):
+                pixels = hint.pixels(bucket.width, bucket.height)
+                kind = np.int32(asked.kind or 0)
+                part, kinds = run(network.params, pixels, kind, np.float32(scale), control.kinds)
+                parts.append(np.asarray(part))
+            self._seen[control] = sum(parts[1:], parts[0]), None if kinds is None else np.asarray(kinds)
+        return self._seen[control]
 
 
 class Inputs:
@@ -242,11 +248,14 @@ class Inputs:
             if not any(own):
                 told.append(nothing)
                 continue
-            zeros = np.zeros((1, *nothing.embedded.shape[1:]), nothing.embedded.dtype)
+            unseen = _one(nothing.embedded), _one(nothing.kinds)
+            seen = [self.encoder.embedded(c, bucket) if c else unseen for c in own]
+            kinds = [kinds for _, kinds in seen if kinds is not None]
             gather = self.programs.get(GATHER_CONTROL, replace(bucket, controls=(network.config,)))
             told.append(
                 Controlled(
-                    embedded=np.concatenate([self.encoder.embedded(c.hint, bucket) if c else zeros for c in own]),
+                    embedded=np.concatenate([embedded for embedded, _ in seen]),
+                    kinds=np.concatenate(kinds) if kinds else None,
                     context=gather(network.params, texts),
                     strengths=np.stack(
                         [c.strengths(bucket.order) if c else no_strengths(network.config, bucket.branches) for c in own]
@@ -256,3 +265,8 @@ class Inputs:
                 )
             )
         return tuple(told)
+
+
+def _one(zeros: Any) -> Any:
+    """Return zeros for one image, where there are some for a batch; None for None."""
+    return None if zeros is None else np.zeros((1, *zeros.shape[1:]), zeros.dtype)

@@ -173,9 +173,17 @@ class Shared:
 
 
 def embedding(
-    params: Params, cfg: UNetConfig, t: Array, pooled: Array, time_ids: Array, guidance: Array | None = None
+    params: Params,
+    cfg: UNetConfig,
+    t: Array,
+    pooled: Array,
+    time_ids: Array,
+    guidance: Array | None = None,
+    more: Array | None = None,
 ) -> Array:
     """Return what each residual block is told of timestep, guidance, pooled text and sizes, [B, time_embed_dim].
+
+    `more` [B, time_embed_dim] is added to it.
 
     Raises ValueError if the guidance is missing, or if this U-Net does not take it.
     """
@@ -190,9 +198,9 @@ def embedding(
             raise ValueError("guidance is missing; this U-Net takes the guidance scale (time_cond_proj_dim)")
         scale = guidance_sinusoids(guidance, cfg.time_cond_proj_dim).astype(dtype)
         time = time + linear(params["time_embedding"]["cond_proj"], scale)
-    temb = _embed(params["time_embedding"], time)
-    temb = temb + _embed(params["add_embedding"], jnp.concatenate([pooled, sizes], axis=-1))
-    return jax.nn.silu(temb)
+    temb = embed_vector(params["time_embedding"], time)
+    temb = temb + embed_vector(params["add_embedding"], jnp.concatenate([pooled, sizes], axis=-1))
+    return jax.nn.silu(temb if more is None else temb + more)
 
 
 def down(params: Params, shared: Shared, x: Array) -> tuple[Array, list[Array]]:
@@ -317,7 +325,8 @@ def gelu(x: Array) -> Array:
     return (0.5 * f * (1.0 + jax.lax.erf(f * 2**-0.5))).astype(x.dtype)
 
 
-def _embed(p: Params, x: Array) -> Array:
+def embed_vector(p: Params, x: Array) -> Array:
+    """Two linear layers, as embeddings of vectors have them."""
     return linear(p["linear_2"], jax.nn.silu(linear(p["linear_1"], x)))
 
 

@@ -33,12 +33,14 @@ class ControlNet:
 class Controlled:
     """What a ControlNet is told of B images, each in G branches.
 
-    `embedded` [B, h, w, C] is what `embed_picture` makes of their pictures, `context` [B, G, ...] what cross-attention
-    sees of their texts. What it adds to the U-Net's skips and middle, R tensors, is multiplied by `strengths` float32
-    [B, G, R] in the rows from `first` on and before `end`, int32 [B], and by 0 in all others.
+    `embedded` [B, h, w, C] is what `embed_picture` makes of their pictures, or `embed_kind` in a union, which has
+    `kinds` [B, E] of `embed_kinds` too. `context` [B, G, ...] is what cross-attention sees of their texts. What it adds
+    to the U-Net's skips and middle, R tensors, is multiplied by `strengths` float32 [B, G, R] in the rows from `first`
+    on and before `end`, int32 [B], and by 0 in all others.
     """
 
     embedded: Leaf
+    kinds: Leaf | None
     context: Params
     strengths: Leaf
     first: Leaf
@@ -50,9 +52,11 @@ class Controlled:
     ) -> Controlled:
         """Return those for latents [B, h, w, C] and `prompt_embeds` [B * G, T, D]."""
         params = parameter_shapes(to, cfg)
+        dtype = params["conv_in"]["weight"].dtype
         context = jax.eval_shape(unet_context, params, texts)
         return cls(
-            embedded=to.split((*latents[:3], cfg.unet.channels[0]), params["conv_in"]["weight"].dtype),
+            embedded=to.split((*latents[:3], cfg.unet.channels[0]), dtype),
+            kinds=to.split((images, cfg.unet.time_embed_dim), dtype) if cfg.kinds else None,
             context=jax.tree.map(
                 lambda leaf: to.split((images, branches, *leaf.shape[1:]), leaf.dtype, branches=branches), context
             ),

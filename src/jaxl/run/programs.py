@@ -183,6 +183,9 @@ EMBED_CONTROL = Program(
     takes=lambda to, bucket: (
         parameter_shapes(to, bucket.controls[0]),
         to.whole((1, bucket.height, bucket.width, bucket.controls[0].picture_channels), jnp.float32),
+        to.whole((), jnp.int32),
+        to.whole((), jnp.float32),
+        to.whole((1, bucket.controls[0].kinds), jnp.float32),
     ),
     gives=_whole,
     depends_on=("height", "width", "controls"),

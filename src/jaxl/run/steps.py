@@ -18,7 +18,7 @@ from jaxl.diffusion.noise import initial_noise
 from jaxl.kernels import XLA, Kernels
 from jaxl.nn import tiny_vae, vae
 from jaxl.nn.clip import Replaced, clip, emphasize
-from jaxl.nn.controlnet import controlnet, embed_picture
+from jaxl.nn.controlnet import controlnet, embed_kind, embed_kinds, embed_picture
 from jaxl.nn.layer_kinds import adapted
 from jaxl.nn.layers import Params
 from jaxl.nn.preview import latents_to_rgb
@@ -92,9 +92,18 @@ def features_shapes(to: Target, bucket: Bucket) -> Leaf | None:
     return to.split((bucket.batch, bucket.branches, *shape), dtype, branches=bucket.branches)
 
 
-def embed_control(cfg: ControlNetConfig, params: Params, pictures: Leaf) -> Array:
-    """Pictures [B, H, W, C] in 0..1 -> `embedded` of `Controlled`."""
-    return embed_picture(params, cfg, pictures)
+def embed_control(
+    cfg: ControlNetConfig, params: Params, picture: Leaf, kind: Leaf, scale: Leaf, kinds: Leaf
+) -> tuple[Array, Array | None]:
+    """A picture [1, H, W, C] in 0..1 -> its part of `embedded`, and `kinds`, of `Controlled`.
+
+    In a union the picture is of a `kind`, int32 [], has a strength, `scale`, float32 [], and is one of pictures of
+    `kinds`, 0 or 1, float32 [1, K].
+    """
+    embedded = embed_picture(params, cfg, picture)
+    if not cfg.kinds:
+        return embedded, None
+    return embed_kind(params, embedded, kind, scale), embed_kinds(params, cfg, kinds)
 
 
 def gather_control(params: Params, texts: list[list[list[Text]]]) -> dict[str, Any]:
@@ -140,6 +149,7 @@ def denoise(
                 pooled,
                 time_ids,
                 lengths=lengths,
+                kinds=None if told.kinds is None else per_branch(told.kinds),
                 kernels=model.kernels,
             ),
             told,

@@ -29,6 +29,7 @@ class ControlField(BaseModel):
     start: Proportion = 0.0
     end: Proportion = 1.0
     weighting: Weighting = "balanced"
+    mode: Name | None = Field(None, description="The kind of the picture, for a ControlNet that takes several.")
 
 
 def _list_of(value: Any) -> Any:
@@ -59,6 +60,7 @@ def read_controls(asked: Sequence[ControlField], max_pixels: int) -> list[Contro
             each.start,
             each.end,
             each.weighting,
+            each.mode,
         )
         for each in asked
     ]

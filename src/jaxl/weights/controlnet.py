@@ -22,8 +22,7 @@ from jaxl.weights.tensors import put, read_tensors
 COMPONENT = "controlnet"
 PREFIX = "control_model."
 PICTURE = "controlnet_cond_embedding"
-# names that no plain ControlNet has
-UNION = ("task_embedding", "control_add_embedding.linear_1.weight")
+KINDS = "task_embedding"  # which a union has
 SIZES = ("label_emb.0.0.weight", "add_embedding.linear_1.weight")  # SDXL takes sizes, older Stable Diffusions do not
 
 
@@ -59,8 +58,6 @@ def read_controlnet(path: Path, source: str | None, unet: UNetConfig, variant: s
 
 def _read_file(file: Path, unet: UNetConfig) -> OpenedControlNet:
     tensors = {key.removeprefix(PREFIX): tensor for key, tensor in read_tensors(file).items()}
-    if any(key in tensors for key in UNION):
-        raise CheckpointError(f"{file}: a ControlNet Union, which jaxl does not run; give one of a single kind")
     if not any(key.startswith((f"{PICTURE}.", "input_hint_block.")) for key in tensors):
         raise CheckpointError(f"{file}: not a ControlNet but {kinds.kind(tensors)}")
     if "lora_controlnet" in tensors:
@@ -129,4 +126,6 @@ def _config(shapes: TensorShapes, unet: UNetConfig) -> ControlNetConfig:
         embedding=(picture[0], *(shape(shapes, f"{PICTURE}.blocks.{i}.weight")[0] for i in blocks if i % 2)),
         bgr=False,
         pooled=False,
+        kinds=shapes[KINDS][0] if KINDS in shapes else 0,
+        fusing=count(shapes, "transformer_layes"),
     )

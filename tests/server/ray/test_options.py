@@ -24,7 +24,7 @@ PARTS = (ModelOptions, EngineOptions, HttpOptions, Settings)
 
 # what users call otherwise, and the flags that say the opposite
 NAMES = {
-    ModelOptions: {"sizes": "size", "preview": "preview_vae"},
+    ModelOptions: {"sizes": "size", "preview": "preview_vae", "controlnets": "controlnet"},
     EngineOptions: {"joins": "static"},
     HttpOptions: {},
     Settings: {
@@ -43,7 +43,8 @@ OF_THE_MODEL = "the model says it when it is loaded"
 A_LIMIT = "a limit that nobody needed to change yet"
 NO_OPTION = {
     **dict.fromkeys(
-        ("sizes", "chunks", "schedulers", "embeddings", "scheduler", "steps", "guidance_scale"), OF_THE_MODEL
+        ("sizes", "chunks", "schedulers", "embeddings", "controlnets", "scheduler", "steps", "guidance_scale"),
+        OF_THE_MODEL,
     ),
     **dict.fromkeys(("max_pixels", "max_body", "max_prompt"), A_LIMIT),
     "usd_per_hour": "what --prices has for the devices that are found",
@@ -132,6 +133,7 @@ SPECIAL = {
     "origin": "https://example.org",
     "root_path": "/jaxl",
     "batch_sizes": "2,3",
+    "controlnet": "edges=canny",
 }
 
 

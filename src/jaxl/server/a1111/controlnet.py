@@ -107,8 +107,8 @@ def controls_of(
 def _control(unit: Unit, service: Service, size: tuple[int, int], start: Image.Image | None) -> Control:
     if unit.module not in NO_MODULE:
         raise refusal("module", unit.module, 'there are no preprocessors here; send what the network takes, and "none"')
-    for name in ("advanced_weighting", "effective_region_mask", "union_control_type", "ipadapter_input"):
-        if (value := getattr(unit, name)) not in (None, "", "Unknown"):
+    for name in ("advanced_weighting", "effective_region_mask", "ipadapter_input"):
+        if (value := getattr(unit, name)) not in (None, ""):
             raise refusal(name, value, "not known here; leave it out")
     if unit.resize_mode not in RESIZES:
         raise refusal("resize_mode", unit.resize_mode, f"give {STRETCH!r} or {CROP!r}")
@@ -132,6 +132,7 @@ def _control(unit: Unit, service: Service, size: tuple[int, int], start: Image.I
         unit.guidance_start,
         unit.guidance_end,
         MODES[unit.control_mode],
+        None if unit.union_control_type in (None, "", "Unknown") else unit.union_control_type,
     )
 
 
