@@ -51,6 +51,20 @@ def test_as_with_the_weights_merged(worn: Any, loras: Any) -> None:
     np.testing.assert_allclose(got, want, rtol=2e-4, atol=2e-4)
 
 
+def test_a_replaced_file_of_the_same_tensors(small: Any) -> None:
+    """A file's metadata may scale its tensors, of whose bytes alone the digest is."""
+    pipe, params = small
+    texts = ("text_encoder", "text_encoder_2")
+    first = adapter(pipe.model, "some", 1, 10, components=texts)
+    second = replace(adapter(pipe.model, "some", 2, 10, components=texts), digest=first.digest, metadata={"scale": "2"})
+    drawn = []
+    for each in (first, second):
+        pipe.loras.add(each)
+        drawn.append(pipe.generate(params, "a cat", loras={"some": 1.0}, **STEPS).latents)
+        pipe.loras.remove("some")
+    assert np.abs(drawn[0] - drawn[1]).max() > 0.01
+
+
 SETS: list[dict[str, Any]] = [
     {},
     {"low": 0.8},

@@ -50,6 +50,15 @@ def test_every_digit_of_a_seed(client: TestClient) -> None:
     assert found == {**MADE, "seed": str(2**64 - 1), "unread": []}
 
 
+@pytest.mark.parametrize("odd", [5, "edges", [1], [{"name": None}], {}])
+def test_controls_are_told_without_their_pictures(client: TestClient, odd: Any) -> None:
+    told = {**MADE, "controls": [{"name": "edges", "strength": 0.8}, {"name": "depth"}]}
+    found = client.post(PATH, json={"image": png(jaxl=json.dumps(told))}).json()
+    assert "controls" not in found
+    assert found["unread"] == ["controls: edges", "controls: depth"]
+    assert client.post(PATH, json={"image": png(jaxl=json.dumps({**MADE, "controls": odd}))}).status_code == 200
+
+
 def test_files_of_a1111(client: TestClient) -> None:
     told = {"negative_prompt": "rain", "guidance_scale": 4.5, "scheduler": "dpm++2m_karras", "clip_skip": 1}
     told |= {"strength": 0.5, "guidance_rescale": 0.7, "eta": 0.25}

@@ -20,13 +20,15 @@ MOST_STRETCH = 0.05
 
 
 @dataclass(frozen=True, eq=False)
-class Hint:
-    """The picture that a control follows, as it was given and, once the image's size is known, [1, H, W, 3] in 0..1."""
+class Seen:
+    """A control with its network, and with its picture, which was read."""
 
     network: ControlNet
+    control: Control
     picture: Image.Image
 
     def pixels(self, width: int, height: int) -> np.ndarray:
+        """Return the picture as the network takes it for an image of this size, float32 [1, H, W, 3] in 0..1."""
         return (np.asarray(fit(self.picture, width, height)).astype(np.float32) / 255.0)[None]
 
 
@@ -37,38 +39,35 @@ class PlannedControl:
     A union may see several pictures at once, whose strengths are then a matter of what it sees.
     """
 
-    seen: tuple[tuple[Hint, Control], ...]
+    seen: tuple[Seen, ...]
     first: int
     end: int
 
     @property
     def network(self) -> ControlNet:
-        return self.seen[0][0].network
+        return self.seen[0].network
 
     @property
     def scales(self) -> list[float]:
         """How strongly each picture is seen."""
-        return [control.strength for _, control in self.seen] if len(self.seen) > 1 else [1.0]
+        return [each.control.strength for each in self.seen] if len(self.seen) > 1 else [1.0]
 
     @property
     def kinds(self) -> np.ndarray:
         """Whether there is a picture of each kind that the network knows, float32 [1, K]."""
-        has = {control.kind for _, control in self.seen}
+        has = {each.control.kind for each in self.seen}
         return np.asarray([[kind in has for kind in range(self.network.config.kinds)]], np.float32)
 
     def strengths(self, order: Sequence[Branch]) -> np.ndarray:
         """Return the strengths in branches of this order, [G, R]."""
-        control = self.seen[0][1]
+        control = self.seen[0].control
         scale = control.strength if len(self.seen) == 1 else 1.0
         own = [scale * factor for factor in control.factors(len(self.network.config.residuals))]
         acts = [branch is not Branch.NEGATIVE or control.of_negative for branch in order]
         return np.asarray([own if on else [0.0] * len(own) for on in acts], np.float32)
 
 
-Asked = Sequence[tuple[Hint, Control]]
-
-
-def read_controls(value: Any, known: Mapping[str, ControlNet], images: int, each: int) -> list[Asked]:
+def read_controls(value: Any, known: Mapping[str, ControlNet], images: int, each: int) -> list[list[Seen]]:
     """Return what is asked for each image. `value` is a list for all images, or one for each image or prompt.
 
     A prompt has `each` images. Raises InputError for a name that is not in `known`, for a picture that is none, and for
@@ -86,29 +85,30 @@ def read_controls(value: Any, known: Mapping[str, ControlNet], images: int, each
     return [read[i * len(read) // images] for i in range(images)]
 
 
-def plan_controls(asked: Asked, width: int, height: int, first: int, rows: int) -> tuple[PlannedControl, ...]:
+def plan_controls(asked: Sequence[Seen], width: int, height: int, first: int, rows: int) -> tuple[PlannedControl, ...]:
     """Return the controls of an image of this size, whose run has so many rows from `first` on.
 
     Raises InputError for a picture of another shape than the image's.
     """
-    together: dict[Any, list[tuple[Hint, Control]]] = {}
-    for number, (hint, control) in enumerate(asked):
-        wide, tall = hint.picture.size
+    together: dict[Any, list[Seen]] = {}
+    for number, seen in enumerate(asked):
+        control, union = seen.control, seen.network.config.kinds > 0
+        wide, tall = seen.picture.size
         if abs(wide * height / (tall * width) - 1) > MOST_STRETCH:
             remedy = f"the image is {width}x{height}; cut the picture of {control.name!r} to that shape, or give a size"
             raise InputError("controls", f"{wide}x{tall} pixels", remedy)
-        if hint.network.config.kinds and not control.strength:
+        if union and not control.strength:
             continue  # among others it would be seen all the same
         # a union sees those that act alike at once
-        alike = (control.start, control.end, control.weighting) if hint.network.config.kinds else number
-        together.setdefault((hint.network, alike), []).append((hint, control))
+        alike = (control.start, control.end, control.weighting) if union else number
+        together.setdefault((seen.network, alike), []).append(seen)
     planned = []
-    for seen in together.values():
-        control = seen[0][1]
+    for those in together.values():
+        control = those[0].control
         # as diffusers' pipelines compare shares
         acts = [i / rows >= control.start and (i + 1) / rows <= control.end for i in range(rows)]
         start = first + (acts.index(True) if any(acts) else 0)
-        planned.append(PlannedControl(tuple(seen), start, start + sum(acts)))
+        planned.append(PlannedControl(tuple(those), start, start + sum(acts)))
     return tuple(planned)
 
 
@@ -134,7 +134,7 @@ def at_places(own: Sequence[PlannedControl], networks: Sequence[ControlNet]) -> 
     return found
 
 
-def _read(control: Any, known: Mapping[str, ControlNet]) -> tuple[Hint, Control]:
+def _read(control: Any, known: Mapping[str, ControlNet]) -> Seen:
     if not isinstance(control, Control):
         raise InputError("controls", control, "give a list of `jaxl.Control`, or one such list for each image")
     if control.name not in known:
@@ -148,4 +148,4 @@ def _read(control: Any, known: Mapping[str, ControlNet]) -> tuple[Hint, Control]
         raise InputError("mode", control.mode, f"{control.name!r} takes pictures of several kinds; give one of {modes}")
     if control.mode is not None and not kinds:
         raise InputError("mode", control.mode, f"{control.name!r} is for pictures of one kind; leave it out")
-    return Hint(known[control.name], read_image(control.image, "controls")), control
+    return Seen(known[control.name], control, read_image(control.image, "controls"))

@@ -56,7 +56,7 @@ class Encoder:
     def text(self, chunk: Chunk, skip: int, adapters: AdapterSet, bucket: Bucket) -> Text:
         """A chunk of text, without the last `skip` layers of the encoders, which have some adapters."""
         own = of_text(adapters)
-        names = tuple((adapter.digest, strength) for adapter, strength in own)
+        names = tuple((adapter.identity, strength) for adapter, strength in own)
         key = (skip, names, *(array.tobytes() for arrays in chunk.values() for array in arrays))
         if key not in self._texts:
             bucket = bucket if own else replace(bucket, text_room=NO_ROOM)
@@ -96,9 +96,9 @@ class Encoder:
             network, kinds = control.network, None
             run = self.programs.get(EMBED_CONTROL, replace(bucket, controls=(network.config,)))
             parts = []
-            for (hint, asked), scale in zip(control.seen, control.scales, strict=True):
-                pixels = hint.pixels(bucket.width, bucket.height)
-                kind = np.int32(asked.kind or 0)
+            for each, scale in zip(control.seen, control.scales, strict=True):
+                pixels = each.pixels(bucket.width, bucket.height)
+                kind = np.int32(each.control.kind or 0)
                 part, kinds = run(network.params, pixels, kind, np.float32(scale), control.kinds)
                 parts.append(np.asarray(part))
             self._seen[control] = sum(parts[1:], parts[0]), None if kinds is None else np.asarray(kinds)

@@ -184,7 +184,7 @@ def make_plan(
         raise InputError("mask", None, "this model repaints pictures; pass `image` and `mask`")
     asked_controls = read_controls(options.get("controls"), controlnets, batch, each)
     native_width, native_height = default_size(
-        sources or [hint.picture for own in asked_controls for hint, _ in own], model
+        sources or [seen.picture for own in asked_controls for seen in own], model
     )
     width = arguments.image_size("width", options.get("width"), native_width, model.vae.factor)
     height = arguments.image_size("height", options.get("height"), native_height, model.vae.factor)

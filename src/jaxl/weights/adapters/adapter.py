@@ -7,6 +7,7 @@ import struct
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,12 @@ class Adapter:
     left: tuple[str, ...] = ()
     nbytes: int = 0
     file: str = ""
+
+    @cached_property
+    def identity(self) -> str:
+        """What no other adapter has: the digest is of the tensors' bytes alone, and the header says what they mean."""
+        header = repr((sorted(self.metadata.items()), self.left, {name: [*own] for name, own in self.changes.items()}))
+        return f"{self.digest}-{hashlib.sha256(header.encode()).hexdigest()[:DIGITS]}"
 
     @property
     def kinds(self) -> tuple[str, ...]:

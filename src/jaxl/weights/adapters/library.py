@@ -44,7 +44,7 @@ class Library(Mapping[str, Adapter]):
     def add(self, adapter: Adapter) -> None:
         """Add an adapter under its name. Raises InputError where another one has the name."""
         known = self._added.get(check_tag_name("name", adapter.name))
-        if known is not None and known.digest != adapter.digest:
+        if known is not None and known.identity != adapter.identity:
             raise InputError("name", adapter.name, f"{known.source} has this name; remove it first")
         self._added[adapter.name] = adapter
 
