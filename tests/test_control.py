@@ -48,7 +48,6 @@ SETS: list[list[Control]] = [
 ]
 
 
-@pytest.mark.usefixtures("optimised")
 def test_a_batch_of_different_ones(controlled: Any) -> None:
     """As each alone, and no other pictures, strengths or windows compile anything."""
     pipe, params = controlled
@@ -73,13 +72,13 @@ def test_one_network_twice(controlled: Any) -> None:
 
 
 def test_shallow_rows_have_what_is_added_first(controlled: Any) -> None:
-    """A control that stays makes the same picture in shallow rows as in deep ones, but for what is kept."""
+    """The picture is nearer to the exact one than one without the control is, and not the same."""
     pipe, params = controlled
-    how = STEPS | {"steps": 4, "cache_interval": 2}
-    kept = pipe.generate(params, "a cat", controls=[Control("edges", LINES)], **how).latents
-    exact = pipe.generate(params, "a cat", controls=[Control("edges", LINES)], **STEPS | {"steps": 4}).latents
+    how = STEPS | {"steps": 4}
+    kept = pipe.generate(params, "a cat", controls=[Control("edges", LINES)], cache_interval=2, **how).latents
+    exact = pipe.generate(params, "a cat", controls=[Control("edges", LINES)], **how).latents
     plain = pipe.generate(params, "a cat", **how).latents
-    assert np.abs(kept - exact).mean() < np.abs(plain - exact).mean()
+    assert 0 < np.abs(kept - exact).mean() < np.abs(plain - exact).mean()
 
 
 def test_the_size_is_that_of_the_first_picture(controlled: Any) -> None:

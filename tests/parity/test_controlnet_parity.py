@@ -23,9 +23,13 @@ KINDS: dict[str, dict[str, Any]] = {
     "full": FULL,
     "mid": FULL | {"transformer_layers_per_block": [0, 0, 1]},
     "small": FULL | {"down_block_types": ["DownBlock2D"] * 3},
-    "small without attention": FULL | {"down_block_types": ["DownBlock2D"] * 3, "mid_block_type": "UNetMidBlock2D"},
-    "blue first": FULL | {"controlnet_conditioning_channel_order": "bgr"},
-    "pooled": FULL | {"global_pool_conditions": True},
+    "all else": FULL
+    | {
+        "down_block_types": ["DownBlock2D"] * 3,
+        "mid_block_type": "UNetMidBlock2D",
+        "controlnet_conditioning_channel_order": "bgr",
+        "global_pool_conditions": True,
+    },
 }
 
 
@@ -56,8 +60,6 @@ def test_what_it_adds(kind: str, size: tuple[int, int]) -> None:
     of_unet: Any = randomize(diffusers.UNet2DConditionModel(**own), seed=1)
     told = {"text_embeds": torch.from_numpy(pooled), "time_ids": torch.from_numpy(time_ids)}
     with torch.no_grad():
-        if kind == "pooled":  # diffusers pools in its pipelines' network alone
-            reference.config.global_pool_conditions = True
         down, mid = reference(
             torch_pictures(x),
             torch.from_numpy(t),
@@ -78,12 +80,17 @@ def test_what_it_adds(kind: str, size: tuple[int, int]) -> None:
     @jax.jit
     def run(params: Any, unet_params: Any) -> Any:
         embedded = embed_picture(params, cfg, picture)
-        residuals = controlnet(params, cfg, x, t, embedded, unet_context(params, texts), pooled, time_ids)
+        told = embedded, unet_context(params, texts), pooled, time_ids
+        residuals = controlnet(params, cfg, x, t, *told)
+        first = controlnet(params, cfg, x, t, *told, only_first=True)
         context = unet_context(unet_params, texts)
         out, _ = unet(unet_params, UNetConfig.from_json(BASE), x, t, context, pooled, time_ids, residuals=residuals)
-        return residuals, out
+        return residuals, first, out
 
-    residuals, out = run(params, tree(of_unet))
+    residuals, first, out = run(params, tree(of_unet))
+    np.testing.assert_allclose(first[0], residuals[0], rtol=1e-5, atol=1e-5)
+    assert [each.shape for each in first] == [each.shape for each in residuals]
+    assert not any(np.any(each) for each in first[1:])
     assert [each.shape for each in residuals] == residual_shapes(cfg, residuals[0].shape)
     for got, reference_added in zip(residuals, (*down, mid), strict=True):
         added = reference_added.permute(0, 2, 3, 1).numpy()

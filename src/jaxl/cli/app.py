@@ -51,6 +51,7 @@ FLAGS = {
     "padding_mask_crop": "--mask-padding",
     "denoising_end": "--refiner-at",
     "timestep_spacing": "--spacing",
+    "controls": "--control",
     "loras": "--lora",
     "strict": "--lora-partial",
     "token": "HF_TOKEN in the environment",
