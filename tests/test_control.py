@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from adapters import adapter
 from controlnets import write_folder
 from PIL import Image
 
@@ -62,6 +63,18 @@ def test_a_batch_of_different_ones(controlled: Any) -> None:
     with compilations() as compiled:
         pipe.generate(params, ["a dog"] * len(SETS), seed=seeds, controls=others, **STEPS)
     assert not compiled
+
+
+def test_with_a_lora_and_perturbed_attention(controlled: Any) -> None:
+    """The U-Net has the LoRA, and the ControlNet does not, as with parameters that have it for good."""
+    pipe, params = controlled
+    pipe.loras.add(adapter(pipe.model, "low", 1, 4))
+    how = STEPS | {"controls": [Control("edges", LINES)], "pag_scale": 2.0}
+    got = pipe.generate(params, "a cat", loras={"low": 0.8}, **how).latents
+    want = pipe.generate(pipe.fuse(params, {"low": 0.8}), "a cat", **how).latents
+    pipe.loras.remove("low")
+    np.testing.assert_allclose(got, want, rtol=5e-4, atol=5e-4)
+    assert np.abs(got - pipe.generate(params, "a cat", **how).latents).max() > 0.05
 
 
 def test_one_network_twice(controlled: Any) -> None:
