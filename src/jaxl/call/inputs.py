@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxl.call.controls import PlannedControl, at_places
+from jaxl.call.controls import PlannedControl, Seen, at_places
 from jaxl.call.plan import Plan, Segment
 from jaxl.call.prompts import Chunk
 from jaxl.call.starts import Mask, Picture
@@ -51,7 +51,7 @@ class Encoder:
         self._texts: dict[Hashable, Text] = {}
         self._encoders: dict[Hashable, Params] = {}
         self._pictures: dict[Picture | Mask, np.ndarray] = {}
-        self._seen: dict[PlannedControl, tuple[np.ndarray, np.ndarray | None]] = {}
+        self._seen: dict[tuple[Seen, ...], tuple[np.ndarray, np.ndarray | None]] = {}  # images may share them
 
     def text(self, chunk: Chunk, skip: int, adapters: AdapterSet, bucket: Bucket) -> Text:
         """A chunk of text, without the last `skip` layers of the encoders, which have some adapters."""
@@ -92,7 +92,7 @@ class Encoder:
 
     def embedded(self, control: PlannedControl, bucket: Bucket) -> tuple[np.ndarray, np.ndarray | None]:
         """What a ControlNet makes of its pictures, `embedded` [1, h, w, C] and `kinds` [1, E] of `Controlled`."""
-        if control not in self._seen:
+        if control.seen not in self._seen:
             network, kinds = control.network, None
             run = self.programs.get(EMBED_CONTROL, replace(bucket, controls=(network.config,)))
             parts = []
@@ -101,8 +101,8 @@ class Encoder:
                 kind = np.int32(each.control.kind or 0)
                 part, kinds = run(network.params, pixels, kind, np.float32(scale), control.kinds)
                 parts.append(np.asarray(part))
-            self._seen[control] = sum(parts[1:], parts[0]), None if kinds is None else np.asarray(kinds)
-        return self._seen[control]
+            self._seen[control.seen] = sum(parts[1:], parts[0]), None if kinds is None else np.asarray(kinds)
+        return self._seen[control.seen]
 
 
 class Inputs:
@@ -244,11 +244,11 @@ class Inputs:
         told = []
         for place, network in enumerate(networks):
             own = [controls[place] for controls in at]
-            nothing = self.programs.not_controlled(bucket, place)
             if not any(own):
-                told.append(nothing)
+                told.append(self.programs.not_controlled(bucket, place))
                 continue
-            unseen = _one(nothing.embedded), _one(nothing.kinds)
+            shapes = self.programs.controlled_shapes(bucket)[place]
+            unseen = _one(shapes.embedded), _one(shapes.kinds)
             seen = [self.encoder.embedded(c, bucket) if c else unseen for c in own]
             kinds = [kinds for _, kinds in seen if kinds is not None]
             gather = self.programs.get(GATHER_CONTROL, replace(bucket, controls=(network.config,)))
@@ -267,6 +267,6 @@ class Inputs:
         return tuple(told)
 
 
-def _one(zeros: Any) -> Any:
-    """Return zeros for one image, where there are some for a batch; None for None."""
-    return None if zeros is None else np.zeros((1, *zeros.shape[1:]), zeros.dtype)
+def _one(shape: Any) -> Any:
+    """Return zeros for one image, of an argument's shape for a batch; None for None."""
+    return None if shape is None else np.zeros((1, *shape.shape[1:]), shape.dtype)

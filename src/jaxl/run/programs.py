@@ -247,6 +247,7 @@ class Programs:
     ):
         self.target = Target(model, mesh, shapes, tile, split_parameters)
         self._futures: dict[tuple[AnyProgram, Bucket], Future[Any]] = {}
+        self._controlled: dict[Bucket, tuple[Controlled, ...]] = {}
         self._lock = threading.Lock()
 
     @property
@@ -300,7 +301,7 @@ class Programs:
     @cached_property
     def nothing_replaced(self) -> dict[str, Replaced]:
         """What encoders are told of a text without textual inversions, by encoder: zeros, on the devices once."""
-        return jax.tree.map(lambda s: placed(np.zeros(s.shape, s.dtype), s.sharding), _replaced(self.target))
+        return _placed_zeros(_replaced(self.target))
 
     def no_features(self, bucket: Bucket) -> Array | None:
         """Return features before the first row, which must not be shallow: zeros; None if the bucket is not cached."""
@@ -308,11 +309,22 @@ class Programs:
 
     def not_controlled(self, bucket: Bucket, place: int) -> Controlled:
         """Return what one of a bucket's ControlNets is told where no image has a use for it: zeros."""
-        return _zeros(Conditioning.shapes(self.target, bucket).controls[place])
+        return _placed_zeros(self.controlled_shapes(bucket)[place])
+
+    def controlled_shapes(self, bucket: Bucket) -> tuple[Controlled, ...]:
+        """Return the shapes of what a bucket's ControlNets are told, traced once: each image that joins needs them."""
+        if bucket not in self._controlled:
+            self._controlled[bucket] = Conditioning.shapes(self.target, bucket).controls
+        return self._controlled[bucket]
 
     def no_images(self, bucket: Bucket) -> tuple[Slots, Conditioning]:
         """Return slots of a bucket that are all at their end, and what the network is told of them: zeros."""
         return _zeros(_state(self.target, bucket))
+
+
+def _placed_zeros(shapes: Any) -> Any:
+    """Return zeros from the host, which compile nothing."""
+    return jax.tree.map(lambda s: placed(np.zeros(s.shape, s.dtype), s.sharding), shapes)
 
 
 def _zeros(shapes: Any) -> Any:
