@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -29,7 +28,7 @@ from jaxl.nn.controlnet import controlnet, controlnet_shapes
 from jaxl.nn.unet import unet, unet_context, unet_shapes
 from jaxl.run.model import Model
 from jaxl.weights.layout import flatten, to_torch
-from lora import prepared
+from lora import in_turns, prepared, print_rows
 
 EMBEDDING = (16, 32, 96, 256)  # as published ones have it
 NAMES = ("first", "second")
@@ -61,24 +60,9 @@ def main() -> None:
         name: prepared(pipe, params, args.rows, controls=own, width=width, height=height, num_images=args.batch)
         for name, own in variants.items()
     }
-    seconds: dict[str, list[float]] = {name: [] for name in variants}
-    for turn in range(args.runs + 1):  # the first warms up
-        for name, run in runs.items():
-            took = next(run)
-            if turn:
-                seconds[name].append(took / args.rows)
-    rows = {
-        name: {
-            "row_ms": 1e3 * statistics.median(own),
-            "ratio": statistics.median(a / b for a, b in zip(own, seconds["none"], strict=True)),
-        }
-        for name, own in seconds.items()
-    }
+    rows = in_turns(runs, args)
     share = share_of_operations(pipe.model, cfg, width, height)
-    print(f"| {args.model}, {args.size}, {args.batch} images, {pipe.dtype} | row, ms | beside none |")
-    print("| --- | --- | --- |")
-    for name, row in rows.items():
-        print(f"| {name} | {row['row_ms']:.1f} | {row['ratio']:.3f} |")
+    print_rows(rows, args, pipe)
     print(f"its operations are {share:.1%} of the U-Net's")
     facts = {"device": jax.devices()[0].device_kind, "jax": jax.__version__, "share": share, "rows": rows}
     print(json.dumps({**facts, **vars(args)}))

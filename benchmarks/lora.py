@@ -16,7 +16,7 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -71,24 +71,33 @@ def steps(name: str, args: Any, folder: Path) -> dict[str, Any]:
         variant: prepared(pipe, params, args.rows, loras=loras, width=width, height=height, num_images=args.batch)
         for variant, loras in variants.items()
     }
-    seconds: dict[str, list[float]] = {variant: [] for variant in variants}
+    rows = in_turns(runs, args)
+    print_rows(rows, args, pipe)
+    return {"rows": rows}
+
+
+def in_turns(runs: Mapping[str, Iterator[float]], args: Any) -> dict[str, dict[str, float]]:
+    """Return the medians of a row of each variant, and of the ratios of its turns to those of the variant "none"."""
+    seconds: dict[str, list[float]] = {variant: [] for variant in runs}
     for turn in range(args.runs + 1):  # the first warms up
         for variant, run in runs.items():
             took = next(run)
             if turn:
                 seconds[variant].append(took / args.rows)
-    rows = {
+    return {
         variant: {
             "row_ms": 1e3 * statistics.median(own),
             "ratio": statistics.median(a / b for a, b in zip(own, seconds["none"], strict=True)),
         }
         for variant, own in seconds.items()
     }
+
+
+def print_rows(rows: Mapping[str, Mapping[str, float]], args: Any, pipe: Pipeline) -> None:
     print(f"| {args.model}, {args.size}, {args.batch} images, {pipe.dtype} | row, ms | beside none |")
     print("| --- | --- | --- |")
     for variant, row in rows.items():
         print(f"| {variant} | {row['row_ms']:.1f} | {row['ratio']:.3f} |")
-    return {"rows": rows}
 
 
 def prepared(pipe: Pipeline, params: Any, rows: int, **options: Any) -> Iterator[float]:

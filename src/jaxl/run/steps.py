@@ -131,9 +131,11 @@ def denoise(
         x = jnp.concatenate([x, cond.inpaint], axis=-1)
     # an image's branches are neighbours on the batch axis, so splitting the axis over devices keeps them together
     per_branch = partial(jnp.repeat, repeats=g, axis=0)
-    context, pooled, time_ids, lengths = jax.tree.map(
-        lambda a: a.reshape(b * g, *a.shape[2:]), (cond.context, cond.pooled, cond.time_ids, cond.lengths)
-    )
+
+    def flat(tree: Any) -> Any:
+        return jax.tree.map(lambda a: a.reshape(b * g, *a.shape[2:]), tree)
+
+    context, pooled, time_ids, lengths = flat((cond.context, cond.pooled, cond.time_ids, cond.lengths))
     shallow = None if features is None else row["shallow"] > 0
     residuals: Sequence[Array] = ()
     for cfg, own, told in zip(bucket.controls, controls, cond.controls, strict=True):
@@ -145,7 +147,7 @@ def denoise(
                 spread(per_branch(latents)),
                 per_branch(row["t"]),
                 per_branch(told.embedded),
-                jax.tree.map(lambda a: a.reshape(b * g, *a.shape[2:]), told.context),
+                flat(told.context),
                 pooled,
                 time_ids,
                 lengths=lengths,

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
-from pydantic_core import PydanticCustomError
 
 from jaxl.call.control import Control, Weighting
 from jaxl.call.images import read_image
-from jaxl.server.limits import Name, Proportion
+from jaxl.server.limits import Name, Proportion, from_json
 from jaxl.server.pictures import decode
 
 # of one image
@@ -33,14 +31,9 @@ class ControlField(BaseModel):
 
 
 def _list_of(value: Any) -> Any:
-    """Return what a field of a form has as JSON, which comes as a list of one text."""
+    """Return the list that a form has as JSON, which comes as a list of one text."""
     text = value[0] if isinstance(value, list) and len(value) == 1 else value
-    if not isinstance(text, str):
-        return value
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        raise PydanticCustomError("not_json", "not JSON; give a list of controls, each with name and image") from None
+    return from_json(text, "give a list of controls, each with name and image") if isinstance(text, str) else value
 
 
 ControlFields = Annotated[

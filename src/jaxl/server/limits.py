@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from typing import Annotated, Any, LiteralString
 
 from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
@@ -12,15 +12,18 @@ from pydantic_core import PydanticCustomError
 MOST_LORAS = 16
 
 
-def _table_of(value: Any) -> Any:
-    """Return what a field of a form has as JSON."""
+def from_json(value: Any, wanted: LiteralString) -> Any:
+    """Return what a field of a form has as JSON; errors say what is `wanted`."""
     if not isinstance(value, str):
         return value
     try:
         return json.loads(value)
     except (ValueError, RecursionError):
-        remedy = 'not JSON; give names with strengths, such as {"pencil": 0.8}'
-        raise PydanticCustomError("not_json", remedy) from None
+        raise PydanticCustomError("not_json", f"not JSON; {wanted}") from None
+
+
+def _table_of(value: Any) -> Any:
+    return from_json(value, 'give names with strengths, such as {"pencil": 0.8}')
 
 
 Count = Annotated[int, Field(ge=1, le=1000)]
