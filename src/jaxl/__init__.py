@@ -15,6 +15,7 @@ from jaxl.errors import CheckpointError, InputError, JaxlError, NonFiniteError, 
 
 if TYPE_CHECKING:
     from jaxl.call.control import Control
+    from jaxl.call.image_prompt import ImagePrompt
     from jaxl.loading import from_pretrained
     from jaxl.pipeline import Pipeline, Result
     from jaxl.run.bucket import Bucket
@@ -27,6 +28,7 @@ __all__ = [
     "Bucket",
     "CheckpointError",
     "Control",
+    "ImagePrompt",
     "InputError",
     "JaxlError",
     "NonFiniteError",
@@ -43,6 +45,7 @@ __all__ = [
 _MODULES = {
     "Bucket": "run.bucket",
     "Control": "call.control",
+    "ImagePrompt": "call.image_prompt",
     "Pipeline": "pipeline",
     "Result": "pipeline",
     "Strength": "weights.adapters.strength",

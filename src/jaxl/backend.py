@@ -42,7 +42,7 @@ from jaxl.run.programs import (
     START,
     TAKE,
     Programs,
-    of_controls,
+    of_pictures,
 )
 from jaxl.run.sharding import make_mesh, replicated, spare_device, use_cores, with_sharding
 from jaxl.weights.adapters.combined import AdapterSet
@@ -264,7 +264,7 @@ class PipelineBackend:
         programs, singles = self.pipe.programs, [lane.single for lane in self.lanes]
         futures = [programs.begin(program, batch) for batch in self._batches() for program in OF_BATCH]
         futures += [programs.begin(program, single) for single in singles for program in OF_IMAGE]
-        futures += [programs.begin(*pair) for single in singles for pair in of_controls(single)]
+        futures += [programs.begin(*pair) for single in singles for pair in of_pictures(single)]
         futures += [self._decoder.begin(DECODE, single) for single in singles]
         return list(dict.fromkeys(futures))
 

@@ -21,6 +21,14 @@ Dtype = Literal["auto", "bfloat16", "float32"]
 AVERAGE = ("decay", "min_decay", "optimization_step", "update_after_step", "use_ema_warmup", "inv_gamma", "power")
 
 
+# what transformers writes into configs, and no picture depends on
+OF_TRAINING = (
+    *("attention_dropout", "dropout", "initializer_factor", "initializer_range", "torch_dtype", "dtype"),
+    *("transformers_version", "return_dict", "chunk_size_feed_forward", "id2label", "label2id", "problem_type"),
+    "use_cache",
+)
+
+
 def read_fields(
     raw: Json, *, what: str, used: Json, fixed: Mapping[str, tuple[Any, ...]], inert: Iterable[str]
 ) -> dict[str, Any]:
@@ -105,6 +113,15 @@ class UNetConfig:
             for block, depths in blocks.items()
             if any(depths)
             for place in (block, *(f"{block}.attentions.{i}" for i in range(len(depths))))
+        )
+
+    @property
+    def transformers(self) -> tuple[str, ...]:
+        """The places of the transformers that have blocks, by parameters' path, in the order in which they run."""
+        blocks = {f"down_blocks.{i}": depths for i, depths in enumerate(self.down)}
+        blocks |= {"mid_block": self.mid or ()} | {f"up_blocks.{i}": depths for i, depths in enumerate(self.up)}
+        return tuple(
+            f"{block}.attentions.{i}" for block, depths in blocks.items() for i, depth in enumerate(depths) if depth > 0
         )
 
     @classmethod
@@ -305,6 +322,17 @@ class ControlNetConfig:
             kinds=f.get("num_control_type", 0),
             fusing=f.get("num_trans_layer", 0),
         )
+
+
+def _check_clip(what: str, fields: Json) -> None:
+    """Raise CheckpointError for an encoder of CLIP, of pictures or of texts, that jaxl does not run."""
+    if fields["hidden_act"] not in ("quick_gelu", "gelu"):
+        raise CheckpointError(
+            f"{what}: hidden_act={fields['hidden_act']!r} is not supported, only 'quick_gelu' or 'gelu'"
+        )
+    width, heads = fields["hidden_size"], fields["num_attention_heads"]
+    if width % heads:
+        raise CheckpointError(f"{what}: hidden_size={width} is not {heads} heads")
 
 
 def _divide(what: str, channels: Iterable[int], parts: Iterable[int], name: str) -> None:
@@ -520,18 +548,9 @@ class TextConfig:
                 "eos_token_id": 49407,
             },
             fixed={"model_type": ("clip_text_model",)},
-            inert=(
-                *("attention_dropout", "dropout", "initializer_factor", "initializer_range", "torch_dtype", "dtype"),
-                *("bos_token_id", "pad_token_id", "transformers_version", "return_dict", "chunk_size_feed_forward"),
-                *("id2label", "label2id", "problem_type", "use_cache"),
-            ),
+            inert=("bos_token_id", "pad_token_id", *OF_TRAINING),
         )
-        if f["hidden_act"] not in ("quick_gelu", "gelu"):
-            raise CheckpointError(
-                f"{what}: hidden_act={f['hidden_act']!r} is not supported, only 'quick_gelu' or 'gelu'"
-            )
-        if f["hidden_size"] % f["num_attention_heads"]:
-            raise CheckpointError(f"{what}: hidden_size={f['hidden_size']} is not {f['num_attention_heads']} heads")
+        _check_clip(what, f)
         return cls(
             vocab_size=f["vocab_size"],
             max_length=f["max_position_embeddings"],
@@ -544,3 +563,81 @@ class TextConfig:
             projection_dim=f["projection_dim"] if "CLIPTextModelWithProjection" in f["architectures"] else None,
             eos_token_id=None if f["eos_token_id"] == 2 else f["eos_token_id"],
         )
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """CLIP's encoder of pictures (Radford et al. 2021, arXiv:2103.00020, section 2.4), a vision transformer."""
+
+    image_size: int
+    patch_size: int
+    width: int
+    mlp_width: int
+    layers: int
+    heads: int
+    activation: str
+    norm_eps: float
+    projection_dim: int
+
+    @property
+    def tokens(self) -> int:
+        """The number of its hidden states: one for the picture, then one for each patch."""
+        return (self.image_size // self.patch_size) ** 2 + 1
+
+    @classmethod
+    def from_json(cls, raw: Json, what: str = "image_encoder/config.json") -> VisionConfig:
+        """Read a `CLIPVisionModelWithProjection` config. Raises CheckpointError naming the field at fault."""
+        f = read_fields(
+            raw,
+            what=what,
+            used={
+                "image_size": 224,
+                "patch_size": 32,
+                "hidden_size": 768,
+                "intermediate_size": 3072,
+                "num_hidden_layers": 12,
+                "num_attention_heads": 12,
+                "hidden_act": "quick_gelu",
+                "layer_norm_eps": 1e-5,
+                "projection_dim": 512,
+            },
+            fixed={"model_type": ("clip_vision_model",), "num_channels": (3,)},
+            inert=("architectures", *OF_TRAINING),
+        )
+        _check_clip(what, f)
+        if f["image_size"] % f["patch_size"]:
+            raise CheckpointError(f"{what}: image_size={f['image_size']} is not patches of {f['patch_size']}")
+        return cls(
+            image_size=f["image_size"],
+            patch_size=f["patch_size"],
+            width=f["hidden_size"],
+            mlp_width=f["intermediate_size"],
+            layers=f["num_hidden_layers"],
+            heads=f["num_attention_heads"],
+            activation=f["hidden_act"],
+            norm_eps=float(f["layer_norm_eps"]),
+            projection_dim=f["projection_dim"],
+        )
+
+
+@dataclass(frozen=True)
+class ResamplerConfig:
+    """The part of IP-Adapter Plus that reads a picture's hidden states: layers in which tokens attend to them."""
+
+    width: int
+    layers: int
+    heads: int
+    mlp_width: int
+
+
+@dataclass(frozen=True)
+class IPAdapterConfig:
+    """An IP-Adapter (Ye et al. 2023, arXiv:2308.06721): what makes so many `tokens` of a picture, of `token_width`.
+
+    They are made of the encoder's hidden states by a `resampler` (Plus), or of its embedding if that is None.
+    """
+
+    encoder: VisionConfig
+    tokens: int
+    token_width: int
+    resampler: ResamplerConfig | None

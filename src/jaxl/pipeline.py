@@ -40,6 +40,7 @@ from jaxl.run.adapted import AdaptedNetworks
 from jaxl.run.bucket import Bucket, Conditioning
 from jaxl.run.controls import ControlNet, parameter_shapes
 from jaxl.run.embeddings import Embeddings
+from jaxl.run.image_prompts import CONTEXT, ENCODER, IPAdapter, context_shapes, encoder_shapes
 from jaxl.run.model import Model
 from jaxl.run.programs import (
     ADVANCE,
@@ -50,7 +51,7 @@ from jaxl.run.programs import (
     PROGRAMS,
     START,
     Programs,
-    of_controls,
+    of_pictures,
 )
 from jaxl.run.sharding import gathered, make_mesh, on_host, own_images, place_parameters
 from jaxl.text.tokenizer import Tokenizer
@@ -65,6 +66,7 @@ from jaxl.weights.controlnet import COMPONENT as CONTROLNET
 from jaxl.weights.entries import FILE_DTYPES, Entries, entries_of_checkpoint, entries_of_params
 from jaxl.weights.folder import TOKENIZERS
 from jaxl.weights.inversions import Summary, check_name, read_folder, read_inversions
+from jaxl.weights.ip_adapter import open_ip_adapter
 from jaxl.weights.layout import flatten
 from jaxl.weights.params import read_params
 from jaxl.weights.quantise import (
@@ -92,7 +94,17 @@ Decoded = tuple[jax.Array, jax.Array, jax.Array]  # floats, bytes, whether all i
 Output = Literal["pil", "numpy", "latents"]
 
 # options of a base model that its refiner does not take over
-OF_BASE = ("denoising_end", "mask", "strength", "padding_mask_crop", "width", "height", "latents", "controls")
+OF_BASE = (
+    "denoising_end",
+    "mask",
+    "strength",
+    "padding_mask_crop",
+    "width",
+    "height",
+    "latents",
+    "controls",
+    "image_prompts",
+)
 
 log = logging.getLogger(__name__)
 
@@ -171,6 +183,7 @@ class Pipeline:
             lambda name, file, **how: read_adapter(name, file, self.model.shapes(), **how), own_folders
         )
         self.controls: dict[str, ControlNet] = {}
+        self.ip_adapters: dict[str, IPAdapter] = {}
         self._networks: AdaptedNetworks | None = None
         self.exact = self.programs = programs(shapes["unet"])
         self.quantised = None
@@ -185,11 +198,7 @@ class Pipeline:
 
         The scales of the inputs are those of its file, or are measured and written there.
         """
-
-        def tell(done: int, total: int) -> None:
-            if progress is not None:
-                progress("load", done, total)
-
+        tell = _telling(progress)
         if self.quantised is None:
             return read_params(self.checkpoint, self.exact.shapes, tell)
         precision, prompts, file = self.quantised
@@ -283,14 +292,9 @@ class Pipeline:
         hub: dict[str, Any] = {"revision": revision, "token": token, "cache_dir": cache_dir}
         hub |= {"variant": variant, "local_files_only": local_files_only}
         opened = open_controlnet(source, self.model.unet, **hub)
-
-        def tell(done: int, total: int) -> None:
-            if progress is not None:
-                progress("load", done, total)
-
         shapes = {CONTROLNET: parameter_shapes(self.exact.target, opened.config)}
         checkpoint = Checkpoint(opened.source, {}, {CONTROLNET: opened.tensors}, {})
-        params = read_params(checkpoint, shapes, tell)[CONTROLNET]
+        params = read_params(checkpoint, shapes, _telling(progress))[CONTROLNET]
         self.controls[name] = ControlNet(name, opened.source, opened.config, params)
         return self.controls[name]
 
@@ -299,6 +303,64 @@ class Pipeline:
         if name not in self.controls:
             raise InputError("name", name, nearest(str(name), self.controls) if self.controls else "none is loaded")
         del self.controls[name]
+
+    def add_ip_adapter(
+        self,
+        name: str,
+        source: str | os.PathLike[str],
+        *,
+        image_encoder: str | os.PathLike[str] | None = None,
+        weight_name: str | None = None,
+        revision: str | None = None,
+        token: str | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        local_files_only: bool = False,
+        progress: ShowProgress | None = None,
+    ) -> IPAdapter:
+        """Load an IP-Adapter, so that `generate` can be asked for it; its parameters stay on the devices.
+
+        Args:
+            name: by which a `jaxl.ImagePrompt` asks for it.
+            source: a `.safetensors` file of a plain IP-Adapter, Plus or Plus Face, or a folder or a hub id, such as
+                "h94/IP-Adapter", with a `weight_name`.
+            image_encoder: the folder or the hub id of its image encoder; by default it is looked for beside the file,
+                where it was published. Adapters with the encoder of one source share it.
+            weight_name: the file in the folder or on the hub, such as "sdxl_models/ip-adapter_sdxl.safetensors".
+            progress: called with ("load", tensors placed, tensors in all).
+
+        Raises InputError for a name that is taken, and CheckpointError for what is missing, damaged, or not an
+        IP-Adapter for this model.
+        """
+        if not isinstance(name, str) or not name.strip() or ":" in name or name in self.ip_adapters:
+            raise InputError("name", name, "give a name without colons that no other IP-Adapter has")
+        hub: dict[str, Any] = {"revision": revision, "token": token, "cache_dir": cache_dir}
+        opened = open_ip_adapter(
+            source,
+            self.model.unet,
+            image_encoder=image_encoder,
+            weight_name=weight_name,
+            **hub,
+            local_files_only=local_files_only,
+        )
+        target, known = self.exact.target, self.ip_adapters.values()
+        shapes = {**encoder_shapes(target, opened.config), CONTEXT: context_shapes(target)}
+        same = next((each for each in known if each.encoder_source == opened.encoder_source), None)
+        shared = {} if same is None else {ENCODER: same.params[ENCODER]}
+        wanted = {part: own for part, own in shapes.items() if part not in shared}
+        sources = {ENCODER: opened.encoder_source}
+        checkpoint = Checkpoint(opened.source, {}, {part: opened.tensors[part] for part in wanted}, {}, sources=sources)
+        params = shared | read_params(checkpoint, wanted, _telling(progress))
+        adapter = IPAdapter(name, opened.source, opened.encoder_source, opened.config, params)
+        self.ip_adapters[name] = adapter
+        return adapter
+
+    def remove_ip_adapter(self, name: str) -> None:
+        """Forget an IP-Adapter. Raises InputError for a name that there is not."""
+        if name not in self.ip_adapters:
+            raise InputError(
+                "name", name, nearest(str(name), self.ip_adapters) if self.ip_adapters else "none is loaded"
+            )
+        del self.ip_adapters[name]
 
     def fuse(self, params: Params, loras: Mapping[str, float | Strength]) -> Params:
         """Return parameters with LoRAs in them for good, for `generate`, `save_pretrained` and `save_single_file`.
@@ -474,8 +536,8 @@ class Pipeline:
                 Where the callback stops before that, there are latents alone.
             **options: `Options` in `jaxl.call.options`: pictures and masks to start from (`Start`), guidance
                 (`Guidance`), choices of sampling (`Sampling`), less work at some distance from the exact picture
-                (`Caching`), LoRAs (`Adapters`), ControlNets (`Controls`), the syntax of prompts, and what SDXL is
-                told of sizes (`MicroConditioning`).
+                (`Caching`), LoRAs (`Adapters`), ControlNets (`Controls`), IP-Adapters (`ImagePrompts`), the syntax of
+                prompts, and what SDXL is told of sizes (`MicroConditioning`).
 
         No argument compiles anything anew but the number of images, their size, whether any of them is guided, is
         guided by perturbed attention, has FreeU, keeps features from step to step, or has a prompt of more than 75
@@ -503,8 +565,8 @@ class Pipeline:
 
     def plan(self, prompt: str | Sequence[str], **options: Unpack[DrawOptions]) -> Plan:
         """Check the arguments of `generate` and give each image its own, before anything is loaded or compiled."""
-        known = self.model, self.tokenizers, self.lexicon, self.preset, self.devices, self.loras, self.controls
-        return make_plan(*known, prompt, options)
+        known = self.model, self.tokenizers, self.lexicon, self.preset, self.devices, self.loras
+        return make_plan(*known, self.controls, self.ip_adapters, prompt, options)
 
     def plan_refining(
         self, base: Plan, noisy: np.ndarray | None, /, prompt: str | Sequence[str], **options: Unpack[DrawOptions]
@@ -596,7 +658,8 @@ class Pipeline:
         wanted = [program for program in PROGRAMS if asked.get(program, program.always)]
         buckets = dict.fromkeys(plan.bucket_of(segment) for segment in plan.segments)
         pairs = [(program, bucket) for program in wanted for bucket in buckets]
-        pairs += [pair for bucket in buckets for pair in of_controls(bucket)]
+        makers = [each.shown.adapter.config for own in plan.image_prompts for each in own]
+        pairs += [pair for bucket in buckets for pair in of_pictures(bucket, makers)]
         return list(dict.fromkeys(self.programs.begin(*pair) for pair in pairs))
 
     def _check_params(self, params: Params) -> None:
@@ -683,6 +746,11 @@ class Pipeline:
             if self.dtype != np.float32:
                 remedy = f"use `dtype=float32`, or {remedy}"
         return NonFiniteError(f"{what} became NaN or infinite; {remedy}")
+
+
+def _telling(progress: ShowProgress | None) -> Callable[[int, int], None]:
+    """Return what tells `progress`, if that is there, how many tensors are loaded."""
+    return lambda done, total: None if progress is None else progress("load", done, total)
 
 
 def read_dtype(argument: str, value: DTypeLike, auto: DTypeLike) -> np.dtype:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from jaxl.run.bucket import Text
-from jaxl.run.embeddings import MAX_TEXTS, Embeddings
+from jaxl.run.embeddings import MOST, Embeddings
 from jaxl.run.programs import ENCODE_TEXT, AnyProgram, Programs
 
 
@@ -25,7 +25,7 @@ def fail() -> Text:
 
 def test_the_latest_texts_are_kept() -> None:
     kept = Embeddings({})
-    made = [kept.get(i, lambda i=i: text(i)) for i in range(MAX_TEXTS)]
+    made = [kept.get(i, lambda i=i: text(i)) for i in range(MOST)]
     assert kept.get(0, fail) is made[0]
     kept.get("new", lambda: text(-1.0))  # in place of 1, which was asked for longest ago
     assert kept.get(0, fail) is made[0]

@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from jaxl.call.options import MicroConditioning
 from jaxl.errors import InputError
 from jaxl.run.bucket import Branch
+
+Kind = TypeVar("Kind")
 
 
 def whole_number(argument: str, value: Any, *, least: int, most: int | None = None, remedy: str = "") -> int:
@@ -63,6 +65,24 @@ def per_image(argument: str, value: Any, batch: int, *, least: float = -math.inf
     if (numbers < least).any() or (numbers > most).any():
         raise InputError(argument, value, f"give {_range(least, most)}")
     return np.broadcast_to(numbers.reshape(-1), (batch,)).copy()
+
+
+def lists_per_image(
+    argument: str, value: Any, kind: type[Kind], images: int, each: int, remedy: str
+) -> list[list[Kind]]:
+    """Return lists of a kind: one for all images, or one for each image, or for each prompt, which has `each` images.
+
+    `value` is one of the kind, a list of them, or a list of such lists. Raises InputError for what is of another kind.
+    """
+    given: Any = [] if value is None else [value] if isinstance(value, kind) else value
+    if not isinstance(given, Sequence) or isinstance(given, str):
+        raise InputError(argument, value, remedy)
+    lists = list(given) if given and all(isinstance(own, (list, tuple)) for own in given) else [given]
+    if len(lists) not in (1, images // each, images):
+        raise InputError(argument, value, f"{len(lists)} lists for {images} images; give one, or one for each image")
+    for other in (one for own in lists for one in own if not isinstance(one, kind)):
+        raise InputError(argument, other, remedy)
+    return [list(own) for own in lists]
 
 
 def guidance_per_step(value: Any, batch: int, steps: int) -> np.ndarray:

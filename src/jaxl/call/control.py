@@ -61,17 +61,13 @@ class Control:
     mode: str | None = None
 
     def __post_init__(self) -> None:
-        for field, least, most in (("strength", 0.0, 10.0), ("start", 0.0, 1.0), ("end", 0.0, 1.0)):
-            value = getattr(self, field)
-            number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-            if not number or not least <= value <= most:
-                raise InputError(field, value, f"of control {self.name!r}: give a number from {least:g} to {most:g}")
-        if self.start >= self.end:
-            raise InputError("start", self.start, f"of control {self.name!r}: must lie below its end, {self.end:g}")
+        whose = f"of control {self.name!r}"
+        check_number("strength", self.strength, 10.0, whose)
+        check_window(self.start, self.end, whose)
         if self.weighting not in FACTORS:
             raise InputError("weighting", self.weighting, nearest(str(self.weighting), FACTORS))
         if self.mode is not None and self.kind is None:
-            raise InputError("mode", self.mode, f"of control {self.name!r}: {nearest(str(self.mode), MODES)}")
+            raise InputError("mode", self.mode, f"{whose}: {nearest(str(self.mode), MODES)}")
 
     def factors(self, count: int) -> list[float]:
         """Return factors for each of what a network adds: to the skips, in their order, and to the middle."""
@@ -96,3 +92,18 @@ class Control:
     def of_negative(self) -> bool:
         """Whether the negative branch is controlled too."""
         return self.weighting in OF_NEGATIVE
+
+
+def check_number(field: str, value: Any, most: float, whose: str) -> None:
+    """Raise InputError unless a value is a number from 0 to `most`; `whose` it is begins the remedy."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if not number or not 0 <= value <= most:
+        raise InputError(field, value, f"{whose}: give a number from 0 to {most:g}")
+
+
+def check_window(start: Any, end: Any, whose: str) -> None:
+    """Raise InputError unless these are shares of the network's calls, the first before the second."""
+    for field, value in (("start", start), ("end", end)):
+        check_number(field, value, 1.0, whose)
+    if start >= end:
+        raise InputError("start", start, f"{whose}: must lie below its end, {end:g}")

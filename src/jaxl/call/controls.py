@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from jaxl.call.arguments import lists_per_image
 from jaxl.call.control import MODES, Control
 from jaxl.call.images import fit, read_image
 from jaxl.errors import InputError, nearest
@@ -17,6 +18,7 @@ from jaxl.run.controls import ControlNet
 
 # by how much a picture's shape may differ from the image's: sizes are rounded to what networks take
 MOST_STRETCH = 0.05
+REMEDY = "give a list of `jaxl.Control`, or one such list for each image"
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,14 +75,7 @@ def read_controls(value: Any, known: Mapping[str, ControlNet], images: int, each
     A prompt has `each` images. Raises InputError for a name that is not in `known`, for a picture that is none, and for
     what is no control.
     """
-    given = [] if value is None else [value] if isinstance(value, Control) else value
-    if not isinstance(given, Sequence) or isinstance(given, str):
-        raise InputError("controls", value, "give a list of `jaxl.Control`, or one such list for each image")
-    lists: list[Sequence[Any]] = [given]
-    if given and all(isinstance(own, (list, tuple)) for own in given):
-        lists = [own for own in given if isinstance(own, (list, tuple))]
-    if len(lists) not in (1, images // each, images):
-        raise InputError("controls", value, f"{len(lists)} lists for {images} images; give one, or one for each image")
+    lists = lists_per_image("controls", value, Control, images, each, REMEDY)
     read = [[_read(control, known) for control in own] for own in lists]
     return [read[i * len(read) // images] for i in range(images)]
 
@@ -93,10 +88,7 @@ def plan_controls(asked: Sequence[Seen], width: int, height: int, first: int, ro
     together: dict[Any, list[Seen]] = {}
     for number, seen in enumerate(asked):
         control, union = seen.control, seen.network.config.kinds > 0
-        wide, tall = seen.picture.size
-        if abs(wide * height / (tall * width) - 1) > MOST_STRETCH:
-            remedy = f"the image is {width}x{height}; cut the picture of {control.name!r} to that shape, or give a size"
-            raise InputError("controls", f"{wide}x{tall} pixels", remedy)
+        check_shape("controls", seen.picture, width, height, f"the picture of {control.name!r}")
         if union and not control.strength:
             continue  # among others it would be seen all the same
         # a union sees those that act alike at once
@@ -105,11 +97,26 @@ def plan_controls(asked: Sequence[Seen], width: int, height: int, first: int, ro
     planned = []
     for those in together.values():
         control = those[0].control
-        # as diffusers' pipelines compare shares
-        acts = [i / rows >= control.start and (i + 1) / rows <= control.end for i in range(rows)]
-        start = first + (acts.index(True) if any(acts) else 0)
-        planned.append(PlannedControl(tuple(those), start, start + sum(acts)))
+        planned.append(PlannedControl(tuple(those), *acting(control.start, control.end, first, rows)))
     return tuple(planned)
+
+
+def check_shape(argument: str, picture: Image.Image, width: int, height: int, what: str) -> None:
+    """Raise InputError for a picture, which the remedy calls `what`, of another shape than the image's."""
+    wide, tall = picture.size
+    if abs(wide * height / (tall * width) - 1) > MOST_STRETCH:
+        remedy = f"the image is {width}x{height}; cut {what} to that shape, or give a size"
+        raise InputError(argument, f"{wide}x{tall} pixels", remedy)
+
+
+def acting(start: float, end: float, first: int, rows: int) -> tuple[int, int]:
+    """Return the first row that lies within shares of a run, and the one after its last, as diffusers compares them.
+
+    The run has so many rows from `first` on.
+    """
+    acts = [i / rows >= start and (i + 1) / rows <= end for i in range(rows)]
+    begins = first + (acts.index(True) if any(acts) else 0)
+    return begins, begins + sum(acts)
 
 
 def networks_of(controls: Sequence[Sequence[PlannedControl]]) -> tuple[ControlNet, ...]:
@@ -134,9 +141,7 @@ def at_places(own: Sequence[PlannedControl], networks: Sequence[ControlNet]) -> 
     return found
 
 
-def _read(control: Any, known: Mapping[str, ControlNet]) -> Seen:
-    if not isinstance(control, Control):
-        raise InputError("controls", control, "give a list of `jaxl.Control`, or one such list for each image")
+def _read(control: Control, known: Mapping[str, ControlNet]) -> Seen:
     if control.name not in known:
         remedy = f"no ControlNet of this name is loaded; {nearest(str(control.name), known)}"
         if not known:

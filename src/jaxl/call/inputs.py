@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
+import weakref
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from jaxl.call.controls import PlannedControl, Seen, at_places
+from jaxl.call.image_prompts import PlannedImagePrompt, to_pixels
 from jaxl.call.plan import Plan, Segment
 from jaxl.call.prompts import Chunk
 from jaxl.call.starts import Mask, Picture
@@ -22,7 +26,18 @@ from jaxl.run.adapters import NO_ROOM, adapter_arrays, adapter_shapes, at_each_r
 from jaxl.run.bucket import Beginning, Branch, Bucket, Conditioning, Text
 from jaxl.run.controls import Controlled, ControlNet, no_strengths
 from jaxl.run.embeddings import Embeddings
-from jaxl.run.programs import EMBED_CONTROL, ENCODE_IMAGE, ENCODE_TEXT, GATHER, GATHER_CONTROL, Programs
+from jaxl.run.image_prompts import CONTEXT, IPAdapter, Prompted
+from jaxl.run.programs import (
+    EMBED_CONTROL,
+    EMBED_IMAGE,
+    ENCODE_IMAGE,
+    ENCODE_TEXT,
+    GATHER,
+    GATHER_CONTROL,
+    GATHER_IMAGES,
+    NEUTRAL,
+    Programs,
+)
 from jaxl.weights.adapters.changes import NETWORKS
 from jaxl.weights.adapters.combined import AdapterSet, merging, of_text
 
@@ -38,7 +53,7 @@ class Given(NamedTuple):
 
 
 class Encoder:
-    """Encodes the texts and pictures of one call, each once. `embeddings` has texts of earlier calls.
+    """Encodes the texts and pictures of one call, each once. `embeddings` has those of earlier calls.
 
     `networks` knows the parameters with adapters.
     """
@@ -103,6 +118,21 @@ class Encoder:
                 parts.append(np.asarray(part))
             self._seen[control.seen] = sum(parts[1:], parts[0]), None if kinds is None else np.asarray(kinds)
         return self._seen[control.seen]
+
+    def tokens(self, adapter: IPAdapter, picture: Image.Image | None) -> np.ndarray:
+        """The tokens [1, T, D] that an IP-Adapter makes of a picture, or for the negative branch, of None."""
+        cfg = adapter.config
+        side = cfg.encoder.image_size
+        pixels = np.zeros((1, side, side, 3), np.float32) if picture is None else to_pixels(picture, cfg.encoder)
+
+        def encode() -> np.ndarray:
+            run = self.programs.get(EMBED_IMAGE, replace(NEUTRAL, ip_adapter=cfg))
+            params = {name: own for name, own in adapter.params.items() if name != CONTEXT}
+            return np.asarray(run(params, pixels, np.bool_(picture is not None)))
+
+        # weakly, so that an adapter that was removed leaves the memory
+        key = (weakref.ref(adapter), picture is None, hashlib.sha256(pixels).digest())
+        return self.embeddings.get(key, encode)
 
 
 class Inputs:
@@ -194,12 +224,8 @@ class Inputs:
         """
         plan, zeros = self.plan, self.programs.zero_text()
 
-        def read(branch: Branch) -> Branch:
-            # an image without guidance, in a bucket that has room for it, is told the same in both branches
-            return branch.reads if branch.reads in plan.bucket.order else Branch.POSITIVE
-
         def encoded(image: int, branch: Branch) -> list[Text]:
-            text = plan.texts[segment.version][image][read(branch)]
+            text = plan.texts[segment.version][image][self._read(branch)]
             # diffusers, the reference, skips layers for the positive text alone
             skip = plan.clip_skip if branch.reads is Branch.POSITIVE else 0
             own = plan.adapters[segment.version][image]
@@ -212,7 +238,7 @@ class Inputs:
             lengths.append([len(each) * zeros.prompt_embeds.shape[1] for each in chunks])
             # what fills a text up to the bucket is not looked at
             texts.append([each + each[:1] * (bucket.chunks - len(each)) for each in chunks])
-        time_ids = np.stack([plan.time_ids[read(branch)] for branch in bucket.order])
+        time_ids = np.stack([plan.time_ids[self._read(branch)] for branch in bucket.order])
         worn = [plan.adapters[segment.version][i] for i in plan.filled]
         adapted_networks, target = self.encoder.networks, self.programs.target
         forms = (
@@ -234,6 +260,43 @@ class Inputs:
             inpaint=self.given.inpaint,
             adapters=of_rows,
             controls=self._controls(bucket, plan.networks if networks is None else networks, texts),
+            image_prompts=tuple(self._image_prompts(bucket, place) for place in range(len(bucket.image_prompts))),
+        )
+
+    def _read(self, branch: Branch) -> Branch:
+        """The branch whose text and pictures a branch is told."""
+        # an image without guidance, in a bucket that has room for it, is told the same in both
+        return branch.reads if branch.reads in self.plan.bucket.order else Branch.POSITIVE
+
+    def _image_prompts(self, bucket: Bucket, place: int) -> Prompted:
+        """What cross-attention reads at one of the bucket's places for pictures."""
+        own = [(*self.plan.image_prompts[i], *[None] * (place + 1))[place] for i in self.plan.filled]
+        some = next(filter(None, own), None)
+        if some is None:
+            return self.programs.not_prompted(bucket, place)
+        room = bucket.image_prompts[place]
+
+        def tokens(prompt: PlannedImagePrompt | None, branch: Branch) -> np.ndarray:
+            """The tokens of an image at this place, with zeros up to the room that there is."""
+            shown = (prompt or some).shown
+            negative = self._read(branch) is Branch.NEGATIVE
+            each = [self.encoder.tokens(shown.adapter, None if negative else p) for p in shown.pictures]
+            made = np.concatenate(each, axis=1)
+            return np.pad(made, ((0, 0), (0, room - made.shape[1]), (0, 0)))
+
+        gather = self.programs.get(GATHER_IMAGES, replace(bucket, image_prompts=(room,)))
+        adapters = [(prompt or some).shown.adapter for prompt in own]
+        # an image that reads nothing has another's tokens, with strengths of zero
+        return Prompted(
+            context=gather(
+                [adapter.params[CONTEXT] for adapter in adapters],
+                [[tokens(prompt, branch) for branch in bucket.order] for prompt in own],
+            ),
+            lengths=np.asarray([prompt.tokens if prompt else 1 for prompt in own], np.int32),
+            strengths=np.stack([p.strengths if p else np.zeros_like(some.strengths) for p in own]),
+            masks=tuple(np.stack([(p or some).masks[i] for p in own]) for i in range(len(some.masks))),
+            first=np.asarray([prompt.first if prompt else 0 for prompt in own], np.int32),
+            end=np.asarray([prompt.end if prompt else 0 for prompt in own], np.int32),
         )
 
     def _controls(
@@ -247,7 +310,7 @@ class Inputs:
             if not any(own):
                 told.append(self.programs.not_controlled(bucket, place))
                 continue
-            shapes = self.programs.controlled_shapes(bucket)[place]
+            shapes = self.programs.told(bucket).controls[place]
             unseen = _one(shapes.embedded), _one(shapes.kinds)
             seen = [self.encoder.embedded(c, bucket) if c else unseen for c in own]
             kinds = [kinds for _, kinds in seen if kinds is not None]

@@ -11,6 +11,7 @@ from os import PathLike
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict, TypeVar, cast
 
 from jaxl.call.control import Control
+from jaxl.call.image_prompt import ImagePrompt
 from jaxl.diffusion.tables import Sampling
 from jaxl.text.prompt import Syntax
 from jaxl.weights.adapters.strength import Strength
@@ -28,6 +29,7 @@ __all__ = [
     "Controls",
     "DrawOptions",
     "Guidance",
+    "ImagePrompts",
     "LoadOptions",
     "MicroConditioning",
     "Options",
@@ -168,7 +170,18 @@ class Controls(TypedDict, total=False):
     controls: Sequence[Control] | Sequence[Sequence[Control]]
 
 
-class Options(Sampling, Guidance, Caching, Start, Adapters, Controls, MicroConditioning, total=False):
+class ImagePrompts(TypedDict, total=False):
+    """Pictures that the images are to be like.
+
+    Attributes:
+        image_prompts: a list of `jaxl.ImagePrompt`, or one such list for each image: IP-Adapters that
+            `Pipeline.add_ip_adapter` was given, each with its pictures. Images of one call may have different ones.
+    """
+
+    image_prompts: Sequence[ImagePrompt] | Sequence[Sequence[ImagePrompt]]
+
+
+class Options(Sampling, Guidance, Caching, Start, Adapters, Controls, ImagePrompts, MicroConditioning, total=False):
     """Every further setting of a picture.
 
     Attributes:

@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxl.call import arguments
 from jaxl.call.controls import PlannedControl, networks_of, plan_controls, read_controls
+from jaxl.call.image_prompts import PlannedImagePrompt, places_of, plan_image_prompts, read_image_prompts
 from jaxl.call.lexicon import Lexicon
 from jaxl.call.loras import adapter_set, at_step, distilled_preset, read_loras, starts
 from jaxl.call.options import DEFAULTS, DrawOptions, Guidance, MicroConditioning, Options, Start, check_names, part
@@ -24,6 +25,7 @@ from jaxl.presets import Preset, speed
 from jaxl.run.adapters import Room, room_for
 from jaxl.run.bucket import Branch, Bucket
 from jaxl.run.controls import ControlNet
+from jaxl.run.image_prompts import IPAdapter
 from jaxl.run.model import Model
 from jaxl.text.tags import read_tags
 from jaxl.text.tokenizer import Tokenizer
@@ -60,7 +62,8 @@ class Plan:
     `steps` are those of the whole schedule, and `preset` says what the call left open. `rows` [B, R, K] are the
     tables, of which `count` rows are run, from row `first` on, in `segments`. `texts` are [version][image][branch] ->
     chunks, or None for the zero embedding; `inversions` are the names of the textual inversions in them. `adapters`
-    are [version][image]. `controls` are the ControlNets of each image, `networks` those of the bucket, in its order.
+    are [version][image]. `controls` are the ControlNets of each image, `networks` those of the bucket, in its order;
+    `image_prompts` are what each image reads of pictures.
     The latents start as `noise_scale` times noise, each seed's own or `noise` [B, h, w, C], plus
     `picture_scale` times the picture's latents.
     """
@@ -79,6 +82,7 @@ class Plan:
     adapters: list[list[AdapterSet]]
     controls: list[tuple[PlannedControl, ...]] = field(metadata=OF_IMAGE)
     networks: tuple[ControlNet, ...]
+    image_prompts: list[tuple[PlannedImagePrompt, ...]] = field(metadata=OF_IMAGE)
     inversions: tuple[str, ...]
     clip_skip: int
     seeds: list[int] = field(metadata=OF_IMAGE)
@@ -157,6 +161,7 @@ def make_plan(
     devices: Devices,
     adapters: Mapping[str, Adapter],
     controlnets: Mapping[str, ControlNet],
+    ip_adapters: Mapping[str, IPAdapter],
     prompt: str | Sequence[str],
     options: DrawOptions,
 ) -> Plan:
@@ -183,6 +188,7 @@ def make_plan(
     if model.inpaints and "mask" not in begin:
         raise InputError("mask", None, "this model repaints pictures; pass `image` and `mask`")
     asked_controls = read_controls(options.get("controls"), controlnets, batch, each)
+    shown = read_image_prompts(options.get("image_prompts"), ip_adapters, batch, each)
     native_width, native_height = default_size(
         sources or [seen.picture for own in asked_controls for seen in own], model
     )
@@ -249,6 +255,9 @@ def make_plan(
     first = 2 * skip
     controls = [plan_controls(own, width, height, first, all_rows) for own in asked_controls]
     networks = networks_of(controls)
+    micro = part(options, MicroConditioning)
+    h, w = height // model.vae.factor, width // model.vae.factor
+    image_prompts = [plan_image_prompts(own, model.unet, (width, height), (h, w), first, all_rows) for own in shown]
     bucket = Bucket(
         max(per_round),
         height,
@@ -261,9 +270,8 @@ def make_plan(
         room=Room.holding(room_for(own, "unet") for own in every_set).rounded,
         text_room=Room.holding(room_for(own, name) for own in every_set for name in TEXT_ENCODERS).rounded,
         controls=tuple(network.config for network in networks),
+        image_prompts=places_of(image_prompts),
     )
-    micro = part(options, MicroConditioning)
-    h, w = height // model.vae.factor, width // model.vae.factor
     from_noise = pictures is None or (skip == 0 and "mask" in begin)
     goes_on = "denoising_start" in begin
     return Plan(
@@ -281,6 +289,7 @@ def make_plan(
         adapters=by_version,
         controls=controls,
         networks=networks,
+        image_prompts=image_prompts,
         inversions=texts.inversions,
         clip_skip=_clip_skip(model, asked.get("clip_skip")),
         seeds=arguments.seeds_per_image(asked.get("seed"), batch),

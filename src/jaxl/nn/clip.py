@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
-from jaxl.config import TextConfig
+from jaxl.config import TextConfig, VisionConfig
 from jaxl.kernels import XLA, Kernels
 from jaxl.kernels.attention import attention
 from jaxl.nn.layers import Params, Shapes, layer_norm, linear, linear_shapes, norm_shapes, numbered
@@ -21,8 +21,25 @@ from jaxl.nn.layers import Params, Shapes, layer_norm, linear, linear_shapes, no
 
 def clip_shapes(cfg: TextConfig, dtype: DTypeLike = jnp.bfloat16) -> Shapes:
     """The parameter tree of one text encoder."""
+    shapes: Shapes = {
+        "text_model": {
+            "embeddings": {
+                "token_embedding": {"weight": jax.ShapeDtypeStruct((cfg.vocab_size, cfg.width), dtype)},
+                "position_embedding": {"weight": jax.ShapeDtypeStruct((cfg.max_length, cfg.width), dtype)},
+            },
+            "encoder": {"layers": numbered([encoder_layer_shapes(cfg, dtype)] * cfg.layers)},
+            "final_layer_norm": norm_shapes(cfg.width, dtype),
+        }
+    }
+    if cfg.projection_dim is not None:
+        shapes["text_projection"] = linear_shapes(cfg.width, cfg.projection_dim, dtype, bias=False)
+    return shapes
+
+
+def encoder_layer_shapes(cfg: TextConfig | VisionConfig, dtype: DTypeLike) -> Shapes:
+    """The parameter tree of one layer."""
     square = partial(linear_shapes, cfg.width, cfg.width, dtype)
-    layer = {
+    return {
         "self_attn": {"q_proj": square(), "k_proj": square(), "v_proj": square(), "out_proj": square()},
         "layer_norm1": norm_shapes(cfg.width, dtype),
         "mlp": {
@@ -31,19 +48,6 @@ def clip_shapes(cfg: TextConfig, dtype: DTypeLike = jnp.bfloat16) -> Shapes:
         },
         "layer_norm2": norm_shapes(cfg.width, dtype),
     }
-    shapes: Shapes = {
-        "text_model": {
-            "embeddings": {
-                "token_embedding": {"weight": jax.ShapeDtypeStruct((cfg.vocab_size, cfg.width), dtype)},
-                "position_embedding": {"weight": jax.ShapeDtypeStruct((cfg.max_length, cfg.width), dtype)},
-            },
-            "encoder": {"layers": numbered([layer] * cfg.layers)},
-            "final_layer_norm": norm_shapes(cfg.width, dtype),
-        }
-    }
-    if cfg.projection_dim is not None:
-        shapes["text_projection"] = linear_shapes(cfg.width, cfg.projection_dim, dtype, bias=False)
-    return shapes
 
 
 class Replaced(NamedTuple):
@@ -75,7 +79,7 @@ def clip(
     x = x + embeddings["position_embedding"]["weight"][: ids.shape[1]]
     states = [x]
     for i in range(cfg.layers):
-        states.append(_layer(text["encoder"]["layers"][str(i)], cfg, states[-1], kernels))
+        states.append(encoder_layer(text["encoder"]["layers"][str(i)], cfg, states[-1], kernels, causal=True))
     # states[-1 - n] is n layers before the last one; an index, so that clip_skip does not recompile
     hidden = jnp.stack(states)[cfg.layers - 1 - clip_skip]
     if cfg.projection_dim is None:
@@ -101,12 +105,13 @@ def emphasize(hidden: Array, weights: Array) -> Array:
 
 
 # `jit` in a program means that the layers, which have the same shapes, are traced once, not each.
-@partial(jax.jit, static_argnums=(1, 3))
-def _layer(p: Params, cfg: TextConfig, x: Array, kernels: Kernels) -> Array:
+@partial(jax.jit, static_argnums=(1, 3), static_argnames="causal")
+def encoder_layer(p: Params, cfg: TextConfig | VisionConfig, x: Array, kernels: Kernels, *, causal: bool) -> Array:
+    """Self-attention and two linear layers, each after a norm and around a residual: [B, T, width]."""
     activation = partial(jax.nn.gelu, approximate=False) if cfg.activation == "gelu" else _quick_gelu
     h = layer_norm(p["layer_norm1"], x, cfg.norm_eps)
     q, k, v = (linear(p["self_attn"][name], h) for name in ("q_proj", "k_proj", "v_proj"))
-    x = x + linear(p["self_attn"]["out_proj"], attention(q, k, v, cfg.heads, causal=True, kernels=kernels))
+    x = x + linear(p["self_attn"]["out_proj"], attention(q, k, v, cfg.heads, causal=causal, kernels=kernels))
     h = layer_norm(p["layer_norm2"], x, cfg.norm_eps)
     return x + linear(p["mlp"]["fc2"], activation(linear(p["mlp"]["fc1"], h)))
 

@@ -106,6 +106,7 @@ def unet(
     features: Array | None = None,
     shallow: Array | None = None,
     residuals: Sequence[Array] = (),
+    images: Sequence[ImageContext] = (),
     kernels: Kernels = XLA,
 ) -> tuple[Array, Array]:
     """Predict noise, velocity or sample, as the checkpoint was trained to; also the features for later timesteps.
@@ -122,7 +123,7 @@ def unet(
     features: what an earlier call returned. shallow: bool [B], the rows that take theirs from there and run the first
     convolution and the last layer alone; what lies between is not run at all where all rows are shallow (Ma et al.
     2023, DeepCache, arXiv:2312.00858). residuals: what ControlNets add to the skips, in their order, and to what leaves
-    the middle, each [B, h, w, C] (`nn.controlnet`).
+    the middle, each [B, h, w, C] (`nn.controlnet`). images: what cross-attention reads of pictures beside the texts.
 
     Raises InputError for unknown pag_layers, ValueError for arguments that must come together and do not.
     """
@@ -134,7 +135,7 @@ def unet(
 
     x = x.astype(params["conv_in"]["weight"].dtype)
     temb = embedding(params, cfg, t, pooled, time_ids, guidance)
-    shared = Shared(cfg, kernels, temb, context, lengths, perturbed, pag_layers, freeu)
+    shared = Shared(cfg, kernels, temb, context, lengths, perturbed, pag_layers, freeu, tuple(images))
     first = conv(params["conv_in"], x)
 
     def deep() -> Array:
@@ -170,6 +171,28 @@ class Shared:
     perturbed: Array | None = None
     pag_layers: tuple[str, ...] = ()
     freeu: Array | None = None
+    images: tuple[ImageContext, ...] = ()
+
+
+@dataclass(frozen=True)
+class ImageContext:
+    """What cross-attention reads of pictures beside the text (Ye et al. 2023, arXiv:2308.06721, section 3.2.2).
+
+    context: keys and values as `unet_context` makes them of the pictures' tokens. lengths: int32 [B], in 1..T, the
+    tokens that are real. strengths: float32 [B, L], by which each of `cfg.transformers` adds what it reads. masks:
+    float32 [B, h, w], further factors of each place, for every size of the features that transformers see.
+    """
+
+    context: Params
+    lengths: Array
+    strengths: Array
+    masks: tuple[Array, ...]
+
+    def at(self, cfg: UNetConfig, path: str, height: int, width: int) -> Array:
+        """The factors of each place in a transformer [B, h * w, 1]."""
+        mask = next(mask for mask in self.masks if mask.shape[1:] == (height, width))
+        strength = self.strengths[:, cfg.transformers.index(path)]
+        return (strength[:, None, None] * mask).reshape(len(mask), -1, 1)
 
 
 def embedding(
@@ -273,10 +296,26 @@ def _transformer(params: Params, shared: Shared, path: str, x: Array, heads: int
     tokens = group_norm(p["norm"], x, shared.cfg.norm_num_groups, 1e-6, kernels=shared.kernels).reshape(b, h * w, c)
     tokens = linear(p["proj_in"], tokens)
     blocks = p.get("transformer_blocks", {})
+    factors = [each.at(shared.cfg, path, h, w) for each in shared.images] if blocks else []
     for i in map(str, range(len(blocks))):
-        text = reduce(getitem, [*path.split("."), "transformer_blocks", i, "attn2"], shared.context)
-        tokens = transformer_block(blocks[i], tokens, text, heads, shared.kernels, shared.lengths, perturbed)
+        place = [*path.split("."), "transformer_blocks", i, "attn2"]
+        images = tuple(
+            (reduce(getitem, place, each.context), each.lengths, factor)
+            for each, factor in zip(shared.images, factors, strict=True)
+        )
+        text = reduce(getitem, place, shared.context)
+        tokens = transformer_block(blocks[i], tokens, text, heads, shared.kernels, shared.lengths, perturbed, images)
     return linear(p["proj_out"], tokens).reshape(x.shape) + x
+
+
+def transformer_sizes(cfg: UNetConfig, height: int, width: int) -> list[tuple[int, int]]:
+    """The sizes of the features that transformers see, for latents of this size."""
+    sizes = []
+    for _ in cfg.down:
+        sizes.append((height, width))
+        height, width = -(-height // 2), -(-width // 2)
+    blocks = zip((*cfg.down, cfg.mid or (), *cfg.up), (*sizes, sizes[-1], *sizes[::-1]), strict=True)
+    return list(dict.fromkeys(size for depths, size in blocks if any(depth > 0 for depth in depths)))
 
 
 def features_shape(cfg: UNetConfig, height: int, width: int) -> tuple[int, int, int]:
@@ -370,7 +409,9 @@ def transformer_block(
     kernels: Kernels,
     lengths: Array | None,
     perturbed: Array | None,
+    images: tuple[tuple[Params, Array, Array], ...] = (),
 ) -> Array:
+    """Return what a block makes of tokens [B, T, C]. Each of `images` is a context, its lengths, and its factors."""
     shape = tokens.shape
     tokens = tokens.reshape(-1, shape[-1])  # XLA lays products of two axes out better than of three
     norm = partial(layer_norm, kernels=kernels)
@@ -382,6 +423,9 @@ def transformer_block(
     tokens = tokens + linear(p["attn1"]["to_out"]["0"], y.reshape(tokens.shape))
     q = linear(p["attn2"]["to_q"], norm(p["norm2"], tokens)).reshape(shape)
     y = attention(q, context["k"], context["v"], heads, lengths=lengths, kernels=kernels)
+    for image, real, factors in images:
+        read = attention(q, image["k"], image["v"], heads, lengths=real, kernels=kernels)
+        y = y + factors.astype(y.dtype) * read
     tokens = tokens + linear(p["attn2"]["to_out"]["0"], y.reshape(tokens.shape))
     # GEGLU (Shazeer 2020, arXiv:2002.05202)
     y, gate = jnp.split(linear(p["ff"]["net"]["0"]["proj"], norm(p["norm3"], tokens)), 2, axis=-1)

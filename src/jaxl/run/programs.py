@@ -3,7 +3,8 @@
 Five kinds make a picture: ENCODE_TEXT (a chunk of text at a time), GATHER (texts into a batch), START (noise and tables
 into slots), ADVANCE (rows of the table: all the work) and DECODE (latents to pixels). ENCODE_IMAGE is for those that
 start from a picture, PREVIEW for those that are watched, JOIN and TAKE for those that come and go while others run,
-OBSERVE for calibration, EMBED_CONTROL and GATHER_CONTROL for ControlNets. Only shapes are compiled in; scheduler,
+OBSERVE for calibration, EMBED_CONTROL and GATHER_CONTROL for ControlNets, EMBED_IMAGE and GATHER_IMAGES for
+IP-Adapters. Only shapes are compiled in; scheduler,
 steps, guidance, prompt and seed are arguments.
 """
 
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass, fields, replace
 from functools import cached_property, partial
@@ -23,6 +24,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
+from jaxl.config import IPAdapterConfig
 from jaxl.diffusion.loop import Slots
 from jaxl.nn.clip import Replaced
 from jaxl.nn.layer_kinds import adapted
@@ -31,6 +33,7 @@ from jaxl.run import steps
 from jaxl.run.adapters import adapter_shapes, at_each_text
 from jaxl.run.bucket import Beginning, Bucket, Conditioning, Text
 from jaxl.run.controls import Controlled, parameter_shapes
+from jaxl.run.image_prompts import Prompted, context_shapes, dtype_of, encoder_shapes
 from jaxl.run.model import Model
 from jaxl.run.sharding import replicated, split_images
 from jaxl.run.steps import features_shapes, slots_shapes
@@ -43,6 +46,7 @@ Output = TypeVar("Output")
 
 NEUTRAL = Bucket(batch=1, height=0, width=0, guided=False)
 ALL = tuple(field.name for field in fields(Bucket))
+OF_ROWS = tuple(name for name in ALL if name != "ip_adapter")  # what made the tokens is not asked there
 PIXELS = ("batch", "height", "width")
 
 
@@ -59,7 +63,7 @@ class Program(Generic[*Arguments, Output]):
     run: Callable[[Target, Bucket], Callable[[*Arguments], Output]]
     takes: Callable[[Target, Bucket], tuple[*Arguments]]
     gives: Callable[[Target, Bucket], Any]
-    depends_on: tuple[str, ...] = ALL
+    depends_on: tuple[str, ...] = OF_ROWS
     donates: tuple[int, ...] = ()
     always: bool = False
 
@@ -88,7 +92,12 @@ def _state(to: Target, bucket: Bucket) -> tuple[Slots, Conditioning]:
 
 
 def _uncontrolled(bucket: Bucket) -> Bucket:
-    return replace(bucket, controls=())
+    return replace(bucket, controls=(), image_prompts=())
+
+
+def _adapter(bucket: Bucket) -> IPAdapterConfig:
+    assert bucket.ip_adapter is not None  # whoever asks for these programs names one
+    return bucket.ip_adapter
 
 
 def _split(to: Target, bucket: Bucket) -> Any:
@@ -127,7 +136,7 @@ OBSERVE = Program(
         {path: to.whole((), jnp.float32) for path in layers(to.shapes["unet"])},
     ),
     gives=lambda to, bucket: (_shardings(slots_shapes(to, bucket)), replicated(to.mesh)),
-    depends_on=tuple(name for name in ALL if name != "controls"),
+    depends_on=tuple(name for name in OF_ROWS if name not in ("controls", "image_prompts")),
 )
 DECODE = Program(
     "decode",
@@ -200,6 +209,29 @@ GATHER_CONTROL = Program(
     gives=lambda to, bucket: split_images(to.mesh, bucket.batch, bucket.branches),
     depends_on=("batch", "guided", "chunks", "pag_layers", "controls"),
 )
+EMBED_IMAGE = Program(
+    "embed_image",
+    run=lambda to, bucket: partial(steps.embed_image, to.model, _adapter(bucket)),
+    takes=lambda to, bucket: (
+        encoder_shapes(to, _adapter(bucket)),
+        to.whole((1, *[_adapter(bucket).encoder.image_size] * 2, 3), jnp.float32),
+        to.whole((), jnp.bool_),
+    ),
+    gives=_whole,
+    depends_on=("ip_adapter",),
+)
+# at the first of a bucket's places
+GATHER_IMAGES = Program(
+    "gather_images",
+    run=lambda *_: steps.gather_images,
+    takes=lambda to, bucket: (
+        [context_shapes(to)] * bucket.batch,
+        [[to.whole((1, bucket.image_prompts[0], to.model.unet.cross_attention_dim), dtype_of(to))] * bucket.branches]
+        * bucket.batch,
+    ),
+    gives=lambda to, bucket: split_images(to.mesh, bucket.batch, bucket.branches),
+    depends_on=("batch", "guided", "pag_layers", "image_prompts"),
+)
 START = Program(
     "start",
     run=lambda *_: steps.start,
@@ -223,10 +255,19 @@ TAKE = Program(
 )
 
 
-def of_controls(bucket: Bucket) -> list[tuple[AnyProgram, Bucket]]:
-    """Return the programs that a bucket's ControlNets need before rows run, each with the bucket to compile it for."""
-    each = [replace(bucket, controls=(cfg,)) for cfg in dict.fromkeys(bucket.controls)]
-    return [(program, own) for own in each for program in (EMBED_CONTROL, GATHER_CONTROL)]
+def of_pictures(bucket: Bucket, adapters: Iterable[IPAdapterConfig] = ()) -> list[tuple[AnyProgram, Bucket]]:
+    """Return the programs that pictures need before rows run, each with the bucket to compile it for.
+
+    Those are the pictures that a bucket's ControlNets follow, and those of its image prompts by these adapters.
+    """
+    controls = [replace(bucket, controls=(cfg,)) for cfg in dict.fromkeys(bucket.controls)]
+    places = [replace(bucket, image_prompts=(tokens,)) for tokens in dict.fromkeys(bucket.image_prompts)]
+    makers = [replace(bucket, ip_adapter=cfg) for cfg in dict.fromkeys(adapters)] if places else []
+    return [
+        *((program, own) for own in controls for program in (EMBED_CONTROL, GATHER_CONTROL)),
+        *((EMBED_IMAGE, own) for own in makers),
+        *((GATHER_IMAGES, own) for own in places),
+    ]
 
 
 # all of the above, and those that make a picture
@@ -247,7 +288,7 @@ class Programs:
     ):
         self.target = Target(model, mesh, shapes, tile, split_parameters)
         self._futures: dict[tuple[AnyProgram, Bucket], Future[Any]] = {}
-        self._controlled: dict[Bucket, tuple[Controlled, ...]] = {}
+        self._told: dict[Bucket, Conditioning] = {}
         self._lock = threading.Lock()
 
     @property
@@ -309,13 +350,17 @@ class Programs:
 
     def not_controlled(self, bucket: Bucket, place: int) -> Controlled:
         """Return what one of a bucket's ControlNets is told where no image has a use for it: zeros."""
-        return _placed_zeros(self.controlled_shapes(bucket)[place])
+        return _placed_zeros(self.told(bucket).controls[place])
 
-    def controlled_shapes(self, bucket: Bucket) -> tuple[Controlled, ...]:
-        """Return the shapes of what a bucket's ControlNets are told, traced once: each image that joins needs them."""
-        if bucket not in self._controlled:
-            self._controlled[bucket] = Conditioning.shapes(self.target, bucket).controls
-        return self._controlled[bucket]
+    def not_prompted(self, bucket: Bucket, place: int) -> Prompted:
+        """Return what is read at one of a bucket's places for pictures where no image has one: zeros."""
+        return _placed_zeros(self.told(bucket).image_prompts[place])
+
+    def told(self, bucket: Bucket) -> Conditioning:
+        """Return the shapes of what the network is told, traced once: each image that joins needs them."""
+        if bucket not in self._told:
+            self._told[bucket] = Conditioning.shapes(self.target, bucket)
+        return self._told[bucket]
 
     def no_images(self, bucket: Bucket) -> tuple[Slots, Conditioning]:
         """Return slots of a bucket that are all at their end, and what the network is told of them: zeros."""

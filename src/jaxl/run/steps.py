@@ -11,14 +11,16 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxl.config import ControlNetConfig, TinyVAEConfig, VAEConfig
+from jaxl.config import ControlNetConfig, IPAdapterConfig, TinyVAEConfig, VAEConfig
 from jaxl.diffusion import loop
 from jaxl.diffusion.loop import Row, Slots
 from jaxl.diffusion.noise import initial_noise
 from jaxl.kernels import XLA, Kernels
 from jaxl.nn import tiny_vae, vae
 from jaxl.nn.clip import Replaced, clip, emphasize
+from jaxl.nn.clip_vision import clip_vision
 from jaxl.nn.controlnet import controlnet, embed_kind, embed_kinds, embed_picture
+from jaxl.nn.ip_adapter import image_tokens
 from jaxl.nn.layer_kinds import adapted
 from jaxl.nn.layers import Params
 from jaxl.nn.preview import latents_to_rgb
@@ -26,6 +28,7 @@ from jaxl.nn.tiles import decode_tiled, encode_tiled
 from jaxl.nn.unet import features_shape, unet, unet_context
 from jaxl.run.bucket import Beginning, Branch, Bucket, Conditioning, Text
 from jaxl.run.controls import Controlled
+from jaxl.run.image_prompts import ENCODER, PROJECTION
 from jaxl.run.model import Model
 from jaxl.run.sharding import split_images, spread, whole, with_sharding
 from jaxl.run.target import Leaf, Target
@@ -111,6 +114,22 @@ def gather_control(params: Params, texts: list[list[list[Text]]]) -> dict[str, A
     return gather(params, texts)[0]
 
 
+def embed_image(model: Model, cfg: IPAdapterConfig, params: Params, pixels: Leaf, shown: Leaf) -> Array:
+    """A picture as `clip_vision` takes it [1, S, S, 3] -> its tokens [1, T, D].
+
+    `params` are the encoder's and the projection's. What is not `shown`, bool [], has an embedding of zeros: so are the
+    tokens of the negative branch made, of a picture of zeros.
+    """
+    embedding, hidden = clip_vision(params[ENCODER], cfg.encoder, pixels, model.kernels)
+    return image_tokens(params[PROJECTION], cfg, jnp.where(shown, embedding, 0), hidden, model.kernels)
+
+
+def gather_images(params: Sequence[Params], tokens: list[list[Array]]) -> Params:
+    """Tokens of pictures [image][branch], each [1, T, D], and each image's adapter -> `context` of `Prompted`."""
+    own = [unet_context(p, jnp.concatenate(each)) for p, each in zip(params, tokens, strict=True)]
+    return jax.tree.map(lambda *each: whole(jnp.stack(each)), *own)
+
+
 def denoise(
     model: Model,
     bucket: Bucket,
@@ -175,6 +194,7 @@ def denoise(
         features=None if features is None else features.reshape(b * g, *features.shape[2:]),
         shallow=None if shallow is None else per_branch(shallow),
         residuals=residuals,
+        images=[each.in_row(row, g) for each in cond.image_prompts],
         kernels=model.kernels,
     )
     outputs = out.astype(jnp.float32).reshape(b, g, *out.shape[1:])

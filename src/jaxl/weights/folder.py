@@ -31,11 +31,14 @@ UNUSED = ("feature_extractor", "image_encoder", "safety_checker", "watermark")
 OLD_ATTENTION = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
 
 
+IMAGE_ENCODER = "image_encoder"
+
 # the networks that a user may name on their own, as errors call them, and their classes
 PARTS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "unet": ("U-Net", CLASSES["unet"]),
     "vae": ("VAE", CLASSES["vae"]),
     "controlnet": ("ControlNet", ("ControlNetModel", "ControlNetUnionModel")),
+    IMAGE_ENCODER: ("image encoder", ("CLIPVisionModelWithProjection",)),
 }
 
 
@@ -55,7 +58,8 @@ class Part:
 
 def stem(component: str) -> str:
     """Return the name of a component's weight files, without variant and extension."""
-    return "model" if component.startswith("text_encoder") else "diffusion_pytorch_model"
+    of_transformers = component.startswith("text_encoder") or component == IMAGE_ENCODER
+    return "model" if of_transformers else "diffusion_pytorch_model"
 
 
 def weight_file(component: str, variant: str | None) -> str:
@@ -150,12 +154,17 @@ def read_part(folder: Path, component: str, *, variant: str | None = None, sourc
             f"{source}: no {name} there; give a folder with its config.json, a whole pipeline's, or a .safetensors file"
         )
     config = read_json(folder / "config.json")
-    kind = config.get("_class_name") or ", ".join(config.get("architectures", ())) or "a network without a class name"
+    kind = class_of(config) or "a network without a class name"
     if kind not in wanted:
         are = "are" if len(wanted) > 1 else "is"
         raise CheckpointError(f"{source}: {kind} is not a {name} that jaxl runs, only {' and '.join(wanted)} {are}")
     chosen = _variant(folder, component, variant, source)
     return Part(source, config, _tensors(folder, component, chosen, source))
+
+
+def class_of(config: Mapping[str, Any]) -> str | None:
+    """Return the class of a network that its config names, as diffusers or as transformers does."""
+    return config.get("_class_name") or ", ".join(config.get("architectures") or ()) or None
 
 
 def _class_of(index: Mapping[str, Any], component: str) -> str | None:

@@ -17,6 +17,7 @@ from jaxl.weights.folder import (
     CLASSES,
     PARTS,
     TOKENIZERS,
+    class_of,
     index_file,
     part_folder,
     present,
@@ -101,7 +102,7 @@ def download_part(
     folder = fetch(small, revision, [])
     place = part_folder(folder, component)
     config = place / "config.json"
-    if not config.exists() or read_json(config).get("_class_name") not in PARTS[component][1]:
+    if not config.exists() or class_of(read_json(config)) not in PARTS[component][1]:
         return folder  # read_part says what is wrong with it
 
     def weights(variant: str | None) -> Path:
@@ -118,6 +119,24 @@ def holds_model(repo_id: str, *, revision: str | None = None, local_files_only: 
     files = [".gitattributes", "model_index.json"]
     folder = _fetch(repo_id, files, revision, [], token=None, cache_dir=None, local_files_only=local_files_only)
     return (folder / "model_index.json").exists()
+
+
+def download_files(
+    repo_id: str,
+    files: Sequence[str],
+    *,
+    revision: str | None = None,
+    token: str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    local_files_only: bool = False,
+) -> Path:
+    """Download those of some files that a repository has, and return the folder of its commit. Raises CheckpointError.
+
+    Weights that are not in the cache yet come with huggingface_hub's progress bar.
+    """
+    fetch = partial(_fetch, repo_id, token=token, cache_dir=cache_dir, local_files_only=local_files_only)
+    weights = [file for file in files if file.endswith(".safetensors")]
+    return fetch([".gitattributes", *map(glob.escape, files)], revision, weights)
 
 
 def download_adapter(

@@ -15,7 +15,7 @@ from jaxl.presets import SDXL_BASE
 from jaxl.weights.checkpoint import Checkpoint
 from jaxl.weights.controlnet import COMPONENT as CONTROLNET
 from jaxl.weights.controlnet import OpenedControlNet, read_controlnet
-from jaxl.weights.folder import Part, read_folder, read_part
+from jaxl.weights.folder import IMAGE_ENCODER, Part, read_folder, read_part
 from jaxl.weights.single_file import read_single_file, read_unet_file, read_vae_file
 
 EMBEDDED = {"tiny": Path(__file__).parents[1] / "models" / "tiny"}
@@ -102,6 +102,26 @@ def open_controlnet(
     hub = {"revision": revision, "token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
     path, source = _find(os.fspath(name), "download_part", component=CONTROLNET, variant=variant, **hub)
     return read_controlnet(path, source, unet, variant)
+
+
+def open_image_encoder(
+    name: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    variant: str | None = None,
+    token: str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    local_files_only: bool = False,
+) -> Part:
+    """Open the image encoder in the folder or in the hub's repository that `name` means, without reading tensors.
+
+    Raises CheckpointError, in one line.
+    """
+    hub = {"revision": revision, "token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
+    path, source = _find(os.fspath(name), "download_part", component=IMAGE_ENCODER, variant=variant, **hub)
+    if not path.is_dir():
+        raise CheckpointError(f"{name}: give the folder of the image encoder, with its config.json and its weights")
+    return read_part(path, IMAGE_ENCODER, variant=variant, source=source)
 
 
 def with_unet(checkpoint: Checkpoint, unet: Part) -> Checkpoint:

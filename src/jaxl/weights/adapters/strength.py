@@ -106,7 +106,7 @@ def _blocks(value: Any) -> tuple[tuple[str, float], ...] | None:
     if value is None or (isinstance(value, tuple) and value and isinstance(value[0], tuple)):
         return value
     if isinstance(value, Mapping):
-        return tuple(_named(value))
+        return tuple(named_blocks(value))
     known = ", ".join(map(str, BLOCKS))
     if not isinstance(value, Sequence) or isinstance(value, str) or len(value) not in BLOCKS:
         raise InputError("blocks", value, f"give a list of {known} numbers, or a mapping of down, mid and up")
@@ -116,7 +116,8 @@ def _blocks(value: Any) -> tuple[tuple[str, float], ...] | None:
     return tuple(factors.items())
 
 
-def _named(value: Mapping[Any, Any]) -> list[tuple[str, float]]:
+def named_blocks(value: Mapping[Any, Any]) -> list[tuple[str, float]]:
+    """Return factors by place of a mapping as diffusers reads it: of "down.2.1", "down.2" and "mid"."""
     remedy = 'give {"down": ..., "mid": ..., "up": ...}, each a number or {"block_0": number or list}'
     found: list[tuple[str, float]] = []
     for side, of_side in value.items():
