@@ -245,6 +245,7 @@ def told(programs: Programs, bucket: Bucket, unet: dict[str, Any]) -> Conditioni
         inpaint=None,
         adapters=None,
         controls=(),
+        image_prompts=(),
     )
 
 

@@ -1,4 +1,4 @@
-"""Pictures that follow others: each image with its own controls, the same alone and among others."""
+"""Pictures that follow others and are like others: each image with its own, the same alone and among others."""
 
 import random
 from collections.abc import Iterator
@@ -8,13 +8,16 @@ import numpy as np
 import pytest
 from adapters import adapter
 from controlnets import write_folder
+from ip_adapters import write
 from PIL import Image
 
-from jaxl import Control
+from jaxl import Control, ImagePrompt
 from jaxl.backend import PipelineBackend, open_backend
 from jaxl.bench.measure import compilations
+from jaxl.config import UNetConfig
 from jaxl.engine import Engine, Request
 from jaxl.errors import InputError
+from jaxl.presets import SDXL_BASE
 
 A_WHILE = 600.0  # no measure of anything: only who fails waits so long
 RNG = np.random.default_rng(5)
@@ -30,22 +33,37 @@ def sources(small: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, s
 
 
 @pytest.fixture(scope="module")
-def controlled(small: Any, sources: dict[str, str]) -> Iterator[Any]:
+def adapters(small: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    files = write(tmp_path_factory.mktemp("adapters"), small[0].model.unet)
+    return {name: str(file) for name, file in files.items()}
+
+
+@pytest.fixture(scope="module")
+def controlled(small: Any, sources: dict[str, str], adapters: dict[str, str]) -> Iterator[Any]:
     pipe, params = small
     for name, source in sources.items():
         pipe.add_control(name, source)
+    for name, file in adapters.items():
+        pipe.add_ip_adapter(name, file)
     yield pipe, params
     for name in sources:
         pipe.remove_control(name)
+    for name in adapters:
+        pipe.remove_ip_adapter(name)
 
 
-SETS: list[list[Control]] = [
-    [],
-    [Control("edges", LINES)],
-    [Control("depth", DEPTH, 0.5, start=0.3)],
-    [Control("edges", LINES, 0.7, end=0.7), Control("depth", LINES, weighting="guess")],
-    [Control("edges", DEPTH, weighting="control")],
-    [Control("depth", DEPTH, strength=0.0)],
+LEFT = Image.new("L", (64, 64))
+LEFT.paste(255, (0, 0, 32, 64))
+SETS: list[tuple[list[Control], list[ImagePrompt]]] = [
+    ([], []),
+    ([Control("edges", LINES)], []),
+    ([Control("depth", DEPTH, 0.5, start=0.3)], [ImagePrompt("plus", WIDE, 0.8)]),
+    ([Control("edges", LINES, 0.7, end=0.7), Control("depth", LINES, weighting="guess")], []),
+    (
+        [Control("edges", DEPTH, weighting="control")],
+        [ImagePrompt("plain", DEPTH), ImagePrompt("plus", LINES, end=0.7)],
+    ),
+    ([Control("depth", DEPTH, strength=0.0)], [ImagePrompt("plain", [LINES, DEPTH], mask=LEFT)]),
 ]
 
 
@@ -53,15 +71,24 @@ def test_a_batch_of_different_ones(controlled: Any) -> None:
     """As each alone, and no other pictures, strengths or windows compile anything."""
     pipe, params = controlled
     seeds = list(range(len(SETS)))
-    together = pipe.generate(params, ["a cat"] * len(SETS), seed=seeds, controls=SETS, **STEPS).latents
-    for seed, (own, got) in enumerate(zip(SETS, together, strict=True)):
-        alone = pipe.generate(params, "a cat", seed=seed, controls=own, **STEPS).latents[0]
+    own_controls, own_prompts = zip(*SETS, strict=True)
+    asked: dict[str, Any] = {"controls": list(own_controls), "image_prompts": list(own_prompts)}
+    together = pipe.generate(params, ["a cat"] * len(SETS), seed=seeds, **asked, **STEPS).latents
+    for seed, ((controls, prompts), got) in enumerate(zip(SETS, together, strict=True)):
+        alone = pipe.generate(params, "a cat", seed=seed, controls=controls, image_prompts=prompts, **STEPS).latents[0]
         np.testing.assert_allclose(got, alone, rtol=2e-4, atol=2e-4)
-        if any(each.strength for each in own):
+        if seed:
             assert np.abs(got - pipe.generate(params, "a cat", seed=seed, **STEPS).latents[0]).max() > 0.05
-    others = [[Control(each.name, WIDE.resize((64, 64)), 1.5, 0.1, 0.9) for each in own] for own in SETS]
+    other = WIDE.resize((64, 64))
+    asked = {
+        "controls": [[Control(each.name, other, 1.5, 0.1, 0.9) for each in own] for own in own_controls],
+        "image_prompts": [
+            [ImagePrompt(each.name, [other] * len(each.pictures), 0.3, LEFT, 0.1, 0.9) for each in own]
+            for own in own_prompts
+        ],
+    }
     with compilations() as compiled:
-        pipe.generate(params, ["a dog"] * len(SETS), seed=seeds, controls=others, **STEPS)
+        pipe.generate(params, ["a dog"] * len(SETS), seed=seeds, **asked, **STEPS)
     assert not compiled
 
 
@@ -118,6 +145,48 @@ def test_what_cannot_work(controlled: Any, controls: Any, message: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("prompts", "message"),
+    [
+        ([ImagePrompt("like", LINES)], "no IP-Adapter of this name is loaded; known: plain, plus"),
+        (["plus"], "give a list of `jaxl.ImagePrompt`"),
+        ([ImagePrompt("plus", LINES, mask=WIDE)], "the image is 64x64; cut the mask of 'plus' to that shape"),
+        ([ImagePrompt("plus", LINES, blocks="layout")], "this U-Net has no such blocks"),
+        ([ImagePrompt("plus", "nowhere.png")], "nowhere.png"),
+    ],
+)
+def test_image_prompts_that_cannot_work(controlled: Any, prompts: Any, message: str) -> None:
+    pipe, _ = controlled
+    with pytest.raises(InputError, match=message):
+        pipe.plan(["a cat", "a dog"], width=64, height=64, image_prompts=prompts)
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({"start": 0.5, "end": 0.5}, "start=0.5: of image prompt 'plus': must lie below its end"),
+        ({"strength": -1.0}, "strength=-1.0: of image prompt 'plus': give a number from 0 to 10"),
+        ({"images": []}, "give at least one picture"),
+        ({"blocks": "mood"}, "blocks='mood'"),
+        ({"blocks": {"left": 1}}, "blocks="),
+    ],
+)
+def test_values_of_image_prompts_that_cannot_work(how: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        ImagePrompt(**{"name": "plus", "images": LINES, **how})
+
+
+def test_blocks_by_name() -> None:
+    """InstantStyle's, in SDXL's own U-Net; all that is not named gets 0."""
+    transformers = UNetConfig.from_json(SDXL_BASE["unet"]).transformers
+    assert len(transformers) == 11
+    assert ImagePrompt("plus", LINES, 0.5).factors(transformers) == [0.5] * 11
+    found = ImagePrompt("plus", LINES, 0.5, blocks="style and layout").factors(transformers)
+    named = [path for path, strength in zip(transformers, found, strict=True) if strength]
+    assert named == ["down_blocks.2.attentions.1", "up_blocks.0.attentions.1"]
+    assert max(found) == 0.5
+
+
+@pytest.mark.parametrize(
     ("how", "message"),
     [
         ({"start": 0.5, "end": 0.5}, "start=0.5: of control 'edges': must lie below its end"),
@@ -132,20 +201,22 @@ def test_values_that_cannot_work(how: Any, message: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def backend(small: Any, sources: dict[str, str]) -> PipelineBackend:
+def backend(small: Any, sources: dict[str, str], adapters: dict[str, str]) -> PipelineBackend:
     """As `jaxl serve` opens it, on one device."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("jaxl.backend.make_mesh", lambda: small[0].mesh)
         patch.setattr("jaxl.backend.spare_device", lambda: None)
         where = small[0].checkpoint.source
-        return open_backend(where, controlnets=list(sources.items()), slots=3, chunks=1, dtype="float32")
+        networks: dict[str, Any] = {"controlnets": [*sources.items()], "ip_adapters": [*adapters.items()]}
+        return open_backend(where, **networks, slots=3, chunks=1, dtype="float32")
 
 
 def test_in_the_engine_each_is_as_alone(backend: PipelineBackend) -> None:
     rng = random.Random(0)
     kinds: list[dict[str, Any]] = [
-        {"prompt": "a cat", "seed": seed, "steps": rng.randint(2, 5), "controls": own, "guidance_scale": scale}
-        for seed, (own, scale) in enumerate((own, scale) for own in SETS for scale in (1.0, 4.0))
+        {"prompt": "a cat", "seed": seed, "steps": rng.randint(2, 5), "guidance_scale": scale}
+        | {"controls": controls, "image_prompts": prompts}
+        for seed, ((controls, prompts), scale) in enumerate((own, scale) for own in SETS for scale in (1.0, 4.0))
     ]
     with Engine(backend) as engine:
         with compilations() as compiled:
@@ -155,7 +226,10 @@ def test_in_the_engine_each_is_as_alone(backend: PipelineBackend) -> None:
         for kind, got in zip(kinds, among, strict=True):
             alone = engine.submit(Request(kind)).future.result(A_WHILE).images[0]
             np.testing.assert_array_equal(got, np.asarray(alone))
-        with pytest.raises(InputError, match="each ControlNet once"):
-            engine.submit(Request({"prompt": "a cat", "controls": [Control("edges", LINES)] * 2})).future.result(
-                A_WHILE
-            )
+        for asked, message in (
+            ({"controls": [Control("edges", LINES)] * 2}, "each ControlNet once"),
+            ({"image_prompts": [ImagePrompt("plain", LINES)] * 3}, "an image may have 2 here, of 16 tokens each"),
+            ({"image_prompts": [ImagePrompt("plus", [LINES] * 3)]}, "1, of 32 tokens"),
+        ):
+            with pytest.raises(InputError, match=message):
+                engine.submit(Request({"prompt": "a cat", **asked})).future.result(A_WHILE)

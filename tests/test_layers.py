@@ -94,6 +94,7 @@ def test_exported_names() -> None:
         "Bucket",
         "CheckpointError",
         "Control",
+        "ImagePrompt",
         "InputError",
         "JaxlError",
         "NonFiniteError",

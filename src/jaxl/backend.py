@@ -34,7 +34,9 @@ from jaxl.run.programs import (
     ADVANCE,
     DECODE,
     EMBED_CONTROL,
+    EMBED_IMAGE,
     GATHER_CONTROL,
+    GATHER_IMAGES,
     JOIN,
     OBSERVE,
     PREVIEW,
@@ -54,12 +56,15 @@ __all__ = ["PipelineBackend", "open_backend"]
 SLOTS = 4  # images in the making at once, or as many as there are devices
 CHUNKS = 3  # that a prompt may have, of 75 tokens each
 LORA_RANK = 128  # of all LoRAs of an image together
+IMAGE_PROMPTS = 2  # of an image
+IMAGE_TOKENS = 16  # of an image prompt: those of one picture in Plus, of four in a plain IP-Adapter
 # what clients are told, who cannot ask for it
 LENIENT = "whoever runs the server can have such tensors left out, with --lora-partial"
 
 # the programs of a running batch; all others but calibration's are for one image on its way into it or out of it
 OF_BATCH = (ADVANCE, JOIN, TAKE, PREVIEW)
-OF_IMAGE = tuple(program for program in PROGRAMS if program not in (*OF_BATCH, OBSERVE, EMBED_CONTROL, GATHER_CONTROL))
+OF_PICTURE = (EMBED_CONTROL, GATHER_CONTROL, EMBED_IMAGE, GATHER_IMAGES)
+OF_IMAGE = tuple(program for program in PROGRAMS if program not in (*OF_BATCH, OBSERVE, *OF_PICTURE))
 
 
 @dataclass(frozen=True)
@@ -186,15 +191,16 @@ class PipelineBackend:
 
     @property
     def defaults(self) -> dict[str, Any]:
-        """What a server's settings take from the model: the names of `schedulers`, the `embeddings`, the
-        names of `controlnets`, `sizes`, the `chunks` that a prompt may have, and what is drawn where a request does not
-        say, which is the first size, `scheduler`, `steps` and `guidance_scale`.
+        """What a server's settings take from the model: the names of `schedulers`, the `embeddings`, the names of
+        `controlnets` and `ip_adapters`, `sizes`, the `chunks` that a prompt may have, and what is drawn where a request
+        does not say, which is the first size, `scheduler`, `steps` and `guidance_scale`.
         """
         preset = self.pipe.preset
         return {
             "schedulers": tuple(sorted(SCHEDULERS)),
             "embeddings": self.embeddings,
             "controlnets": tuple(self.pipe.controls),
+            "ip_adapters": tuple(self.pipe.ip_adapters),
             "sizes": tuple(dict.fromkeys((lane.width, lane.height) for lane in self.lanes)),
             "chunks": max(lane.chunks for lane in self.lanes),
             "scheduler": scheduler_name(self.pipe.model.scheduler, preset.scheduler),
@@ -264,7 +270,8 @@ class PipelineBackend:
         programs, singles = self.pipe.programs, [lane.single for lane in self.lanes]
         futures = [programs.begin(program, batch) for batch in self._batches() for program in OF_BATCH]
         futures += [programs.begin(program, single) for single in singles for program in OF_IMAGE]
-        futures += [programs.begin(*pair) for single in singles for pair in of_pictures(single)]
+        makers = [adapter.config for adapter in self.pipe.ip_adapters.values()]
+        futures += [programs.begin(*pair) for single in singles for pair in of_pictures(single, makers)]
         futures += [self._decoder.begin(DECODE, single) for single in singles]
         return list(dict.fromkeys(futures))
 
@@ -304,7 +311,10 @@ class PipelineBackend:
             lanes = fitting
         return min(
             lanes,
-            key=lambda lane: (lane.branches, lane.cached, lane.freeu, lane.controls != (), lane.room, lane.chunks),
+            key=lambda lane: (
+                *(lane.branches, lane.cached, lane.freeu),
+                *(lane.controls != (), lane.image_prompts != (), lane.room, lane.chunks),
+            ),
         )
 
 
@@ -319,6 +329,8 @@ def open_backend(
     lora_rank: int | None = None,
     lora_partial: bool = False,
     controlnets: Sequence[tuple[str, str]] = (),
+    ip_adapters: Sequence[tuple[str, str]] = (),
+    image_encoder: str | None = None,
     dtype: Dtype = "auto",
     embedding_dir: str | os.PathLike[str] | None = None,
     progress: ShowProgress | None = None,
@@ -337,6 +349,8 @@ def open_backend(
         the file is refused.
     controlnets: names of ControlNets that requests may ask for, each with what it is loaded from; images with them have
         lanes of their own, which have a place for each.
+    ip_adapters: the same for IP-Adapters, with their image_encoder where none lies beside them. The lanes of images
+        with ControlNets have two places for image prompts too, or there are lanes for these.
     dtype: auto is float32 on a CPU, else bfloat16. embedding_dir: a folder with textual inversions, see
         `Pipeline.add_embedding`. options: further ones of `LoadOptions`.
 
@@ -352,7 +366,14 @@ def open_backend(
     embeddings = [] if embedding_dir is None else pipe.add_embedding(None, embedding_dir)
     for name, source in controlnets:
         pipe.add_control(name, source, local_files_only=bool(options.get("local_files_only")), progress=progress)
-    networks = tuple(network.config for network in pipe.controls.values())
+    for name, source in ip_adapters:
+        offline = bool(options.get("local_files_only"))
+        pipe.add_ip_adapter(name, source, image_encoder=image_encoder, local_files_only=offline, progress=progress)
+    tokens = max([IMAGE_TOKENS, *(adapter.config.tokens for adapter in pipe.ip_adapters.values())])
+    pictures = {
+        "controls": tuple(network.config for network in pipe.controls.values()),
+        "image_prompts": (tokens,) * IMAGE_PROMPTS if pipe.ip_adapters else (),
+    }
     slots = slots or max([SLOTS, mesh.size, *batch_sizes])
     at_once = sorted({whole_number("batch_sizes", size, least=1, most=slots) for size in batch_sizes} | {slots})
     side = pipe.model.default_size
@@ -372,8 +393,9 @@ def open_backend(
         rooms += [(Room(rank), every), (every, every)]
     for width, height in sizes or [(side, side)]:
         bucket = pipe.bucket(1, height, width, guided=guided)
-        for (room, text_room), n, controls in product(rooms, sorted({1, chunks}), dict.fromkeys([(), networks])):
-            lanes.append(replace(bucket.single, chunks=n, room=room, text_room=text_room, controls=controls))
+        for (room, text_room), n in product(rooms, sorted({1, chunks})):
+            lane = replace(bucket.single, chunks=n, room=room, text_room=text_room)
+            lanes += dict.fromkeys([lane, replace(lane, **pictures)])
     backend = PipelineBackend(pipe, {}, lanes, at_once, spare_device(), embeddings)
     backend.begin()
     backend.take_params(pipe.load_params(progress))
@@ -391,6 +413,8 @@ def _needs(
     chunks = max(lane.chunks for lane in lanes)
     rank = max(lane.room.rank for lane in lanes)
     none_here = "the server has no program for it; leave it out"
+    places = max((lane.image_prompts for lane in lanes), key=len)
+    room = f"an image may have {len(places)} here, of {max(places, default=0)} tokens each; give fewer pictures"
     return [
         (
             side,
@@ -425,4 +449,15 @@ def _needs(
             "an image may have each ControlNet once here; leave one out",
             lambda lane: not networks or (bool(lane.controls) and len(set(networks)) == len(networks)),
         ),
+        (
+            "image_prompts",
+            f"{len(bucket.image_prompts)}, of {max(bucket.image_prompts, default=0)} tokens",
+            room if places else none_here,
+            lambda lane: _fit(bucket.image_prompts, lane.image_prompts),
+        ),
     ]
+
+
+def _fit(tokens: Sequence[int], places: Sequence[int]) -> bool:
+    """Return whether image prompts of so many tokens, the longest first, have room at places."""
+    return len(tokens) <= len(places) and all(n <= room for n, room in zip(tokens, places, strict=False))

@@ -225,6 +225,7 @@ class FlaxStableDiffusionXLPipeline:
             inpaint=None,
             adapters=None,
             controls=(),
+            image_prompts=(),
         )
         if latents is None:
             latents = jax.random.normal(key, (b, *self._latent_shape(height, width)), jnp.float32)

@@ -131,7 +131,7 @@ class Encoder:
             return np.asarray(run(params, pixels, np.bool_(picture is not None)))
 
         # weakly, so that an adapter that was removed leaves the memory
-        key = (weakref.ref(adapter), picture is None, hashlib.sha256(pixels).digest())
+        key = (weakref.ref(adapter), picture is None, hashlib.sha256(pixels.tobytes()).digest())
         return self.embeddings.get(key, encode)
 
 

@@ -158,6 +158,10 @@ class Adapters(TypedDict, total=False):
     loras: Mapping[str, float | Strength] | Sequence[Mapping[str, float | Strength]]
 
 
+# the options that have pictures beside those to start from
+OF_PICTURES = ("controls", "image_prompts")
+
+
 class Controls(TypedDict, total=False):
     """Pictures that the images follow.
 

@@ -52,6 +52,7 @@ FLAGS = {
     "denoising_end": "--refiner-at",
     "timestep_spacing": "--spacing",
     "controls": "--control",
+    "image_prompts": "--image-prompt",
     "loras": "--lora",
     "strict": "--lora-partial",
     "token": "HF_TOKEN in the environment",

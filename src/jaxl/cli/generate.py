@@ -25,6 +25,8 @@ from jaxl.cli.options import (
     HostOption,
     Hosts,
     HostsOption,
+    ImageEncoderOption,
+    IPAdapterOption,
     JsonOption,
     LocalOption,
     LoraDirOption,
@@ -44,14 +46,13 @@ from jaxl.cli.options import (
 )
 from jaxl.cli.terminal import in_background, note, print_line, progress_bars, to_terminal
 from jaxl.errors import InputError, JaxlError, is_out_of_memory
-from jaxl.server.settings import read_controlnets
+from jaxl.server.settings import read_named
 
 # jax, and what imports it, is imported when there is something to draw, so that help and usage errors come at once
 if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
 
-    from jaxl.call.control import Control
     from jaxl.call.plan import Plan
     from jaxl.pipeline import Pipeline, Result, ShowPreview, ShowProgress
 
@@ -117,6 +118,16 @@ def generate(
             "--control",
             metavar="NAME:IMAGE[:STRENGTH]",
             help="Follow a picture, such as edges, by a ControlNet that --controlnet named; repeatable.",
+        ),
+    ] = None,
+    ip_adapter: IPAdapterOption = None,
+    image_encoder: ImageEncoderOption = None,
+    image_prompts: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--image-prompt",
+            metavar="NAME:IMAGE[:STRENGTH]",
+            help="Be like a picture, by an IP-Adapter that --ip-adapter named; repeatable.",
         ),
     ] = None,
     unet: UnetOption = None,
@@ -205,8 +216,10 @@ def generate(
     """
     given = dict(locals())
     from jaxl.call.arguments import per_image, seeds_per_image, share, whole_number
+    from jaxl.call.control import Control
+    from jaxl.call.image_prompt import ImagePrompt
     from jaxl.call.images import read_image
-    from jaxl.call.options import DrawOptions
+    from jaxl.call.options import OF_PICTURES, DrawOptions
 
     began = time.perf_counter()
     whole_number("num_images", num_images, least=1)
@@ -224,7 +237,8 @@ def generate(
         "seed": seeds,
         # read here, so that a mistake is told before anything is loaded
         "image": None if image is None else read_image(image, "image"),
-        "controls": [_control(text) for text in controls or ()] or None,
+        "controls": [Control(*_picture_for("control", text)) for text in controls or ()] or None,
+        "image_prompts": [ImagePrompt(*_picture_for("image_prompt", text)) for text in image_prompts or ()] or None,
     }
     if refiner is not None:
         asked["denoising_end"] = share("refiner_at", refiner_at)
@@ -260,8 +274,11 @@ def generate(
                 note(f"measuring on {count_of} prompts, once for this model, for --precision {precision}")
             asked.update(_size(size, pipe))
             asked["loras"] = options["loras"] = add_loras(pipe, loras or [], lora_dir, strict=not lora_partial) or None
-            for name, model_of in read_controlnets(controlnet or ()):
-                pipe.add_control(name, model_of, local_files_only=local_files_only, progress=progress)
+            how: Any = {"local_files_only": local_files_only, "progress": progress}
+            for name, model_of in read_named("controlnet", controlnet or ()):
+                pipe.add_control(name, model_of, **how)
+            for name, file in read_named("ip_adapter", ip_adapter or ()):
+                pipe.add_ip_adapter(name, file, image_encoder=image_encoder, **how)
             second = None if refiner is None else open_model(refiner, vae_tile=vae_tile)
             sources = [*(embedding or ()), *(() if embedding_dir is None else (embedding_dir,))]
             for each, file in itertools.product([pipe] if second is None else [pipe, second], sources):
@@ -288,7 +305,7 @@ def generate(
     named = {"unet": unet, "vae": vae, "precision": precision, "refiner": refiner, "refiner_at": refiner and refiner_at}
     # names alone: a folder would tell strangers about the machine
     pictures = {name: file and Path(file).name for name, file in (("image", image), ("mask", mask))}
-    followed = {"controls": [each.facts for each in asked["controls"] or ()] or None}
+    followed = {name: [each.facts for each in asked[name] or ()] or None for name in OF_PICTURES}
     drawn = time.perf_counter()
     files = []
     for made, own_seed in zip(images, result.seeds, strict=True):
@@ -439,9 +456,8 @@ def add_loras(pipe: Pipeline, given: list[str], folder: str | None, *, strict: b
     return strengths
 
 
-def _control(text: str) -> Control:
-    """What --control asks for: a name, a picture, which is read, and maybe a strength."""
-    from jaxl.call.control import Control
+def _picture_for(argument: str, text: str) -> tuple[str, Image.Image, float]:
+    """What --control and --image-prompt ask for: a name, a picture, which is read, and maybe a strength."""
     from jaxl.call.images import read_image
 
     name, _, rest = text.partition(":")
@@ -451,8 +467,8 @@ def _control(text: str) -> Control:
     except ValueError:
         file, strength = rest, 1.0
     if not (name and file):
-        raise InputError("control", text, "give a name and a picture, such as edges:lines.png or edges:lines.png:0.8")
-    return Control(name, read_image(file, "control"), strength)
+        raise InputError(argument, text, "give a name and a picture, such as edges:lines.png or edges:lines.png:0.8")
+    return name, read_image(file, argument), strength
 
 
 def _seed_of_host_0(seed: int) -> int:

@@ -75,6 +75,14 @@ ControlNetOption = Annotated[
         "--controlnet", metavar="NAME=MODEL", help="Load a ControlNet: a file, a folder or a hub id; repeatable."
     ),
 ]
+IPAdapterOption = Annotated[
+    list[str] | None,
+    typer.Option("--ip-adapter", metavar="NAME=FILE", help="Load an IP-Adapter, for pictures to be like; repeatable."),
+]
+ImageEncoderOption = Annotated[
+    str | None,
+    typer.Option(metavar="DIR", help="The IP-Adapters' image encoder; by default the one that lies beside them."),
+]
 EmbeddingDirOption = Annotated[
     str | None, typer.Option(metavar="DIR", help="Textual inversions, which prompts call as their files are called.")
 ]

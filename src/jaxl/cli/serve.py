@@ -24,6 +24,8 @@ from jaxl.cli.options import (
     ControlNetOption,
     DtypeOption,
     EmbeddingDirOption,
+    ImageEncoderOption,
+    IPAdapterOption,
     LocalOption,
     LoraDirOption,
     LoraPartialOption,
@@ -51,9 +53,9 @@ from jaxl.server.settings import (
     Settings,
     SizePolicy,
     public_name,
-    read_controlnets,
     read_keys,
     read_name,
+    read_named,
     read_sizes,
 )
 
@@ -121,6 +123,8 @@ def serve(
     ] = ModelOptions.lora_rank,
     lora_partial: LoraPartialOption = ModelOptions.lora_partial,
     controlnet: ControlNetOption = None,
+    ip_adapter: IPAdapterOption = None,
+    image_encoder: ImageEncoderOption = ModelOptions.image_encoder,
     max_waiting: Annotated[
         int, typer.Option(help="Images that may wait; more are turned away with 429.")
     ] = EngineOptions.max_waiting,
@@ -231,7 +235,9 @@ def serve(
         lora_dir=lora_dir,
         lora_rank=lora_rank,
         lora_partial=lora_partial,
-        controlnets=read_controlnets(controlnet or ()),
+        controlnets=read_named("controlnet", controlnet or ()),
+        ip_adapters=read_named("ip_adapter", ip_adapter or ()),
+        image_encoder=image_encoder,
         dtype=dtype,
         unet=unet,
         vae=vae,

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from jaxl.call.control import Control, Weighting
 from jaxl.call.images import read_image
-from jaxl.server.limits import Name, Proportion, from_json
+from jaxl.server.limits import Name, Proportion, list_from_json
 from jaxl.server.pictures import decode
 
 # of one image
@@ -30,16 +30,10 @@ class ControlField(BaseModel):
     mode: Name | None = Field(None, description="The kind of the picture, for a ControlNet that takes several.")
 
 
-def _list_of(value: Any) -> Any:
-    """Return the list that a form has as JSON, which comes as a list of one text."""
-    text = value[0] if isinstance(value, list) and len(value) == 1 else value
-    return from_json(text, "give a list of controls, each with name and image") if isinstance(text, str) else value
-
-
 ControlFields = Annotated[
     list[ControlField],
     Field(max_length=MOST_CONTROLS, description="ControlNets with the pictures that they follow; in forms as JSON."),
-    BeforeValidator(_list_of),
+    BeforeValidator(list_from_json("give a list of controls, each with name and image")),
 ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Annotated, Any, LiteralString
 
 from pydantic import BeforeValidator, Field
@@ -20,6 +21,16 @@ def from_json(value: Any, wanted: LiteralString) -> Any:
         return json.loads(value)
     except (ValueError, RecursionError):
         raise PydanticCustomError("not_json", f"not JSON; {wanted}") from None
+
+
+def list_from_json(wanted: LiteralString) -> Callable[[Any], Any]:
+    """Return what reads the list that a form has as JSON, which comes as a list of one text."""
+
+    def read(value: Any) -> Any:
+        text = value[0] if isinstance(value, list) and len(value) == 1 else value
+        return from_json(text, wanted) if isinstance(text, str) else value
+
+    return read
 
 
 def _table_of(value: Any) -> Any:

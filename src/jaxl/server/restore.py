@@ -12,6 +12,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
 from jaxl.call.infotext import EMBEDDINGS, LABELS, READERS, read_a1111_text, text_of
+from jaxl.call.options import OF_PICTURES
 from jaxl.call.sizes import read_size
 from jaxl.diffusion.names import AUTOMATIC, find_name
 from jaxl.errors import InputError
@@ -55,10 +56,11 @@ def _settings(data: str, server: Settings) -> dict[str, Any]:
         told = found.pop("embeddings", None)  # the prompt names them, as far as this server has them
         if isinstance(told, dict):
             found["unread"] = [f"{EMBEDDINGS}: {name}" for name, hash in told.items() if hash not in hashes]
-        followed = found.pop("controls", None)  # whose pictures are not in the file
-        if isinstance(followed, list):
-            names = [each.get("name") for each in followed if isinstance(each, dict)]
-            found["unread"] += [f"controls: {name}"[:LONGEST_UNREAD] for name in names[:MOST_UNREAD]]
+        for field in OF_PICTURES:  # which are not in the file
+            given = found.pop(field, None)
+            if isinstance(given, list):
+                names = [each.get("name") for each in given if isinstance(each, dict)]
+                found["unread"] += [f"{field}: {name}"[:LONGEST_UNREAD] for name in names[:MOST_UNREAD]]
     elif known := read_a1111_text(text_of(image)):
         found = a1111_settings(known, server.scheduler, server.model, hashes)
     else:

@@ -19,6 +19,7 @@ from starlette.types import Receive
 
 from jaxl import __version__
 from jaxl.call.images import read_image
+from jaxl.call.options import OF_PICTURES
 from jaxl.call.sizes import Size, nearest_size
 from jaxl.engine import AnyEngine, Channel, Event, Lora, Request, Result, Ticket
 from jaxl.engine.request import new_id
@@ -209,8 +210,7 @@ class Service:
         own = {name: getattr(self.settings, name) for name in ("model", "steps", "guidance_scale")}
         given = {name: value for name, value in arguments.items() if not isinstance(value, Image.Image | None)}
         given.pop("num_images", None)
-        if "controls" in given:
-            given["controls"] = [each.facts for each in given["controls"]]
+        given |= {name: [each.facts for each in given[name]] for name in OF_PICTURES if name in given}
         size = {"width": picture.width, "height": picture.height}
         return {"version": __version__, **own, **(facts or {}), **size, **given, "seed": seed, "scheduler": scheduler}
 

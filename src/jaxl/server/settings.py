@@ -39,6 +39,7 @@ class ModelOptions:
         by default; without a folder, requests may ask for the model's own LoRAs.
     lora_partial: leave out what a LoRA has for layers that the model lacks.
     controlnets: names of ControlNets that requests may ask for, each with what it is loaded from.
+    ip_adapters: the same for IP-Adapters. image_encoder: theirs, where none lies beside them.
     unet, vae, preview: models in place of the checkpoint's U-Net and autoencoder, and a tiny one for previews.
     embedding_dir: a folder with textual inversions for prompts.
     vae_tile: pixels of the tiles that images are decoded in. preset, prediction_type, precision: see
@@ -55,6 +56,8 @@ class ModelOptions:
     lora_rank: int | None = None
     lora_partial: bool = False
     controlnets: tuple[tuple[str, str], ...] = ()
+    ip_adapters: tuple[tuple[str, str], ...] = ()
+    image_encoder: str | None = None
     dtype: Dtype = "auto"
     unet: str | None = None
     vae: str | None = None
@@ -108,7 +111,7 @@ class Settings:
     sizes: (width, height) of the pictures that are drawn, those that are warmed; the first is the default.
     size_policy: what becomes of other sizes; see `jaxl.server.sizes`.
     schedulers: the names that are offered. embeddings: textual inversions, also those that could not be loaded.
-    controlnets: the names of those that requests may ask for.
+    controlnets, ip_adapters: the names of those that requests may ask for.
     scheduler, steps, guidance_scale: the model's own, as pictures report them.
     chunks: parts of 75 tokens that a prompt may have.
     api_keys: any of them opens the server; none is no check.
@@ -129,6 +132,7 @@ class Settings:
     schedulers: tuple[str, ...] = ()
     embeddings: tuple[Summary, ...] = ()
     controlnets: tuple[str, ...] = ()
+    ip_adapters: tuple[str, ...] = ()
     scheduler: str = "euler"
     steps: int = 25
     guidance_scale: float = 5.0
@@ -179,12 +183,15 @@ def read_name(text: str, argument: str) -> str:
     return text
 
 
-def read_controlnets(texts: Iterable[str]) -> tuple[tuple[str, str], ...]:
-    """Return the names of ControlNets, each with what it is loaded from, of texts such as edges=canny.safetensors."""
+def read_named(argument: str, texts: Iterable[str]) -> tuple[tuple[str, str], ...]:
+    """Return names of networks, each with what it is loaded from, of texts such as edges=canny.safetensors.
+
+    Raises InputError, naming `argument`.
+    """
     pairs = [text.partition("=") for text in texts]
     for name, mark, source in pairs:
         if not (name and mark and source):
-            raise InputError("controlnet", f"{name}{mark}{source}", "give a name and a model: edges=canny.safetensors")
+            raise InputError(argument, f"{name}{mark}{source}", "give a name and a model: edges=canny.safetensors")
     return tuple((name, source) for name, _, source in pairs)
 
 

@@ -24,7 +24,7 @@ PARTS = (ModelOptions, EngineOptions, HttpOptions, Settings)
 
 # what users call otherwise, and the flags that say the opposite
 NAMES = {
-    ModelOptions: {"sizes": "size", "preview": "preview_vae", "controlnets": "controlnet"},
+    ModelOptions: {"sizes": "size", "preview": "preview_vae", "controlnets": "controlnet", "ip_adapters": "ip_adapter"},
     EngineOptions: {"joins": "static"},
     HttpOptions: {},
     Settings: {
@@ -42,10 +42,8 @@ OPPOSITES = ("static", "no_urls", "no_mark")
 OF_THE_MODEL = "the model says it when it is loaded"
 A_LIMIT = "a limit that nobody needed to change yet"
 NO_OPTION = {
-    **dict.fromkeys(
-        ("sizes", "chunks", "schedulers", "embeddings", "controlnets", "scheduler", "steps", "guidance_scale"),
-        OF_THE_MODEL,
-    ),
+    **dict.fromkeys(("sizes", "chunks", "schedulers", "scheduler", "steps", "guidance_scale"), OF_THE_MODEL),
+    **dict.fromkeys(("embeddings", "controlnets", "ip_adapters"), OF_THE_MODEL),
     **dict.fromkeys(("max_pixels", "max_body", "max_prompt"), A_LIMIT),
     "usd_per_hour": "what --prices has for the devices that are found",
 }
@@ -134,6 +132,7 @@ SPECIAL = {
     "root_path": "/jaxl",
     "batch_sizes": "2,3",
     "controlnet": "edges=canny",
+    "ip_adapter": "like=plus",
 }
 
 

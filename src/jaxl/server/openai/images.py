@@ -34,6 +34,7 @@ from jaxl.server.errors import RESPONSES, ApiError, fields
 from jaxl.server.events import EventStream, event, file_url, with_status
 from jaxl.server.guard import FORM as FORM_TYPE
 from jaxl.server.guard import JSON, media_type
+from jaxl.server.image_prompts import ImagePromptFields, read_image_prompts
 from jaxl.server.kept import SECONDS
 from jaxl.server.limits import Count, GuidanceScale, Loras, Name, Proportion, Seed
 from jaxl.server.openai.fields import PictureUrl, PictureUrls
@@ -97,6 +98,7 @@ class ImageRequest(BaseModel):
     clip_skip: int | None = Field(None, ge=0, le=100)
     loras: Loras | None = None
     controls: ControlFields | None = None
+    image_prompts: ImagePromptFields | None = None
     prompt_syntax: Syntax | None = Field(None, description="literal by default.")
     previews: int | None = Field(
         None, ge=0, le=100, description="Like partial_images, and for /v1/requests/{id}/events too."
@@ -324,7 +326,7 @@ async def begin(
     http: HttpRequest, service: Service, asked: ImageRequest, arguments: dict[str, Any], source: Source | None = None
 ) -> AnswerFiles:
     """Submit a request; the caller follows its stream. `source` is laid over the parts that a mask keeps."""
-    arguments = await _with_controls(arguments, asked, service)
+    arguments = await _with_pictures(arguments, asked, service)
     return _work(service, await service.begin(http, arguments, **_how(asked, service)), asked, source)
 
 
@@ -332,19 +334,20 @@ async def draw(
     http: HttpRequest, service: Service, asked: ImageRequest, arguments: dict[str, Any], source: Source | None = None
 ) -> tuple[AnswerFiles, Result]:
     """Submit a request as `begin` does, and wait for its end, or until the client is gone."""
-    arguments = await _with_controls(arguments, asked, service)
+    arguments = await _with_pictures(arguments, asked, service)
     async with service.attended(http, arguments, **_how(asked, service)) as stream:
         work = _work(service, stream, asked, source)
         return work, await stream.result()
 
 
-async def _with_controls(arguments: dict[str, Any], asked: ImageRequest, service: Service) -> dict[str, Any]:
-    if not asked.controls:
-        return arguments
-    return {
-        **arguments,
-        "controls": await asyncio.to_thread(read_controls, asked.controls, service.settings.max_pixels),
-    }
+async def _with_pictures(arguments: dict[str, Any], asked: ImageRequest, service: Service) -> dict[str, Any]:
+    """Return the arguments with the pictures that a request's images follow and are to be like."""
+    most, found = service.settings.max_pixels, dict(arguments)
+    if asked.controls:
+        found["controls"] = await asyncio.to_thread(read_controls, asked.controls, most)
+    if asked.image_prompts:
+        found["image_prompts"] = await asyncio.to_thread(read_image_prompts, asked.image_prompts, most)
+    return found
 
 
 def _how(asked: ImageRequest, service: Service) -> dict[str, Any]:

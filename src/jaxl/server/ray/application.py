@@ -18,8 +18,8 @@ from jaxl.server.settings import (
     Settings,
     SizePolicy,
     public_name,
-    read_controlnets,
     read_name,
+    read_named,
     read_sizes,
 )
 
@@ -45,6 +45,8 @@ class Arguments(BaseModel):
     lora_rank: int | None = Field(ModelOptions.lora_rank, ge=1)
     lora_partial: bool = ModelOptions.lora_partial
     controlnet: str = Field("", description="NAME=MODEL of each ControlNet, with commas between several.")
+    ip_adapter: str = Field("", description="NAME=FILE of each IP-Adapter, with commas between several.")
+    image_encoder: str | None = ModelOptions.image_encoder
     dtype: Dtype = ModelOptions.dtype
     unet: str | None = ModelOptions.unet
     vae: str | None = ModelOptions.vae
@@ -87,8 +89,14 @@ def app(arguments: dict[str, Any]) -> Any:
     """Return the application; see `Arguments`. Raises pydantic's ValidationError, and InputError."""
     given = Arguments.model_validate(arguments)
     sizes = read_sizes(_several(given.size))
-    controlnets = read_controlnets(_several(given.controlnet))
-    model = _part(given, ModelOptions, sizes=sizes, preview=given.preview_vae, controlnets=controlnets)
+    model = _part(
+        given,
+        ModelOptions,
+        sizes=sizes,
+        preview=given.preview_vae,
+        controlnets=read_named("controlnet", _several(given.controlnet)),
+        ip_adapters=read_named("ip_adapter", _several(given.ip_adapter)),
+    )
     settings = _part(
         given,
         Settings,
