@@ -15,7 +15,7 @@ import pytest
 from evaluation import SMALL
 from xla_flags import xla_flags
 
-from jaxl.config import ControlNetConfig
+from jaxl.config import ControlNetConfig, IPAdapterConfig, VisionConfig
 from jaxl.presets import SDXL_BASE
 from jaxl.run.adapters import Room
 from jaxl.run.bucket import Beginning, Branch, Bucket, Conditioning, Text
@@ -33,6 +33,8 @@ FULL = Bucket(
     room=Room(8, 16, scaled=True),
     text_room=Room(32),
     controls=(ControlNetConfig(SMALL, 3, (8, 16), bgr=True, pooled=False),),
+    image_prompts=(8,),
+    ip_adapter=IPAdapterConfig(VisionConfig(14, 7, 16, 16, 1, 2, "gelu", 1e-5, 8), 4, SMALL.cross_attention_dim, None),
 )
 
 
