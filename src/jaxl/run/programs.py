@@ -3,7 +3,8 @@
 Five kinds make a picture: ENCODE_TEXT (a chunk of text at a time), GATHER (texts into a batch), START (noise and tables
 into slots), ADVANCE (rows of the table: all the work) and DECODE (latents to pixels). ENCODE_IMAGE is for those that
 start from a picture, PREVIEW for those that are watched, JOIN and TAKE for those that come and go while others run,
-OBSERVE for calibration, EMBED_CONTROL and GATHER_CONTROL for ControlNets. Only shapes are compiled in; scheduler,
+OBSERVE for calibration, EMBED_CONTROL and GATHER_CONTROL for ControlNets and
+their kin. Only shapes are compiled in; scheduler,
 steps, guidance, prompt and seed are arguments.
 """
 
@@ -30,7 +31,8 @@ from jaxl.nn.layers import Params
 from jaxl.run import steps
 from jaxl.run.adapters import adapter_shapes, at_each_text
 from jaxl.run.bucket import Beginning, Bucket, Conditioning, Text
-from jaxl.run.controls import Controlled, parameter_shapes
+from jaxl.run.control_kinds import Controlled, kind_of
+from jaxl.run.controls import embed_shapes, parameter_shapes
 from jaxl.run.model import Model
 from jaxl.run.sharding import replicated, split_images
 from jaxl.run.steps import features_shapes, slots_shapes
@@ -176,17 +178,11 @@ GATHER = Program(
     depends_on=("batch", "guided", "chunks", "pag_layers", "room"),
     always=True,
 )
-# of the first of a bucket's ControlNets
+# of the first of a bucket's controls
 EMBED_CONTROL = Program(
     "embed_control",
     run=lambda _, bucket: partial(steps.embed_control, bucket.controls[0]),
-    takes=lambda to, bucket: (
-        parameter_shapes(to, bucket.controls[0]),
-        to.whole((1, bucket.height, bucket.width, bucket.controls[0].picture_channels), jnp.float32),
-        to.whole((), jnp.int32),
-        to.whole((), jnp.float32),
-        to.whole((1, bucket.controls[0].kinds), jnp.float32),
-    ),
+    takes=lambda to, bucket: embed_shapes(to, bucket.controls[0], bucket.height, bucket.width),
     gives=_whole,
     depends_on=("height", "width", "controls"),
 )
@@ -224,9 +220,10 @@ TAKE = Program(
 
 
 def of_controls(bucket: Bucket) -> list[tuple[AnyProgram, Bucket]]:
-    """Return the programs that a bucket's ControlNets need before rows run, each with the bucket to compile it for."""
-    each = [replace(bucket, controls=(cfg,)) for cfg in dict.fromkeys(bucket.controls)]
-    return [(program, own) for own in each for program in (EMBED_CONTROL, GATHER_CONTROL)]
+    """Return the programs that a bucket's controls need before rows run, each with the bucket to compile it for."""
+    each = {cfg: replace(bucket, controls=(cfg,)) for cfg in bucket.controls}
+    reading = [own for cfg, own in each.items() if kind_of(cfg).reads_texts]
+    return [*((EMBED_CONTROL, own) for own in each.values()), *((GATHER_CONTROL, own) for own in reading)]
 
 
 # all of the above, and those that make a picture
@@ -308,11 +305,11 @@ class Programs:
         return _zeros(features_shapes(self.target, bucket))
 
     def not_controlled(self, bucket: Bucket, place: int) -> Controlled:
-        """Return what one of a bucket's ControlNets is told where no image has a use for it: zeros."""
+        """Return what one of a bucket's controls is told where no image has a use for it: zeros."""
         return _placed_zeros(self.controlled_shapes(bucket)[place])
 
     def controlled_shapes(self, bucket: Bucket) -> tuple[Controlled, ...]:
-        """Return the shapes of what a bucket's ControlNets are told, traced once: each image that joins needs them."""
+        """Return the shapes of what a bucket's controls are told, traced once: each image that joins needs them."""
         if bucket not in self._controlled:
             self._controlled[bucket] = Conditioning.shapes(self.target, bucket).controls
         return self._controlled[bucket]

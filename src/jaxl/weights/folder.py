@@ -35,7 +35,7 @@ OLD_ATTENTION = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".
 PARTS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "unet": ("U-Net", CLASSES["unet"]),
     "vae": ("VAE", CLASSES["vae"]),
-    "controlnet": ("ControlNet", ("ControlNetModel", "ControlNetUnionModel")),
+    "controlnet": ("ControlNet", ("ControlNetModel", "ControlNetUnionModel", "T2IAdapter")),
 }
 
 
