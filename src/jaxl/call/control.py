@@ -44,7 +44,7 @@ MODES: Mapping[str, Sequence[str]] = {
 
 @dataclass(frozen=True, eq=False)
 class Control:
-    """A ControlNet's part in a picture (Zhang et al. 2023, arXiv:2302.05543).
+    """A ControlNet's part in a picture (Zhang et al. 2023, arXiv:2302.05543), or that of one of its kin.
 
     name: what `Pipeline.add_control` called it. image: the picture that it follows, such as edges or a depth map, in
         the shape of the image: a path, a PIL image, or an array.
@@ -54,7 +54,8 @@ class Control:
     mode: in a union, which takes pictures of several kinds, the kind of this one: "openpose", "depth", "scribble" (also
         HED and the like), "canny" (also line art), "normal", "segment", and in ProMax "tile" and "repaint".
     weighting: "balanced"; "prompt", where the prompt is more important, or "control", where the control is, as
-        sd-webui-controlnet weighs them; or "guess", as diffusers' `guess_mode`, which is to do without a prompt.
+        sd-webui-controlnet weighs them; or "guess", as diffusers' `guess_mode`, which is to do without a prompt. Its
+        kin know some of them.
 
     Raises InputError for values that cannot work.
     """

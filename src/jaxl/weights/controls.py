@@ -11,7 +11,7 @@ from typing import Any
 from jaxl.config import ControlConfig, ControlNetConfig, LLLiteConfig, T2IAdapterConfig, UNetConfig
 from jaxl.weights.controlnet import check_controlnet, read_controlnet
 from jaxl.weights.folder import read_part
-from jaxl.weights.lllite import PREFIX, check_lllite, read_lllite
+from jaxl.weights.lllite import check_lllite, read_lllite
 from jaxl.weights.store import Tensor
 from jaxl.weights.t2i_adapter import check_t2i_adapter, read_t2i_adapter
 from jaxl.weights.tensors import read_tensors
@@ -22,7 +22,7 @@ Read = Callable[
 ]
 # what some key of a file of each kind begins with, as regular expressions; others are taken for ControlNets
 READERS: Mapping[str, Read] = {
-    PREFIX: read_lllite,
+    "lllite_": read_lllite,
     r"(adapter\.)?body\.\d+\.(block1|block2|in_conv|resnets)\.": read_t2i_adapter,
 }
 CONFIGS: Mapping[str, type[ControlNetConfig] | type[T2IAdapterConfig]] = {

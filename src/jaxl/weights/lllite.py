@@ -26,7 +26,7 @@ def read_lllite(
 ) -> tuple[LLLiteConfig, Mapping[str, Tensor]]:
     """Return the config of the ControlNet-LLLite that a file has, and its tensors. Raises CheckpointError."""
     shapes = {key: tensor.shape for key, tensor in tensors.items()}
-    layers = _layers(unet)
+    layers = module_layers(unet)
     modules = []
     for name in dict.fromkeys(key.partition(".")[0] for key in tensors):
         if name not in layers:
@@ -39,7 +39,7 @@ def read_lllite(
     return LLLiteConfig(tuple(modules)), tensors
 
 
-def _layers(unet: UNetConfig) -> dict[str, str]:
+def module_layers(unet: UNetConfig) -> dict[str, str]:
     """Return the U-Net's layers that modules may change, by the modules' names."""
     layers = [key.removesuffix(".weight") for key in flatten(unet_shapes(unet)) if key.endswith(".weight")]
     original = original_names(layers)
@@ -70,12 +70,12 @@ def check_lllite(source: str, own: LLLiteConfig, unet: UNetConfig) -> None:
             raise CheckpointError(
                 f"{source}: made for another model: {module.name} is {module.width} wide, not {width}"
             )
-        if prod(module.strides) != (scale := LATENT * _scale(unet, module.layer)):
-            remedy = f"its picture is 1/{prod(module.strides)} as large, not 1/{scale}"
+        if prod(module.strides) != (wanted := LATENT * scale(unet, module.layer)):
+            remedy = f"its picture is 1/{prod(module.strides)} as large, not 1/{wanted}"
             raise CheckpointError(f"{source}: {module.name} does not fit: {remedy}")
 
 
-def _scale(unet: UNetConfig, layer: str) -> int:
+def scale(unet: UNetConfig, layer: str) -> int:
     """Return how many times smaller than the latents a layer's input is, each way."""
     way, _, rest = layer.partition(".")
     last = len(unet.channels) - 1
