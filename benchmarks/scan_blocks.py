@@ -43,7 +43,7 @@ def main() -> None:
         return jax.tree.map(random, transformer_block_shapes(args.width, args.width, jnp.float32)), told
 
     def step(x: jax.Array, p: tuple[Params, Params]) -> jax.Array:
-        return transformer_block(p[0], x, p[1], args.width // 64, kernels, None, None)
+        return transformer_block(p[0], x, p[1], args.width // 64, kernels, None, None, {})
 
     def unrolled(blocks: list[Any], x: jax.Array) -> jax.Array:
         for each in blocks:

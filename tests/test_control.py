@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from adapters import adapter
-from controlnets import write_folder
+from controlnets import write_folder, write_lllite, write_t2i_adapter
 from ip_adapters import write
 from PIL import Image
 
@@ -29,7 +29,10 @@ STEPS: dict[str, Any] = {"steps": 3, "output": "latents", "guidance_scale": 4.0}
 def sources(small: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder, pipe = tmp_path_factory.mktemp("controlnets"), small[0]
     config = dict(pipe.checkpoint.configs["unet"])
-    return {name: str(write_folder(folder / name, config, pipe.model, i)) for i, name in enumerate(("edges", "depth"))}
+    found = {name: write_folder(folder / name, config, pipe.model, i) for i, name in enumerate(("edges", "depth"))}
+    found["sketch"] = write_t2i_adapter(folder / "sketch.safetensors", pipe.model, 2)
+    found["lite"] = write_lllite(folder / "lite.safetensors", pipe.model, 3)
+    return {name: str(source) for name, source in found.items()}
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +67,8 @@ SETS: list[tuple[list[Control], list[ImagePrompt]]] = [
         [ImagePrompt("plain", DEPTH), ImagePrompt("plus", LINES, end=0.7)],
     ),
     ([Control("depth", DEPTH, strength=0.0)], [ImagePrompt("plain", [LINES, DEPTH], mask=LEFT)]),
+    ([Control("sketch", LINES, end=0.7), Control("edges", LINES, 0.5)], []),
+    ([Control("lite", LINES, 1.5), Control("sketch", DEPTH, weighting="control")], [ImagePrompt("plus", DEPTH)]),
 ]
 
 
@@ -136,6 +141,8 @@ def test_the_size_is_that_of_the_first_picture(controlled: Any) -> None:
         ([[Control("edges", LINES)]] * 3, "3 lists for 2 images"),
         ([Control("edges", WIDE)], "the image is 64x64; cut the picture of 'edges' to that shape"),
         ([Control("edges", "nowhere.png")], "nowhere.png"),
+        ([Control("lite", LINES, weighting="guess")], "'lite' is none of the networks .*; give balanced"),
+        ([Control("sketch", LINES, weighting="guess")], "give balanced or prompt or control"),
     ],
 )
 def test_what_cannot_work(controlled: Any, controls: Any, message: str) -> None:

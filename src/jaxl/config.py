@@ -286,6 +286,11 @@ class ControlNetConfig:
             widths += [channels[i]] * (len(depths) + (i < len(channels) - 1))
         return (*widths, channels[-1])
 
+    @property
+    def parts(self) -> int:
+        """How many things it adds, each of which has a strength."""
+        return len(self.residuals)
+
     @classmethod
     def from_json(cls, raw: Json, what: str = "config.json") -> ControlNetConfig:
         """Read the config of a diffusers `ControlNetModel` or `ControlNetUnionModel`.
@@ -322,6 +327,81 @@ class ControlNetConfig:
             kinds=f.get("num_control_type", 0),
             fusing=f.get("num_trans_layer", 0),
         )
+
+
+@dataclass(frozen=True)
+class T2IAdapterConfig:
+    """A T2I-Adapter of SDXL (Mou et al. 2023, arXiv:2302.08453): its features are added on the U-Net's way down.
+
+    The picture, of `picture_channels`, is folded `factor` times each way into channels. Then each feature has its
+    width in `channels` and so many residual blocks, `depth`; the third is half as large as those before it.
+    """
+
+    picture_channels: int
+    channels: tuple[int, ...]
+    factor: int
+    depth: int
+
+    kinds = 0  # as a ControlNet's
+
+    @property
+    def parts(self) -> int:
+        """How many things it adds, each of which has a strength."""
+        return len(self.channels)
+
+    @classmethod
+    def from_json(cls, raw: Json, what: str = "config.json") -> T2IAdapterConfig:
+        """Read the config of a diffusers `T2IAdapter`. Raises CheckpointError naming the field at fault."""
+        form = raw.get("adapter_type", "full_adapter")
+        if form != "full_adapter_xl":
+            raise CheckpointError(
+                f"{what}: adapter_type={form!r} is a T2I-Adapter of Stable Diffusion 1 or 2; "
+                "give one of SDXL, which is 'full_adapter_xl'"
+            )
+        f = read_fields(
+            raw,
+            what=what,
+            used={
+                "in_channels": 3,
+                "channels": (320, 640, 1280, 1280),
+                "downscale_factor": 16,
+                "num_res_blocks": 2,
+            },
+            fixed={"adapter_type": ("full_adapter_xl",)},
+            inert=(),
+        )
+        return cls(f["in_channels"], tuple(f["channels"]), f["downscale_factor"], f["num_res_blocks"])
+
+
+@dataclass(frozen=True)
+class LLLiteModule:
+    """A part of a ControlNet-LLLite: `name` is what its file calls it, `layer` the U-Net's whose input it changes.
+
+    The layer takes `width` channels. The picture goes through convolutions of these `strides`, to `embedded` channels;
+    what the layer is fed is brought down to `inner`.
+    """
+
+    name: str
+    layer: str
+    width: int
+    embedded: int
+    inner: int
+    strides: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class LLLiteConfig:
+    """A ControlNet-LLLite (https://github.com/kohya-ss/sd-scripts): small networks before layers of attention."""
+
+    modules: tuple[LLLiteModule, ...]
+
+    kinds = 0  # as a ControlNet's
+    picture_channels = 3
+    parts = 1
+
+
+# a ControlNet's, or that of one of its kin
+ControlConfig = ControlNetConfig | T2IAdapterConfig | LLLiteConfig
 
 
 def _check_clip(what: str, fields: Json) -> None:

@@ -62,7 +62,7 @@ from jaxl.weights.adapters.library import Library, check_tag_name
 from jaxl.weights.adapters.source import open_adapter
 from jaxl.weights.adapters.strength import Strength
 from jaxl.weights.checkpoint import Checkpoint, first_broken
-from jaxl.weights.controlnet import COMPONENT as CONTROLNET
+from jaxl.weights.controls import COMPONENT as CONTROLNET
 from jaxl.weights.entries import FILE_DTYPES, Entries, entries_of_checkpoint, entries_of_params
 from jaxl.weights.folder import TOKENIZERS
 from jaxl.weights.inversions import Summary, check_name, read_folder, read_inversions
@@ -83,7 +83,7 @@ from jaxl.weights.quantise import (
 )
 from jaxl.weights.save import is_single_file, save_folder
 from jaxl.weights.single_file_writer import refused, save_single_file
-from jaxl.weights.source import open_controlnet, own_loras
+from jaxl.weights.source import open_control, own_loras
 from jaxl.weights.winograd import with_winograd_shapes
 
 Params = dict[str, Any]
@@ -276,7 +276,10 @@ class Pipeline:
         local_files_only: bool = False,
         progress: ShowProgress | None = None,
     ) -> ControlNet:
-        """Load a ControlNet, so that `generate` can be asked for it; its parameters stay on the devices.
+        """Load a ControlNet or one of its kin, so that `generate` can be asked for it.
+
+        Its parameters stay on the devices. The kin are T2I-Adapters, ControlNet-LLLites, and Control-LoRAs, which are
+        made ControlNets with the weights of the checkpoint that this pipeline was opened from.
 
         Args:
             name: by which a `jaxl.Control` asks for it.
@@ -291,7 +294,7 @@ class Pipeline:
             raise InputError("name", name, "give a name without colons that no other ControlNet has")
         hub: dict[str, Any] = {"revision": revision, "token": token, "cache_dir": cache_dir}
         hub |= {"variant": variant, "local_files_only": local_files_only}
-        opened = open_controlnet(source, self.model.unet, **hub)
+        opened = open_control(source, self.model.unet, self.checkpoint.tensors["unet"], **hub)
         shapes = {CONTROLNET: parameter_shapes(self.exact.target, opened.config)}
         checkpoint = Checkpoint(opened.source, {}, {CONTROLNET: opened.tensors}, {})
         params = read_params(checkpoint, shapes, _telling(progress))[CONTROLNET]

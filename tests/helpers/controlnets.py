@@ -1,8 +1,9 @@
-"""ControlNets with random weights for a small model, in the layouts that are published."""
+"""ControlNets and their kin with random weights for a small model, in the layouts that are published."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,11 @@ import jax
 import numpy as np
 from safetensors.numpy import save_file
 
-from jaxl.config import ControlNetConfig
+from jaxl.config import ControlNetConfig, LLLiteConfig, LLLiteModule, T2IAdapterConfig
 from jaxl.nn.controlnet import controlnet_shapes
+from jaxl.nn.layers import Shapes
+from jaxl.nn.lllite import lllite_shapes
+from jaxl.nn.t2i_adapter import t2i_adapter_shapes
 from jaxl.run.model import Model
 from jaxl.weights.layout import flatten, to_torch
 from jaxl.weights.original_unet import RESNET
@@ -21,16 +25,41 @@ EMBEDDING = (8, 8, 16, 16)
 
 def tensors(model: Model, seed: int) -> dict[str, np.ndarray]:
     """A whole ControlNet's, in diffusers' names."""
-    unet = model.unet
-    config = ControlNetConfig(unet, 3, EMBEDDING, bgr=False, pooled=False)
+    return random_tensors(controlnet_shapes(ControlNetConfig(model.unet, 3, EMBEDDING, False, False), np.float32), seed)
+
+
+def random_tensors(shapes: Shapes, seed: int) -> dict[str, np.ndarray]:
+    """Those of a tree of parameters, in torch's layout."""
     rng = np.random.default_rng(seed)
 
     def weights(shape: jax.ShapeDtypeStruct) -> np.ndarray:
         fan_in = np.prod(shape.shape[:-1]) if len(shape.shape) > 1 else 2.0
         return (rng.standard_normal(shape.shape) / np.sqrt(fan_in)).astype(np.float32)
 
-    leaves = flatten(jax.tree.map(weights, controlnet_shapes(config, np.float32)))
+    leaves = flatten(jax.tree.map(weights, shapes))
     return {key: np.ascontiguousarray(leaf.transpose(to_torch(key, leaf.shape))) for key, leaf in leaves.items()}
+
+
+def write_t2i_adapter(file: Path, model: Model, seed: int) -> Path:
+    """As a file in diffusers' names."""
+    config = T2IAdapterConfig(3, model.unet.channels, 16, 2)
+    save_file(random_tensors(t2i_adapter_shapes(config, np.float32), seed), file)
+    return file
+
+
+def lllite_modules(parts: Mapping[str, tuple[int, tuple[int, ...]]]) -> dict[str, LLLiteModule]:
+    """Modules before every layer that they are for, by their names, in parts of a U-Net of widths and strides."""
+    layers = [("attn1", f"to_{part}") for part in "qkv"] + [("attn2", "to_q")]
+    names = {f"lllite_unet_{part}_transformer_blocks_0_{attn}_{to}": part for part in parts for attn, to in layers}
+    return {name: LLLiteModule(name, "", parts[part][0], 8, 6, parts[part][1]) for name, part in names.items()}
+
+
+def write_lllite(file: Path, model: Model, seed: int) -> Path:
+    """For a U-Net of two levels, of which the second has one layer with a transformer."""
+    width = model.unet.channels[1]
+    modules = lllite_modules({"input_blocks_3_1": (width, (4, 4)), "middle_block_1": (width, (4, 4))})
+    save_file(random_tensors(lllite_shapes(LLLiteConfig(tuple(modules.values())), np.float32), seed), file)
+    return file
 
 
 def write_folder(folder: Path, unet: dict[str, Any], model: Model, seed: int) -> Path:

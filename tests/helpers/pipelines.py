@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -61,7 +62,8 @@ def as_pipeline(kind: Any, pipe: Any, scheduler: str = "euler", **options: Any) 
     parts = {name: pipe.components[name] for name in known}
     parts["scheduler"] = cls.from_config(pipe.scheduler.config, **settings)
     flags = {"force_zeros_for_empty_prompt": pipe.config.force_zeros_for_empty_prompt, "add_watermarker": False}
-    made = kind(**(parts | flags | options))
+    taken = inspect.signature(kind).parameters
+    made = kind(**(parts | {name: value for name, value in flags.items() if name in taken} | options))
     made.set_progress_bar_config(disable=True)
     return made
 

@@ -11,6 +11,7 @@ from families import BASE
 from torch_weights import randomize, relative_error, shape_tree, tree
 
 from jaxl.config import ControlNetConfig, UNetConfig
+from jaxl.nn.added import Added
 from jaxl.nn.controlnet import controlnet, controlnet_shapes, embed_picture, residual_shapes
 from jaxl.nn.unet import unet, unet_context
 
@@ -84,7 +85,9 @@ def test_what_it_adds(kind: str, size: tuple[int, int]) -> None:
         residuals = controlnet(params, cfg, x, t, *told)
         first = controlnet(params, cfg, x, t, *told, only_first=True)
         context = unet_context(unet_params, texts)
-        out, _ = unet(unet_params, UNetConfig.from_json(BASE), x, t, context, pooled, time_ids, residuals=residuals)
+        *skips, middle = residuals
+        added = Added(skips, middle)
+        out, _ = unet(unet_params, UNetConfig.from_json(BASE), x, t, context, pooled, time_ids, added=added)
         return residuals, first, out
 
     residuals, first, out = run(params, tree(of_unet))

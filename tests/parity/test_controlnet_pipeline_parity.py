@@ -1,14 +1,18 @@
-"""Pictures with ControlNets beside diffusers' pipelines: one and two, windows, guess mode, from pictures and masks."""
+"""Pictures with ControlNets and their kin beside diffusers' pipelines: one, two, windows, pictures and masks."""
 
+import copy
 import inspect
+from pathlib import Path
 from typing import Any
 
 import diffusers
 import numpy as np
 import pytest
 import torch
+from controlnets import in_original_names
 from PIL import Image
 from pipelines import as_pipeline, assert_close, latents_of, noise_and_mean
+from safetensors.torch import save_file
 from torch_weights import randomize
 
 from jaxl import Control
@@ -138,6 +142,81 @@ def test_from_a_picture(small: Any, pipe: Any, networks: Any, reference: Any, ma
         controls=[Control("edges", FIRST, end=end)],
         **({} if mask is None else {"mask": mask}),
     )
+    assert_close(got, wanted)
+
+
+@pytest.fixture(scope="module")
+def adapters(small: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Two T2I-Adapters of diffusers with random weights, which the pipeline knows as "sketch" and "pose"."""
+    pipe, found = small[0], []
+    for seed, name in enumerate(("sketch", "pose")):
+        network: Any = diffusers.T2IAdapter(3, [*pipe.model.unet.channels], 2, 16, "full_adapter_xl")
+        found.append(randomize(network, seed))
+        path = tmp_path_factory.mktemp("adapter") / name
+        network.save_pretrained(path)
+        pipe.add_control(name, path)
+    yield found
+    for name in ("sketch", "pose"):
+        pipe.remove_control(name)
+
+
+@pytest.mark.parametrize("factor", [1.0, 0.52])
+def test_t2i_adapter(small: Any, adapters: Any, reference: Any, factor: float) -> None:
+    made = as_pipeline(diffusers.StableDiffusionXLAdapterPipeline, reference, adapter=adapters[0])
+    wanted = latents_of(
+        made,
+        **CALL,
+        image=torch_picture(FIRST),
+        num_inference_steps=6,
+        latents=torch_noise(),
+        adapter_conditioning_scale=0.8,
+        adapter_conditioning_factor=factor,
+    )
+    how: Any = {"steps": 6, "scheduler": "euler", "latents": NOISE, "output": "latents"}
+    controls = [Control("sketch", FIRST, 0.8, end=factor)]
+    assert_close(small[0].generate(small[1], **CALL, **how, controls=controls), wanted)
+
+
+def test_two_t2i_adapters(small: Any, adapters: Any, reference: Any) -> None:
+    made = as_pipeline(diffusers.StableDiffusionXLAdapterPipeline, reference, adapter=diffusers.MultiAdapter(adapters))
+    wanted = latents_of(
+        made,
+        **CALL,
+        image=[torch_picture(FIRST), torch_picture(SECOND)],
+        num_inference_steps=4,
+        latents=torch_noise(),
+        adapter_conditioning_scale=[0.8, 0.4],
+    )
+    how: Any = {"steps": 4, "scheduler": "euler", "latents": NOISE, "output": "latents"}
+    controls = [Control("sketch", FIRST, 0.8), Control("pose", SECOND, 0.4)]
+    assert_close(small[0].generate(small[1], **CALL, **how, controls=controls), wanted)
+
+
+def test_control_lora(small: Any, pipe: Any, networks: Any, reference: Any, tmp_path: Path) -> None:
+    """The ControlNet that it makes is diffusers', with the U-Net's weights and what the factors make."""
+    generator = torch.Generator().manual_seed(0)
+    light: dict[str, torch.Tensor] = {"lora_controlnet": torch.zeros(0)}
+    network = copy.deepcopy(networks[0][0])
+    own, base = network.state_dict(), reference.unet.state_dict()
+    names = in_original_names({key: np.asarray(key) for key in own}, pipe.model)
+    for name, key in ((name.removeprefix("control_model."), str(key)) for name, key in names.items()):
+        if key in base and own[key].ndim > 1:
+            weight = base[key]
+            up = 0.1 * torch.randn(len(weight), 4, *[1] * (weight.ndim - 2), generator=generator)
+            down = 0.1 * torch.randn(4, *weight.shape[1:], generator=generator)
+            stem = name.removesuffix(".weight")
+            light |= {f"{stem}.up": up, f"{stem}.down": down}
+            own[key] = weight + (up.flatten(1) @ down.flatten(1)).reshape(weight.shape)
+        else:
+            light[name] = own[key].contiguous()
+    network.load_state_dict(own)
+    save_file(light, tmp_path / "light.safetensors")
+    pipe.add_control("light", tmp_path / "light.safetensors")
+    made = as_pipeline(diffusers.StableDiffusionXLControlNetPipeline, reference, controlnet=network)
+    wanted = latents_of(made, **CALL, image=torch_picture(FIRST), num_inference_steps=6, latents=torch_noise())
+    how: Any = {"steps": 6, "scheduler": "euler", "latents": NOISE, "output": "latents"}
+    got = pipe.generate(small[1], **CALL, **how, controls=[Control("light", FIRST)])
+    pipe.remove_control("light")
     assert_close(got, wanted)
 
 

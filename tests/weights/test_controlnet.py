@@ -9,7 +9,7 @@ from controlnets import in_original_names, tensors, write_folder
 from safetensors.numpy import save_file
 
 from jaxl.errors import CheckpointError
-from jaxl.weights.source import open_controlnet
+from jaxl.weights.source import open_control
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def test_layouts_are_read_alike(small: Any, own: dict[str, np.ndarray], tmp_path
     save_file(in_original_names(own, pipe.model), tmp_path / "original.safetensors")
     folder = write_folder(tmp_path / "folder", dict(pipe.checkpoint.configs["unet"]), pipe.model, 1)
     sources = (tmp_path / "diffusers.safetensors", tmp_path / "original.safetensors", folder)
-    opened = [open_controlnet(source, pipe.model.unet) for source in sources]
+    opened: list[Any] = [open_control(source, pipe.model.unet, {}) for source in sources]
     for each in opened:
         assert each.config.residuals == opened[0].config.residuals
         assert (each.config.unet.down, each.config.unet.mid) == (pipe.model.unet.down, pipe.model.unet.mid)
@@ -52,7 +52,7 @@ def without(own: dict[str, np.ndarray], part: str) -> dict[str, np.ndarray]:
 def test_what_is_refused(small: Any, own: dict[str, np.ndarray], tmp_path: Path, change: Any, message: str) -> None:
     save_file(change(own), tmp_path / "some.safetensors")
     with pytest.raises(CheckpointError, match=message) as raised:
-        open_controlnet(tmp_path / "some.safetensors", small[0].model.unet)
+        open_control(tmp_path / "some.safetensors", small[0].model.unet, {})
     assert "\n" not in str(raised.value)
 
 

@@ -7,18 +7,25 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from jaxl.config import ControlConfig, ControlNetConfig, LLLiteConfig, T2IAdapterConfig
 from jaxl.errors import InputError, nearest
 
 Weighting = Literal["balanced", "prompt", "control", "guess"]
 
-# The factors of what a ControlNet adds, from the first skip to the middle: sd-webui-controlnet's for its modes in which
-# one of prompt and control is more important, and diffusers' for `guess_mode`.
-FACTORS: Mapping[str, Callable[[int, int], float]] = {  # of the i-th of so many
-    "balanced": lambda i, count: 1.0,
-    "prompt": lambda i, count: 0.825 ** (12 - i),
-    "control": lambda i, count: 0.825 ** (12 - i),
-    "guess": lambda i, count: 10.0 ** (i / (count - 1) - 1.0),
+# The factors of what a control adds, in its order, the i-th of so many. For ControlNets, from the first skip to the
+# middle, sd-webui-controlnet's for its modes in which one of prompt and control is more important, and diffusers' for
+# `guess_mode`; for T2I-Adapters, from the first feature to the last, sd-webui-controlnet's.
+Factor = Callable[[int, int], float]
+PLAIN: Mapping[str, Factor] = {"balanced": lambda i, count: 1.0}
+SOFT: Mapping[str, Factor] = dict.fromkeys(("prompt", "control"), lambda i, count: 0.825 ** (12 - i))
+SOFT_FEATURES: Mapping[str, Factor] = dict.fromkeys(("prompt", "control"), lambda i, count: (0.25, 0.62, 0.825, 1.0)[i])
+GUESS: Mapping[str, Factor] = {"guess": lambda i, count: 10.0 ** (i / (count - 1) - 1.0)}
+FACTORS: Mapping[type[ControlConfig], Mapping[str, Factor]] = {
+    ControlNetConfig: {**PLAIN, **SOFT, **GUESS},
+    T2IAdapterConfig: {**PLAIN, **SOFT_FEATURES},
+    LLLiteConfig: PLAIN,
 }
+WEIGHTINGS = tuple(FACTORS[ControlNetConfig])
 OF_NEGATIVE = ("balanced", "prompt")  # those in which the negative branch is controlled too
 
 
@@ -37,7 +44,7 @@ MODES: Mapping[str, Sequence[str]] = {
 
 @dataclass(frozen=True, eq=False)
 class Control:
-    """A ControlNet's part in a picture (Zhang et al. 2023, arXiv:2302.05543).
+    """A ControlNet's part in a picture (Zhang et al. 2023, arXiv:2302.05543), or that of one of its kin.
 
     name: what `Pipeline.add_control` called it. image: the picture that it follows, such as edges or a depth map, in
         the shape of the image: a path, a PIL image, or an array.
@@ -47,7 +54,8 @@ class Control:
     mode: in a union, which takes pictures of several kinds, the kind of this one: "openpose", "depth", "scribble" (also
         HED and the like), "canny" (also line art), "normal", "segment", and in ProMax "tile" and "repaint".
     weighting: "balanced"; "prompt", where the prompt is more important, or "control", where the control is, as
-        sd-webui-controlnet weighs them; or "guess", as diffusers' `guess_mode`, which is to do without a prompt.
+        sd-webui-controlnet weighs them; or "guess", as diffusers' `guess_mode`, which is to do without a prompt. Its
+        kin know some of them.
 
     Raises InputError for values that cannot work.
     """
@@ -64,14 +72,14 @@ class Control:
         whose = f"of control {self.name!r}"
         check_number("strength", self.strength, 10.0, whose)
         check_window(self.start, self.end, whose)
-        if self.weighting not in FACTORS:
-            raise InputError("weighting", self.weighting, nearest(str(self.weighting), FACTORS))
+        if self.weighting not in WEIGHTINGS:
+            raise InputError("weighting", self.weighting, nearest(str(self.weighting), WEIGHTINGS))
         if self.mode is not None and self.kind is None:
             raise InputError("mode", self.mode, f"{whose}: {nearest(str(self.mode), MODES)}")
 
-    def factors(self, count: int) -> list[float]:
-        """Return factors for each of what a network adds: to the skips, in their order, and to the middle."""
-        return [FACTORS[self.weighting](i, count) for i in range(count)]
+    def factors(self, config: ControlConfig) -> list[float]:
+        """Return factors for each of what a network adds."""
+        return [FACTORS[type(config)][self.weighting](i, config.parts) for i in range(config.parts)]
 
     @property
     def kind(self) -> int | None:
@@ -92,6 +100,11 @@ class Control:
     def of_negative(self) -> bool:
         """Whether the negative branch is controlled too."""
         return self.weighting in OF_NEGATIVE
+
+
+def weightings(config: ControlConfig) -> tuple[str, ...]:
+    """Return those that a network of this config knows."""
+    return tuple(FACTORS[type(config)])
 
 
 def check_number(field: str, value: Any, most: float, whose: str) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from jaxl.call.arguments import lists_per_image
-from jaxl.call.control import MODES, Control
+from jaxl.call.control import MODES, Control, weightings
 from jaxl.call.images import fit, read_image
 from jaxl.errors import InputError, nearest
 from jaxl.run.bucket import Branch
@@ -18,6 +18,8 @@ from jaxl.run.controls import ControlNet
 
 # by how much a picture's shape may differ from the image's: sizes are rounded to what networks take
 MOST_STRETCH = 0.05
+# what pictures are to networks that take so many channels
+COLOURS = {1: "L", 3: "RGB"}
 REMEDY = "give a list of `jaxl.Control`, or one such list for each image"
 
 
@@ -30,8 +32,9 @@ class Seen:
     picture: Image.Image
 
     def pixels(self, width: int, height: int) -> np.ndarray:
-        """Return the picture as the network takes it for an image of this size, float32 [1, H, W, 3] in 0..1."""
-        return (np.asarray(fit(self.picture, width, height)).astype(np.float32) / 255.0)[None]
+        """Return the picture as the network takes it for an image of this size, float32 [1, H, W, C] in 0..1."""
+        picture = fit(self.picture.convert(COLOURS[self.network.config.picture_channels]), width, height)
+        return (np.asarray(picture).astype(np.float32) / 255.0).reshape(1, height, width, -1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +67,7 @@ class PlannedControl:
         """Return the strengths in branches of this order, [G, R]."""
         control = self.seen[0].control
         scale = control.strength if len(self.seen) == 1 else 1.0
-        own = [scale * factor for factor in control.factors(len(self.network.config.residuals))]
+        own = [scale * factor for factor in control.factors(self.network.config)]
         acts = [branch is not Branch.NEGATIVE or control.of_negative for branch in order]
         return np.asarray([own if on else [0.0] * len(own) for on in acts], np.float32)
 
@@ -147,7 +150,11 @@ def _read(control: Control, known: Mapping[str, ControlNet]) -> Seen:
         if not known:
             remedy = "no ControlNet is loaded; add it first, with Pipeline.add_control or --controlnet, or leave it out"
         raise InputError("controls", control.name, remedy)
-    kinds = known[control.name].config.kinds
+    config = known[control.name].config
+    if control.weighting not in (ways := weightings(config)):
+        remedy = f"{control.name!r} is none of the networks that are weighted so; give {' or '.join(ways)}"
+        raise InputError("weighting", control.weighting, remedy)
+    kinds = config.kinds
     modes = ", ".join([*MODES][:kinds])
     if kinds and (control.kind is None or control.kind >= kinds):
         raise InputError("mode", control.mode, f"{control.name!r} takes pictures of several kinds; give one of {modes}")

@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from PIL import Image
 
@@ -24,7 +25,8 @@ from jaxl.nn.layers import Params
 from jaxl.run.adapted import AdaptedNetworks
 from jaxl.run.adapters import NO_ROOM, adapter_arrays, adapter_shapes, at_each_row, at_each_text
 from jaxl.run.bucket import Beginning, Branch, Bucket, Conditioning, Text
-from jaxl.run.controls import Controlled, ControlNet, no_strengths
+from jaxl.run.control_kinds import Controlled, kind_of
+from jaxl.run.controls import ControlNet, no_strengths
 from jaxl.run.embeddings import Embeddings
 from jaxl.run.image_prompts import CONTEXT, IPAdapter, Prompted
 from jaxl.run.programs import (
@@ -66,7 +68,7 @@ class Encoder:
         self._texts: dict[Hashable, Text] = {}
         self._encoders: dict[Hashable, Params] = {}
         self._pictures: dict[Picture | Mask, np.ndarray] = {}
-        self._seen: dict[tuple[Seen, ...], tuple[np.ndarray, np.ndarray | None]] = {}  # images may share them
+        self._seen: dict[tuple[Seen, ...], tuple[Any, Any]] = {}  # images may share them
 
     def text(self, chunk: Chunk, skip: int, adapters: AdapterSet, bucket: Bucket) -> Text:
         """A chunk of text, without the last `skip` layers of the encoders, which have some adapters."""
@@ -105,8 +107,8 @@ class Encoder:
             self._pictures[of] = np.asarray(self.programs.get(ENCODE_IMAGE, bucket)(self.params["vae"], pixels))
         return self._pictures[of]
 
-    def embedded(self, control: PlannedControl, bucket: Bucket) -> tuple[np.ndarray, np.ndarray | None]:
-        """What a ControlNet makes of its pictures, `embedded` [1, h, w, C] and `kinds` [1, E] of `Controlled`."""
+    def embedded(self, control: PlannedControl, bucket: Bucket) -> tuple[Any, Any]:
+        """What a control makes of its pictures, `embedded` [1, ...] and `kinds` [1, E] of `Controlled`."""
         if control.seen not in self._seen:
             network, kinds = control.network, None
             run = self.programs.get(EMBED_CONTROL, replace(bucket, controls=(network.config,)))
@@ -115,8 +117,9 @@ class Encoder:
                 pixels = each.pixels(bucket.width, bucket.height)
                 kind = np.int32(each.control.kind or 0)
                 part, kinds = run(network.params, pixels, kind, np.float32(scale), control.kinds)
-                parts.append(np.asarray(part))
-            self._seen[control.seen] = sum(parts[1:], parts[0]), None if kinds is None else np.asarray(kinds)
+                parts.append(jax.tree.map(np.asarray, part))
+            whole = jax.tree.map(lambda first, *more: sum(more, first), *parts)
+            self._seen[control.seen] = whole, jax.tree.map(np.asarray, kinds)
         return self._seen[control.seen]
 
     def tokens(self, adapter: IPAdapter, picture: Image.Image | None) -> np.ndarray:
@@ -302,7 +305,7 @@ class Inputs:
     def _controls(
         self, bucket: Bucket, networks: Sequence[ControlNet], texts: list[list[list[Text]]]
     ) -> tuple[Controlled, ...]:
-        """What each of the bucket's ControlNets is told, with the texts [image][branch][chunk]."""
+        """What each of the bucket's controls is told, with the texts [image][branch][chunk]."""
         at = [at_places(self.plan.controls[i], networks) for i in self.plan.filled]
         told = []
         for place, network in enumerate(networks):
@@ -311,15 +314,18 @@ class Inputs:
                 told.append(self.programs.not_controlled(bucket, place))
                 continue
             shapes = self.programs.told(bucket).controls[place]
-            unseen = _one(shapes.embedded), _one(shapes.kinds)
+            unseen = _one((shapes.embedded, shapes.kinds))
             seen = [self.encoder.embedded(c, bucket) if c else unseen for c in own]
-            kinds = [kinds for _, kinds in seen if kinds is not None]
-            gather = self.programs.get(GATHER_CONTROL, replace(bucket, controls=(network.config,)))
+            embedded, kinds = jax.tree.map(lambda *each: np.concatenate(each), *seen)
+            context = {}
+            if kind_of(network.config).reads_texts:
+                gather = self.programs.get(GATHER_CONTROL, replace(bucket, controls=(network.config,)))
+                context = gather(network.params, texts)
             told.append(
                 Controlled(
-                    embedded=np.concatenate([embedded for embedded, _ in seen]),
-                    kinds=np.concatenate(kinds) if kinds else None,
-                    context=gather(network.params, texts),
+                    embedded=embedded,
+                    kinds=kinds,
+                    context=context,
                     strengths=np.stack(
                         [c.strengths(bucket.order) if c else no_strengths(network.config, bucket.branches) for c in own]
                     ),
@@ -330,6 +336,6 @@ class Inputs:
         return tuple(told)
 
 
-def _one(shape: Any) -> Any:
-    """Return zeros for one image, of an argument's shape for a batch; None for None."""
-    return None if shape is None else np.zeros((1, *shape.shape[1:]), shape.dtype)
+def _one(shapes: Any) -> Any:
+    """Return zeros for one image, of the shapes of arguments for a batch."""
+    return jax.tree.map(lambda shape: np.zeros((1, *shape.shape[1:]), shape.dtype), shapes)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial, reduce
+from itertools import zip_longest
 from operator import getitem
 
 import jax
@@ -19,6 +20,7 @@ from jaxl.config import EMPTY, UNetConfig, check_pag_layers
 from jaxl.kernels import XLA, Kernels
 from jaxl.kernels.attention import attention
 from jaxl.kernels.group_norm import group_norm
+from jaxl.nn.added import NOTHING, Added, both
 from jaxl.nn.freeu import reweigh
 from jaxl.nn.layers import (
     Params,
@@ -34,6 +36,7 @@ from jaxl.nn.layers import (
     resnet_shapes,
     upsample,
 )
+from jaxl.nn.lllite import Nudges, nudged
 
 
 def unet_shapes(cfg: UNetConfig, dtype: DTypeLike = jnp.bfloat16) -> Shapes:
@@ -105,7 +108,7 @@ def unet(
     freeu: Array | None = None,
     features: Array | None = None,
     shallow: Array | None = None,
-    residuals: Sequence[Array] = (),
+    added: Added = NOTHING,
     images: Sequence[ImageContext] = (),
     kernels: Kernels = XLA,
 ) -> tuple[Array, Array]:
@@ -122,8 +125,8 @@ def unet(
     static, of `cfg.pag_places` (Ahn et al. 2024, arXiv:2403.17377). freeu: float32 [B, 4], (s1, s2, b1, b2).
     features: what an earlier call returned. shallow: bool [B], the rows that take theirs from there and run the first
     convolution and the last layer alone; what lies between is not run at all where all rows are shallow (Ma et al.
-    2023, DeepCache, arXiv:2312.00858). residuals: what ControlNets add to the skips, in their order, and to what leaves
-    the middle, each [B, h, w, C] (`nn.controlnet`). images: what cross-attention reads of pictures beside the texts.
+    2023, DeepCache, arXiv:2312.00858). added: what ControlNets and their kin add on the way. images: what
+    cross-attention reads of pictures beside the texts.
 
     Raises InputError for unknown pag_layers, ValueError for arguments that must come together and do not.
     """
@@ -135,14 +138,14 @@ def unet(
 
     x = x.astype(params["conv_in"]["weight"].dtype)
     temb = embedding(params, cfg, t, pooled, time_ids, guidance)
-    shared = Shared(cfg, kernels, temb, context, lengths, perturbed, pag_layers, freeu, tuple(images))
+    shared = Shared(cfg, kernels, temb, context, lengths, perturbed, pag_layers, freeu, added, tuple(images))
     first = conv(params["conv_in"], x)
 
     def deep() -> Array:
         x, skips = down(params, shared, first)
-        x = middle(params, shared, x)
-        if residuals:
-            *skips, x = (own + more for own, more in zip((*skips, x), residuals, strict=True))
+        x = sum(added.blocks[len(cfg.down) :], both(middle(params, shared, x), added.middle))
+        if added.skips:
+            skips = [own + more for own, more in zip(skips, added.skips, strict=True)]
         return up(params, shared, x, skips)
 
     if features is None or shallow is None:
@@ -150,7 +153,7 @@ def unet(
     else:
         own = shallow[:, None, None, None]
         now = lax.cond(shallow.all(), lambda: features, lambda: jnp.where(own, features, deep()))
-    last = first + residuals[0] if residuals else first
+    last = first + added.skips[0] if added.skips else first
     x = _up_layer(params, shared, *_up_layers(cfg)[-1], now, last)
     x = group_norm(params["conv_norm_out"], x, cfg.norm_num_groups, cfg.norm_eps, silu=True, kernels=kernels)
     return conv(params["conv_out"], x), now
@@ -171,6 +174,7 @@ class Shared:
     perturbed: Array | None = None
     pag_layers: tuple[str, ...] = ()
     freeu: Array | None = None
+    added: Added = NOTHING
     images: tuple[ImageContext, ...] = ()
 
 
@@ -229,16 +233,20 @@ def embedding(
 def down(params: Params, shared: Shared, x: Array) -> tuple[Array, list[Array]]:
     """Run the blocks on the way down. Returns what leaves the last one, and the skips, of which `x` is the first."""
     cfg, skips = shared.cfg, [x]
-    for i, depths in enumerate(cfg.down):
+    for i, (depths, more) in enumerate(zip_longest(cfg.down, shared.added.blocks[: len(cfg.down)])):
         block = params["down_blocks"][str(i)]
         for j, depth in enumerate(depths):
             x = _residual(block["resnets"][str(j)], shared, x)
             if depth:
                 x = _transformer(params, shared, f"down_blocks.{i}.attentions.{j}", x, cfg.heads[i])
             skips.append(x)
+        if any(depths):
+            x = skips[-1] = both(x, more)
         if "downsamplers" in block:
             x = conv(block["downsamplers"]["0"]["conv"], x, stride=2, padding=(1, 1))
             skips.append(x)
+        if not any(depths):
+            x = skips[-1] = both(x, more)
     return x, skips
 
 
@@ -304,7 +312,9 @@ def _transformer(params: Params, shared: Shared, path: str, x: Array, heads: int
             for each, factor in zip(shared.images, factors, strict=True)
         )
         text = reduce(getitem, place, shared.context)
-        tokens = transformer_block(blocks[i], tokens, text, heads, shared.kernels, shared.lengths, perturbed, images)
+        nudges = shared.added.within(f"{path}.transformer_blocks.{i}")
+        told = heads, shared.kernels, shared.lengths, perturbed, nudges, images
+        tokens = transformer_block(blocks[i], tokens, text, *told)
     return linear(p["proj_out"], tokens).reshape(x.shape) + x
 
 
@@ -409,6 +419,7 @@ def transformer_block(
     kernels: Kernels,
     lengths: Array | None,
     perturbed: Array | None,
+    nudges: Mapping[str, Nudges],
     images: tuple[tuple[Params, Array, Array], ...] = (),
 ) -> Array:
     """Return what a block makes of tokens [B, T, C]. Each of `images` is a context, its lengths, and its factors."""
@@ -416,12 +427,17 @@ def transformer_block(
     tokens = tokens.reshape(-1, shape[-1])  # XLA lays products of two axes out better than of three
     norm = partial(layer_norm, kernels=kernels)
     y = norm(p["norm1"], tokens)
-    q, k, v = (linear(p["attn1"][name], y).reshape(shape) for name in ("to_q", "to_k", "to_v"))
+
+    def projected(name: str, y: Array) -> Array:
+        attn, part = name.split(".")
+        return linear(p[attn][part], nudged(y, nudges.get(name, ()))).reshape(shape)
+
+    q, k, v = (projected(name, y) for name in ("attn1.to_q", "attn1.to_k", "attn1.to_v"))
     y = attention(q, k, v, heads, kernels=kernels)
     if perturbed is not None:
         y = jnp.where(perturbed[:, None, None], v, y)  # each position sees itself alone
     tokens = tokens + linear(p["attn1"]["to_out"]["0"], y.reshape(tokens.shape))
-    q = linear(p["attn2"]["to_q"], norm(p["norm2"], tokens)).reshape(shape)
+    q = projected("attn2.to_q", norm(p["norm2"], tokens))
     y = attention(q, context["k"], context["v"], heads, lengths=lengths, kernels=kernels)
     for image, real, factors in images:
         read = attention(q, image["k"], image["v"], heads, lengths=real, kernels=kernels)

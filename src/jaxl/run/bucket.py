@@ -8,12 +8,13 @@ from enum import IntEnum
 import jax
 import jax.numpy as jnp
 
-from jaxl.config import ControlNetConfig, IPAdapterConfig
+from jaxl.config import ControlConfig, IPAdapterConfig
 from jaxl.diffusion.rows import COLUMNS, MAX_ROWS
 from jaxl.nn.layers import Params
 from jaxl.nn.unet import unet_context
 from jaxl.run.adapters import NO_ROOM, Room, adapter_shapes, at_each_row
-from jaxl.run.controls import Controlled
+from jaxl.run.control_kinds import Controlled
+from jaxl.run.controls import controlled_shapes
 from jaxl.run.image_prompts import Prompted
 from jaxl.run.model import Model
 from jaxl.run.target import Leaf, Target
@@ -45,9 +46,9 @@ class Bucket:
     prompts have room for. `pag_layers` are the places of perturbed-attention guidance, which takes one evaluation more
     (arXiv:2403.17377); `freeu` programs filter the skip connections (arXiv:2309.11497). `cached` programs keep deep
     features for the rows that are shallow (arXiv:2312.00858). `room` and `text_room` are what adapters may add to the
-    U-Net and to the text encoders; they cost nothing where there is none. `controls` are the ControlNets that images
-    may have, which run in rows where some image has a use for them. `image_prompts` are the places for pictures that
-    cross-attention reads, by the tokens that each has room for; `ip_adapter` is what makes these of a picture.
+    U-Net and to the text encoders; they cost nothing where there is none. `controls` are the ControlNets and
+    their kin that images may have, in programs that have a place for each. `image_prompts` are the places for pictures
+    that cross-attention reads, by the tokens that each has room for; `ip_adapter` is what makes these of a picture.
     """
 
     batch: int
@@ -60,7 +61,7 @@ class Bucket:
     cached: bool = False
     room: Room = NO_ROOM
     text_room: Room = NO_ROOM
-    controls: tuple[ControlNetConfig, ...] = ()
+    controls: tuple[ControlConfig, ...] = ()
     image_prompts: tuple[int, ...] = ()
     ip_adapter: IPAdapterConfig | None = None
 
@@ -84,6 +85,11 @@ class Bucket:
     def single(self) -> Bucket:
         """The bucket of one of its images."""
         return replace(self, batch=1)
+
+    @property
+    def size(self) -> tuple[int, int, int]:
+        """The number of images, and their height and width in pixels."""
+        return self.batch, self.height, self.width
 
     def latents_shape(self, model: Model) -> tuple[int, int, int, int]:
         """Return [B, h, w, C]."""
@@ -122,7 +128,7 @@ class Conditioning:
     `freeu`: float32 [B, 4], s1, s2, b1 and b2, where the bucket has it.
     `inpaint`: float32 [B, h, w, 5], the mask and the masked picture's latents, for models that were trained on them.
     `adapters`: what is added to the U-Net's layers (`run.adapters`), [B, ...], where the bucket has room for it.
-    `controls`: what each of the bucket's ControlNets is told. `image_prompts`: what is read at each of its places.
+    `controls`: what each of the bucket's controls is told. `image_prompts`: what is read at each of its places.
     """
 
     context: Params
@@ -151,7 +157,7 @@ class Conditioning:
             freeu=to.split((b, 4)) if bucket.freeu else None,
             inpaint=to.split((*latents[:3], extra)) if extra else None,
             adapters=adapter_shapes(to, "unet", bucket.room, at_each_row, b),
-            controls=tuple(Controlled.shapes(to, cfg, b, g, latents, embeds) for cfg in bucket.controls),
+            controls=tuple(controlled_shapes(to, cfg, bucket.size, g, embeds) for cfg in bucket.controls),
             image_prompts=tuple(Prompted.shapes(to, tokens, b, g, latents) for tokens in bucket.image_prompts),
         )
 

@@ -1,18 +1,18 @@
-"""ControlNets in programs: their parameters, and what they are told of each image of a batch."""
+"""ControlNets and their kin in programs: their parameters, and the shapes of what they are told of a batch."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxl.config import ControlNetConfig
-from jaxl.nn.controlnet import controlnet_shapes
+from jaxl.config import ControlConfig
 from jaxl.nn.layers import Params
 from jaxl.nn.unet import unet_context
+from jaxl.run.control_kinds import Controlled, kind_of
 from jaxl.run.sharding import place_parameters
 from jaxl.run.target import Leaf, Target
 from jaxl.weights.winograd import with_winograd_shapes
@@ -20,60 +20,60 @@ from jaxl.weights.winograd import with_winograd_shapes
 
 @dataclass(frozen=True, eq=False)
 class ControlNet:
-    """A ControlNet that was loaded: what it is called, and its parameters on the devices."""
+    """A ControlNet, or one of its kin, that was loaded: what it is called, and its parameters on the devices."""
 
     name: str
     source: str
-    config: ControlNetConfig
+    config: ControlConfig
     params: Params
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Controlled:
-    """What a ControlNet is told of B images, each in G branches.
-
-    `embedded` [B, h, w, C] is what `embed_picture` makes of their pictures, or `embed_kind` in a union, which has
-    `kinds` [B, E] of `embed_kinds` too. `context` [B, G, ...] is what cross-attention sees of their texts. What it adds
-    to the U-Net's skips and middle, R tensors, is multiplied by `strengths` float32 [B, G, R] in the rows from `first`
-    on and before `end`, int32 [B], and by 0 in all others.
-    """
-
-    embedded: Leaf
-    kinds: Leaf | None
-    context: Params
-    strengths: Leaf
-    first: Leaf
-    end: Leaf
-
-    @classmethod
-    def shapes(
-        cls, to: Target, cfg: ControlNetConfig, images: int, branches: int, latents: Sequence[int], texts: Leaf
-    ) -> Controlled:
-        """Return those for latents [B, h, w, C] and `prompt_embeds` [B * G, T, D]."""
-        params = parameter_shapes(to, cfg)
-        dtype = params["conv_in"]["weight"].dtype
-        context = jax.eval_shape(unet_context, params, texts)
-        return cls(
-            embedded=to.split((*latents[:3], cfg.unet.channels[0]), dtype),
-            kinds=to.split((images, cfg.unet.time_embed_dim), dtype) if cfg.kinds else None,
-            context=jax.tree.map(
-                lambda leaf: to.split((images, branches, *leaf.shape[1:]), leaf.dtype, branches=branches), context
-            ),
-            strengths=to.split((images, branches, len(cfg.residuals)), branches=branches),
-            first=to.split((images,), jnp.int32),
-            end=to.split((images,), jnp.int32),
-        )
-
-
-def parameter_shapes(to: Target, cfg: ControlNetConfig) -> Params:
-    """Return the shapes of a ControlNet's parameters, with their places: as the U-Net's are."""
-    shapes = controlnet_shapes(cfg, to.shapes["unet"]["conv_in"]["weight"].dtype)
+def parameter_shapes(to: Target, cfg: ControlConfig) -> Params:
+    """Return the shapes of a control's parameters, with their places: as the U-Net's are."""
+    shapes = kind_of(cfg).shapes(to.shapes["unet"]["conv_in"]["weight"].dtype)
     if to.model.kernels.conv == "winograd":
         shapes = with_winograd_shapes(shapes)
     return place_parameters(shapes, to.mesh, split=to.split_parameters)
 
 
-def no_strengths(cfg: ControlNetConfig, branches: int) -> np.ndarray:
-    """Return the strengths [G, R] of an image that has no use for a ControlNet."""
-    return np.zeros((branches, len(cfg.residuals)), np.float32)
+def embed_shapes(to: Target, cfg: ControlConfig, height: int, width: int) -> tuple[Params, Leaf, Leaf, Leaf, Leaf]:
+    """Return the shapes of what `steps.embed_control` is told."""
+    return (
+        parameter_shapes(to, cfg),
+        to.whole((1, height, width, cfg.picture_channels), jnp.float32),
+        to.whole((), jnp.int32),
+        to.whole((), jnp.float32),
+        to.whole((1, cfg.kinds), jnp.float32),
+    )
+
+
+def controlled_shapes(
+    to: Target, cfg: ControlConfig, size: tuple[int, int, int], branches: int, texts: Leaf
+) -> Controlled:
+    """Return those of what a control is told of a batch, by its `size` (images, height, width).
+
+    `texts` are the images' `prompt_embeds`, [B * G, T, D].
+    """
+    images, *pixels = size
+    params, *told = embed_shapes(to, cfg, *pixels)
+    embedded, kinds = jax.eval_shape(kind_of(cfg).embed, params, *told)
+    context = jax.eval_shape(unet_context, params, texts) if kind_of(cfg).reads_texts else {}
+
+    def of_images(tree: Any) -> Any:
+        return jax.tree.map(lambda leaf: to.split((images, *leaf.shape[1:]), leaf.dtype), tree)
+
+    return Controlled(
+        embedded=of_images(embedded),
+        kinds=of_images(kinds),
+        context=jax.tree.map(
+            lambda leaf: to.split((images, branches, *leaf.shape[1:]), leaf.dtype, branches=branches), context
+        ),
+        strengths=to.split((images, branches, cfg.parts), branches=branches),
+        first=to.split((images,), jnp.int32),
+        end=to.split((images,), jnp.int32),
+    )
+
+
+def no_strengths(cfg: ControlConfig, branches: int) -> np.ndarray:
+    """Return the strengths [G, R] of an image that has no use for a control."""
+    return np.zeros((branches, cfg.parts), np.float32)

@@ -3,8 +3,8 @@
 Five kinds make a picture: ENCODE_TEXT (a chunk of text at a time), GATHER (texts into a batch), START (noise and tables
 into slots), ADVANCE (rows of the table: all the work) and DECODE (latents to pixels). ENCODE_IMAGE is for those that
 start from a picture, PREVIEW for those that are watched, JOIN and TAKE for those that come and go while others run,
-OBSERVE for calibration, EMBED_CONTROL and GATHER_CONTROL for ControlNets, EMBED_IMAGE and GATHER_IMAGES for
-IP-Adapters. Only shapes are compiled in; scheduler,
+OBSERVE for calibration, EMBED_CONTROL and GATHER_CONTROL for ControlNets and their kin, EMBED_IMAGE and GATHER_IMAGES
+for IP-Adapters. Only shapes are compiled in; scheduler,
 steps, guidance, prompt and seed are arguments.
 """
 
@@ -32,7 +32,8 @@ from jaxl.nn.layers import Params
 from jaxl.run import steps
 from jaxl.run.adapters import adapter_shapes, at_each_text
 from jaxl.run.bucket import Beginning, Bucket, Conditioning, Text
-from jaxl.run.controls import Controlled, parameter_shapes
+from jaxl.run.control_kinds import Controlled, kind_of
+from jaxl.run.controls import embed_shapes, parameter_shapes
 from jaxl.run.image_prompts import Prompted, context_shapes, dtype_of, encoder_shapes
 from jaxl.run.model import Model
 from jaxl.run.sharding import replicated, split_images
@@ -185,17 +186,11 @@ GATHER = Program(
     depends_on=("batch", "guided", "chunks", "pag_layers", "room"),
     always=True,
 )
-# of the first of a bucket's ControlNets
+# of the first of a bucket's controls
 EMBED_CONTROL = Program(
     "embed_control",
     run=lambda _, bucket: partial(steps.embed_control, bucket.controls[0]),
-    takes=lambda to, bucket: (
-        parameter_shapes(to, bucket.controls[0]),
-        to.whole((1, bucket.height, bucket.width, bucket.controls[0].picture_channels), jnp.float32),
-        to.whole((), jnp.int32),
-        to.whole((), jnp.float32),
-        to.whole((1, bucket.controls[0].kinds), jnp.float32),
-    ),
+    takes=lambda to, bucket: embed_shapes(to, bucket.controls[0], bucket.height, bucket.width),
     gives=_whole,
     depends_on=("height", "width", "controls"),
 )
@@ -260,11 +255,12 @@ def of_pictures(bucket: Bucket, adapters: Iterable[IPAdapterConfig] = ()) -> lis
 
     Those are the pictures that a bucket's ControlNets follow, and those of its image prompts by these adapters.
     """
-    controls = [replace(bucket, controls=(cfg,)) for cfg in dict.fromkeys(bucket.controls)]
+    controls = {cfg: replace(bucket, controls=(cfg,)) for cfg in bucket.controls}
     places = [replace(bucket, image_prompts=(tokens,)) for tokens in dict.fromkeys(bucket.image_prompts)]
     makers = [replace(bucket, ip_adapter=cfg) for cfg in dict.fromkeys(adapters)] if places else []
     return [
-        *((program, own) for own in controls for program in (EMBED_CONTROL, GATHER_CONTROL)),
+        *((EMBED_CONTROL, own) for own in controls.values()),
+        *((GATHER_CONTROL, own) for cfg, own in controls.items() if kind_of(cfg).reads_texts),
         *((EMBED_IMAGE, own) for own in makers),
         *((GATHER_IMAGES, own) for own in places),
     ]
@@ -349,7 +345,7 @@ class Programs:
         return _zeros(features_shapes(self.target, bucket))
 
     def not_controlled(self, bucket: Bucket, place: int) -> Controlled:
-        """Return what one of a bucket's ControlNets is told where no image has a use for it: zeros."""
+        """Return what one of a bucket's controls is told where no image has a use for it: zeros."""
         return _placed_zeros(self.told(bucket).controls[place])
 
     def not_prompted(self, bucket: Bucket, place: int) -> Prompted:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -11,15 +11,15 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxl.config import ControlNetConfig, IPAdapterConfig, TinyVAEConfig, VAEConfig
+from jaxl.config import ControlConfig, IPAdapterConfig, TinyVAEConfig, VAEConfig
 from jaxl.diffusion import loop
 from jaxl.diffusion.loop import Row, Slots
 from jaxl.diffusion.noise import initial_noise
 from jaxl.kernels import XLA, Kernels
 from jaxl.nn import tiny_vae, vae
+from jaxl.nn.added import NOTHING
 from jaxl.nn.clip import Replaced, clip, emphasize
 from jaxl.nn.clip_vision import clip_vision
-from jaxl.nn.controlnet import controlnet, embed_kind, embed_kinds, embed_picture
 from jaxl.nn.ip_adapter import image_tokens
 from jaxl.nn.layer_kinds import adapted
 from jaxl.nn.layers import Params
@@ -27,7 +27,7 @@ from jaxl.nn.preview import latents_to_rgb
 from jaxl.nn.tiles import decode_tiled, encode_tiled
 from jaxl.nn.unet import features_shape, unet, unet_context
 from jaxl.run.bucket import Beginning, Branch, Bucket, Conditioning, Text
-from jaxl.run.controls import Controlled
+from jaxl.run.control_kinds import Evaluation, flat, kind_of
 from jaxl.run.image_prompts import ENCODER, PROJECTION
 from jaxl.run.model import Model
 from jaxl.run.sharding import split_images, spread, whole, with_sharding
@@ -96,17 +96,14 @@ def features_shapes(to: Target, bucket: Bucket) -> Leaf | None:
 
 
 def embed_control(
-    cfg: ControlNetConfig, params: Params, picture: Leaf, kind: Leaf, scale: Leaf, kinds: Leaf
-) -> tuple[Array, Array | None]:
+    cfg: ControlConfig, params: Params, picture: Leaf, kind: Leaf, scale: Leaf, kinds: Leaf
+) -> tuple[Any, Array | None]:
     """A picture [1, H, W, C] in 0..1 -> its part of `embedded`, and `kinds`, of `Controlled`.
 
     In a union the picture is of a `kind`, int32 [], has a strength, `scale`, float32 [], and is one of pictures of
     `kinds`, 0 or 1, float32 [1, K].
     """
-    embedded = embed_picture(params, cfg, picture)
-    if not cfg.kinds:
-        return embedded, None
-    return embed_kind(params, embedded, kind, scale), embed_kinds(params, cfg, kinds)
+    return kind_of(cfg).embed(params, picture, kind, scale, kinds)
 
 
 def gather_control(params: Params, texts: list[list[list[Text]]]) -> dict[str, Any]:
@@ -151,33 +148,21 @@ def denoise(
     # an image's branches are neighbours on the batch axis, so splitting the axis over devices keeps them together
     per_branch = partial(jnp.repeat, repeats=g, axis=0)
 
-    def flat(tree: Any) -> Any:
-        return jax.tree.map(lambda a: a.reshape(b * g, *a.shape[2:]), tree)
-
     context, pooled, time_ids, lengths = flat((cond.context, cond.pooled, cond.time_ids, cond.lengths))
     shallow = None if features is None else row["shallow"] > 0
-    residuals: Sequence[Array] = ()
+    at = Evaluation(
+        g,
+        spread(per_branch(latents)),
+        per_branch(row["t"]),
+        pooled,
+        time_ids,
+        lengths,
+        shallow,
+        model.kernels,
+    )
+    added = NOTHING
     for cfg, own, told in zip(bucket.controls, controls, cond.controls, strict=True):
-        added = control(
-            partial(
-                controlnet,
-                own,
-                cfg,
-                spread(per_branch(latents)),
-                per_branch(row["t"]),
-                per_branch(told.embedded),
-                flat(told.context),
-                pooled,
-                time_ids,
-                lengths=lengths,
-                kinds=None if told.kinds is None else per_branch(told.kinds),
-                kernels=model.kernels,
-            ),
-            told,
-            row,
-            shallow,
-        )
-        residuals = [a + more for a, more in zip(residuals, added, strict=True)] if residuals else added
+        added += kind_of(cfg).added(own, told, told.strengths_in(row), at)
     out, deep = unet(
         adapted(params, cond.adapters),
         model.unet,
@@ -193,41 +178,13 @@ def denoise(
         freeu=None if cond.freeu is None else per_branch(cond.freeu),
         features=None if features is None else features.reshape(b * g, *features.shape[2:]),
         shallow=None if shallow is None else per_branch(shallow),
-        residuals=residuals,
+        added=added,
         images=[each.in_row(row, g) for each in cond.image_prompts],
         kernels=model.kernels,
     )
     outputs = out.astype(jnp.float32).reshape(b, g, *out.shape[1:])
     guided = guide(bucket, outputs, row)
     return guided, None if features is None else deep.reshape(features.shape)
-
-
-def control(network: Callable[..., list[Array]], told: Controlled, row: Row, shallow: Array | None) -> list[Array]:
-    """Return what a ControlNet adds, each [B * G, h, w, C], at the strengths that images have in this row.
-
-    It is run if some image has a use for it. Where all of those are shallow, only what it adds first is worked out.
-    """
-    inside = (told.first <= row["number"]) & (row["number"] < told.end)
-    strengths = jnp.where(inside[:, None, None], told.strengths, 0.0)
-    used = (strengths != 0).any((1, 2))
-    deep = used if shallow is None else used & ~shallow
-    whole = jax.eval_shape(network)
-
-    def scaled(only_first: bool) -> list[Array]:
-        each = strengths.reshape(-1, strengths.shape[-1])[:, :, None, None, None]
-        # not by a product alone: what an image has no use for may be infinite
-        return [
-            jnp.where(each[:, i] == 0, 0, added * each[:, i].astype(added.dtype))
-            for i, added in enumerate(network(only_first=only_first))
-        ]
-
-    def none() -> list[Array]:
-        return [jnp.zeros(shape.shape, shape.dtype) for shape in whole]
-
-    def first() -> list[Array]:
-        return none() if shallow is None else jax.lax.cond(used.any(), lambda: scaled(only_first=True), none)
-
-    return jax.lax.cond(deep.any(), lambda: scaled(only_first=False), first)
 
 
 def guide(bucket: Bucket, outputs: Array, row: Row) -> Array:
@@ -259,7 +216,7 @@ def advance(
 ) -> Slots:
     """Run the next `n` rows (traced) of every slot, which has features if the bucket is cached.
 
-    `params` are the U-Net's, `controls` those of the bucket's ControlNets.
+    `params` are the U-Net's, `controls` those of the bucket's controls.
     """
     return loop.advance(partial(denoise, model, bucket, params, controls, cond), slots, n)
 

@@ -1,4 +1,4 @@
-"""ControlNets, read from folders and files: in diffusers' names or in those of the ControlNet that was published first.
+"""ControlNets, read from files: in diffusers' names, or in those of the ControlNet that was published first.
 
 https://github.com/lllyasviel/ControlNet; a file tells its structure by its keys, and what no shape tells is taken from
 the U-Net that it is for.
@@ -7,42 +7,28 @@ the U-Net that it is for.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from jaxl.config import EMPTY, ControlNetConfig, UNetConfig
 from jaxl.errors import CheckpointError
+from jaxl.nn.controlnet import OF_UNET
 from jaxl.weights import kinds
-from jaxl.weights.folder import Part, read_part
+from jaxl.weights.control_lora import MARK, changes, rebuilt
 from jaxl.weights.original_layout import TensorShapes, count, parameters, shape
 from jaxl.weights.original_unet import ENDS, middle, way_down
 from jaxl.weights.store import Tensor
-from jaxl.weights.tensors import put, read_tensors
+from jaxl.weights.tensors import put
 
-COMPONENT = "controlnet"
 PREFIX = "control_model."
 PICTURE = "controlnet_cond_embedding"
+GUIDANCE = "time_embedding.cond_proj."  # which ControlNets are not told
 KINDS = "task_embedding"  # which a union has
 SIZES = ("label_emb.0.0.weight", "add_embedding.linear_1.weight")  # SDXL takes sizes, older Stable Diffusions do not
 
 
-@dataclass(frozen=True)
-class OpenedControlNet:
-    """A ControlNet, opened but not read: its config, and its tensors by their diffusers keys."""
-
-    source: str
-    config: ControlNetConfig
-    tensors: Mapping[str, Tensor]
-
-
-def read_controlnet(path: Path, source: str | None, unet: UNetConfig, variant: str | None = None) -> OpenedControlNet:
-    """Open a folder or a file, reading only headers and JSON. Raises CheckpointError unless it fits the U-Net."""
-    if path.is_dir():
-        part: Part = read_part(path, COMPONENT, variant=variant, source=source)
-        opened = OpenedControlNet(part.source, ControlNetConfig.from_json(part.config), part.tensors)
-    else:
-        opened = _read_file(path, unet)
-    own = opened.config
+def check_controlnet(source: str, own: ControlNetConfig, unet: UNetConfig) -> None:
+    """Raise CheckpointError unless a ControlNet fits the U-Net."""
     for name, theirs, ours in (
         ("block_out_channels", own.unet.channels, unet.channels),
         ("cross_attention_dim", own.unet.cross_attention_dim, unet.cross_attention_dim),
@@ -52,24 +38,34 @@ def read_controlnet(path: Path, source: str | None, unet: UNetConfig, variant: s
         ("conditioning_channels", own.picture_channels, 3),
     ):
         if theirs != ours:
-            raise CheckpointError(f"{opened.source}: made for another model: its {name} are {theirs}, not {ours}")
-    return opened
+            raise CheckpointError(f"{source}: made for another model: its {name} are {theirs}, not {ours}")
 
 
-def _read_file(file: Path, unet: UNetConfig) -> OpenedControlNet:
-    tensors = {key.removeprefix(PREFIX): tensor for key, tensor in read_tensors(file).items()}
+def read_controlnet(
+    file: Path, tensors: Mapping[str, Tensor], unet: UNetConfig, base: Mapping[str, Tensor]
+) -> tuple[ControlNetConfig, Mapping[str, Tensor]]:
+    """Return the config of the ControlNet that a file has, and its tensors by their diffusers keys.
+
+    `base` are the tensors of the U-Net, from which a Control-LoRA is made a ControlNet. Raises CheckpointError.
+    """
+    tensors = {key.removeprefix(PREFIX): tensor for key, tensor in tensors.items()}
+    light = MARK in tensors
     if not any(key.startswith((f"{PICTURE}.", "input_hint_block.")) for key in tensors):
         raise CheckpointError(f"{file}: not a ControlNet but {kinds.kind(tensors)}")
-    if "lora_controlnet" in tensors:
-        raise CheckpointError(f"{file}: a Control-LoRA, which jaxl does not run; give a whole ControlNet")
+    if light:
+        tensors = changes(file, tensors)
     if not any(key in tensors for key in SIZES):
-        raise CheckpointError(f"{file}: a ControlNet of Stable Diffusion 1 or 2, without label_emb; give one of SDXL")
+        name = "Control-LoRA" if light else "ControlNet"
+        raise CheckpointError(f"{file}: a {name} of Stable Diffusion 1 or 2, without label_emb; give one of SDXL")
     try:
         named = _in_diffusers_names(file, tensors)
+        if light:
+            of_unet = {key: base[key] for key in base if key.startswith(OF_UNET) and not key.startswith(GUIDANCE)}
+            named = rebuilt(file, named, of_unet)
         config = _config({key: tensor.shape for key, tensor in named.items()}, unet)
     except CheckpointError as error:
         raise CheckpointError(f"{file}: {error}".replace(f"{file}: {file}: ", f"{file}: ")) from error
-    return OpenedControlNet(str(file), config, named)
+    return config, named
 
 
 def _in_diffusers_names(file: Path, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -37,7 +37,7 @@ IMAGE_ENCODER = "image_encoder"
 PARTS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "unet": ("U-Net", CLASSES["unet"]),
     "vae": ("VAE", CLASSES["vae"]),
-    "controlnet": ("ControlNet", ("ControlNetModel", "ControlNetUnionModel")),
+    "controlnet": ("ControlNet", ("ControlNetModel", "ControlNetUnionModel", "T2IAdapter")),
     IMAGE_ENCODER: ("image encoder", ("CLIPVisionModelWithProjection",)),
 }
 

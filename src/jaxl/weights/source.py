@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,11 @@ from jaxl.config import TextConfig, TinyVAEConfig, UNetConfig, read_vae_config
 from jaxl.errors import CheckpointError
 from jaxl.presets import SDXL_BASE
 from jaxl.weights.checkpoint import Checkpoint
-from jaxl.weights.controlnet import COMPONENT as CONTROLNET
-from jaxl.weights.controlnet import OpenedControlNet, read_controlnet
+from jaxl.weights.controls import COMPONENT as CONTROLNET
+from jaxl.weights.controls import OpenedControl, read_control
 from jaxl.weights.folder import IMAGE_ENCODER, Part, read_folder, read_part
 from jaxl.weights.single_file import read_single_file, read_unet_file, read_vae_file
+from jaxl.weights.store import Tensor
 
 EMBEDDED = {"tiny": Path(__file__).parents[1] / "models" / "tiny"}
 PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
@@ -84,24 +85,25 @@ def open_unet(
     return read_unet_file(path, configs["unet"], pooled_dim, time_ids=6 if "text_encoder" in configs else 5)
 
 
-def open_controlnet(
+def open_control(
     name: str | os.PathLike[str],
     unet: UNetConfig,
+    base: Mapping[str, Tensor],
     *,
     revision: str | None = None,
     variant: str | None = None,
     token: str | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     local_files_only: bool = False,
-) -> OpenedControlNet:
-    """Open the ControlNet that `name` means, for this U-Net, without reading tensors.
+) -> OpenedControl:
+    """Open the ControlNet, or its kin, that `name` means, for this U-Net, without reading tensors.
 
-    Names are as in `open_checkpoint`; a single file is in diffusers' names or in the original ones. Raises
-    CheckpointError, in one line.
+    Names are as in `open_checkpoint`; a single file is in diffusers' names or in the original ones. `base` are the
+    U-Net's own tensors, for a Control-LoRA. Raises CheckpointError, in one line.
     """
     hub = {"revision": revision, "token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
     path, source = _find(os.fspath(name), "download_part", component=CONTROLNET, variant=variant, **hub)
-    return read_controlnet(path, source, unet, variant)
+    return read_control(path, source, unet, base, variant)
 
 
 def open_image_encoder(
