@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from jaxl.errors import InputError, nearest
@@ -18,6 +18,12 @@ FACTORS: Mapping[str, Callable[[int, int], float]] = {  # of the i-th of so many
     "prompt": lambda i, count: 0.825 ** (12 - i),
     "control": lambda i, count: 0.825 ** (12 - i),
     "guess": lambda i, count: 10.0 ** (i / (count - 1) - 1.0),
+}
+# what sd-webui-controlnet calls them
+CONTROL_MODES: Mapping[Weighting, str] = {
+    "balanced": "Balanced",
+    "prompt": "My prompt is more important",
+    "control": "ControlNet is more important",
 }
 OF_NEGATIVE = ("balanced", "prompt")  # those in which the negative branch is controlled too
 
@@ -48,6 +54,8 @@ class Control:
         HED and the like), "canny" (also line art), "normal", "segment", and in ProMax "tile" and "repaint".
     weighting: "balanced"; "prompt", where the prompt is more important, or "control", where the control is, as
         sd-webui-controlnet weighs them; or "guess", as diffusers' `guess_mode`, which is to do without a prompt.
+    told: what files are to tell of `image`, such as {"preprocess": {"name": "canny", "low": 50}} if `jaxl.preprocess`
+        made it so. Nothing else comes of it.
 
     Raises InputError for values that cannot work.
     """
@@ -59,13 +67,14 @@ class Control:
     end: float = 1.0
     weighting: Weighting = "balanced"
     mode: str | None = None
+    told: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for field, least, most in (("strength", 0.0, 10.0), ("start", 0.0, 1.0), ("end", 0.0, 1.0)):
-            value = getattr(self, field)
+        for name, least, most in (("strength", 0.0, 10.0), ("start", 0.0, 1.0), ("end", 0.0, 1.0)):
+            value = getattr(self, name)
             number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
             if not number or not least <= value <= most:
-                raise InputError(field, value, f"of control {self.name!r}: give a number from {least:g} to {most:g}")
+                raise InputError(name, value, f"of control {self.name!r}: give a number from {least:g} to {most:g}")
         if self.start >= self.end:
             raise InputError("start", self.start, f"of control {self.name!r}: must lie below its end, {self.end:g}")
         if self.weighting not in FACTORS:
@@ -90,6 +99,7 @@ class Control:
             {"name": self.name, "strength": self.strength, "start": self.start, "end": self.end}
             | ({} if self.weighting == "balanced" else {"weighting": self.weighting})
             | ({} if self.mode is None else {"mode": self.mode})
+            | dict(self.told)
         )
 
     @property

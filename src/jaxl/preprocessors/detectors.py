@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from jaxl.errors import CheckpointError
+from jaxl.errors import CheckpointError, InputError
 
 # PyTorch then reads tensors alone out of a file, and runs nothing that is in it
 TENSORS_ALONE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
@@ -27,17 +28,22 @@ class Detector:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def draw(self, picture: Image.Image, weights: Path) -> Image.Image:
-        """Return what it makes of a picture, at its size. Raises CheckpointError for weights that it cannot read."""
-        import controlnet_aux  # pyright: ignore[reportMissingImports]
+        """Return what it makes of a picture, at its size.
 
-        with _tensors_alone():
+        Raises CheckpointError for weights that it cannot read, and InputError where the package lacks others.
+        """
+        side = min(picture.size)
+        how = {"detect_resolution": side, "image_resolution": side, "output_type": "pil", **self.options}
+        with _tensors_alone(), redirect_stdout(sys.stderr):  # it says what it loads
+            try:
+                import controlnet_aux  # pyright: ignore[reportMissingImports]
+            except Exception as error:  # whatever its own imports raise
+                raise InputError("name", self.kind, f"controlnet_aux cannot be imported ({_line(error)})") from error
             try:
                 detector = getattr(controlnet_aux, self.kind).from_pretrained(str(weights))
             except Exception as error:  # what files of all kinds can make of a loader
-                message = " ".join(str(error).split())[:200]
-                raise CheckpointError(f"{weights}: {self.kind} of controlnet_aux cannot read it ({message})") from error
-        side = min(picture.size)
-        made = detector(picture, detect_resolution=side, image_resolution=side, output_type="pil", **self.options)
+                raise CheckpointError(f"{weights}: no weights that {self.kind} can read ({_line(error)})") from error
+            made = detector(picture, **how)
         return made.convert("RGB").resize(picture.size, Image.Resampling.BICUBIC)
 
 
@@ -71,3 +77,7 @@ def _tensors_alone() -> Iterator[None]:
         yield
     finally:
         os.environ.pop(TENSORS_ALONE) if before is None else os.environ.update({TENSORS_ALONE: before})
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

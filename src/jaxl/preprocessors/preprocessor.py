@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +32,7 @@ class Parameter:
 
     def __contains__(self, value: Any) -> bool:
         """Whether it can have this value."""
-        number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
         return number and self.least <= value <= self.most and not (self.whole and value != int(value))
 
     def read(self, value: Any) -> float:
