@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from jaxl.cli.options import JsonOption
 from jaxl.cli.terminal import in_background, print_line, print_table
 from jaxl.errors import InputError
-from jaxl.preprocessors.preprocessor import Preprocessor
+
+if TYPE_CHECKING:
+    from jaxl.preprocessors.preprocessor import Preprocessor
 
 
 def preprocess(

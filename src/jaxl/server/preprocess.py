@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import Mapping
-from typing import Annotated, Any
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter
 from PIL import Image
@@ -20,7 +22,12 @@ from jaxl.server.limits import Name
 from jaxl.server.pictures import decode, encode
 from jaxl.server.service import CurrentService
 
+T = TypeVar("T")
+
 router = APIRouter(prefix="/v1", tags=["jaxl"], responses=RESPONSES)
+
+# at once: a large picture takes memory, and other work with pictures goes on meanwhile
+WORKERS = ThreadPoolExecutor(2, "preprocess")
 
 OFFERED: Mapping[str, Preprocessor] = {each.name: each for each in WITHOUT_WEIGHTS if each.installed}
 
@@ -106,7 +113,12 @@ async def preprocess(asked: PreprocessRequest, service: CurrentService) -> Prepr
         made = prepared(decode(asked.image, "image", most), asked, most)
         return Preprocessed(image=encoded(made), width=made.width, height=made.height)
 
-    return await asyncio.to_thread(make)
+    return await in_turn(make)
+
+
+async def in_turn(work: Callable[..., T], *arguments: Any) -> T:
+    """Return what `work` does in a thread, after the preprocessing that was asked for before."""
+    return await asyncio.get_running_loop().run_in_executor(WORKERS, partial(work, *arguments))
 
 
 def prepared(sent: Image.Image, asked: PreprocessField, max_pixels: int, param: str = "image") -> Image.Image:

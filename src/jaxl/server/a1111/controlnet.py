@@ -5,7 +5,6 @@ Names and defaults are those of its wiki (https://github.com/Mikubill/sd-webui-c
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
 from itertools import zip_longest
 from typing import Any
@@ -24,7 +23,7 @@ from jaxl.server.a1111.options import refusal
 from jaxl.server.controls import MOST_CONTROLS
 from jaxl.server.errors import A1111_RESPONSES
 from jaxl.server.pictures import decode
-from jaxl.server.preprocess import OFFERED, encoded
+from jaxl.server.preprocess import OFFERED, encoded, in_turn
 from jaxl.server.service import CurrentService, Service
 
 SCRIPT = "controlnet"
@@ -256,7 +255,7 @@ class Detected(BaseModel):
 @router.post("/detect")
 async def detect(asked: Detect, service: CurrentService) -> Detected:
     """Make pictures as ControlNets take them."""
-    return await asyncio.to_thread(_detected, asked, service.settings.max_pixels)
+    return await in_turn(_detected, asked, service.settings.max_pixels)
 
 
 def _detected(asked: Detect, most: int) -> Detected:

@@ -34,7 +34,7 @@ from jaxl.server.edits import Source
 from jaxl.server.errors import A1111_RESPONSES, ApiError, fields
 from jaxl.server.loras import AsciiResponse, read_metadata
 from jaxl.server.pictures import decode
-from jaxl.server.preprocess import encoded
+from jaxl.server.preprocess import encoded, in_turn
 from jaxl.server.service import CurrentService, Service, Stream
 from jaxl.server.work import AnswerFiles
 
@@ -326,7 +326,7 @@ async def _with_controls(
     units = units_of(asked.alwayson_scripts)
     if not units:
         return arguments, []
-    controls, made = await asyncio.to_thread(controls_of, units, service, service.wanted(arguments), arguments)
+    controls, made = await in_turn(controls_of, units, service, service.wanted(arguments), arguments)
     return {**arguments, "controls": controls}, made
 
 

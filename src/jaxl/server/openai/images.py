@@ -38,6 +38,7 @@ from jaxl.server.kept import SECONDS
 from jaxl.server.limits import Count, GuidanceScale, Loras, Name, Proportion, Seed
 from jaxl.server.openai.fields import PictureUrl, PictureUrls
 from jaxl.server.pictures import MEDIA_TYPES, decode
+from jaxl.server.preprocess import in_turn
 from jaxl.server.service import LEAST_DEADLINE, CurrentService, Service, Stream, check_model
 from jaxl.server.sizes import Policy, as_text
 from jaxl.server.work import AnswerFiles
@@ -343,7 +344,7 @@ async def _with_controls(arguments: dict[str, Any], asked: ImageRequest, service
         return arguments
     return {
         **arguments,
-        "controls": await asyncio.to_thread(read_controls, asked.controls, service.settings.max_pixels),
+        "controls": await in_turn(read_controls, asked.controls, service.settings.max_pixels),
     }
 
 
