@@ -15,7 +15,7 @@ PACKAGE = Path(jaxl.__file__).parent
 LAYERS = (
     ("errors",),
     ("engine", "extras"),
-    ("config", "presets", "files"),
+    ("config", "presets", "files", "preprocessors"),
     ("kernels",),
     ("nn", "diffusion", "text"),
     ("weights",),
@@ -106,6 +106,7 @@ def test_exported_names() -> None:
         "__version__",
         "from_pretrained",
         "make_mesh",
+        "preprocess",
     ]
     for name in jaxl.__all__:
         assert hasattr(jaxl, name)

@@ -16,6 +16,7 @@ from jaxl.errors import CheckpointError, InputError, JaxlError, NonFiniteError, 
 if TYPE_CHECKING:
     from jaxl.call.control import Control
     from jaxl.call.image_prompt import ImagePrompt
+    from jaxl.call.preprocess import preprocess
     from jaxl.loading import from_pretrained
     from jaxl.pipeline import Pipeline, Result
     from jaxl.run.bucket import Bucket
@@ -40,6 +41,7 @@ __all__ = [
     "__version__",
     "from_pretrained",
     "make_mesh",
+    "preprocess",
 ]
 
 _MODULES = {
@@ -51,6 +53,7 @@ _MODULES = {
     "Strength": "weights.adapters.strength",
     "from_pretrained": "loading",
     "make_mesh": "run.sharding",
+    "preprocess": "call.preprocess",
 }
 
 

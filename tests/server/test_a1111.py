@@ -474,7 +474,7 @@ class TestRefused:
 
 
 class TestRoutes:
-    @pytest.mark.parametrize("path", [*(f"/sdapi/v1/{name}" for name in LACKING), "/controlnet/detect"])
+    @pytest.mark.parametrize("path", [f"/sdapi/v1/{name}" for name in LACKING])
     def test_what_jaxl_lacks_is_told_by_name(self, client: TestClient, path: str) -> None:
         for response in (client.get(path), client.post(path, json={"image": "..."})):
             assert response.status_code == 404

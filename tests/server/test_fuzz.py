@@ -66,7 +66,7 @@ def body_for(path: str, **more: Any) -> dict[str, Any]:
 
 def line_of(path: str, answer: Any) -> str:
     """The line of an error, whose shape must be that of the API."""
-    if path.startswith("/sdapi/"):
+    if path.startswith(("/sdapi/", "/controlnet/")):
         assert set(answer) == {"error", "detail", "body", "errors"}
         line = answer["detail"]
     else:
@@ -152,6 +152,10 @@ def make_plausible(case: Case) -> None:
         case.body = {name: [{"role": "user", "content": "an apple"}], "stream": case.body.get("stream", False)}
     if case.operation.path == "/sdapi/v1/img2img":
         case.body["init_images"] = [PICTURE]
+    if case.operation.path == "/v1/preprocess":
+        case.body = {"name": "invert", "image": PICTURE}
+    if case.operation.path == "/controlnet/detect":
+        case.body |= {"controlnet_module": "canny", "controlnet_input_images": [PICTURE]}
     if case.operation.path in ("/v1/images/edits", "/v1/images/variations"):
         in_json = case.media_type == "application/json"
         case.body["image"] = PICTURE if in_json else [png()]

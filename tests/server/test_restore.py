@@ -52,10 +52,16 @@ def test_every_digit_of_a_seed(client: TestClient) -> None:
 
 @pytest.mark.parametrize("odd", [5, "edges", [1], [{"name": None}], {}])
 def test_controls_are_told_without_their_pictures(client: TestClient, odd: Any) -> None:
-    told = {**MADE, "controls": [{"name": "edges", "strength": 0.8}, {"name": "depth"}]}
+    edges = {
+        "name": "edges",
+        "strength": 0.8,
+        "end": 0.5,
+        "preprocess": {"name": "canny", "resolution": 64, "low": 50.0},
+    }
+    told = {**MADE, "controls": [{**edges, "resize_mode": "Just Resize"}, {"name": "depth", "strength": "much"}]}
     found = client.post(PATH, json={"image": png(jaxl=json.dumps(told))}).json()
-    assert "controls" not in found
-    assert found["unread"] == ["controls: edges", "controls: depth"]
+    assert found["controls"] == [edges]
+    assert found["unread"] == ["controls: the picture of edges", "controls: the picture of depth"]
     assert client.post(PATH, json={"image": png(jaxl=json.dumps({**MADE, "controls": odd}))}).status_code == 200
 
 
@@ -65,6 +71,26 @@ def test_files_of_a1111(client: TestClient) -> None:
     text = a1111_text({**MADE, **told, "model": "a/tiny.safetensors", "version": "1"})
     found = client.post(PATH, json={"image": png(parameters=text)}).json()
     assert found == {**MADE, **told, "prompt_syntax": "lenient", "seed": str(2**64 - 1), "unread": []}
+
+
+def test_units_of_a1111(client: TestClient) -> None:
+    """Those that A1111 wrote, and those that are written here."""
+    unit = (
+        "Module: canny, Model: edges [d14c016b], Weight: 0.8, Resize Mode: Crop and Resize, Processor Res: 512, "
+        "Threshold A: 100.0, Threshold B: 200.0, Guidance Start: 0.0, Guidance End: 0.5, Pixel Perfect: False, "
+        "Control Mode: My prompt is more important"
+    )
+    edges = {"name": "edges", "strength": 0.8, "start": 0.0, "end": 0.5, "weighting": "prompt"}
+    edges["preprocess"] = {"name": "canny", "resolution": 512, "low": 100.0, "high": 200.0}
+    line = f'a castle\nSteps: 9, Sampler: DDIM, Seed: 1, ControlNet 0: "{unit}", ControlNet 1: "Module: x, Model: None"'
+    for text in (line, a1111_text({**MADE, "guidance_scale": 4.5, "controls": [edges]})):
+        found = client.post(PATH, json={"image": png(parameters=text)}).json()
+        assert found["controls"] == [edges]
+        assert found["unread"][-1] == "controls: the picture of edges"
+    assert f'ControlNet 0: "{unit.replace(" [d14c016b]", "")}"' in text
+    odd = line.replace("100.0", "nan").replace("Weight: 0.8", "Weight: much")
+    (read,) = client.post(PATH, json={"image": png(parameters=odd)}).json()["controls"]
+    assert "strength" not in read
 
 
 def test_textual_inversions(client: TestClient, service: Service) -> None:

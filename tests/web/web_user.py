@@ -167,7 +167,8 @@ class User:
 class Quick:
     """The page on an engine without a model, which draws patterns; `row_seconds` is what a step takes."""
 
-    def __init__(self, row_seconds: float = 0.0, known: Sequence[Lora] = ()):
+    def __init__(self, row_seconds: float = 0.0, known: Sequence[Lora] = (), controlnets: tuple[str, ...] = ()):
+        self.controlnets = controlnets
         self.backend = FakeBackend(row_seconds, SIZES[0], sizes_of_images=SIZES, known=known)
         self.asked: list[Mapping[str, Any]] = []
         read = self.backend.read
@@ -175,7 +176,7 @@ class Quick:
 
     def __enter__(self) -> Quick:
         self.engine = Engine(self.backend)
-        settings = Settings(sizes=SIZES, schedulers=SCHEDULERS, ui=True)
+        settings = Settings(sizes=SIZES, schedulers=SCHEDULERS, controlnets=self.controlnets, ui=True)
         app = create_app(Service(self.engine.__enter__(), settings), Page(settings))
         listener = socket.socket()
         listener.bind(("127.0.0.1", 0))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from jaxl.config import ControlConfig, ControlNetConfig, LLLiteConfig, T2IAdapterConfig
@@ -26,6 +26,12 @@ FACTORS: Mapping[type[ControlConfig], Mapping[str, Factor]] = {
     LLLiteConfig: PLAIN,
 }
 WEIGHTINGS = tuple(FACTORS[ControlNetConfig])
+# what sd-webui-controlnet calls them
+CONTROL_MODES: Mapping[Weighting, str] = {
+    "balanced": "Balanced",
+    "prompt": "My prompt is more important",
+    "control": "ControlNet is more important",
+}
 OF_NEGATIVE = ("balanced", "prompt")  # those in which the negative branch is controlled too
 
 
@@ -56,6 +62,8 @@ class Control:
     weighting: "balanced"; "prompt", where the prompt is more important, or "control", where the control is, as
         sd-webui-controlnet weighs them; or "guess", as diffusers' `guess_mode`, which is to do without a prompt. Its
         kin know some of them.
+    told: what files are to tell of `image`, such as {"preprocess": {"name": "canny", "low": 50}} if `jaxl.preprocess`
+        made it so. Nothing else comes of it.
 
     Raises InputError for values that cannot work.
     """
@@ -67,6 +75,7 @@ class Control:
     end: float = 1.0
     weighting: Weighting = "balanced"
     mode: str | None = None
+    told: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         whose = f"of control {self.name!r}"
@@ -94,6 +103,7 @@ class Control:
             {"name": self.name, "strength": self.strength, "start": self.start, "end": self.end}
             | ({} if self.weighting == "balanced" else {"weighting": self.weighting})
             | ({} if self.mode is None else {"mode": self.mode})
+            | dict(self.told)
         )
 
     @property
@@ -116,7 +126,7 @@ def check_number(field: str, value: Any, most: float, whose: str) -> None:
 
 def check_window(start: Any, end: Any, whose: str) -> None:
     """Raise InputError unless these are shares of the network's calls, the first before the second."""
-    for field, value in (("start", start), ("end", end)):
-        check_number(field, value, 1.0, whose)
+    for name, value in (("start", start), ("end", end)):
+        check_number(name, value, 1.0, whose)
     if start >= end:
         raise InputError("start", start, f"{whose}: must lie below its end, {end:g}")

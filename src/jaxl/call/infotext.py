@@ -17,6 +17,7 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 from PIL import ExifTags, Image
 
 from jaxl.call.options import DrawOptions
+from jaxl.call.unit_texts import unit_texts
 from jaxl.diffusion.names import a1111_name
 from jaxl.text.tags import written
 from jaxl.weights.adapters.strength import Strength
@@ -100,6 +101,7 @@ def a1111_text(settings: Mapping[str, Any]) -> str:
         pairs[EMBEDDINGS] = ", ".join(f"{name.translate(MARKS)}: {own}" for name, own in hashes.items())
     if settings.get("lora_hashes"):
         pairs["Lora hashes"] = lora_hashes(settings)
+    pairs |= unit_texts(settings.get("controls") or ())
     if settings.get("version"):
         pairs["Version"] = f"jaxl {settings['version']}"
     negative = settings.get("negative_prompt")

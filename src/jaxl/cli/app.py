@@ -29,6 +29,7 @@ from jaxl.cli.generate import generate
 from jaxl.cli.inspect import inspect
 from jaxl.cli.machine import find_devices, memory_bytes
 from jaxl.cli.options import JsonOption
+from jaxl.cli.preprocess import preprocess
 from jaxl.cli.serve import serve
 from jaxl.cli.terminal import fail, in_background, note, one_line, print_line
 from jaxl.errors import CheckpointError, InputError, JaxlError, PromptWarning, respelled
@@ -56,6 +57,8 @@ FLAGS = {
     "loras": "--lora",
     "strict": "--lora-partial",
     "token": "HF_TOKEN in the environment",
+    **{name: name for name in ("IMAGE", "OUTPUT")},
+    "name": "NAME",
     "url": "URL",
     "results": "RESULTS",
     "JAXL_API_KEYS": "JAXL_API_KEYS",
@@ -123,6 +126,7 @@ app.add_typer(bench, name="bench")
 app.command("compile")(compile_programs)
 app.command()(cache)
 app.command()(fuse)
+app.command()(preprocess)
 app.command()(estimate)
 app.command()(inspect)
 

@@ -12,7 +12,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from jaxl import __version__
-from jaxl.server import errors, events, health, huggingface, loras, restore, tokens
+from jaxl.server import errors, events, health, huggingface, loras, preprocess, restore, tokens
 from jaxl.server.a1111 import controlnet
 from jaxl.server.a1111 import routes as a1111
 from jaxl.server.errors import ApiError, answer
@@ -30,7 +30,20 @@ def create_app(service: Service, page: ASGIApp | None = None) -> FastAPI:
     app.state.service = service
     errors.install(app)
     app.add_middleware(Guard, service=service)
-    for module in (images, chat, responses, restore, tokens, loras, events, a1111, controlnet, huggingface, health):
+    for module in (
+        images,
+        chat,
+        responses,
+        restore,
+        tokens,
+        loras,
+        preprocess,
+        events,
+        a1111,
+        controlnet,
+        huggingface,
+        health,
+    ):
         app.include_router(module.router)
     if page is None:
         app.add_api_route("/", index, include_in_schema=False)

@@ -11,6 +11,7 @@ from jaxl.call.control import Control, Weighting
 from jaxl.call.images import read_image
 from jaxl.server.limits import Name, Proportion, list_from_json
 from jaxl.server.pictures import decode
+from jaxl.server.preprocess import Preprocess, prepared
 
 # of one image
 MOST_CONTROLS = 8
@@ -28,6 +29,9 @@ class ControlField(BaseModel):
     end: Proportion = 1.0
     weighting: Weighting = "balanced"
     mode: Name | None = Field(None, description="The kind of the picture, for a ControlNet that takes several.")
+    preprocess: Preprocess | None = Field(
+        None, description='What makes its picture of `image`, such as {"name": "canny", "low": 50}, or a name alone.'
+    )
 
 
 ControlFields = Annotated[
@@ -39,15 +43,19 @@ ControlFields = Annotated[
 
 def read_controls(asked: Sequence[ControlField], max_pixels: int) -> list[Control]:
     """Return the controls with their pictures decoded, which takes a while. Raises InputError."""
-    return [
-        Control(
-            each.name,
-            read_image(decode(each.image, "controls", max_pixels), "controls"),
-            each.strength,
-            each.start,
-            each.end,
-            each.weighting,
-            each.mode,
-        )
-        for each in asked
-    ]
+    return [_read(each, max_pixels) for each in asked]
+
+
+def _read(asked: ControlField, max_pixels: int) -> Control:
+    sent = decode(asked.image, "controls", max_pixels)
+    how = asked.preprocess
+    return Control(
+        asked.name,
+        read_image(sent, "controls") if how is None else prepared(sent, how, max_pixels, "controls"),
+        asked.strength,
+        asked.start,
+        asked.end,
+        asked.weighting,
+        asked.mode,
+        {} if how is None else {"preprocess": how.facts},
+    )

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from typing import Annotated, Any
 
 from fastapi import APIRouter
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, ValidationError
 
 from jaxl.call.infotext import EMBEDDINGS, LABELS, READERS, read_a1111_text, text_of
-from jaxl.call.options import OF_PICTURES
 from jaxl.call.sizes import read_size
+from jaxl.call.unit_texts import take_units
 from jaxl.diffusion.names import AUTOMATIC, find_name
 from jaxl.errors import InputError
 from jaxl.png import read_settings_text
 from jaxl.server.a1111.fields import scheduler_of
 from jaxl.server.a1111.options import USUAL_CLIP_SKIP
+from jaxl.server.controls import MOST_CONTROLS, ControlField
 from jaxl.server.errors import RESPONSES, ApiError
 from jaxl.server.pictures import decode
 from jaxl.server.service import CurrentService
@@ -56,11 +57,12 @@ def _settings(data: str, server: Settings) -> dict[str, Any]:
         told = found.pop("embeddings", None)  # the prompt names them, as far as this server has them
         if isinstance(told, dict):
             found["unread"] = [f"{EMBEDDINGS}: {name}" for name, hash in told.items() if hash not in hashes]
-        for field in OF_PICTURES:  # which are not in the file
-            given = found.pop(field, None)
-            if isinstance(given, list):
-                names = [each.get("name") for each in given if isinstance(each, dict)]
-                found["unread"] += [f"{field}: {name}"[:LONGEST_UNREAD] for name in names[:MOST_UNREAD]]
+        followed = found.pop("controls", None)
+        if isinstance(followed, list):
+            _add_controls(found, followed)
+        like = found.pop("image_prompts", None)  # whose pictures are not in the file
+        names = [each.get("name") for each in like if isinstance(each, dict)] if isinstance(like, list) else []
+        found["unread"] += [f"image_prompts: {name}"[:LONGEST_UNREAD] for name in names[:MOST_UNREAD]]
     elif known := read_a1111_text(text_of(image)):
         found = a1111_settings(known, server.scheduler, server.model, hashes)
     else:
@@ -103,8 +105,25 @@ def a1111_settings(
         left.pop(EMBEDDINGS, None)
     if left.get("Model", "").removesuffix(".safetensors") == model:
         left.pop("Model", None)
+    followed = take_units(left)
     unread = [f"{name}: {value}" for name, value in left.items() if name not in NOTES and value not in NOTHING]
-    return {**found, "unread": [each[:LONGEST_UNREAD] for each in unread[:MOST_UNREAD]]}
+    found["unread"] = [each[:LONGEST_UNREAD] for each in unread[:MOST_UNREAD]]
+    _add_controls(found, followed)
+    return found
+
+
+def _add_controls(found: dict[str, Any], followed: Sequence[Any]) -> None:
+    """Add the controls of a picture, as far as requests can have them. The pictures that they follow are unread."""
+    read = []
+    for each in followed[:MOST_UNREAD]:
+        if not isinstance(each, dict):
+            continue
+        found["unread"].append(f"controls: the picture of {each.get('name')}"[:LONGEST_UNREAD])
+        with suppress(ValidationError):
+            own = {name: value for name, value in each.items() if name in ControlField.model_fields}
+            read.append(ControlField.model_validate({**own, "image": ""}))
+    if read:
+        found["controls"] = [each.model_dump(exclude={"image"}, exclude_unset=True) for each in read[:MOST_CONTROLS]]
 
 
 def _scheduler(left: dict[str, str], default: str) -> dict[str, str]:

@@ -1,24 +1,29 @@
 """The API of sd-webui-controlnet, an extension of AUTOMATIC1111's web UI, as plugins of drawing programs call it.
 
 Names and defaults are those of its wiki (https://github.com/Mikubill/sd-webui-controlnet/wiki/API) and of Forge.
-Pictures come as the networks take them: there are no preprocessors here, and a unit that asks for one is refused.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import zip_longest
 from typing import Any
 
+import numpy as np
 from fastapi import APIRouter
 from PIL import Image, ImageOps
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from jaxl.call.control import Control, Weighting
+from jaxl.call.control import CONTROL_MODES, Control, Weighting
 from jaxl.call.images import read_image
+from jaxl.call.sizes import Size
+from jaxl.preprocessors.preprocessor import LEAST_RESOLUTION, MOST_RESOLUTION
+from jaxl.server.a1111.modules import NO_MODULE, NONE, apply, control_types, detail, facts_of, find_module
 from jaxl.server.a1111.options import refusal
 from jaxl.server.controls import MOST_CONTROLS
-from jaxl.server.errors import A1111_RESPONSES, ApiError
+from jaxl.server.errors import A1111_RESPONSES
 from jaxl.server.pictures import decode
+from jaxl.server.preprocess import OFFERED, encoded, in_turn
 from jaxl.server.service import CurrentService, Service
 
 SCRIPT = "controlnet"
@@ -29,16 +34,17 @@ ALIASES: Mapping[str, str] = {
     "lowvram": "low_vram",
 }
 MODES: Mapping[Any, Weighting] = {
-    **dict.fromkeys((None, False, 0, "Balanced"), "balanced"),
-    **dict.fromkeys((1, "My prompt is more important"), "prompt"),
-    **dict.fromkeys((2, "ControlNet is more important"), "control"),
+    None: "balanced",
+    **{key: own for number, (own, name) in enumerate(CONTROL_MODES.items()) for key in (number, name)},
 }
-STRETCH, CROP = "Just Resize", "Crop and Resize"
+STRETCH, CROP, FILL = "Just Resize", "Crop and Resize", "Resize and Fill"
 RESIZES: Mapping[Any, str] = {
     **dict.fromkeys((0, STRETCH), STRETCH),
     **dict.fromkeys((None, 1, CROP, "Scale to Fit (Inner Fit)", "Inner Fit (Scale to Fit)"), CROP),
+    **dict.fromkeys((2, FILL, "Envelope (Outer Fit)", "Outer Fit (Shrink to Fit)"), FILL),
 }
-NO_MODULE = (None, "", "none", "None")
+# of one request to detect
+MOST_PICTURES = 16
 
 router = APIRouter(prefix="/controlnet", tags=["A1111"], responses=A1111_RESPONSES)
 
@@ -56,6 +62,11 @@ class Unit(BaseModel):
     mask: str | None = None
     mask_image: str | None = None
     resize_mode: int | str | None = CROP
+    processor_res: int = -1
+    threshold_a: float = -1
+    threshold_b: float = -1
+    pixel_perfect: bool = False
+    save_detected_map: bool = True
     guidance_start: float = Field(0.0, ge=0, le=1)
     guidance_end: float = Field(1.0, ge=0, le=1)
     control_mode: bool | int | str | None = "Balanced"
@@ -71,6 +82,16 @@ class Unit(BaseModel):
         if not isinstance(given, dict):
             return given
         return {ALIASES.get(name, name): value for name, value in given.items()}
+
+    def pictures(self) -> tuple[str | None, str | None]:
+        """Return its picture and its mask, as they came."""
+        image, mask = self.image, self.mask_image or self.mask
+        if isinstance(image, dict):
+            image, mask = image.get("image"), mask or image.get("mask")
+        elif isinstance(image, list):
+            image, other, *_ = (*image, None, None)
+            mask = mask or other
+        return image or None, mask or None
 
 
 def units_of(scripts: Mapping[str, Any] | None) -> list[Unit]:
@@ -95,45 +116,88 @@ def units_of(scripts: Mapping[str, Any] | None) -> list[Unit]:
 
 
 def controls_of(
-    units: list[Unit], service: Service, width: int, height: int, start: Image.Image | None
-) -> list[Control]:
-    """Return the controls of units for an image of this size, which may start from a picture.
+    units: list[Unit], service: Service, size: Size, arguments: Mapping[str, Any]
+) -> tuple[list[Control], list[Image.Image]]:
+    """Return the controls of units for an image of this size, and the pictures of them that modules made.
 
-    Decodes pictures, which takes a while. Raises ApiError and InputError.
+    `arguments` have the picture that the image starts from, if any, and its mask. This takes a while.
+    Raises ApiError and InputError.
     """
-    return [_control(unit, service, (width, height), start) for unit in units]
+    controls = [_control(unit, service, size, arguments) for unit in units]
+    made = [
+        control.image
+        for unit, control in zip(units, controls, strict=True)
+        if unit.save_detected_map and "preprocess" in control.told
+    ]
+    return controls, made
 
 
-def _control(unit: Unit, service: Service, size: tuple[int, int], start: Image.Image | None) -> Control:
-    if unit.module not in NO_MODULE:
-        raise refusal("module", unit.module, 'there are no preprocessors here; send what the network takes, and "none"')
+def _control(unit: Unit, service: Service, size: Size, arguments: Mapping[str, Any]) -> Control:
     for name in ("advanced_weighting", "effective_region_mask", "ipadapter_input"):
         if (value := getattr(unit, name)) not in (None, ""):
             raise refusal(name, value, "not known here; leave it out")
     if unit.resize_mode not in RESIZES:
-        raise refusal("resize_mode", unit.resize_mode, f"give {STRETCH!r} or {CROP!r}")
+        raise refusal("resize_mode", unit.resize_mode, f"give {STRETCH!r}, {CROP!r} or {FILL!r}")
     if unit.control_mode not in MODES:
         raise refusal("control_mode", unit.control_mode, "give 'Balanced' or another of the modes that there are")
-    image = unit.image
-    if isinstance(image, dict):
-        image = image.get("image")
-    elif isinstance(image, list):
-        image = image[0] if image else None
-    picture = start
-    if image is not None:
-        picture = read_image(decode(image, "alwayson_scripts", service.settings.max_pixels), "alwayson_scripts")
+    most = service.settings.max_pixels
+    sent, mask = unit.pictures()
+    if sent is None:
+        picture, mask = arguments.get("image"), mask or arguments.get("mask")
+    else:
+        picture = decode(sent, "alwayson_scripts", most)
     if picture is None:
         raise refusal("image", None, "the unit has no picture to follow; give one")
-    fitted = picture.resize(size, Image.Resampling.LANCZOS) if RESIZES[unit.resize_mode] == STRETCH else None
+    picture, mode = read_image(picture, "alwayson_scripts"), RESIZES[unit.resize_mode]
+    told: dict[str, Any] = {"resize_mode": mode, "pixel_perfect": unit.pixel_perfect}
+    if unit.module not in NO_MODULE:
+        resolution = _pixel_perfect(picture.size, size, mode) if unit.pixel_perfect else unit.processor_res
+        facts = facts_of(find_module(str(unit.module)), resolution, unit.threshold_a, unit.threshold_b)
+        picture = apply(facts, picture, mask, most)
+        told["preprocess"] = facts
     return Control(
         str(unit.model).partition(" [")[0],
-        fitted or ImageOps.fit(picture, size, Image.Resampling.LANCZOS),
+        fitted(picture, size, mode),
         unit.weight,
         unit.guidance_start,
         unit.guidance_end,
         MODES[unit.control_mode],
         None if unit.union_control_type in (None, "", "Unknown") else unit.union_control_type,
+        told,
     )
+
+
+def _pixel_perfect(own: Size, size: Size, mode: str) -> int:
+    """Return the resolution of a picture at which it is scaled no further for an image of this size."""
+    width, height = (wanted / side for wanted, side in zip(size, own, strict=True))
+    exact = round((min if mode == FILL else max)(width, height) * min(own))
+    return min(max(exact, LEAST_RESOLUTION), MOST_RESOLUTION)
+
+
+def fitted(picture: Image.Image, size: Size, mode: str) -> Image.Image:
+    """Return a picture in another size: stretched, cropped, or with bars in the middle colour of its border.
+
+    One in black and white alone stays so.
+    """
+    if picture.size == size:
+        return picture
+    colours = picture.getcolors(2)
+    if mode == STRETCH:
+        scaled = picture.resize(size, Image.Resampling.LANCZOS)
+    elif mode == CROP:
+        scaled = ImageOps.fit(picture, size, Image.Resampling.LANCZOS)
+    else:
+        scaled = ImageOps.pad(picture, size, Image.Resampling.LANCZOS, color=_border(picture))
+    if colours and {colour for _, colour in colours} <= {(0, 0, 0), (255, 255, 255)}:
+        return scaled.point(([0] * 128 + [255] * 128) * 3)
+    return scaled
+
+
+def _border(picture: Image.Image) -> tuple[int, ...]:
+    """Return the median of the colours at a picture's border."""
+    pixels = np.asarray(picture)
+    border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+    return tuple(int(each) for each in np.median(border, axis=0))
 
 
 @router.get("/version")
@@ -154,18 +218,56 @@ async def model_list(service: CurrentService) -> dict[str, list[str]]:
 
 
 @router.get("/module_list")
-async def module_list() -> dict[str, Any]:
-    """No preprocessor but none."""
-    return {"module_list": ["none"], "module_detail": {"none": {"model_free": False, "sliders": []}}}
+async def module_list(alias_names: bool = False) -> dict[str, Any]:
+    """The preprocessors by name, or by the names that people are shown."""
+    details = {each.modules[-1 if alias_names else 0]: detail(each) for each in OFFERED.values()}
+    details = {NONE: {"model_free": False, "sliders": []}, **details}
+    return {"module_list": list(details), "module_detail": details}
 
 
 @router.get("/control_types")
-async def control_types(service: CurrentService) -> dict[str, Any]:
-    names = ["None", *service.settings.controlnets]
-    every = {"module_list": ["none"], "model_list": names, "default_option": "none", "default_model": names[-1]}
-    return {"control_types": {"All": every}}
+async def types(service: CurrentService) -> dict[str, Any]:
+    """The preprocessors and networks of each type."""
+    return {"control_types": control_types(service.settings.controlnets)}
 
 
-@router.api_route("/detect", methods=["GET", "POST"], include_in_schema=False)
-async def detect() -> None:
-    raise ApiError(404, "controlnet/detect: jaxl lacks it; there are no preprocessors here")
+class Detect(BaseModel):
+    """Pictures for a preprocessor."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+    controlnet_module: str = NONE
+    controlnet_input_images: list[str] = Field([], max_length=MOST_PICTURES)
+    controlnet_images: list[str] = Field([], max_length=MOST_PICTURES, description="The same, as webuiapi calls it.")
+    controlnet_masks: list[str] = Field([], max_length=MOST_PICTURES)
+    controlnet_processor_res: int = -1
+    controlnet_threshold_a: float = -1
+    controlnet_threshold_b: float = -1
+
+
+class Detected(BaseModel):
+    """What it made, PNG files in base64."""
+
+    images: list[str]
+    info: str
+
+
+@router.post("/detect")
+async def detect(asked: Detect, service: CurrentService) -> Detected:
+    """Make pictures as ControlNets take them."""
+    return await in_turn(_detected, asked, service.settings.max_pixels)
+
+
+def _detected(asked: Detect, most: int) -> Detected:
+    sent = asked.controlnet_input_images + asked.controlnet_images
+    if not sent:
+        raise refusal("controlnet_input_images", [], "give a picture in base64")
+    facts = None
+    if asked.controlnet_module not in NO_MODULE:
+        numbers = (asked.controlnet_processor_res, asked.controlnet_threshold_a, asked.controlnet_threshold_b)
+        facts = facts_of(find_module(asked.controlnet_module), *numbers)
+    made = []
+    for data, mask in zip_longest(sent, asked.controlnet_masks[: len(sent)]):
+        picture = read_image(decode(data, "controlnet_input_images", most), "controlnet_input_images")
+        made.append(encoded(picture if facts is None else apply(facts, picture, mask, most)))
+    return Detected(images=made, info="Success")

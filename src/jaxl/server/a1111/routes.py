@@ -18,6 +18,7 @@ from typing import Annotated, Any
 
 import numpy as np
 from fastapi import APIRouter, Depends
+from PIL import Image
 from pydantic import BaseModel
 from starlette.requests import Request as HttpRequest
 
@@ -33,6 +34,7 @@ from jaxl.server.edits import Source
 from jaxl.server.errors import A1111_RESPONSES, ApiError, fields
 from jaxl.server.loras import AsciiResponse, read_metadata
 from jaxl.server.pictures import decode
+from jaxl.server.preprocess import encoded, in_turn
 from jaxl.server.service import CurrentService, Service, Stream
 from jaxl.server.work import AnswerFiles
 
@@ -110,16 +112,16 @@ Jobs = Annotated[list[Job], Depends(jobs_of)]
 @router.post("/txt2img")
 async def txt2img(http: HttpRequest, asked: Txt2Img, service: CurrentService) -> ImagesAnswer:
     """Draw pictures of a prompt."""
-    arguments = await _with_controls(asked, arguments_of(asked, service.settings), service)
-    return await _draw(http, service, asked, arguments, None)
+    arguments, made = await _with_controls(asked, arguments_of(asked, service.settings), service)
+    return await _draw(http, service, asked, arguments, None, made)
 
 
 @router.post("/img2img")
 async def img2img(http: HttpRequest, asked: Img2Img, service: CurrentService) -> ImagesAnswer:
     """Draw from a picture, or anew where a mask is white."""
     arguments, source = await asyncio.to_thread(edit_of, asked, service)
-    arguments = await _with_controls(asked, arguments, service)
-    return await _draw(http, service, asked, arguments, source)
+    arguments, made = await _with_controls(asked, arguments, service)
+    return await _draw(http, service, asked, arguments, source, made)
 
 
 @router.get("/progress")
@@ -317,20 +319,29 @@ for _name in LACKING:
     router.add_api_route(f"/{_name}", lacking, methods=["GET", "POST"], include_in_schema=False)
 
 
-async def _with_controls(asked: A1111Request, arguments: dict[str, Any], service: Service) -> dict[str, Any]:
-    """Return the arguments with what units of the script ControlNet ask for."""
+async def _with_controls(
+    asked: A1111Request, arguments: dict[str, Any], service: Service
+) -> tuple[dict[str, Any], list[Image.Image]]:
+    """Return the arguments with what units of the script ControlNet ask for, and the pictures that modules made."""
     units = units_of(asked.alwayson_scripts)
     if not units:
-        return arguments
-    width, height = service.wanted(arguments)
-    controls = await asyncio.to_thread(controls_of, units, service, width, height, arguments.get("image"))
-    return {**arguments, "controls": controls}
+        return arguments, []
+    controls, made = await in_turn(controls_of, units, service, service.wanted(arguments), arguments)
+    return {**arguments, "controls": controls}, made
 
 
 async def _draw(
-    http: HttpRequest, service: Service, asked: A1111Request, arguments: Mapping[str, Any], source: Source | None
+    http: HttpRequest,
+    service: Service,
+    asked: A1111Request,
+    arguments: Mapping[str, Any],
+    source: Source | None,
+    shown: Sequence[Image.Image],
 ) -> ImagesAnswer:
-    """Draw, with a job for `progress` meanwhile; `source` is laid over the parts that a mask keeps."""
+    """Draw, with a job for `progress` meanwhile; `source` is laid over the parts that a mask keeps.
+
+    The images that are `shown` come after those that were drawn.
+    """
     jobs = _all_jobs(http)
     async with service.attended(http, arguments, previews=PREVIEWS, policy=service.policy("nearest")) as stream:
         work = AnswerFiles(service, stream, source)
@@ -345,11 +356,12 @@ async def _draw(
             jobs.remove(job)
     made = [work.settings(*drawn) for drawn in enumerate(result.images)]
     files = [(await work.file(*drawn)).data for drawn in enumerate(result.images)] if asked.send_images else []
+    maps = await asyncio.to_thread(lambda: [encoded(each) for each in shown]) if asked.send_images else []
     unsaid = {"override_settings", "alwayson_scripts"}  # these may hold values that JSON cannot
     if isinstance(asked, Img2Img) and not asked.include_init_images:
         unsaid |= {"init_images", "mask"}
     return ImagesAnswer(
-        images=[base64.b64encode(file).decode() for file in files],
+        images=[*(base64.b64encode(file).decode() for file in files), *maps],
         parameters=asked.model_dump(exclude=unsaid),
         info=json.dumps(_info(made, result.seeds, asked)),
     )

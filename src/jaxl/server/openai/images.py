@@ -39,6 +39,7 @@ from jaxl.server.kept import SECONDS
 from jaxl.server.limits import Count, GuidanceScale, Loras, Name, Proportion, Seed
 from jaxl.server.openai.fields import PictureUrl, PictureUrls
 from jaxl.server.pictures import MEDIA_TYPES, decode
+from jaxl.server.preprocess import in_turn
 from jaxl.server.service import LEAST_DEADLINE, CurrentService, Service, Stream, check_model
 from jaxl.server.sizes import Policy, as_text
 from jaxl.server.work import AnswerFiles
@@ -344,9 +345,9 @@ async def _with_pictures(arguments: dict[str, Any], asked: ImageRequest, service
     """Return the arguments with the pictures that a request's images follow and are to be like."""
     most, found = service.settings.max_pixels, dict(arguments)
     if asked.controls:
-        found["controls"] = await asyncio.to_thread(read_controls, asked.controls, most)
+        found["controls"] = await in_turn(read_controls, asked.controls, most)
     if asked.image_prompts:
-        found["image_prompts"] = await asyncio.to_thread(read_image_prompts, asked.image_prompts, most)
+        found["image_prompts"] = await in_turn(read_image_prompts, asked.image_prompts, most)
     return found
 
 

@@ -20,6 +20,7 @@ from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from jaxl.call.control import MODES
 from jaxl.call.options import STRENGTH
 from jaxl.diffusion.names import a1111_name
 from jaxl.server.a1111.fields import offered, solver_of
@@ -64,6 +65,7 @@ RESTORE = (
     '<label class="jaxl-restore"><input type="file" accept="image/png" class="jaxl-file" '
     'aria-label="PNG file to take the settings from">Settings of a PNG …</label>'
 )
+CONTROLS = '<jaxl-controls data-names="{}" data-modes="{}"{}></jaxl-controls>'
 SCHEDULER = '<jaxl-scheduler data-samplers="{}" data-value="{}"></jaxl-scheduler>'
 # tells Gradio which values the page's elements put into the form
 BRIDGE = (
@@ -166,6 +168,7 @@ def _blocks(gr: Any, settings: Settings) -> Any:
                             reuse = gr.Button("Last seed", size="sm", elem_id="jaxl-reuse")
                     own(SCHEDULER.format(escape(json.dumps(_samplers(settings))), escape(settings.scheduler)))
                     own("<jaxl-loras hidden></jaxl-loras>")
+                    own(_controls(settings))
                     with gr.Accordion("Steps, guidance", open=False):
                         steps = gr.Slider(1, MOST_STEPS, settings.steps, step=1, label="Steps", elem_id="jaxl-steps")
                         guidance = gr.Slider(0, 30, settings.guidance_scale, step=0.1, label="Guidance")
@@ -217,6 +220,12 @@ def _blocks(gr: Any, settings: Settings) -> Any:
         fill = f"(settings, ...values) => jaxl.fill({names}, {limits}, settings, values)"
         bridge.fill(fn=None, js=fill, inputs=[bridge, *fields], outputs=fields)
     return blocks
+
+
+def _controls(settings: Settings) -> str:
+    """Return the element for ControlNets, which is hidden where there are none."""
+    names, modes = (escape(json.dumps([*each])) for each in (settings.controlnets, MODES))
+    return CONTROLS.format(names, modes, "" if settings.controlnets else " hidden")
 
 
 def _samplers(settings: Settings) -> list[dict[str, Any]]:

@@ -35,6 +35,7 @@ export async function* draw(asked, source, { id, keep, signal }) {
     guidance_scale: asked.guidance_scale,
     scheduler: asked.scheduler,
     loras: asked.loras,
+    controls: asked.controls && (await Promise.all(asked.controls.map(withPicture))),
     strength: source ? asked.strength : null,
     mask_blur: masked ? asked.mask_blur : null,
     padding_mask_crop: masked && asked.only_masked ? asked.padding_mask_crop : null,
@@ -119,6 +120,17 @@ export async function loras() {
   return (await (await send("loras")).json()).data;
 }
 
+/** The preprocessors that there are: [{id, about, parameters, mask}, ...]. */
+export async function preprocessors() {
+  return (await (await send("preprocessors")).json()).data;
+}
+
+/** What a preprocessor makes of a picture, as a URL; `how` has its name and its parameters. Throws Refused. */
+export async function preprocess(picture, how) {
+  const answer = await send("preprocess", json({ image: await base64(picture), ...how }));
+  return `data:image/png;base64,${(await answer.json()).image}`;
+}
+
 /** The settings in a picture's file, by their names in `Pipeline.generate`; the seed is a text. Throws Refused. */
 export async function settingsOf(file) {
   const response = await send("images/settings", json({ image: await base64(file) }));
@@ -167,6 +179,11 @@ async function send(path, options = {}, signal = undefined) {
   if (response.status === 404 && path.startsWith("requests/")) throw new Gone(message);
   const wait = response.headers.get("Retry-After");
   throw new Refused(response.status === 429 && wait ? `${message} (in about ${wait} s)` : message);
+}
+
+/** A control as the server takes it. */
+async function withPicture({ picture, ...control }) {
+  return { ...control, image: await base64(picture) };
 }
 
 function json(fields) {

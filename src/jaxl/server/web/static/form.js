@@ -10,7 +10,10 @@ const OLD = 24 * 3600_000;
 // what a picture has whose settings do not say it
 const USUAL = { negative_prompt: "", prompt_syntax: "lenient" };
 // what the form has no field for, and what needs none
-const SILENT = ["version", "width", "height", "model", "num_images", "whole", "size", "scheduler", "loras", "lora_hashes", "unread"];
+const SILENT = ["version", "width", "height", "model", "num_images", "whole", "size", "scheduler", "loras", "lora_hashes", "controls", "unread"];
+
+// of the pictures that ControlNets follow
+const FOLLOWED = `${tab}/controls`;
 
 const saved = JSON.parse(sessionStorage.getItem(KEPT) ?? "null");
 const sources = new Store("jaxl-sources");
@@ -25,18 +28,22 @@ export function remember(names, values) {
 
 /** What is asked for; the seed is a text, empty for one at random. */
 export function asked() {
-  const own = { size: part("size").value, scheduler: part("scheduler").value, loras: part("loras").value };
+  const names = ["size", "scheduler", "loras", "controls"];
+  const own = Object.fromEntries(names.map((name) => [name, part(name).value]));
   return { ...known, ...own, seed: String(known.seed ?? "").trim() };
 }
 
 /** Put in what was there before the page was loaded again; from now on it is kept. */
 export async function begin() {
+  let followed;
   await sources.open();
   for (const { id, since, ...source } of await sources.all()) {
     if (since < Date.now() - OLD) await sources.remove(id);
     else if (id === tab) await part("source").restore(source);
+    else if (id === FOLLOWED) followed = source;
   }
   begun = true;
+  part("controls").choose(saved?.controls ?? [], followed?.pictures);
   if (saved) tell("fill", saved);
   else keep(); // what was typed meanwhile
 }
@@ -55,6 +62,12 @@ export function keepSource() {
   else sources.remove(tab);
 }
 
+/** Keep the pictures that ControlNets follow too. */
+export function keepFollowed() {
+  const { pictures } = part("controls");
+  if (begun) sources.put({ id: FOLLOWED, since: Date.now(), pictures });
+}
+
 /**
  * The values of Gradio's fields with settings put in, where the page offers them; the page's own elements get theirs.
  * `offered` has the most steps and images. Settings that are `whole` say all there is to a picture.
@@ -67,6 +80,9 @@ export function fill(names, offered, settings, values) {
   if (settings.near) part("size").choose(settings.near);
   if (settings.scheduler && !part("scheduler").choose(settings.scheduler)) lost.push(`scheduler ${settings.scheduler}`);
   if (settings.loras || settings.whole) lost.push(...part("loras").choose(settings.loras ?? {}).map((name) => `LoRA ${name}`));
+  if (settings.controls || settings.whole) {
+    lost.push(...part("controls").choose(settings.controls ?? []).map((name) => `ControlNet ${name}`));
+  }
   const fits = (name, value) => !offered[name] || value <= offered[name];
   const filled = names.map((name, i) => {
     const value = settings[name];

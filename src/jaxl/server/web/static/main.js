@@ -7,6 +7,7 @@ import "./source.js";
 import "./size.js";
 import "./scheduler.js";
 import "./loras.js";
+import "./controls.js";
 import "./tokens.js";
 import "./waiting.js";
 import "./statistics.js";
@@ -33,7 +34,17 @@ async function generate() {
     part("board").end("Not drawn", `Seed: ${asked.seed} is no whole number; give one, or leave it empty`);
     return;
   }
-  await queue.add(seeded(asked), await part("source").blobs());
+  const followed = controls();
+  if (!followed) return;
+  await queue.add({ ...seeded(asked), ...followed }, await part("source").blobs());
+}
+
+/** The controls with their pictures, as requests of the queue have them; null if one lacks its picture. */
+function controls() {
+  const { value, pictures } = part("controls");
+  const lacking = value?.find(({ name }) => !pictures[name]);
+  if (lacking) part("board").end("Not drawn", `ControlNet ${lacking.name}: choose its picture, or remove it`);
+  return lacking ? null : { controls: value?.map((each) => ({ ...each, picture: pictures[each.name] })) };
 }
 
 /** Draw what the form asks for now, again and again, or stop doing so. */
@@ -43,8 +54,10 @@ async function again() {
     return;
   }
   const asked = form.asked();
+  const followed = controls();
+  if (!followed) return;
   const source = await part("source").blobs();
-  queue.repeat(() => ({ asked: seeded({ ...asked, seed: "" }), source }));
+  queue.repeat(() => ({ asked: seeded({ ...asked, ...followed, seed: "" }), source }));
 }
 
 /** With a seed of 32 bits, which every program that reads seeds can read, unless there is one. */
@@ -102,6 +115,7 @@ async function keep({ image_index, blob }, id, asked, source) {
   const [width, height] = asked.size.split("x").map(Number);
   const made = { ...settings, width, height, seed: String(BigInt(asked.seed) + BigInt(image_index)) };
   if (source) made.strength = strength;
+  if (made.controls) made.controls = made.controls.map(({ picture, ...control }) => control);
   return add(blob, made, Boolean(source), `${id}/${image_index}`);
 }
 
@@ -126,6 +140,7 @@ const listen = (name, listener) => document.addEventListener(`jaxl:${name}`, ({ 
 
 listen("say", (text) => (queue.isBusy() ? part("board").note(text) : part("board").end(text)));
 listen("changed", form.keep);
+listen("followed", form.keepFollowed);
 listen("open", (picture) => part("viewer").open(picture));
 listen("use", (picture) => tell("fill", { ...picture.settings, num_images: 1, whole: true }));
 listen("edit", async (picture) => {
@@ -138,7 +153,7 @@ listen("word", (word) => {
   tell("fill", { prompt: [prompt.trim(), text].filter(Boolean).join(", ") });
 });
 listen("vary", (picture) => {
-  const { width, height, ...settings } = picture.settings;
+  const { width, height, controls, ...settings } = picture.settings; // whose pictures are not kept
   const asked = { ...settings, size: `${width}x${height}`, strength: VARIATION_STRENGTH, seed: "", num_images: variations() };
   queue.add(seeded(asked), { image: picture.blob, mask: null });
 });
@@ -188,8 +203,8 @@ if (theme) document.body.classList.toggle("dark", theme === "dark");
 await open();
 // Gradio's form may come before or after this
 if (!document.body.classList.contains("jaxl-formed")) await new Promise((resolve) => listen("formed", resolve));
-await Promise.all(["board", "waiting", "size", "scheduler", "loras", "source"].map(arrived));
-await part("loras").looked;
+await Promise.all(["board", "waiting", "size", "scheduler", "loras", "controls", "source"].map(arrived));
+await Promise.all([part("loras").looked, part("controls").looked]);
 await form.begin();
 begin();
 await queue.open(perform);

@@ -1,13 +1,11 @@
 // <jaxl-source>: a picture to start from, and a mask painted on it.
 
 import { button, make, tell } from "./dom.js";
+import { LONGEST_SIDE, TYPES } from "./pictures.js";
 
-// Pixels; more than the model draws helps nobody
-const LONGEST_SIDE = 2048;
 // How much changes: of the whole picture, and of what is masked, as the server has it
 const STRENGTH = 0.6;
 const MASKED_STRENGTH = 1;
-const TYPES = "image/png,image/jpeg,image/webp";
 
 class Source extends HTMLElement {
   connectedCallback() {

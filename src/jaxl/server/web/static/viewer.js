@@ -12,6 +12,7 @@ const LABELS = {
   guidance_scale: "Guidance",
   scheduler: "Scheduler",
   loras: "LoRAs",
+  controls: "ControlNets",
   strength: "Strength",
 };
 
@@ -104,7 +105,10 @@ class Viewer extends HTMLElement {
 
 function terms(picture) {
   const loras = Object.entries(picture.settings.loras ?? {}).map((each) => each.join(" "));
-  const known = { ...picture.settings, seed: String(picture.settings.seed), loras: loras.join(", ") };
+  const controls = (picture.settings.controls ?? []).map(({ name, strength, preprocess }) =>
+    [name, strength, preprocess?.name].filter((each) => each !== undefined).join(" "),
+  );
+  const known = { ...picture.settings, seed: String(picture.settings.seed), loras: loras.join(", "), controls: controls.join(", ") };
   const rows = Object.entries(LABELS).filter(([name]) => known[name] !== undefined && known[name] !== "");
   return rows.flatMap(([name, label]) => [make("dt", {}, label), make("dd", {}, String(known[name]))]);
 }

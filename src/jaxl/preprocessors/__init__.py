@@ -1,0 +1,1 @@
+"""Preprocessors: they make the pictures that ControlNets take, such as edges, of other pictures. None needs jax."""

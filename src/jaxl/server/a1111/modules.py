@@ -1,0 +1,100 @@
+"""Preprocessors as sd-webui-controlnet knows them: modules with up to three sliders, and types of control."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from PIL import Image
+
+from jaxl.call.images import read_mask
+from jaxl.errors import nearest
+from jaxl.preprocessors.preprocessor import LEAST_RESOLUTION, MOST_RESOLUTION, Preprocessor
+from jaxl.server.a1111.options import refusal
+from jaxl.server.pictures import decode
+from jaxl.server.preprocess import OFFERED
+
+NONE = "none"
+NO_MODULE = (None, "", NONE, "None")
+MODULES: Mapping[str, Preprocessor] = {name: each for each in OFFERED.values() for name in each.modules}
+USUAL_RESOLUTION = 512
+
+# types of control, and what names of networks have in them that are for one; a name with none of these may be for all
+TYPES: Mapping[str, Sequence[str]] = {
+    **{kind: (kind.lower(),) for kind in ("Blur", "Canny", "Depth", "Inpaint", "Lineart", "MLSD")},
+    "NormalMap": ("normal",),
+    "OpenPose": ("openpose", "pose"),
+    "Recolor": ("recolor",),
+    "Scribble": ("scribble", "sketch"),
+    "Segmentation": ("seg",),
+    "Shuffle": ("shuffle",),
+    "Sketch": ("scribble", "sketch"),
+    "SoftEdge": ("softedge", "hed", "pidi"),
+    "Tile": ("tile", "blur"),
+}
+
+
+def find_module(name: str) -> Preprocessor:
+    """Return the preprocessor that a module is. Raises ApiError."""
+    if name not in MODULES:
+        remedy = f"no preprocessor of this server; {nearest(name, (NONE, *MODULES))}; {NONE} takes the picture as it is"
+        raise refusal("module", name, remedy)
+    return MODULES[name]
+
+
+def facts_of(module: Preprocessor, resolution: int, threshold_a: float, threshold_b: float) -> dict[str, Any]:
+    """Return the arguments of `jaxl.preprocess` for a unit's numbers.
+
+    One that is out of bounds is the usual one, as there: clients send numbers for sliders that a module has not.
+    """
+    facts: dict[str, Any] = {"name": module.name}
+    if module.scaled:
+        usable = LEAST_RESOLUTION <= resolution <= MOST_RESOLUTION
+        facts["resolution"] = resolution if usable else USUAL_RESOLUTION
+    for slider, value in zip(module.sliders, (threshold_a, threshold_b), strict=False):
+        number = int(value) if slider.whole else value
+        facts[slider.name] = slider.read(number if number in slider else slider.default)
+    return facts
+
+
+def apply(facts: Mapping[str, Any], picture: Image.Image, mask: str | Image.Image | None, most: int) -> Image.Image:
+    """Return what a module makes of a picture; a mask counts if it takes one. Takes a while. Raises InputError."""
+    module = OFFERED[facts["name"]]
+    how: dict[str, Any] = {"max_pixels": most, "resolution": facts.get("resolution")}
+    if module.masked and mask is not None:
+        own = decode(mask, "mask", most) if isinstance(mask, str) else mask
+        how["mask"] = read_mask(own, "mask", picture.size)
+    return module.apply(
+        picture, {name: value for name, value in facts.items() if name not in ("name", "resolution")}, **how
+    )
+
+
+def detail(module: Preprocessor) -> dict[str, Any]:
+    """Return the sliders of a module."""
+    resolution = {"name": "Resolution", "value": USUAL_RESOLUTION, "min": LEAST_RESOLUTION, "max": MOST_RESOLUTION}
+    sliders = [
+        {"name": each.slider, "value": each.default, "min": each.least, "max": each.most} for each in module.sliders
+    ]
+    return {"model_free": False, "sliders": [*([resolution] if module.scaled else []), *sliders]}
+
+
+def control_types(networks: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Return for each type of control its modules and networks, and which of them a client takes first."""
+    return {kind: _type(kind, marks, networks) for kind, marks in {"All": (), **TYPES}.items()}
+
+
+def _type(kind: str, marks: Sequence[str], networks: Sequence[str]) -> dict[str, Any]:
+    modules = [each.modules[-1] for each in OFFERED.values() if not marks or kind in each.types]
+    known = [mark for marks in TYPES.values() for mark in marks]
+    fitting = [
+        name
+        for name in networks
+        if any(mark in name.lower() for mark in marks) or not any(mark in name.lower() for mark in known) or not marks
+    ]
+    own = bool(marks)  # All has no first
+    return {
+        "module_list": [NONE, *modules],
+        "model_list": ["None", *fitting],
+        "default_option": modules[0] if own and modules else NONE,
+        "default_model": fitting[0] if own and fitting else "None",
+    }
