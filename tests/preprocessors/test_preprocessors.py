@@ -115,6 +115,13 @@ def test_what_is_refused(name: str, how: dict[str, Any], message: str) -> None:
         jaxl.preprocess(name, NOISE, **how)
 
 
+def test_sides_that_opencv_cannot_move() -> None:
+    with pytest.raises(InputError, match="image='1x40000 pixels': shuffle takes sides of at most 32766 pixels"):
+        jaxl.preprocess("shuffle", Image.new("RGB", (1, 40000)))
+    for name in ("canny", "lineart_standard", "scribble_xdog", "blur"):
+        assert jaxl.preprocess(name, Image.new("RGB", (1, 40000))).size == (1, 40000)
+
+
 def test_what_is_not_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"name='canny': it needs OpenCV; .*pip install .*\[control\]"):

@@ -7,8 +7,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from jaxl.errors import InputError
+
 # pixels from one random number to the next
 GRAIN = 256
+# of a picture whose pixels OpenCV moves
+LONGEST_SIDE = 32766
 
 
 def canny(picture: Image.Image, low: int, high: int) -> Image.Image:
@@ -34,7 +38,10 @@ def scribble_xdog(picture: Image.Image, threshold: float) -> Image.Image:
 
 
 def shuffle(picture: Image.Image, seed: int) -> Image.Image:
-    """Return the picture's colours in waves of random shapes."""
+    """Return the picture's colours in waves of random shapes. Raises InputError for a long picture."""
+    if max(picture.size) > LONGEST_SIDE:
+        remedy = f"shuffle takes sides of at most {LONGEST_SIDE} pixels; scale it down"
+        raise InputError("image", f"{picture.width}x{picture.height} pixels", remedy)
     random = np.random.RandomState(seed)
     x, y = (_waves(random, picture.size) * (side - 1) for side in picture.size)
     flow = np.stack([x, y], axis=2).astype(np.float32)

@@ -47,11 +47,10 @@ def read_controls(asked: Sequence[ControlField], max_pixels: int) -> list[Contro
 
 
 def _read(asked: ControlField, max_pixels: int) -> Control:
-    sent = decode(asked.image, "controls", max_pixels)
-    how = asked.preprocess
+    picture, how = read_image(decode(asked.image, "controls", max_pixels), "controls"), asked.preprocess
     return Control(
         asked.name,
-        read_image(sent, "controls") if how is None else prepared(sent, how, max_pixels, "controls"),
+        picture if how is None else prepared(picture, how.facts, how.mask, max_pixels),
         asked.strength,
         asked.start,
         asked.end,

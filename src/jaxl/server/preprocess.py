@@ -45,13 +45,10 @@ class PreprocessField(BaseModel):
     mask: str | None = Field(None, description="White where it is painted anew, of the picture's size, in base64.")
 
     @property
-    def parameters(self) -> dict[str, float]:
-        return dict(self.__pydantic_extra__)
-
-    @property
     def facts(self) -> dict[str, Any]:
         """What it is but its mask, as settings in files have it."""
-        return {"name": self.name, **({"resolution": self.resolution} if self.resolution else {}), **self.parameters}
+        size = {} if self.resolution is None else {"resolution": self.resolution}
+        return {"name": self.name, **size, **self.__pydantic_extra__}
 
 
 def _named(value: Any) -> Any:
@@ -110,7 +107,8 @@ async def preprocess(asked: PreprocessRequest, service: CurrentService) -> Prepr
 
     def make() -> Preprocessed:
         most = service.settings.max_pixels
-        made = prepared(decode(asked.image, "image", most), asked, most)
+        picture = read_image(decode(asked.image, "image", most), "image")
+        made = prepared(picture, asked.facts, asked.mask, most)
         return Preprocessed(image=encoded(made), width=made.width, height=made.height)
 
     return await in_turn(make)
@@ -121,12 +119,18 @@ async def in_turn(work: Callable[..., T], *arguments: Any) -> T:
     return await asyncio.get_running_loop().run_in_executor(WORKERS, partial(work, *arguments))
 
 
-def prepared(sent: Image.Image, asked: PreprocessField, max_pixels: int, param: str = "image") -> Image.Image:
-    """Return what a preprocessor makes of a picture that a client sent as `param`. Takes a while. Raises InputError."""
-    picture = read_image(sent, param)
-    mask = None if asked.mask is None else read_mask(decode(asked.mask, "mask", max_pixels), "mask", picture.size)
-    how: dict[str, Any] = {"max_pixels": max_pixels, "resolution": asked.resolution, "mask": mask}
-    return offered(asked.name).apply(picture, asked.parameters, **how)
+def prepared(
+    picture: Image.Image, facts: Mapping[str, Any], mask: str | Image.Image | None, max_pixels: int
+) -> Image.Image:
+    """Return what a preprocessor makes of a picture in mode RGB; `facts` are its name, resolution and parameters.
+
+    Takes a while. Raises InputError.
+    """
+    parameters = dict(facts)
+    chosen, resolution = offered(parameters.pop("name")), parameters.pop("resolution", None)
+    painted = decode(mask, "mask", max_pixels) if isinstance(mask, str) else mask
+    read = None if painted is None else read_mask(painted, "mask", picture.size)
+    return chosen.apply(picture, parameters, max_pixels=max_pixels, resolution=resolution, mask=read)
 
 
 def encoded(picture: Image.Image) -> str:

@@ -18,12 +18,12 @@ from jaxl.call.control import CONTROL_MODES, Control, Weighting
 from jaxl.call.images import read_image
 from jaxl.call.sizes import Size
 from jaxl.preprocessors.preprocessor import LEAST_RESOLUTION, MOST_RESOLUTION
-from jaxl.server.a1111.modules import NO_MODULE, NONE, apply, control_types, detail, facts_of, find_module
+from jaxl.server.a1111.modules import NO_MODULE, NONE, control_types, detail, facts_of, find_module
 from jaxl.server.a1111.options import refusal
 from jaxl.server.controls import MOST_CONTROLS
 from jaxl.server.errors import A1111_RESPONSES
 from jaxl.server.pictures import decode
-from jaxl.server.preprocess import OFFERED, encoded, in_turn
+from jaxl.server.preprocess import OFFERED, encoded, in_turn, prepared
 from jaxl.server.service import CurrentService, Service
 
 SCRIPT = "controlnet"
@@ -152,8 +152,9 @@ def _control(unit: Unit, service: Service, size: Size, arguments: Mapping[str, A
     told: dict[str, Any] = {"resize_mode": mode, "pixel_perfect": unit.pixel_perfect}
     if unit.module not in NO_MODULE:
         resolution = _pixel_perfect(picture.size, size, mode) if unit.pixel_perfect else unit.processor_res
-        facts = facts_of(find_module(str(unit.module)), resolution, unit.threshold_a, unit.threshold_b)
-        picture = apply(facts, picture, mask, most)
+        module = find_module(str(unit.module))
+        facts = facts_of(module, resolution, unit.threshold_a, unit.threshold_b)
+        picture = prepared(picture, facts, mask if module.masked else None, most)
         told["preprocess"] = facts
     return Control(
         str(unit.model).partition(" [")[0],
@@ -262,12 +263,10 @@ def _detected(asked: Detect, most: int) -> Detected:
     sent = asked.controlnet_input_images + asked.controlnet_images
     if not sent:
         raise refusal("controlnet_input_images", [], "give a picture in base64")
-    facts = None
+    pictures = [read_image(decode(data, "controlnet_input_images", most), "controlnet_input_images") for data in sent]
     if asked.controlnet_module not in NO_MODULE:
+        module = find_module(asked.controlnet_module)
         numbers = (asked.controlnet_processor_res, asked.controlnet_threshold_a, asked.controlnet_threshold_b)
-        facts = facts_of(find_module(asked.controlnet_module), *numbers)
-    made = []
-    for data, mask in zip_longest(sent, asked.controlnet_masks[: len(sent)]):
-        picture = read_image(decode(data, "controlnet_input_images", most), "controlnet_input_images")
-        made.append(encoded(picture if facts is None else apply(facts, picture, mask, most)))
-    return Detected(images=made, info="Success")
+        facts, masks = facts_of(module, *numbers), asked.controlnet_masks[: len(sent)] if module.masked else []
+        pictures = [prepared(picture, facts, mask, most) for picture, mask in zip_longest(pictures, masks)]
+    return Detected(images=[encoded(each) for each in pictures], info="Success")

@@ -5,13 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from PIL import Image
-
-from jaxl.call.images import read_mask
 from jaxl.errors import nearest
 from jaxl.preprocessors.preprocessor import LEAST_RESOLUTION, MOST_RESOLUTION, Preprocessor
 from jaxl.server.a1111.options import refusal
-from jaxl.server.pictures import decode
 from jaxl.server.preprocess import OFFERED
 
 NONE = "none"
@@ -57,18 +53,6 @@ def facts_of(module: Preprocessor, resolution: int, threshold_a: float, threshol
     return facts
 
 
-def apply(facts: Mapping[str, Any], picture: Image.Image, mask: str | Image.Image | None, most: int) -> Image.Image:
-    """Return what a module makes of a picture; a mask counts if it takes one. Takes a while. Raises InputError."""
-    module = OFFERED[facts["name"]]
-    how: dict[str, Any] = {"max_pixels": most, "resolution": facts.get("resolution")}
-    if module.masked and mask is not None:
-        own = decode(mask, "mask", most) if isinstance(mask, str) else mask
-        how["mask"] = read_mask(own, "mask", picture.size)
-    return module.apply(
-        picture, {name: value for name, value in facts.items() if name not in ("name", "resolution")}, **how
-    )
-
-
 def detail(module: Preprocessor) -> dict[str, Any]:
     """Return the sliders of a module."""
     resolution = {"name": "Resolution", "value": USUAL_RESOLUTION, "min": LEAST_RESOLUTION, "max": MOST_RESOLUTION}
@@ -84,17 +68,17 @@ def control_types(networks: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 
 def _type(kind: str, marks: Sequence[str], networks: Sequence[str]) -> dict[str, Any]:
+    every = [mark for each in TYPES.values() for mark in each]
     modules = [each.modules[-1] for each in OFFERED.values() if not marks or kind in each.types]
-    known = [mark for marks in TYPES.values() for mark in marks]
-    fitting = [
-        name
-        for name in networks
-        if any(mark in name.lower() for mark in marks) or not any(mark in name.lower() for mark in known) or not marks
-    ]
-    own = bool(marks)  # All has no first
+    fitting = [each for each in networks if not marks or _has(each, marks) or not _has(each, every)]
     return {
         "module_list": [NONE, *modules],
         "model_list": ["None", *fitting],
-        "default_option": modules[0] if own and modules else NONE,
-        "default_model": fitting[0] if own and fitting else "None",
+        # the type All has no first
+        "default_option": next(iter(modules), NONE) if marks else NONE,
+        "default_model": next(iter(fitting), "None") if marks else "None",
     }
+
+
+def _has(name: str, marks: Sequence[str]) -> bool:
+    return any(mark in name.lower() for mark in marks)
