@@ -3,18 +3,23 @@
 import dataclasses
 import importlib.util
 import json
+import math
 import subprocess
 import sys
 from typing import Any
 
+import jax
 import pytest
 
 from jaxl.bench import estimate, hlo
 from jaxl.bench.estimate import CHIPS, EstimateRequest, largest, read_topology
 from jaxl.bench.hlo import Rates, by_kind, operations, total
+from jaxl.bench.random_model import MODELS
 from jaxl.cli.app import run
+from jaxl.config import UNetConfig
 from jaxl.errors import InputError, JaxlError
 from jaxl.extras import install_command
+from jaxl.nn.controlnet import controlnet_shapes
 
 needs_compiler = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the extra tpu")
 
@@ -137,6 +142,18 @@ def test_times() -> None:
     assert found["call_s"] == pytest.approx(20 * 0.09 + 2 * 0.01 + 0.002 + 0.001 + 0.1)
     assert found["images_per_s_per_chip"] == pytest.approx(1 / found["call_s"])
     assert not found["fits"]
+    report["programs"] |= {"embed_control": {"seconds": 0.003, "fits": True}}
+    assert estimate.times(report)["call_s"] == pytest.approx(found["call_s"] + 4 * 0.003)
+
+
+def test_controlnets_as_large_as_those_that_are_published() -> None:
+    unet = UNetConfig.from_json(MODELS["sdxl"]()[0]["unet"])
+
+    def billions(kind: str) -> float:
+        shapes = controlnet_shapes(estimate.controlnet_config(unet, kind))
+        return sum(math.prod(shape.shape) for shape in jax.tree.leaves(shapes)) / 1e9
+
+    assert [round(billions(kind), 2) for kind in ("full", "mid", "small")] == [1.25, 0.27, 0.16]
 
 
 def request(**changes: Any) -> EstimateRequest:
@@ -163,6 +180,7 @@ def test_the_command_names_what_is_missing(monkeypatch: pytest.MonkeyPatch, caps
         (["--batch", "0"], "--batch 0"),
         (["--steps", "0"], "--steps 0"),
         (["--lora-rank", "0"], "--lora-rank 0"),
+        (["--controlnet", "ful"], "--controlnet 'ful': did you mean 'full'?"),
         (["--prices", "nowhere.toml"], "--prices 'nowhere.toml'"),
     ],
 )
@@ -199,7 +217,9 @@ def test_a_report_comes_back_and_the_child_is_gone(monkeypatch: pytest.MonkeyPat
     assert child.process.poll() is not None
 
 
-def test_loras_are_told_beside_none(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_loras_and_a_controlnet_are_told_beside_none(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     facts = {"own": 2**30, "temporaries": 0, "total": 2**30, "fits": True, "cycles": 1e6, "compile_s": 1.0}
     facts |= {"kinds": {"copy": 1e6}, "unknown": 0, "top": []}
     times = ("step_s", "call_s", "image_s", "images_per_s", "images_per_s_per_chip")
@@ -212,13 +232,20 @@ def test_loras_are_told_beside_none(monkeypatch: pytest.MonkeyPatch, capsys: pyt
             "decode": {**facts, "seconds": 1.0},
         },
         "without_loras": {**facts, "seconds": 0.1},
+        "without_controlnet": {**facts, "seconds": 0.08, "total": 0.75 * 2**30},
     }
-    # the rank is the one that was asked for, as the process hears of it
-    answer = "json.dumps({'report': {**report, 'lora_rank': json.loads(input())['lora_rank']}})"
+    # the rank and the kind are those that were asked for, as the process hears of them
+    answer = "json.dumps({'report': {**json.loads(input()), **report}})"
     Child(monkeypatch, f"import json; true = True; report = {json.dumps(report)}; print({answer})")
-    assert run(["estimate", "--lora-rank", "16"]) == 0
-    line = "with room for LoRAs of rank 16, a step takes 4.0% more than the 100.0 ms without, and 0.25 GiB more on a"
-    assert f"{line} device" in capsys.readouterr().out.splitlines()
+    assert run(["estimate", "--lora-rank", "16", "--controlnet", "mid"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("with ")]
+    assert lines == [
+        f"with {what}, a step takes {more} without, and {memory} GiB more on a device"
+        for what, more, memory in (
+            ("room for LoRAs of rank 16", "4.0% more than the 100.0 ms", "0.25"),
+            ("a ControlNet (mid)", "30.0% more than the 80.0 ms", "0.50"),
+        )
+    ]
 
 
 def test_the_compilers_failure_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

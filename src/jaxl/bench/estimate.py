@@ -24,6 +24,7 @@ from typing import Any
 
 from jaxl.bench import hlo
 from jaxl.bench.hlo import Rates
+from jaxl.config import EMPTY, ControlNetConfig, UNetConfig
 from jaxl.errors import InputError, JaxlError, nearest
 from jaxl.extras import install_command
 
@@ -37,6 +38,14 @@ ENVIRONMENT = {
 }
 TOP = 12
 MAX_BATCH = 256
+# what a ControlNet's transformers have of the U-Net's depth, at a level that may be the last, as in those that are
+# published: https://huggingface.co/diffusers/controlnet-canny-sdxl-1.0, and -mid and -small
+CONTROLNETS: Mapping[str, Callable[[int, bool], int]] = {
+    "full": lambda depth, last: depth,
+    "mid": lambda depth, last: 1 if last else EMPTY,
+    "small": lambda depth, last: 0,
+}
+EMBEDDING = (16, 32, 96, 256)
 
 
 @dataclass(frozen=True)
@@ -120,6 +129,7 @@ class EstimateRequest:
     """A program to be estimated, and on which chips. `batch` is over all chips.
 
     With a `lora_rank` the programs have room for LoRAs whose ranks sum up to that in each layer of the transformers.
+    With a `controlnet`, one of CONTROLNETS, each image follows a picture.
     """
 
     topology: str
@@ -132,6 +142,7 @@ class EstimateRequest:
     vae_dtype: str | None
     largest_batch: bool
     lora_rank: int = 0
+    controlnet: str | None = None
 
 
 def estimate(request: EstimateRequest, tell: Callable[[str], None]) -> dict[str, Any]:
@@ -140,6 +151,8 @@ def estimate(request: EstimateRequest, tell: Callable[[str], None]) -> dict[str,
     Raises InputError where the request cannot work, JaxlError where the compiler fails.
     """
     read_topology(request.topology)
+    if request.controlnet not in (None, *CONTROLNETS):
+        raise InputError("controlnet", request.controlnet, nearest(request.controlnet, CONTROLNETS))
     if importlib.util.find_spec("libtpu") is None:
         remedy = f"this needs the compiler for TPUs: {install_command('tpu')}"
         raise InputError("topology", request.topology, remedy)
@@ -178,8 +191,9 @@ def make_report(request: EstimateRequest, tell: Callable[[str], None]) -> dict[s
     from jaxl.kernels import Kernels
     from jaxl.run.adapters import NO_ROOM, Room
     from jaxl.run.bucket import Bucket
+    from jaxl.run.controls import parameter_shapes
     from jaxl.run.model import Model
-    from jaxl.run.programs import ADVANCE, DECODE, PICTURE, AnyProgram, Programs
+    from jaxl.run.programs import ADVANCE, DECODE, PICTURE, AnyProgram, Programs, of_controls
     from jaxl.run.sharding import make_mesh, place_parameters
 
     topology = read_topology(request.topology)
@@ -194,21 +208,24 @@ def make_report(request: EstimateRequest, tell: Callable[[str], None]) -> dict[s
     batch = request.batch or len(devices)
     if batch % len(devices):
         raise InputError("batch", batch, f"give a multiple of {len(devices)}, one or more images for each device")
-    resident = {name: sum(map(_bytes_per_device, jax.tree.leaves(tree))) for name, tree in shapes.items()}
+    controls = () if request.controlnet is None else (controlnet_config(model.unet, request.controlnet),)
+    stay = {**shapes, "controlnet": [parameter_shapes(programs.target, cfg) for cfg in controls]}
+    resident = {name: sum(map(_bytes_per_device, jax.tree.leaves(tree))) for name, tree in stay.items()}
     room = topology.chip.memory_bytes * topology.chips // len(devices)
 
     loras = Room(request.lora_rank).rounded
-    bucket = Bucket(batch, height, width, guided=True, room=loras, text_room=loras)
+    bucket = Bucket(batch, height, width, guided=True, room=loras, text_room=loras, controls=controls)
+    plainer = {"loras": replace(bucket, room=NO_ROOM, text_room=NO_ROOM), "controlnet": replace(bucket, controls=())}
 
-    def compiled(program: AnyProgram, bucket: Bucket) -> tuple[Any, dict[str, Any]]:
-        tell(f"{program.name}, {bucket.batch} images{'' if bucket.room == loras else ', without LoRAs'}")
+    def compiled(program: AnyProgram, bucket: Bucket, what: str = "") -> tuple[Any, dict[str, Any]]:
+        tell(f"{program.name}, {bucket.batch} images{what}")
         began = time.perf_counter()
         made = programs.trace(program, bucket).lower().compile()
         memory = _memory(made, program.name, model, resident)
         return made, {**memory, "fits": memory["total"] <= room, "compile_s": time.perf_counter() - began}
 
-    def estimated(program: AnyProgram, bucket: Bucket) -> dict[str, Any]:
-        made, facts = compiled(program, bucket)
+    def estimated(program: AnyProgram, bucket: Bucket, what: str = "") -> dict[str, Any]:
+        made, facts = compiled(program, bucket, what)
         found = hlo.operations(made.as_text(), topology.chip.rates)
         cycles = hlo.total(found)
         return {
@@ -230,6 +247,7 @@ def make_report(request: EstimateRequest, tell: Callable[[str], None]) -> dict[s
         "batch": batch,
         "steps": request.steps,
         "lora_rank": loras.rank,
+        "controlnet": request.controlnet,
         "split": request.split,
         "model": request.model,
         "dtype": "bfloat16",
@@ -238,10 +256,12 @@ def make_report(request: EstimateRequest, tell: Callable[[str], None]) -> dict[s
         "programs": {},
     }
     large = (DECODE, ADVANCE)  # where the batch is what takes memory
-    for program in (*(each for each in PICTURE if each not in large), *large):
+    small = [each for each in PICTURE if each not in large] + [each for each, _ in of_controls(bucket)]
+    for program in (*small, *large):
         report["programs"][program.name] = estimated(program, bucket)
-    if loras != NO_ROOM:
-        report["without_loras"] = estimated(ADVANCE, replace(bucket, room=NO_ROOM, text_room=NO_ROOM))
+    for what, own in plainer.items():
+        if own != bucket:
+            report[f"without_{what}"] = estimated(ADVANCE, own, f", without {what}")
     report |= times(report)
     if request.largest_batch:
 
@@ -254,10 +274,13 @@ def make_report(request: EstimateRequest, tell: Callable[[str], None]) -> dict[s
 
 
 def times(report: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the times that follow from the programs: a step, a call for the whole batch (two texts), and rates."""
+    """Return the times that follow from the programs: a step, a call for the whole batch (two texts), and rates.
+
+    Each image follows a picture of its own, if any.
+    """
     seconds = {kind: facts["seconds"] for kind, facts in report["programs"].items()}
-    once = 2 * seconds["encode_text"] + seconds["gather"] + seconds["start"] + seconds["decode"]
-    call = once + report["steps"] * seconds["advance"]
+    often = {"encode_text": 2, "embed_control": report["batch"], "advance": report["steps"]}
+    call = sum(often.get(kind, 1) * each for kind, each in seconds.items())
     return {
         "fits": all(facts["fits"] for facts in report["programs"].values()),
         "step_s": seconds["advance"],
@@ -282,6 +305,14 @@ def largest(fits: Callable[[int], bool], known: int, known_fits: bool) -> int:
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)
     return low
+
+
+def controlnet_config(unet: UNetConfig, kind: str) -> ControlNetConfig:
+    """Return the config of a ControlNet for a U-Net, of a kind of CONTROLNETS."""
+    of_depth, last = CONTROLNETS[kind], len(unet.down) - 1
+    down = tuple(tuple(depth and of_depth(depth, i == last) for depth in level) for i, level in enumerate(unet.down))
+    mid = unet.mid and tuple(of_depth(depth, True) or EMPTY for depth in unet.mid)
+    return ControlNetConfig(replace(unet, down=down, mid=mid), 3, EMBEDDING, bgr=False, pooled=False)
 
 
 def _devices(topology: Topology) -> list[Any]:
@@ -312,11 +343,12 @@ def _configs(name: str) -> Mapping[str, Any]:
 
 def _memory(program: Any, kind: str, model: Any, resident: Mapping[str, int]) -> dict[str, int]:
     """Bytes on each device while a program runs. Parameters that it does not take stay beside it."""
-    uses = {"encode_text": tuple(model.text_encoders), "advance": ("unet",), "decode": ("vae",)}.get(kind, ())
+    used = {"encode_text": tuple(model.text_encoders), "advance": ("unet", "controlnet"), "decode": ("vae",)}
+    uses = used.get(kind, ())
     memory = program.memory_analysis()
     own = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     others = sum(size for name, size in resident.items() if name not in uses)
-    if kind == "gather":  # takes the layers for keys and values alone
+    if kind in ("gather", "embed_control", "gather_control"):  # take some layers of a network alone
         others -= memory.argument_size_in_bytes
     temporaries = memory.temp_size_in_bytes
     return {"own": own, "temporaries": temporaries, "others": others, "total": own + temporaries + others}

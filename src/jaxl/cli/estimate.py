@@ -34,6 +34,9 @@ def estimate(
     lora_rank: Annotated[
         int | None, typer.Option(metavar="N", help="With room for LoRAs of ranks that sum up to N, and beside none.")
     ] = None,
+    controlnet: Annotated[
+        str | None, typer.Option(metavar="KIND", help="With a ControlNet, full, mid or small, and beside none.")
+    ] = None,
     largest_batch: Annotated[
         bool, typer.Option("--largest-batch", help="Search for the largest batch that fits; minutes for each try.")
     ] = False,
@@ -76,6 +79,7 @@ def estimate(
         vae_dtype=None if vae_dtype == "auto" else vae_dtype,
         largest_batch=largest_batch,
         lora_rank=lora_rank or 0,
+        controlnet=controlnet,
     )
 
     def tell(program: str) -> None:
@@ -127,11 +131,16 @@ def _lines(report: Mapping[str, Any]) -> Iterator[str]:
     rate = f"{report['images_per_s']:.3f} images/s, {report['images_per_s_per_chip']:.3f} a chip"
     times = f"a step {report['step_s'] * 1e3:.1f} ms, all {report['call_s']:.3f} s, an image {report['image_s']:.3f} s"
     yield f"{times}: {rate}"
-    if "without_loras" in report:
-        with_room, without = report["programs"]["advance"], report["without_loras"]
-        more = f"{with_room['seconds'] / without['seconds'] - 1:.1%} more than the {without['seconds'] * 1e3:.1f} ms"
-        memory = f"{(with_room['total'] - without['total']) / GIB:.2f} GiB more on a device"
-        yield f"with room for LoRAs of rank {report['lora_rank']}, a step takes {more} without, and {memory}"
+    step = report["programs"]["advance"]
+    for key, what in (
+        ("without_loras", f"room for LoRAs of rank {report['lora_rank']}"),
+        ("without_controlnet", f"a ControlNet ({report['controlnet']})"),
+    ):
+        if key in report:
+            without = report[key]
+            more = f"{step['seconds'] / without['seconds'] - 1:.1%} more than the {without['seconds'] * 1e3:.1f} ms"
+            memory = f"{(step['total'] - without['total']) / GIB:.2f} GiB more on a device"
+            yield f"with {what}, a step takes {more} without, and {memory}"
     if "images_per_dollar" in report:
         price = f"{report['usd_per_chip_hour']:g} USD for an hour of a chip ({report['price_date']})"
         yield f"{report['images_per_dollar']:.0f} images/$ at {price}"
