@@ -261,6 +261,50 @@ def test_what_detect_refuses(client: TestClient, body: Any, message: str) -> Non
     assert message in response.json()["detail"]
 
 
+def test_image_prompts(client: TestClient, asked: list[Mapping[str, Any]]) -> None:
+    prompts = [
+        {"name": "like", "images": [png(), png(64, 32)], "strength": 0.7, "end": 0.5, "mask": png(), "blocks": "style"},
+        {"name": "plain", "images": [png()]},
+    ]
+    response = client.post(OPENAI, json={"prompt": "a cat", "image_prompts": prompts})
+    assert response.status_code == 200, response.text
+    like, plain = asked.pop()["image_prompts"]
+    assert [each.size for each in like.pictures] == [(32, 32), (64, 32)]
+    assert (like.strength, like.end, like.mask.size, plain.strength) == (0.7, 0.5, (32, 32), 1.0)
+    answer = response.json()["data"][0]["b64_json"]
+    assert texts_of(answer)["image_prompts"] == [like.facts, plain.facts]
+    restored = client.post("/v1/images/settings", json={"image": answer}).json()
+    assert restored["unread"] == ["image_prompts: like", "image_prompts: plain"]
+    for wrong, message in (
+        ({"images": []}, "images"),
+        ({"images": ["http://example.com/a.png"]}, "URLs are not fetched"),
+        ({"images": [png()], "blocks": "mood"}, "blocks"),
+    ):
+        response = client.post(OPENAI, json={"prompt": "a cat", "image_prompts": [{"name": "like", **wrong}]})
+        assert response.status_code in (400, 422), response.text
+        assert message in response.json()["error"]["message"]
+
+
+def test_units_with_an_ip_adapter(client: TestClient, service: Service, asked: list[Mapping[str, Any]]) -> None:
+    service.settings = replace(service.settings, controlnets=("edges",), ip_adapters=("like",))
+    args = [*unit()["args"], {"model": "like", "module": "ip-adapter-auto", "image": png(64, 32), "weight": 0.6}]
+    args += [{"model": "like [fef5e48e]", "image": png(), "effective_region_mask": png(colour="white")}]
+    response = client.post(A1111, json={"prompt": "a cat", "alwayson_scripts": {"controlnet": {"args": args}}})
+    assert response.status_code == 200, response.text
+    given = asked.pop()
+    assert [each.name for each in given["controls"]] == ["edges"]
+    first, second = given["image_prompts"]
+    assert (first.strength, first.images.size, second.mask.size) == (0.6, (64, 32), (32, 32))
+    wrong = {"alwayson_scripts": {"controlnet": {"args": [{"model": "like", "module": "canny", "image": png()}]}}}
+    response = client.post(A1111, json={"prompt": "a cat", **wrong})
+    assert response.status_code == 422
+    assert "like is an IP-Adapter" in response.text
+    assert client.get("/controlnet/model_list").json() == {"model_list": ["edges", "like"]}
+    assert "ip-adapter-auto" in client.get("/controlnet/module_list").json()["module_list"]
+    types = client.get("/controlnet/control_types").json()["control_types"]
+    assert types["IP-Adapter"]["default_model"] == "like"
+
+
 def test_lists(client: TestClient, service: Service) -> None:
     service.settings = replace(service.settings, controlnets=("edges", "depth"))
     assert client.get("/controlnet/model_list").json() == {"model_list": ["edges", "depth"]}

@@ -193,7 +193,7 @@ def make_report(request: EstimateRequest, tell: Callable[[str], None]) -> dict[s
     from jaxl.run.bucket import Bucket
     from jaxl.run.controls import parameter_shapes
     from jaxl.run.model import Model
-    from jaxl.run.programs import ADVANCE, DECODE, PICTURE, AnyProgram, Programs, of_controls
+    from jaxl.run.programs import ADVANCE, DECODE, PICTURE, AnyProgram, Programs, of_pictures
     from jaxl.run.sharding import make_mesh, place_parameters
 
     topology = read_topology(request.topology)
@@ -256,7 +256,7 @@ def make_report(request: EstimateRequest, tell: Callable[[str], None]) -> dict[s
         "programs": {},
     }
     large = (DECODE, ADVANCE)  # where the batch is what takes memory
-    small = [each for each in PICTURE if each not in large] + [each for each, _ in of_controls(bucket)]
+    small = [each for each in PICTURE if each not in large] + [each for each, _ in of_pictures(bucket)]
     for program in (*small, *large):
         report["programs"][program.name] = estimated(program, bucket)
     for what, own in plainer.items():

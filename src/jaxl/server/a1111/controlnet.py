@@ -15,10 +15,11 @@ from PIL import Image, ImageOps
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from jaxl.call.control import CONTROL_MODES, Control, Weighting
+from jaxl.call.image_prompt import ImagePrompt
 from jaxl.call.images import read_image
 from jaxl.call.sizes import Size
 from jaxl.preprocessors.preprocessor import LEAST_RESOLUTION, MOST_RESOLUTION
-from jaxl.server.a1111.modules import NO_MODULE, NONE, control_types, detail, facts_of, find_module
+from jaxl.server.a1111.modules import IP_MODULES, NO_MODULE, NONE, control_types, detail, facts_of, find_module
 from jaxl.server.a1111.options import refusal
 from jaxl.server.controls import MOST_CONTROLS
 from jaxl.server.errors import A1111_RESPONSES
@@ -83,6 +84,11 @@ class Unit(BaseModel):
             return given
         return {ALIASES.get(name, name): value for name, value in given.items()}
 
+    @property
+    def network(self) -> str:
+        """The name of its model, without a digest."""
+        return str(self.model).partition(" [")[0]
+
     def pictures(self) -> tuple[str | None, str | None]:
         """Return its picture and its mask, as they came."""
         image, mask = self.image, self.mask_image or self.mask
@@ -113,6 +119,40 @@ def units_of(scripts: Mapping[str, Any] | None) -> list[Unit]:
     if len(found) > MOST_CONTROLS:
         raise refusal(SCRIPT, f"{len(found)} units", f"give at most {MOST_CONTROLS}")
     return found
+
+
+def with_units(
+    units: list[Unit], service: Service, size: Size, arguments: Mapping[str, Any]
+) -> tuple[dict[str, Any], list[Image.Image]]:
+    """Return the arguments of an image of this size with what units ask for, and the pictures that modules made.
+
+    This takes a while. Raises ApiError and InputError.
+    """
+    adapters = service.settings.ip_adapters
+    prompts = [_image_prompt(unit, service, size, arguments) for unit in units if unit.network in adapters]
+    others = [unit for unit in units if unit.network not in adapters]
+    controls, made = controls_of(others, service, size, arguments)
+    found = {"controls": controls, "image_prompts": prompts}
+    return {**arguments, **{name: each for name, each in found.items() if each}}, made
+
+
+def _image_prompt(unit: Unit, service: Service, size: Size, arguments: Mapping[str, Any]) -> ImagePrompt:
+    """Return what a unit with an IP-Adapter asks for, whose module is the adapter's own encoder by any name."""
+    for name in ("advanced_weighting", "ipadapter_input"):
+        if (value := getattr(unit, name)) not in (None, ""):
+            raise refusal(name, value, "not known here; leave it out")
+    if unit.module not in (*NO_MODULE, *IP_MODULES):
+        raise refusal("module", unit.module, f"{unit.network} is an IP-Adapter; give {IP_MODULES[0]!r}")
+    most, region = service.settings.max_pixels, unit.effective_region_mask
+    sent, _ = unit.pictures()
+    picture = arguments.get("image") if sent is None else decode(sent, "alwayson_scripts", most)
+    if picture is None:
+        raise refusal("image", None, "the unit has no picture to be like; give one")
+    mask = None
+    if region:
+        mask = read_image(decode(region, "effective_region_mask", most), "effective_region_mask").resize(size)
+    picture = read_image(picture, "alwayson_scripts")
+    return ImagePrompt(unit.network, picture, unit.weight, mask, unit.guidance_start, unit.guidance_end)
 
 
 def controls_of(
@@ -157,7 +197,7 @@ def _control(unit: Unit, service: Service, size: Size, arguments: Mapping[str, A
         picture = prepared(picture, facts, mask if module.masked else None, most)
         told["preprocess"] = facts
     return Control(
-        str(unit.model).partition(" [")[0],
+        unit.network,
         fitted(picture, size, mode),
         unit.weight,
         unit.guidance_start,
@@ -214,22 +254,23 @@ async def settings() -> dict[str, int]:
 
 @router.get("/model_list")
 async def model_list(service: CurrentService) -> dict[str, list[str]]:
-    """The ControlNets by name."""
-    return {"model_list": list(service.settings.controlnets)}
+    """The ControlNets and IP-Adapters by name."""
+    return {"model_list": [*service.settings.controlnets, *service.settings.ip_adapters]}
 
 
 @router.get("/module_list")
-async def module_list(alias_names: bool = False) -> dict[str, Any]:
-    """The preprocessors by name, or by the names that people are shown."""
+async def module_list(service: CurrentService, alias_names: bool = False) -> dict[str, Any]:
+    """The preprocessors by name, or by the names that people are shown, and IP-Adapters' encoders."""
     details = {each.modules[-1 if alias_names else 0]: detail(each) for each in OFFERED.values()}
-    details = {NONE: {"model_free": False, "sliders": []}, **details}
+    encoders = IP_MODULES if service.settings.ip_adapters else ()
+    details = {name: {"model_free": False, "sliders": []} for name in (NONE, *encoders)} | details
     return {"module_list": list(details), "module_detail": details}
 
 
 @router.get("/control_types")
 async def types(service: CurrentService) -> dict[str, Any]:
     """The preprocessors and networks of each type."""
-    return {"control_types": control_types(service.settings.controlnets)}
+    return {"control_types": control_types(service.settings.controlnets, service.settings.ip_adapters)}
 
 
 class Detect(BaseModel):

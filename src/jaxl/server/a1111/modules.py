@@ -14,6 +14,12 @@ NONE = "none"
 NO_MODULE = (None, "", NONE, "None")
 MODULES: Mapping[str, Preprocessor] = {name: each for each in OFFERED.values() for name in each.modules}
 USUAL_RESOLUTION = 512
+# what sd-webui-controlnet and Forge call the encoders of IP-Adapters, each of which knows its own here
+IP_MODULES = (
+    *("ip-adapter-auto", "ip-adapter_clip_sdxl", "ip-adapter_clip_sdxl_plus_vith"),
+    *("CLIP-ViT-H (IPAdapter)", "CLIP-ViT-bigG (IPAdapter)"),
+)
+IP_TYPE = "IP-Adapter"
 
 # types of control, and what names of networks have in them that are for one; a name with none of these may be for all
 TYPES: Mapping[str, Sequence[str]] = {
@@ -62,9 +68,22 @@ def detail(module: Preprocessor) -> dict[str, Any]:
     return {"model_free": False, "sliders": [*([resolution] if module.scaled else []), *sliders]}
 
 
-def control_types(networks: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Return for each type of control its modules and networks, and which of them a client takes first."""
-    return {kind: _type(kind, marks, networks) for kind, marks in {"All": (), **TYPES}.items()}
+def control_types(networks: Sequence[str], adapters: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
+    """Return for each type of control its modules and networks, and which of them a client takes first.
+
+    `adapters` are IP-Adapters, which are a type of their own.
+    """
+    found = {kind: _type(kind, marks, networks) for kind, marks in {"All": (), **TYPES}.items()}
+    if adapters:
+        found["All"]["module_list"] += IP_MODULES[:1]
+        found["All"]["model_list"] += adapters
+        found[IP_TYPE] = {
+            "module_list": [NONE, *IP_MODULES],
+            "model_list": ["None", *adapters],
+            "default_option": IP_MODULES[0],
+            "default_model": adapters[0],
+        }
+    return found
 
 
 def _type(kind: str, marks: Sequence[str], networks: Sequence[str]) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from jaxl.diffusion.names import AUTOMATIC, CHECKPOINT, a1111_name
 from jaxl.diffusion.schedulers import SCHEDULERS
 from jaxl.engine import Preview
 from jaxl.server.a1111.controlnet import SCRIPT as CONTROLNET
-from jaxl.server.a1111.controlnet import controls_of, units_of
+from jaxl.server.a1111.controlnet import units_of, with_units
 from jaxl.server.a1111.fields import FIELDS, A1111Request, Img2Img, Txt2Img, arguments_of, edit_of, offered, solver_of
 from jaxl.server.a1111.options import CLIP_SKIP, USUAL_CLIP_SKIP, overrides, refusal
 from jaxl.server.edits import Source
@@ -326,8 +326,7 @@ async def _with_controls(
     units = units_of(asked.alwayson_scripts)
     if not units:
         return arguments, []
-    controls, made = await in_turn(controls_of, units, service, service.wanted(arguments), arguments)
-    return {**arguments, "controls": controls}, made
+    return await in_turn(with_units, units, service, service.wanted(arguments), arguments)
 
 
 async def _draw(
