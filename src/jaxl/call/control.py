@@ -104,8 +104,3 @@ class Control:
     def of_negative(self) -> bool:
         """Whether the negative branch is controlled too."""
         return self.weighting in OF_NEGATIVE
-
-
-def weightings(config: ControlConfig) -> tuple[str, ...]:
-    """Return those that a network of this config knows."""
-    return tuple(FACTORS[type(config)])

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from jaxl.call.control import MODES, Control, weightings
+from jaxl.call.control import FACTORS, MODES, Control
 from jaxl.call.images import fit, read_image
 from jaxl.errors import InputError, nearest
 from jaxl.run.bucket import Branch
@@ -146,7 +146,7 @@ def _read(control: Any, known: Mapping[str, ControlNet]) -> Seen:
             remedy = "no ControlNet is loaded; add it first, with Pipeline.add_control or --controlnet, or leave it out"
         raise InputError("controls", control.name, remedy)
     config = known[control.name].config
-    if control.weighting not in (ways := weightings(config)):
+    if control.weighting not in (ways := FACTORS[type(config)]):
         remedy = f"{control.name!r} is none of the networks that are weighted so; give {' or '.join(ways)}"
         raise InputError("weighting", control.weighting, remedy)
     kinds = config.kinds

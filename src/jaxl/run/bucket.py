@@ -45,8 +45,8 @@ class Bucket:
     prompts have room for. `pag_layers` are the places of perturbed-attention guidance, which takes one evaluation more
     (arXiv:2403.17377); `freeu` programs filter the skip connections (arXiv:2309.11497). `cached` programs keep deep
     features for the rows that are shallow (arXiv:2312.00858). `room` and `text_room` are what adapters may add to the
-    U-Net and to the text encoders; they cost nothing where there is none. `controls` are the ControlNets and
-    their kin that images may have, in programs that have a place for each.
+    U-Net and to the text encoders; they cost nothing where there is none. `controls` are the ControlNets and their kin
+    that images may have; programs have a place for each.
     """
 
     batch: int
