@@ -400,6 +400,8 @@ class LLLiteConfig:
     parts = 1
 
 
+LATENT = 8  # pixels, each way, of the latents that controls are made for
+
 # a ControlNet's, or that of one of its kin
 ControlConfig = ControlNetConfig | T2IAdapterConfig | LLLiteConfig
 

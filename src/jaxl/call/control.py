@@ -112,11 +112,6 @@ class Control:
         return self.weighting in OF_NEGATIVE
 
 
-def weightings(config: ControlConfig) -> tuple[str, ...]:
-    """Return those that a network of this config knows."""
-    return tuple(FACTORS[type(config)])
-
-
 def check_number(field: str, value: Any, most: float, whose: str) -> None:
     """Raise InputError unless a value is a number from 0 to `most`; `whose` it is begins the remedy."""
     number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from jaxl.call.arguments import lists_per_image
-from jaxl.call.control import MODES, Control, weightings
+from jaxl.call.control import FACTORS, MODES, Control
 from jaxl.call.images import fit, read_image
 from jaxl.errors import InputError, nearest
 from jaxl.run.bucket import Branch
@@ -151,7 +151,7 @@ def _read(control: Control, known: Mapping[str, ControlNet]) -> Seen:
             remedy = "no ControlNet is loaded; add it first, with Pipeline.add_control or --controlnet, or leave it out"
         raise InputError("controls", control.name, remedy)
     config = known[control.name].config
-    if control.weighting not in (ways := weightings(config)):
+    if control.weighting not in (ways := FACTORS[type(config)]):
         remedy = f"{control.name!r} is none of the networks that are weighted so; give {' or '.join(ways)}"
         raise InputError("weighting", control.weighting, remedy)
     kinds = config.kinds

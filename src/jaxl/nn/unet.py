@@ -125,7 +125,7 @@ def unet(
     static, of `cfg.pag_places` (Ahn et al. 2024, arXiv:2403.17377). freeu: float32 [B, 4], (s1, s2, b1, b2).
     features: what an earlier call returned. shallow: bool [B], the rows that take theirs from there and run the first
     convolution and the last layer alone; what lies between is not run at all where all rows are shallow (Ma et al.
-    2023, DeepCache, arXiv:2312.00858). added: what ControlNets and their kin add on the way. images: what
+    2023, DeepCache, arXiv:2312.00858). added: what ControlNets and their kin add on the way (`nn.added`). images: what
     cross-attention reads of pictures beside the texts.
 
     Raises InputError for unknown pag_layers, ValueError for arguments that must come together and do not.

@@ -8,7 +8,7 @@ from itertools import takewhile
 from math import prod
 from pathlib import Path
 
-from jaxl.config import LLLiteConfig, LLLiteModule, UNetConfig
+from jaxl.config import LATENT, LLLiteConfig, LLLiteModule, UNetConfig
 from jaxl.errors import CheckpointError
 from jaxl.nn.unet import unet_shapes
 from jaxl.weights.adapters.names import original_names
@@ -17,7 +17,6 @@ from jaxl.weights.original_layout import TensorShapes, shape
 from jaxl.weights.store import Tensor
 
 PREFIX = "lllite_unet_"
-LATENT = 8  # pixels, each way
 LAYERS = re.compile(r".*\.transformer_blocks\.\d+\.(attn1\.to_[qkv]|attn2\.to_q)")
 
 

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from jaxl.config import T2IAdapterConfig, UNetConfig
+from jaxl.config import LATENT, T2IAdapterConfig, UNetConfig
 from jaxl.errors import CheckpointError
 from jaxl.nn.t2i_adapter import HALVED
 from jaxl.weights.original_layout import count, shape
@@ -20,7 +20,6 @@ OUTER = "adapter."
 FEATURES = 4  # of those that are published
 FACTOR, OLD_FACTOR = 16, 8  # how many times pictures are folded for SDXL, and for Stable Diffusion 1
 COLOURS = (1, 3)
-LATENT = 8  # pixels, each way
 IN_LIST = re.compile(r"body\.(\d+)\.(in_conv|block[12])\.(.+)")
 
 
