@@ -70,6 +70,8 @@ SETS: list[tuple[list[Control], list[ImagePrompt]]] = [
     ([Control("sketch", LINES, end=0.7), Control("edges", LINES, 0.5)], []),
     ([Control("lite", LINES, 1.5), Control("sketch", DEPTH, weighting="control")], [ImagePrompt("plus", DEPTH)]),
 ]
+# those that are drawn alone too, each by a program of its own; the engine's test does so with all
+ALONE = (0, 4, 7)
 
 
 def test_a_batch_of_different_ones(controlled: Any) -> None:
@@ -79,11 +81,12 @@ def test_a_batch_of_different_ones(controlled: Any) -> None:
     own_controls, own_prompts = zip(*SETS, strict=True)
     asked: dict[str, Any] = {"controls": list(own_controls), "image_prompts": list(own_prompts)}
     together = pipe.generate(params, ["a cat"] * len(SETS), seed=seeds, **asked, **STEPS).latents
-    for seed, ((controls, prompts), got) in enumerate(zip(SETS, together, strict=True)):
+    plain = pipe.generate(params, ["a cat"] * len(SETS), seed=seeds, **STEPS).latents
+    assert np.abs(together[1:] - plain[1:]).max((1, 2, 3)).min() > 0.05
+    for seed in ALONE:
+        controls, prompts = SETS[seed]
         alone = pipe.generate(params, "a cat", seed=seed, controls=controls, image_prompts=prompts, **STEPS).latents[0]
-        np.testing.assert_allclose(got, alone, rtol=2e-4, atol=2e-4)
-        if seed:
-            assert np.abs(got - pipe.generate(params, "a cat", seed=seed, **STEPS).latents[0]).max() > 0.05
+        np.testing.assert_allclose(together[seed], alone, rtol=2e-4, atol=2e-4)
     other = WIDE.resize((64, 64))
     asked = {
         "controls": [[Control(each.name, other, 1.5, 0.1, 0.9) for each in own] for own in own_controls],

@@ -45,7 +45,9 @@ def torch_pictures(a: np.ndarray) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    ("kind", "size"), [*((kind, (16, 16)) for kind in KINDS), ("full", (18, 14))], ids=lambda each: str(each)
+    ("kind", "size"),
+    [("full", (18, 14)), *((kind, (16, 16)) for kind in ("mid", "all else"))],
+    ids=lambda each: str(each),
 )
 def test_what_it_adds(kind: str, size: tuple[int, int]) -> None:
     reference, cfg, params = network(kind)

@@ -83,12 +83,10 @@ BLOCKS = {"up": {"block_0": [0.0, 1.0]}, "mid": 0.5}
 @pytest.mark.parametrize(
     ("prompts", "scale", "images"),
     [
-        ([ImagePrompt("plain", ONE)], 1.0, [ONE]),
-        ([ImagePrompt("plus", [ONE, TWO], 0.7)], 0.7, [[ONE, TWO]]),
-        ([ImagePrompt("plus", TWO, blocks=BLOCKS)], BLOCKS, [TWO]),
+        ([ImagePrompt("plus", [ONE, TWO], blocks=BLOCKS)], BLOCKS, [[ONE, TWO]]),
         ([ImagePrompt("plain", ONE, 0.4), ImagePrompt("plus", TWO)], [0.4, 1.0], [ONE, TWO]),
     ],
-    ids=["plain", "plus of two", "blocks", "both"],
+    ids=["two pictures for some blocks", "two adapters"],
 )
 def test_from_texts(small: Any, pipe: Any, prompts: Any, scale: Any, images: Any) -> None:
     made = reference(small, pipe, [prompt.name for prompt in prompts])
