@@ -18,8 +18,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import ip_adapters
 import numpy as np
 import pytest
+from evaluation import SMALL as UNET
 from safetensors.numpy import save
 
 from jaxl.weights.source import EMBEDDED, open_checkpoint
@@ -151,6 +153,43 @@ DECOYS = {
 DECOYS_OF_LORA = {".gitattributes": b"", "pytorch_lora_weights.bin": b"\x80\x02}.", "01.png": b"", "optimizer.pt": b""}
 
 
+def encoder(**config: Any) -> dict[str, bytes]:
+    """An image encoder's files; no test reads its tensors."""
+    config = {"architectures": ["CLIPVisionModelWithProjection"], "hidden_size": 32, **config}
+    config |= {"num_attention_heads": 2, "patch_size": 32}
+    return {
+        "config.json": json.dumps(config).encode(),
+        "model.safetensors": save({"a": np.zeros(1)}),
+        "pytorch_model.bin": b"",
+    }
+
+
+# as the published repository has them: the encoder that a file reads is beside it, or in another folder
+IP_ADAPTERS = {
+    ".gitattributes": b"",
+    "sdxl_models/plain.safetensors": save(ip_adapters.tensors(UNET, 1)),
+    "sdxl_models/plus.safetensors": save(ip_adapters.tensors(UNET, 2, plus=True)),
+    "sdxl_models/lora.safetensors": save({"lora_unet_x.lora_down.weight": np.zeros(1)}),
+    **{f"sdxl_models/image_encoder/{name}": own for name, own in encoder(projection_dim=20, hidden_size=64).items()},
+    **{f"models/image_encoder/{name}": own for name, own in encoder(projection_dim=24).items()},
+}
+IP_CLIENT = """
+import json, sys
+from evaluation import SMALL
+from jaxl.errors import CheckpointError
+from jaxl.weights.ip_adapter import open_ip_adapter
+
+answers = []
+for name, options in json.load(sys.stdin):
+    try:
+        opened = open_ip_adapter(name, SMALL, **options)
+        answers.append({"encoder": opened.encoder_source, "width": opened.config.encoder.width})
+    except CheckpointError as error:
+        answers.append({"error": str(error)})
+json.dump(answers, sys.stdout)
+"""
+
+
 def of_variant(variant: str) -> dict[str, bytes]:
     return {
         f"{component}/{stem}.{variant}.safetensors": save({variant: np.full(3, i, np.float16)})
@@ -187,6 +226,7 @@ def hub() -> Iterator[Hub]:
             "test/lora": Repo({COMMIT: DECOYS_OF_LORA | {"pytorch_lora_weights.safetensors": b"the one"}}),
             "test/steps": Repo({COMMIT: DECOYS_OF_LORA | {f"{n}step.safetensors": b"%d" % n for n in (2, 4)}}),
             "test/single": Repo({COMMIT: {".gitattributes": b"", "deep/style.safetensors": b"deep"}}),
+            "test/ip": Repo({COMMIT: IP_ADAPTERS}),
             "test/flux": Repo({COMMIT: {"model_index.json": b'{"_class_name": "FluxPipeline"}', WEIGHTS[0]: b""}}),
         }
     )
@@ -447,3 +487,26 @@ def test_adapters_that_are_not_there(hub: Hub, client: Client) -> None:
     ]
     for (model, _, message), answer in zip(cases, client(*((m, o) for m, o, _ in cases)), strict=True):
         assert answer["error"].startswith(f"{model}: {message}")
+
+
+def test_ip_adapters(hub: Hub, client: Client) -> None:
+    """Of a repository with two encoders the one is fetched that a file reads."""
+    client = dataclasses.replace(client, script=IP_CLIENT)
+    plain, plus, wrong, absent = client(
+        ("test/ip", {"weight_name": "sdxl_models/plain.safetensors"}),
+        ("test/ip", {"weight_name": "sdxl_models/plus.safetensors"}),
+        ("test/ip", {"weight_name": "sdxl_models/lora.safetensors"}),
+        ("test/ip", {"weight_name": "sdxl_models/none.safetensors"}),
+    )
+    assert (plain["width"], plus["width"]) == (64, 32)
+    assert plain["encoder"].endswith("sdxl_models/image_encoder")
+    assert plus["encoder"].endswith("/models/image_encoder")
+    assert (
+        wrong["error"] == "test/ip: lora.safetensors: not an IP-Adapter but a LoRA, which goes on top of a checkpoint"
+    )
+    assert "no sdxl_models/none.safetensors; its .safetensors are: " in absent["error"]
+    assert not [name for name in client.cached("test/ip") if name.endswith(".bin")]
+    hub.requests.clear()
+    offline = dataclasses.replace(client, offline=True)
+    assert offline(("test/ip", {"weight_name": "sdxl_models/plus.safetensors"})) == [plus]
+    assert hub.requests == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ PROJECTION, ATTENTION = "image_proj.", "ip_adapter."
 HEAD = 64  # the width of a resampler's heads, which no shape tells
 # where the encoder is beside a file, as it was published
 PLACES = ("image_encoder", "../models/image_encoder", "../image_encoder")
+OF_HUB = re.compile(r"([\w-][\w.-]*/[\w.-]+)/(.+\.safetensors)")
 BUFFER = "vision_model.embeddings.position_ids"  # of older versions of transformers: 0, 1, 2, ...
 
 
@@ -45,23 +47,42 @@ def open_ip_adapter(
 ) -> OpenedIPAdapter:
     """Open an IP-Adapter for this U-Net, and its image encoder, reading only headers and JSON.
 
-    `source` is a file, or a folder or a hub's id with `weight_name`. The encoder is a folder or a hub's id; by default
-    it is looked for beside the file, where it was published. Raises CheckpointError, in one line.
+    `source` is a file, or a folder or a hub's id with `weight_name`, which may follow the id: owner/name/file. The
+    encoder is a folder or a hub's id; by default it is looked for beside the file, where it was published. Raises
+    CheckpointError, in one line.
     """
     name = os.fspath(source)
+    if weight_name is None and (of_hub := OF_HUB.fullmatch(name)) and not os.path.exists(name):
+        name, weight_name = of_hub.groups()
     if "faceid" in f"{name} {weight_name}".lower():
         reason = "it reads faces by InsightFace's models, which are licensed for research alone; give another one"
         raise CheckpointError(f"{name}: an IP-Adapter FaceID, which jaxl does not run: {reason}")
-    file = open_adapter(source, weight_name=weight_name, **hub)
+    file = open_adapter(name, weight_name=weight_name, **hub)
+    repository = None if local_path(name) else name
+    try:
+        return _open(file, unet, image_encoder, repository, hub)
+    except CheckpointError as error:
+        if repository is None:
+            raise
+        raise CheckpointError(f"{repository}: {str(error).replace(f'{file.parent}/', '')}") from error
+
+
+def _open(
+    file: Path,
+    unet: UNetConfig,
+    image_encoder: str | os.PathLike[str] | None,
+    repository: str | None,
+    hub: Mapping[str, Any],
+) -> OpenedIPAdapter:
+    """Do what `open_ip_adapter` does with a file, which may be one of a hub's repository."""
     tensors = dict(read_tensors(file))
     projection = _below(tensors, PROJECTION)
-    if not projection or not _below(tensors, ATTENTION):
+    if not projection and not _below(tensors, ATTENTION):
         raise CheckpointError(f"{file}: not an IP-Adapter but {kinds.kind(tensors)}")
     shapes = {key: tensor.shape for key, tensor in projection.items()}
     attention = _attention(file, _below(tensors, ATTENTION), unet)
     hidden, width = _reads(file, shapes)
     if image_encoder is None:
-        repository = None if local_path(name) else name
         part = _encoder_beside(file, hidden, width, repository, hub)
     else:
         part = open_image_encoder(image_encoder, **hub)
