@@ -233,17 +233,19 @@ def test_loras_and_a_controlnet_are_told_beside_none(
         },
         "without_loras": {**facts, "seconds": 0.1},
         "without_controlnet": {**facts, "seconds": 0.08, "total": 0.75 * 2**30},
+        "without_image_prompts": {**facts, "seconds": 0.1},
     }
     # the rank and the kind are those that were asked for, as the process hears of them
     answer = "json.dumps({'report': {**json.loads(input()), **report}})"
     Child(monkeypatch, f"import json; true = True; report = {json.dumps(report)}; print({answer})")
-    assert run(["estimate", "--lora-rank", "16", "--controlnet", "mid"]) == 0
+    assert run(["estimate", "--lora-rank", "16", "--controlnet", "mid", "--image-prompts", "2"]) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("with ")]
     assert lines == [
         f"with {what}, a step takes {more} without, and {memory} GiB more on a device"
         for what, more, memory in (
             ("room for LoRAs of rank 16", "4.0% more than the 100.0 ms", "0.25"),
             ("a ControlNet (mid)", "30.0% more than the 80.0 ms", "0.50"),
+            ("image prompts (2)", "4.0% more than the 100.0 ms", "0.25"),
         )
     ]
 

@@ -24,7 +24,7 @@ from typing import Any
 
 from jaxl.bench import hlo
 from jaxl.bench.hlo import Rates
-from jaxl.config import EMPTY, ControlNetConfig, UNetConfig
+from jaxl.config import EMPTY, ControlNetConfig, IPAdapterConfig, ResamplerConfig, UNetConfig, VisionConfig
 from jaxl.errors import InputError, JaxlError, nearest
 from jaxl.extras import install_command
 
@@ -46,6 +46,10 @@ CONTROLNETS: Mapping[str, Callable[[int, bool], int]] = {
     "small": lambda depth, last: 0,
 }
 EMBEDDING = (16, 32, 96, 256)
+# IP-Adapter Plus and its encoder, as at https://huggingface.co/h94/IP-Adapter
+VIT_H = VisionConfig(224, 14, 1280, 5120, 32, 16, "gelu", 1e-5, 1024)
+RESAMPLER = ResamplerConfig(1280, 4, 20, 5120)
+PLUS_TOKENS = 16
 
 
 @dataclass(frozen=True)
@@ -129,7 +133,8 @@ class EstimateRequest:
     """A program to be estimated, and on which chips. `batch` is over all chips.
 
     With a `lora_rank` the programs have room for LoRAs whose ranks sum up to that in each layer of the transformers.
-    With a `controlnet`, one of CONTROLNETS, each image follows a picture.
+    With a `controlnet`, one of CONTROLNETS, each image follows a picture; with `image_prompts` it is like so many, by
+    IP-Adapter Plus.
     """
 
     topology: str
@@ -143,6 +148,7 @@ class EstimateRequest:
     largest_batch: bool
     lora_rank: int = 0
     controlnet: str | None = None
+    image_prompts: int = 0
 
 
 def estimate(request: EstimateRequest, tell: Callable[[str], None]) -> dict[str, Any]:
@@ -192,6 +198,7 @@ def make_report(request: EstimateRequest, tell: Callable[[str], None]) -> dict[s
     from jaxl.run.adapters import NO_ROOM, Room
     from jaxl.run.bucket import Bucket
     from jaxl.run.controls import parameter_shapes
+    from jaxl.run.image_prompts import CONTEXT, context_shapes, encoder_shapes
     from jaxl.run.model import Model
     from jaxl.run.programs import ADVANCE, DECODE, PICTURE, AnyProgram, Programs, of_pictures
     from jaxl.run.sharding import make_mesh, place_parameters
@@ -210,12 +217,27 @@ def make_report(request: EstimateRequest, tell: Callable[[str], None]) -> dict[s
         raise InputError("batch", batch, f"give a multiple of {len(devices)}, one or more images for each device")
     controls = () if request.controlnet is None else (controlnet_config(model.unet, request.controlnet),)
     stay = {**shapes, "controlnet": [parameter_shapes(programs.target, cfg) for cfg in controls]}
+    plus = IPAdapterConfig(VIT_H, PLUS_TOKENS, model.unet.cross_attention_dim, RESAMPLER)
+    if request.image_prompts:
+        stay["ip_adapter"] = {**encoder_shapes(programs.target, plus), CONTEXT: context_shapes(programs.target)}
     resident = {name: sum(map(_bytes_per_device, jax.tree.leaves(tree))) for name, tree in stay.items()}
     room = topology.chip.memory_bytes * topology.chips // len(devices)
 
     loras = Room(request.lora_rank).rounded
-    bucket = Bucket(batch, height, width, guided=True, room=loras, text_room=loras, controls=controls)
-    plainer = {"loras": replace(bucket, room=NO_ROOM, text_room=NO_ROOM), "controlnet": replace(bucket, controls=())}
+    places = (PLUS_TOKENS,) * request.image_prompts
+    bucket = Bucket(
+        *(batch, height, width),
+        guided=True,
+        room=loras,
+        text_room=loras,
+        controls=controls,
+        image_prompts=places,
+    )
+    plainer = {
+        "loras": replace(bucket, room=NO_ROOM, text_room=NO_ROOM),
+        "controlnet": replace(bucket, controls=()),
+        "image_prompts": replace(bucket, image_prompts=()),
+    }
 
     def compiled(program: AnyProgram, bucket: Bucket, what: str = "") -> tuple[Any, dict[str, Any]]:
         tell(f"{program.name}, {bucket.batch} images{what}")
@@ -248,6 +270,7 @@ def make_report(request: EstimateRequest, tell: Callable[[str], None]) -> dict[s
         "steps": request.steps,
         "lora_rank": loras.rank,
         "controlnet": request.controlnet,
+        "image_prompts": request.image_prompts,
         "split": request.split,
         "model": request.model,
         "dtype": "bfloat16",
@@ -256,9 +279,9 @@ def make_report(request: EstimateRequest, tell: Callable[[str], None]) -> dict[s
         "programs": {},
     }
     large = (DECODE, ADVANCE)  # where the batch is what takes memory
-    small = [each for each in PICTURE if each not in large] + [each for each, _ in of_pictures(bucket)]
+    small = [each for each in PICTURE if each not in large] + [each for each, _ in of_pictures(bucket, [plus])]
     for program in (*small, *large):
-        report["programs"][program.name] = estimated(program, bucket)
+        report["programs"][program.name] = estimated(program, replace(bucket, ip_adapter=plus))
     for what, own in plainer.items():
         if own != bucket:
             report[f"without_{what}"] = estimated(ADVANCE, own, f", without {what}")
@@ -276,10 +299,18 @@ def make_report(request: EstimateRequest, tell: Callable[[str], None]) -> dict[s
 def times(report: Mapping[str, Any]) -> dict[str, Any]:
     """Return the times that follow from the programs: a step, a call for the whole batch (two texts), and rates.
 
-    Each image follows a picture of its own, if any.
+    Each image follows a picture of its own, and is like pictures of its own, if any, beside the grey of the negative
+    branch.
     """
     seconds = {kind: facts["seconds"] for kind, facts in report["programs"].items()}
-    often = {"encode_text": 2, "embed_control": report["batch"], "advance": report["steps"]}
+    prompts = report.get("image_prompts", 0)
+    often = {
+        "encode_text": 2,
+        "embed_control": report["batch"],
+        "embed_image": report["batch"] * prompts + 1,
+        "gather_images": prompts,
+        "advance": report["steps"],
+    }
     call = sum(often.get(kind, 1) * each for kind, each in seconds.items())
     return {
         "fits": all(facts["fits"] for facts in report["programs"].values()),

@@ -37,6 +37,10 @@ def estimate(
     controlnet: Annotated[
         str | None, typer.Option(metavar="KIND", help="With a ControlNet, full, mid or small, and beside none.")
     ] = None,
+    image_prompts: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="With N pictures to be like, by IP-Adapter Plus, and beside none."),
+    ] = None,
     largest_batch: Annotated[
         bool, typer.Option("--largest-batch", help="Search for the largest batch that fits; minutes for each try.")
     ] = False,
@@ -61,7 +65,7 @@ def estimate(
 
     read = read_prices(prices or DEFAULT)
     width, height = (None, None) if size is None else _size(size)
-    for name, value in (("batch", batch), ("steps", steps), ("lora_rank", lora_rank)):
+    for name, value in (("batch", batch), ("steps", steps), ("lora_rank", lora_rank), ("image_prompts", image_prompts)):
         if value is not None and value < 1:
             raise InputError(name, value, "give 1 or more")
     if output is not None:
@@ -80,6 +84,7 @@ def estimate(
         largest_batch=largest_batch,
         lora_rank=lora_rank or 0,
         controlnet=controlnet,
+        image_prompts=image_prompts or 0,
     )
 
     def tell(program: str) -> None:
@@ -135,6 +140,7 @@ def _lines(report: Mapping[str, Any]) -> Iterator[str]:
     for key, what in (
         ("without_loras", f"room for LoRAs of rank {report['lora_rank']}"),
         ("without_controlnet", f"a ControlNet ({report['controlnet']})"),
+        ("without_image_prompts", f"image prompts ({report['image_prompts']})"),
     ):
         if key in report:
             without = report[key]
