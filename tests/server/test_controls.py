@@ -274,7 +274,8 @@ def test_image_prompts(client: TestClient, asked: list[Mapping[str, Any]]) -> No
     answer = response.json()["data"][0]["b64_json"]
     assert texts_of(answer)["image_prompts"] == [like.facts, plain.facts]
     restored = client.post("/v1/images/settings", json={"image": answer}).json()
-    assert restored["unread"] == ["image_prompts: like", "image_prompts: plain"]
+    assert restored["image_prompts"] == [like.facts, plain.facts]
+    assert restored["unread"] == ["image_prompts: the pictures of like", "image_prompts: the pictures of plain"]
     for wrong, message in (
         ({"images": []}, "images"),
         ({"images": ["http://example.com/a.png"]}, "URLs are not fetched"),

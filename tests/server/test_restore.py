@@ -93,6 +93,23 @@ def test_units_of_a1111(client: TestClient) -> None:
     assert "strength" not in read
 
 
+def test_image_prompts_of_a1111(client: TestClient, service: Service) -> None:
+    """They come after the controls; the name tells them where the module does not. The text has no blocks."""
+    service.settings = replace(service.settings, ip_adapters=("like",))
+    like = {"name": "like", "strength": 0.6, "start": 0.25, "end": 1.0}
+    told = {"controls": [{"name": "edges"}], "image_prompts": [{**like, "blocks": "style"}, {"name": "other"}]}
+    text = a1111_text({**MADE, "guidance_scale": 4.5, **told})
+    unit = "Model: like, Weight: 0.6, Resize Mode: Crop and Resize, Guidance Start: 0.25, Guidance End: 1.0, "
+    unit += "Pixel Perfect: False, Control Mode: Balanced"
+    assert f'ControlNet 1: "Module: ip-adapter-auto, {unit}"' in text
+    for own in ("ip-adapter-auto, Model: like", "none, Model: like [d14c016b]", "CLIP-ViT-H (IPAdapter), Model: like"):
+        read = text.replace("ip-adapter-auto, Model: like", own)
+        found = client.post(PATH, json={"image": png(parameters=read)}).json()
+        assert [each["name"] for each in found["controls"]] == ["edges"]
+        assert found["image_prompts"] == [like, {"name": "other", "strength": 1.0, "start": 0.0, "end": 1.0}]
+        assert found["unread"][1:] == [f"image_prompts: the pictures of {name}" for name in ("like", "other")]
+
+
 def test_textual_inversions(client: TestClient, service: Service) -> None:
     """Those that this server has need no word: the prompt names them."""
     service.settings = replace(service.settings, embeddings=(Summary("EasyNegative", 3, 2048, "c74b4e810b03"),))

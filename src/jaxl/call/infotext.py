@@ -101,7 +101,7 @@ def a1111_text(settings: Mapping[str, Any]) -> str:
         pairs[EMBEDDINGS] = ", ".join(f"{name.translate(MARKS)}: {own}" for name, own in hashes.items())
     if settings.get("lora_hashes"):
         pairs["Lora hashes"] = lora_hashes(settings)
-    pairs |= unit_texts(settings.get("controls") or ())
+    pairs |= unit_texts(*(settings.get(name) or () for name in ("controls", "image_prompts")))
     if settings.get("version"):
         pairs["Version"] = f"jaxl {settings['version']}"
     negative = settings.get("negative_prompt")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 from fastapi import APIRouter
@@ -21,6 +22,7 @@ from jaxl.server.a1111.fields import scheduler_of
 from jaxl.server.a1111.options import USUAL_CLIP_SKIP
 from jaxl.server.controls import MOST_CONTROLS, ControlField
 from jaxl.server.errors import RESPONSES, ApiError
+from jaxl.server.image_prompts import MOST_PROMPTS, ImagePromptField
 from jaxl.server.pictures import decode
 from jaxl.server.service import CurrentService
 from jaxl.server.settings import Settings
@@ -33,6 +35,25 @@ NOTES |= {"metadata_scheme"}
 NOTHING = ("", "None", "[]", "{}", "False", "false", "null", "Automatic")
 # limits of `unread`: entries, and characters of each
 MOST_UNREAD, LONGEST_UNREAD = 100, 200
+
+
+@dataclass(frozen=True)
+class Pictured:
+    """What a request has several of, each with pictures of its own, of which a file tells all but these pictures.
+
+    fields, most: as requests have it. pictures: what they are called; lacking: what stands for them.
+    """
+
+    fields: type[ControlField | ImagePromptField]
+    most: int
+    pictures: str
+    lacking: Mapping[str, Any]
+
+
+PICTURED: Mapping[str, Pictured] = {
+    "controls": Pictured(ControlField, MOST_CONTROLS, "picture", {"image": ""}),
+    "image_prompts": Pictured(ImagePromptField, MOST_PROMPTS, "pictures", {"images": [""]}),
+}
 
 
 class PictureFile(BaseModel):
@@ -57,26 +78,25 @@ def _settings(data: str, server: Settings) -> dict[str, Any]:
         told = found.pop("embeddings", None)  # the prompt names them, as far as this server has them
         if isinstance(told, dict):
             found["unread"] = [f"{EMBEDDINGS}: {name}" for name, hash in told.items() if hash not in hashes]
-        followed = found.pop("controls", None)
-        if isinstance(followed, list):
-            _add_controls(found, followed)
-        like = found.pop("image_prompts", None)  # whose pictures are not in the file
-        names = [each.get("name") for each in like if isinstance(each, dict)] if isinstance(like, list) else []
-        found["unread"] += [f"image_prompts: {name}"[:LONGEST_UNREAD] for name in names[:MOST_UNREAD]]
+        _add_pictured(found, {name: found.pop(name, None) for name in PICTURED})
     elif known := read_a1111_text(text_of(image)):
-        found = a1111_settings(known, server.scheduler, server.model, hashes)
+        found = a1111_settings(known, server.scheduler, server.model, hashes, server.ip_adapters)
     else:
         raise InputError("image", "a picture", "no settings that can be read; give one as jaxl or A1111 wrote it")
     return {**found, "seed": str(found["seed"])} if "seed" in found else found
 
 
 def a1111_settings(
-    known: Mapping[str, str], default: str, model: str = "", hashes: Collection[str | None] = ()
+    known: Mapping[str, str],
+    default: str,
+    model: str = "",
+    hashes: Collection[str | None] = (),
+    adapters: Collection[str] = (),
 ) -> dict[str, Any]:
     """Return the settings of a text of A1111 by jaxl's names. The list `unread` has those that cannot be read.
 
-    `default` is the scheduler to which a type of schedule alone applies, `model` the name of the model that draws, and
-    `hashes` are those of its textual inversions.
+    `default` is the scheduler to which a type of schedule alone applies, `model` the name of the model that draws,
+    `hashes` are those of its textual inversions, and `adapters` the names of its IP-Adapters.
     """
     left = dict(known)
     found: dict[str, Any] = {
@@ -105,25 +125,27 @@ def a1111_settings(
         left.pop(EMBEDDINGS, None)
     if left.get("Model", "").removesuffix(".safetensors") == model:
         left.pop("Model", None)
-    followed = take_units(left)
+    pictured = take_units(left, adapters)
     unread = [f"{name}: {value}" for name, value in left.items() if name not in NOTES and value not in NOTHING]
     found["unread"] = [each[:LONGEST_UNREAD] for each in unread[:MOST_UNREAD]]
-    _add_controls(found, followed)
+    _add_pictured(found, pictured)
     return found
 
 
-def _add_controls(found: dict[str, Any], followed: Sequence[Any]) -> None:
-    """Add the controls of a picture, as far as requests can have them. The pictures that they follow are unread."""
-    read = []
-    for each in followed[:MOST_UNREAD]:
-        if not isinstance(each, dict):
-            continue
-        found["unread"].append(f"controls: the picture of {each.get('name')}"[:LONGEST_UNREAD])
-        with suppress(ValidationError):
-            own = {name: value for name, value in each.items() if name in ControlField.model_fields}
-            read.append(ControlField.model_validate({**own, "image": ""}))
-    if read:
-        found["controls"] = [each.model_dump(exclude={"image"}, exclude_unset=True) for each in read[:MOST_CONTROLS]]
+def _add_pictured(found: dict[str, Any], asked: Mapping[str, Any]) -> None:
+    """Add the controls and image prompts of a picture, as far as requests can have them; their pictures are unread."""
+    for label, kind in PICTURED.items():
+        own, read = asked[label], []
+        for each in own[:MOST_UNREAD] if isinstance(own, list) else ():
+            if not isinstance(each, dict):
+                continue
+            found["unread"].append(f"{label}: the {kind.pictures} of {each.get('name')}"[:LONGEST_UNREAD])
+            with suppress(ValidationError):
+                facts = {name: value for name, value in each.items() if name in kind.fields.model_fields}
+                read.append(kind.fields.model_validate({**facts, **kind.lacking}))
+        if read:
+            shown = read[: kind.most]
+            found[label] = [each.model_dump(exclude={*kind.lacking}, exclude_unset=True) for each in shown]
 
 
 def _scheduler(left: dict[str, str], default: str) -> dict[str, str]:

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from jaxl.call.unit_texts import IP_MODULE, NONE
 from jaxl.errors import nearest
 from jaxl.preprocessors.preprocessor import LEAST_RESOLUTION, MOST_RESOLUTION, Preprocessor
 from jaxl.server.a1111.options import refusal
 from jaxl.server.preprocess import OFFERED
 
-NONE = "none"
 NO_MODULE = (None, "", NONE, "None")
 MODULES: Mapping[str, Preprocessor] = {name: each for each in OFFERED.values() for name in each.modules}
 USUAL_RESOLUTION = 512
 # what sd-webui-controlnet and Forge call the encoders of IP-Adapters, each of which knows its own here
 IP_MODULES = (
-    *("ip-adapter-auto", "ip-adapter_clip_sdxl", "ip-adapter_clip_sdxl_plus_vith"),
+    *(IP_MODULE, "ip-adapter_clip_sdxl", "ip-adapter_clip_sdxl_plus_vith"),
     *("CLIP-ViT-H (IPAdapter)", "CLIP-ViT-bigG (IPAdapter)"),
 )
 IP_TYPE = "IP-Adapter"
@@ -80,7 +80,7 @@ def control_types(networks: Sequence[str], adapters: Sequence[str] = ()) -> dict
         found[IP_TYPE] = {
             "module_list": [NONE, *IP_MODULES],
             "model_list": ["None", *adapters],
-            "default_option": IP_MODULES[0],
+            "default_option": IP_MODULE,
             "default_model": adapters[0],
         }
     return found
