@@ -352,6 +352,7 @@ def open_backend(
     embeddings = [] if embedding_dir is None else pipe.add_embedding(None, embedding_dir)
     for name, source in controlnets:
         pipe.add_control(name, source, local_files_only=bool(options.get("local_files_only")), progress=progress)
+    pipe.controls.own = {}  # only those that have a place in the lanes
     networks = tuple(network.config for network in pipe.controls.values())
     slots = slots or max([SLOTS, mesh.size, *batch_sizes])
     at_once = sorted({whole_number("batch_sizes", size, least=1, most=slots) for size in batch_sizes} | {slots})
