@@ -366,6 +366,7 @@ def open_backend(
     embeddings = [] if embedding_dir is None else pipe.add_embedding(None, embedding_dir)
     for name, source in controlnets:
         pipe.add_control(name, source, local_files_only=bool(options.get("local_files_only")), progress=progress)
+    pipe.controls.own = {}  # only those that have a place in the lanes
     for name, source in ip_adapters:
         offline = bool(options.get("local_files_only"))
         pipe.add_ip_adapter(name, source, image_encoder=image_encoder, local_files_only=offline, progress=progress)

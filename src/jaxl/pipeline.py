@@ -38,7 +38,7 @@ from jaxl.kernels import Kernels
 from jaxl.nn.layers import Shapes
 from jaxl.run.adapted import AdaptedNetworks
 from jaxl.run.bucket import Bucket, Conditioning
-from jaxl.run.controls import ControlNet, parameter_shapes
+from jaxl.run.controls import ControlNet, ControlNets, parameter_shapes
 from jaxl.run.embeddings import Embeddings
 from jaxl.run.image_prompts import CONTEXT, ENCODER, IPAdapter, context_shapes, encoder_shapes
 from jaxl.run.model import Model
@@ -83,7 +83,7 @@ from jaxl.weights.quantise import (
 )
 from jaxl.weights.save import is_single_file, save_folder
 from jaxl.weights.single_file_writer import refused, save_single_file
-from jaxl.weights.source import open_control, own_loras
+from jaxl.weights.source import open_control, own_controlnets, own_loras
 from jaxl.weights.winograd import with_winograd_shapes
 
 Params = dict[str, Any]
@@ -182,7 +182,7 @@ class Pipeline:
         self.loras = Library(
             lambda name, file, **how: read_adapter(name, file, self.model.shapes(), **how), own_folders
         )
-        self.controls: dict[str, ControlNet] = {}
+        self.controls = ControlNets(own_controlnets(checkpoint.source), lambda name: self.add_control(name, name))
         self.ip_adapters: dict[str, IPAdapter] = {}
         self._networks: AdaptedNetworks | None = None
         self.exact = self.programs = programs(shapes["unet"])
@@ -283,8 +283,8 @@ class Pipeline:
 
         Args:
             name: by which a `jaxl.Control` asks for it.
-            source: a folder in diffusers' layout, a `.safetensors` file in diffusers' names or in the original ones, or
-                a hub id, which the other arguments are for.
+            source: a folder in diffusers' layout, a `.safetensors` file in diffusers' names or in the original ones, a
+                hub id, which the other arguments are for, or the name of one that comes with the model.
             progress: called with ("load", tensors placed, tensors in all).
 
         Raises InputError for a name that is taken, and CheckpointError for what is missing, damaged, or not a
@@ -294,6 +294,7 @@ class Pipeline:
             raise InputError("name", name, "give a name without colons that no other ControlNet has")
         hub: dict[str, Any] = {"revision": revision, "token": token, "cache_dir": cache_dir}
         hub |= {"variant": variant, "local_files_only": local_files_only}
+        source = self.controls.own.get(os.fspath(source), source)
         opened = open_control(source, self.model.unet, self.checkpoint.tensors["unet"], **hub)
         shapes = {CONTROLNET: parameter_shapes(self.exact.target, opened.config)}
         checkpoint = Checkpoint(opened.source, {}, {CONTROLNET: opened.tensors}, {})

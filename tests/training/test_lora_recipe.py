@@ -12,7 +12,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "training" / "tiny"))
-chalk, lora = (importlib.import_module(name) for name in ("chalk", "lora"))
+chalk, lessons, lora = (importlib.import_module(name) for name in ("chalk", "lessons", "lora"))
 
 
 @pytest.fixture
@@ -40,20 +40,20 @@ def test_the_same_picture_turned_is_the_same_drawing_turned(disc: Image.Image) -
 
 
 def test_scenes_are_whole_and_without_the_things_that_are_held_out() -> None:
-    scenes = lora.whole_scenes(300, seed=3)
-    assert scenes == lora.whole_scenes(300, seed=3)
+    scenes = lessons.whole_scenes(300, seed=3)
+    assert scenes == lessons.whole_scenes(300, seed=3)
     assert {scene.time_ids for scene in scenes} == {(256, 256, 0, 0, 256, 256)}
     shown = {item.concept for scene in scenes for item in scene.items}
     assert len(shown) > 200
-    assert not shown & {*range(0, len(lora.CONCEPTS), lora.HELD_OUT)}
+    assert not shown & {*range(0, len(lessons.CONCEPTS), lessons.HELD_OUT)}
 
 
 def test_two_steps_make_a_file_that_is_read_strictly(small: Any, tmp_path: Path) -> None:
     pipe, params = small
     pictures = [Image.new("RGB", (64, 64), colour) for colour in ("red", "blue")]
-    lessons = lora.encode(pipe, params, ["a cat", "a dog"], pictures)
-    assert (len(lessons.latents), len(lessons.pooled)) == (2, 3)
-    factors = lora.train(pipe, params, lessons, rank=2, steps=2, batch=2, rate=1e-3, seed=0)
+    some = lessons.encode(pipe, params, ["a cat", "a dog"], pictures)
+    assert (len(some.latents), len(some.pooled)) == (2, 3)
+    factors = lora.train_factors(pipe, params, some, rank=2, steps=2, batch=2, rate=1e-3, seed=0)
     lora.save(tmp_path / "two_steps.safetensors", factors, params["unet"])
     adapter = pipe.add_lora("two_steps", tmp_path / "two_steps.safetensors")
     pipe.loras.remove("two_steps")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from jaxl.call.control import FACTORS, MODES, Control
 from jaxl.call.images import fit, read_image
 from jaxl.errors import InputError, nearest
 from jaxl.run.bucket import Branch
-from jaxl.run.controls import ControlNet
+from jaxl.run.controls import ControlNet, ControlNets
 
 # by how much a picture's shape may differ from the image's: sizes are rounded to what networks take
 MOST_STRETCH = 0.05
@@ -72,7 +72,7 @@ class PlannedControl:
         return np.asarray([own if on else [0.0] * len(own) for on in acts], np.float32)
 
 
-def read_controls(value: Any, known: Mapping[str, ControlNet], images: int, each: int) -> list[list[Seen]]:
+def read_controls(value: Any, known: ControlNets, images: int, each: int) -> list[list[Seen]]:
     """Return what is asked for each image. `value` is a list for all images, or one for each image or prompt.
 
     A prompt has `each` images. Raises InputError for a name that is not in `known`, for a picture that is none, and for
@@ -144,20 +144,21 @@ def at_places(own: Sequence[PlannedControl], networks: Sequence[ControlNet]) -> 
     return found
 
 
-def _read(control: Control, known: Mapping[str, ControlNet]) -> Seen:
-    if control.name not in known:
-        remedy = f"no ControlNet of this name is loaded; {nearest(str(control.name), known)}"
-        if not known:
-            remedy = "no ControlNet is loaded; add it first, with Pipeline.add_control or --controlnet, or leave it out"
-        raise InputError("controls", control.name, remedy)
-    config = known[control.name].config
-    if control.weighting not in (ways := FACTORS[type(config)]):
+def _read(control: Control, known: ControlNets) -> Seen:
+    try:
+        network = known[control.name]
+    except KeyError:
+        remedy = "no ControlNet is loaded; add it first, with Pipeline.add_control or --controlnet, or leave it out"
+        if names := {*known, *known.own}:
+            remedy = f"no ControlNet of this name is loaded; {nearest(str(control.name), names)}"
+        raise InputError("controls", control.name, remedy) from None
+    if control.weighting not in (ways := FACTORS[type(network.config)]):
         remedy = f"{control.name!r} is none of the networks that are weighted so; give {' or '.join(ways)}"
         raise InputError("weighting", control.weighting, remedy)
-    kinds = config.kinds
+    kinds = network.config.kinds
     modes = ", ".join([*MODES][:kinds])
     if kinds and (control.kind is None or control.kind >= kinds):
         raise InputError("mode", control.mode, f"{control.name!r} takes pictures of several kinds; give one of {modes}")
     if control.mode is not None and not kinds:
         raise InputError("mode", control.mode, f"{control.name!r} is for pictures of one kind; leave it out")
-    return Seen(known[control.name], control, read_image(control.image, "controls"))
+    return Seen(network, control, read_image(control.image, "controls"))

@@ -24,7 +24,7 @@ from jaxl.errors import InputError
 from jaxl.presets import Preset, speed
 from jaxl.run.adapters import Room, room_for
 from jaxl.run.bucket import Branch, Bucket
-from jaxl.run.controls import ControlNet
+from jaxl.run.controls import ControlNet, ControlNets
 from jaxl.run.image_prompts import IPAdapter
 from jaxl.run.model import Model
 from jaxl.text.tags import read_tags
@@ -160,7 +160,7 @@ def make_plan(
     preset: Preset,
     devices: Devices,
     adapters: Mapping[str, Adapter],
-    controlnets: Mapping[str, ControlNet],
+    controlnets: ControlNets,
     ip_adapters: Mapping[str, IPAdapter],
     prompt: str | Sequence[str],
     options: DrawOptions,

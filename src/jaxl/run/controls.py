@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -26,6 +28,21 @@ class ControlNet:
     source: str
     config: ControlConfig
     params: Params
+
+
+class ControlNets(dict[str, ControlNet]):
+    """ControlNets by name. Those that come with a model, `own`, are added by `load` when they are asked for."""
+
+    def __init__(self, own: Mapping[str, Path], load: Callable[[str], object]):
+        super().__init__()
+        self.own = own
+        self._load = load
+
+    def __missing__(self, name: str) -> ControlNet:
+        if name not in self.own:
+            raise KeyError(name)
+        self._load(name)
+        return self[name]
 
 
 def parameter_shapes(to: Target, cfg: ControlConfig) -> Params:

@@ -176,6 +176,12 @@ def own_loras(source: str) -> list[Path]:
     return [EMBEDDED[source] / "loras"] if source in EMBEDDED else []
 
 
+def own_controlnets(source: str) -> dict[str, Path]:
+    """Return the folders of ControlNets that come with a model, by their names: the embedded one has some."""
+    folders = EMBEDDED[source].glob("controlnets/*") if source in EMBEDDED else ()
+    return {folder.name: folder for folder in sorted(folders)}
+
+
 def _find(name: str, download: str, **hub: Any) -> tuple[Path, str | None]:
     """Return the folder or file that a name means, and the name for errors where that is not its path.
 
