@@ -22,6 +22,7 @@ import jaxl
 import numpy as np
 from jax import Array
 from jaxl.config import ControlNetConfig
+from jaxl.nn.added import Added
 from jaxl.nn.controlnet import controlnet, controlnet_shapes, embed_picture
 from jaxl.nn.unet import unet, unet_context
 from jaxl.run.model import Model
@@ -88,7 +89,7 @@ def loss(
     some = noisy(alphas, fixed.lessons, batch, key, empty_share=EMPTY_SHARE, timesteps=cubic)
     pictures = jnp.repeat(fixed.lines[some.rows][..., None].astype(jnp.float32), cfg.picture_channels, axis=-1)
     told = some.pooled, some.time_ids
-    residuals = controlnet(
+    *skips, middle = controlnet(
         params,
         cfg,
         some.latents,
@@ -105,7 +106,7 @@ def loss(
         some.timesteps,
         unet_context(fixed.network, some.prompt_embeds),
         *told,
-        residuals=residuals,
+        added=Added(skips, middle),
         kernels=model.kernels,
     )
     return some.error(predicted)
