@@ -18,11 +18,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from controlnets import write_folder
+from ip_adapters import write as write_adapters
 from lora_files import write_lora
 from PIL import Image
 
 import jaxl
-from jaxl import Control
+from jaxl import Control, ImagePrompt
 from jaxl.cli import run
 from jaxl.png import read_settings
 from jaxl.weights.store import write_safetensors
@@ -483,20 +484,26 @@ def test_controls(capsys: pytest.CaptureFixture[str], small: Any) -> None:
     pipe, params = on_two_devices(model)
     write_folder(Path("edges"), dict(pipe.checkpoint.configs["unet"]), pipe.model, 1)
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save("lines.png")
-    flags = ("--model", model, *SMALL, "--seed", "5", "-o", "out.png", "--quiet", "--controlnet", "edges=edges")
-    assert run(["generate", "a cat", *flags, "--control", "edges:lines.png:0.8"]) == 0
+    adapter = write_adapters(Path("adapters"), pipe.model.unet)["plus"]
+    networks = ("--controlnet", "edges=edges", "--ip-adapter", f"like={adapter}")
+    flags = ("--model", model, *SMALL, "--seed", "5", "-o", "out.png", "--quiet", *networks)
+    pictures = ("--control", "edges:lines.png:0.8", "--image-prompt", "like:lines.png")
+    assert run(["generate", "a cat", *flags, *pictures]) == 0
     pipe.add_control("edges", "edges")
-    controls = [Control("edges", "lines.png", 0.8)]
-    (same,) = pipe.generate(params, "a cat", controls=controls, steps=1, width=64, height=64, seed=5).images
+    pipe.add_ip_adapter("like", adapter)
+    asked: Any = {"controls": [Control("edges", "lines.png", 0.8)], "image_prompts": [ImagePrompt("like", "lines.png")]}
+    (same,) = pipe.generate(params, "a cat", **asked, steps=1, width=64, height=64, seed=5).images
     with Image.open("out.png") as got:
         assert np.abs(np.asarray(got).astype(int) - np.asarray(same)).max() <= 1
     assert read_settings("out.png")["controls"] == [{"name": "edges", "strength": 0.8, "start": 0.0, "end": 1.0}]
+    assert read_settings("out.png")["image_prompts"] == [{"name": "like", "strength": 1.0, "start": 0.0, "end": 1.0}]
     capsys.readouterr()
     for more, message in (
         (["--control", "edges"], "--control 'edges': give a name and a picture"),
         (["--control", "edges:none.png"], "none.png"),
         (["--control", "depth:lines.png"], "no ControlNet of this name is loaded"),
         (["--controlnet", "depth"], "--controlnet 'depth': give a name and a model"),
+        (["--image-prompt", "unlike:lines.png"], "no IP-Adapter of this name is loaded"),
         (["--controlnet", "edges=edges"], "give a name without colons that no other ControlNet has"),
     ):
         assert run(["generate", "a cat", *flags, *more]) == 2
