@@ -162,6 +162,7 @@ def test_what_cannot_work(controlled: Any, controls: Any, message: str) -> None:
         ([ImagePrompt("plus", LINES, mask=WIDE)], "the image is 64x64; cut the mask of 'plus' to that shape"),
         ([ImagePrompt("plus", LINES, blocks="layout")], "this U-Net has no such blocks"),
         ([ImagePrompt("plus", "nowhere.png")], "nowhere.png"),
+        ([ImagePrompt("plus", Image.new("RGB", (1000, 2)))], "1000x2 pixels.*cut it nearer to a square"),
     ],
 )
 def test_image_prompts_that_cannot_work(controlled: Any, prompts: Any, message: str) -> None:

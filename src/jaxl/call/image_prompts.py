@@ -21,6 +21,8 @@ from jaxl.run.image_prompts import IPAdapter
 # of each channel, in the pictures that CLIP was trained on
 MEAN = np.array((0.48145466, 0.4578275, 0.40821073), np.float32)
 DEVIATION = np.array((0.26862954, 0.26130258, 0.27577711), np.float32)
+# how many times its shorter side a picture may be long; the whole of it is scaled before its middle is cut out
+MOST_NARROW = 16
 REMEDY = "give a list of `jaxl.ImagePrompt`, or one such list for each image"
 
 
@@ -72,6 +74,10 @@ def _read(prompt: ImagePrompt, known: Mapping[str, IPAdapter]) -> Shown:
         raise InputError("image_prompts", prompt.name, remedy)
     mask = None if prompt.mask is None else read_image(prompt.mask, "mask").convert("L")
     pictures = tuple(read_image(picture, "image_prompts") for picture in prompt.pictures)
+    for wide, tall in (picture.size for picture in pictures):
+        if max(wide, tall) > MOST_NARROW * min(wide, tall):
+            remedy = f"of image prompt {prompt.name!r}: its middle alone is seen; cut it nearer to a square"
+            raise InputError("images", f"{wide}x{tall} pixels", remedy)
     return Shown(known[prompt.name], prompt, pictures, mask)
 
 
