@@ -1,4 +1,4 @@
-"""The ControlNets of the form: what they ask for, what is shown and kept of them, and where they are not there."""
+"""The ControlNets and image prompts of the form: what is asked for, shown and kept, and where there are none."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SCENE = Image.fromarray(np.kron(np.array([[0, 200], [90, 255]], np.uint8), np.on
 
 @pytest.fixture(scope="module")
 def fast() -> Iterator[Quick]:
-    with Quick(controlnets=("edges", "depth")) as server:
+    with Quick(controlnets=("edges", "depth"), ip_adapters=("like",)) as server:
         yield server
 
 
@@ -103,6 +103,40 @@ def test_settings_of_a_picture(user: User, server: Quick) -> None:
     assert user.alert() == "ControlNet edges: choose its picture, or remove it"
 
 
+def test_image_prompts(user: User, server: Quick) -> None:
+    """Two of one adapter, one of them with two pictures; they outlive a reload, and come back from a file."""
+    page = user.page
+    choice = page.get_by_label("Add an image prompt")
+    for _ in "12":
+        choice.select_option("like")
+    for i, colour in ((1, "red"), (1, "blue"), (2, "lime")):
+        drop(user, f"jaxl-image_prompts > ul > li:nth-child({i})", f"{colour}.png", png(colour))
+    expect(page.get_by_alt_text("picture 2 of like", exact=True)).to_be_visible()
+    page.get_by_label("Strength of like", exact=True).fill("0.7")
+    page.get_by_label("End of like", exact=True).fill("0.5")
+    page.get_by_label("Blocks that read like 2").select_option("style")
+    user.screenshot("image_prompts", full_page=True)
+    found = Axe().run(page, context="jaxl-image_prompts", options={"runOnly": ["wcag2a", "wcag2aa"]})
+    assert found.violations_count == 0, found.generate_report()
+    page.reload()
+    expect(page.get_by_label("Blocks that read like 2")).to_have_value("style")
+    page.get_by_role("button", name="Remove picture 1 of like", exact=True).click()
+    (data,) = user.generate("a cat", images=1)
+    first, second = server.asked[0]["image_prompts"]
+    assert first.facts == {"name": "like", "strength": 0.7, "start": 0, "end": 0.5}
+    assert second.facts == {"name": "like", "strength": 1, "start": 0, "end": 1, "blocks": "style"}
+    colours = [[each.getpixel((0, 0)) for each in prompt.pictures] for prompt in (first, second)]
+    assert colours == [[(0, 0, 255)], [(0, 255, 0)]]
+    page.get_by_role("button", name="Remove like", exact=True).click()
+    drop(user, "jaxl-board", "ours.png", data)
+    expect(page.get_by_label("Strength of like", exact=True)).to_have_value("0.7")
+    unread = "image_prompts: the pictures of like"
+    assert user.said() == f"Settings restored; not understood: {unread}, {unread}"
+    user.press_generate()
+    user.wait_for("!document.querySelector('jaxl-board [role=alert]').hidden")
+    assert user.alert() == "Image prompt like 2: choose its picture, or remove it"
+
+
 def test_what_cannot_be_made(user: User) -> None:
     user.page.get_by_label("Add a ControlNet").select_option("edges")
     drop(user, "jaxl-controls li", "scene.png", b"no picture")
@@ -119,8 +153,9 @@ def test_not_there_without_any(browser: Browser) -> None:
     with Quick() as server:
         user = User(browser, server)
         user.wait_for("window.jaxl !== undefined")
-        assert not user.page.get_by_label("Add a ControlNet").is_visible()
-        assert user.page.locator(".block:has(jaxl-controls)").first.evaluate("(block) => block.offsetHeight") == 0
+        for adding, tag in (("Add a ControlNet", "jaxl-controls"), ("Add an image prompt", "jaxl-image_prompts")):
+            assert not user.page.get_by_label(adding).is_visible()
+            assert user.page.locator(f".block:has({tag})").first.evaluate("(block) => block.offsetHeight") == 0
         user.generate("a cat", images=1)
         user.context.close()
         assert user.troubles == []

@@ -165,10 +165,13 @@ class User:
 
 
 class Quick:
-    """The page on an engine without a model, which draws patterns; `row_seconds` is what a step takes."""
+    """The page on an engine without a model, which draws patterns; `row_seconds` is what a step takes.
 
-    def __init__(self, row_seconds: float = 0.0, known: Sequence[Lora] = (), controlnets: tuple[str, ...] = ()):
-        self.controlnets = controlnets
+    `settings` are the server's.
+    """
+
+    def __init__(self, row_seconds: float = 0.0, known: Sequence[Lora] = (), **settings: Any):
+        self.settings = Settings(sizes=SIZES, schedulers=SCHEDULERS, ui=True, **settings)
         self.backend = FakeBackend(row_seconds, SIZES[0], sizes_of_images=SIZES, known=known)
         self.asked: list[Mapping[str, Any]] = []
         read = self.backend.read
@@ -176,8 +179,7 @@ class Quick:
 
     def __enter__(self) -> Quick:
         self.engine = Engine(self.backend)
-        settings = Settings(sizes=SIZES, schedulers=SCHEDULERS, controlnets=self.controlnets, ui=True)
-        app = create_app(Service(self.engine.__enter__(), settings), Page(settings))
+        app = create_app(Service(self.engine.__enter__(), self.settings), Page(self.settings))
         listener = socket.socket()
         listener.bind(("127.0.0.1", 0))
         listener.listen()  # who comes before the server runs waits for it

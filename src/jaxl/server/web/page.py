@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Collection, Iterable
 from functools import partial
 from html import escape
 from pathlib import Path
@@ -21,6 +22,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from jaxl.call.control import MODES
+from jaxl.call.image_prompt import BLOCKS
 from jaxl.call.options import STRENGTH
 from jaxl.diffusion.names import a1111_name
 from jaxl.server.a1111.fields import offered, solver_of
@@ -65,7 +67,8 @@ RESTORE = (
     '<label class="jaxl-restore"><input type="file" accept="image/png" class="jaxl-file" '
     'aria-label="PNG file to take the settings from">Settings of a PNG …</label>'
 )
-CONTROLS = '<jaxl-controls data-names="{}" data-modes="{}"{}></jaxl-controls>'
+LORAS = '<jaxl-loras class="jaxl-networks" hidden></jaxl-loras>'
+NETWORKS = '<jaxl-{0} class="jaxl-networks" data-names="{1}" data-choices="{2}"{3}></jaxl-{0}>'
 SCHEDULER = '<jaxl-scheduler data-samplers="{}" data-value="{}"></jaxl-scheduler>'
 # tells Gradio which values the page's elements put into the form
 BRIDGE = (
@@ -167,8 +170,9 @@ def _blocks(gr: Any, settings: Settings) -> Any:
                             shuffle = gr.Button("Random seed", size="sm")
                             reuse = gr.Button("Last seed", size="sm", elem_id="jaxl-reuse")
                     own(SCHEDULER.format(escape(json.dumps(_samplers(settings))), escape(settings.scheduler)))
-                    own("<jaxl-loras hidden></jaxl-loras>")
-                    own(_controls(settings))
+                    own(LORAS)
+                    own(_networks("controls", settings.controlnets, MODES))
+                    own(_networks("image_prompts", settings.ip_adapters, BLOCKS))
                     with gr.Accordion("Steps, guidance", open=False):
                         steps = gr.Slider(1, MOST_STEPS, settings.steps, step=1, label="Steps", elem_id="jaxl-steps")
                         guidance = gr.Slider(0, 30, settings.guidance_scale, step=0.1, label="Guidance")
@@ -222,10 +226,10 @@ def _blocks(gr: Any, settings: Settings) -> Any:
     return blocks
 
 
-def _controls(settings: Settings) -> str:
-    """Return the element for ControlNets, which is hidden where there are none."""
-    names, modes = (escape(json.dumps([*each])) for each in (settings.controlnets, MODES))
-    return CONTROLS.format(names, modes, "" if settings.controlnets else " hidden")
+def _networks(tag: str, names: Collection[str], choices: Iterable[str]) -> str:
+    """Return the element for networks of the server, which is hidden where there are none."""
+    told = (escape(json.dumps([*each])) for each in (names, choices))
+    return NETWORKS.format(tag, *told, "" if names else " hidden")
 
 
 def _samplers(settings: Settings) -> list[dict[str, Any]]:

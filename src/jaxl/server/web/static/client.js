@@ -35,7 +35,8 @@ export async function* draw(asked, source, { id, keep, signal }) {
     guidance_scale: asked.guidance_scale,
     scheduler: asked.scheduler,
     loras: asked.loras,
-    controls: asked.controls && (await Promise.all(asked.controls.map(withPicture))),
+    controls: await withPictures(asked.controls, ([image]) => ({ image })),
+    image_prompts: await withPictures(asked.image_prompts, (images) => ({ images })),
     strength: source ? asked.strength : null,
     mask_blur: masked ? asked.mask_blur : null,
     padding_mask_crop: masked && asked.only_masked ? asked.padding_mask_crop : null,
@@ -181,9 +182,10 @@ async function send(path, options = {}, signal = undefined) {
   throw new Refused(response.status === 429 && wait ? `${message} (in about ${wait} s)` : message);
 }
 
-/** A control as the server takes it. */
-async function withPicture({ picture, ...control }) {
-  return { ...control, image: await base64(picture) };
+/** Networks as the server takes them, which `named` has with their pictures. */
+async function withPictures(networks, named) {
+  const read = async ({ pictures, ...own }) => ({ ...own, ...named(await Promise.all(pictures.map(base64))) });
+  return networks && Promise.all(networks.map(read));
 }
 
 function json(fields) {

@@ -1,6 +1,7 @@
 // What the form asks for: fields of Gradio's, and elements of the page's own beside them. It outlives a reload.
 
 import { part, tell } from "./dom.js";
+import { NETWORKS } from "./networks.js";
 import { Store } from "./store.js";
 import { tab } from "./tab.js";
 
@@ -10,10 +11,10 @@ const OLD = 24 * 3600_000;
 // what a picture has whose settings do not say it
 const USUAL = { negative_prompt: "", prompt_syntax: "lenient" };
 // what the form has no field for, and what needs none
-const SILENT = ["version", "width", "height", "model", "num_images", "whole", "size", "scheduler", "loras", "lora_hashes", "controls", "unread"];
+const SILENT = ["version", "width", "height", "model", "num_images", "whole", "size", "scheduler", "loras", "lora_hashes", ...NETWORKS, "unread"];
 
-// of the pictures that ControlNets follow
-const FOLLOWED = `${tab}/controls`;
+// of the pictures of networks
+const pictured = (name) => `${tab}/${name}`;
 
 const saved = JSON.parse(sessionStorage.getItem(KEPT) ?? "null");
 const sources = new Store("jaxl-sources");
@@ -28,22 +29,22 @@ export function remember(names, values) {
 
 /** What is asked for; the seed is a text, empty for one at random. */
 export function asked() {
-  const names = ["size", "scheduler", "loras", "controls"];
+  const names = ["size", "scheduler", "loras", ...NETWORKS];
   const own = Object.fromEntries(names.map((name) => [name, part(name).value]));
   return { ...known, ...own, seed: String(known.seed ?? "").trim() };
 }
 
 /** Put in what was there before the page was loaded again; from now on it is kept. */
 export async function begin() {
-  let followed;
+  const pictures = {};
   await sources.open();
   for (const { id, since, ...source } of await sources.all()) {
     if (since < Date.now() - OLD) await sources.remove(id);
     else if (id === tab) await part("source").restore(source);
-    else if (id === FOLLOWED) followed = source;
+    else pictures[id] = source.pictures;
   }
   begun = true;
-  part("controls").choose(saved?.controls ?? [], followed?.pictures);
+  for (const name of NETWORKS) part(name).choose(saved?.[name] ?? [], pictures[pictured(name)]);
   if (saved) tell("fill", saved);
   else keep(); // what was typed meanwhile
 }
@@ -62,10 +63,10 @@ export function keepSource() {
   else sources.remove(tab);
 }
 
-/** Keep the pictures that ControlNets follow too. */
-export function keepFollowed() {
-  const { pictures } = part("controls");
-  if (begun) sources.put({ id: FOLLOWED, since: Date.now(), pictures });
+/** Keep the pictures of networks too. */
+export function keepPictures() {
+  if (!begun) return;
+  for (const name of NETWORKS) sources.put({ id: pictured(name), since: Date.now(), pictures: part(name).pictures });
 }
 
 /**
@@ -80,8 +81,8 @@ export function fill(names, offered, settings, values) {
   if (settings.near) part("size").choose(settings.near);
   if (settings.scheduler && !part("scheduler").choose(settings.scheduler)) lost.push(`scheduler ${settings.scheduler}`);
   if (settings.loras || settings.whole) lost.push(...part("loras").choose(settings.loras ?? {}).map((name) => `LoRA ${name}`));
-  if (settings.controls || settings.whole) {
-    lost.push(...part("controls").choose(settings.controls ?? []).map((name) => `ControlNet ${name}`));
+  for (const name of NETWORKS) {
+    if (settings[name] || settings.whole) lost.push(...part(name).choose(settings[name] ?? []));
   }
   const fits = (name, value) => !offered[name] || value <= offered[name];
   const filled = names.map((name, i) => {

@@ -8,6 +8,7 @@ import "./size.js";
 import "./scheduler.js";
 import "./loras.js";
 import "./controls.js";
+import "./image_prompts.js";
 import "./tokens.js";
 import "./waiting.js";
 import "./statistics.js";
@@ -15,6 +16,7 @@ import { Gone, Unreachable, draw, isReady, release, resume, settingsOf } from ".
 import { arrived, part, tell } from "./dom.js";
 import * as form from "./form.js";
 import { add, open } from "./history.js";
+import { NETWORKS } from "./networks.js";
 import * as queue from "./queue.js";
 
 const VARIATION_STRENGTH = 0.5;
@@ -34,17 +36,16 @@ async function generate() {
     part("board").end("Not drawn", `Seed: ${asked.seed} is no whole number; give one, or leave it empty`);
     return;
   }
-  const followed = controls();
-  if (!followed) return;
-  await queue.add({ ...seeded(asked), ...followed }, await part("source").blobs());
+  const pictured = networks();
+  if (!pictured) return;
+  await queue.add({ ...seeded(asked), ...pictured }, await part("source").blobs());
 }
 
-/** The controls with their pictures, as requests of the queue have them; null if one lacks its picture. */
-function controls() {
-  const { value, pictures } = part("controls");
-  const lacking = value?.find(({ name }) => !pictures[name]);
-  if (lacking) part("board").end("Not drawn", `ControlNet ${lacking.name}: choose its picture, or remove it`);
-  return lacking ? null : { controls: value?.map((each) => ({ ...each, picture: pictures[each.name] })) };
+/** The networks with their pictures, as requests of the queue have them; null if one lacks its own. */
+function networks() {
+  const lacking = NETWORKS.map((name) => part(name).lacking).find(Boolean);
+  if (lacking) part("board").end("Not drawn", `${lacking}: choose its picture, or remove it`);
+  return lacking ? null : Object.fromEntries(NETWORKS.map((name) => [name, part(name).asked]));
 }
 
 /** Draw what the form asks for now, again and again, or stop doing so. */
@@ -54,10 +55,10 @@ async function again() {
     return;
   }
   const asked = form.asked();
-  const followed = controls();
-  if (!followed) return;
+  const pictured = networks();
+  if (!pictured) return;
   const source = await part("source").blobs();
-  queue.repeat(() => ({ asked: seeded({ ...asked, ...followed, seed: "" }), source }));
+  queue.repeat(() => ({ asked: seeded({ ...asked, ...pictured, seed: "" }), source }));
 }
 
 /** With a seed of 32 bits, which every program that reads seeds can read, unless there is one. */
@@ -115,7 +116,7 @@ async function keep({ image_index, blob }, id, asked, source) {
   const [width, height] = asked.size.split("x").map(Number);
   const made = { ...settings, width, height, seed: String(BigInt(asked.seed) + BigInt(image_index)) };
   if (source) made.strength = strength;
-  if (made.controls) made.controls = made.controls.map(({ picture, ...control }) => control);
+  for (const name of NETWORKS) made[name] = made[name]?.map(({ pictures, ...own }) => own);
   return add(blob, made, Boolean(source), `${id}/${image_index}`);
 }
 
@@ -140,7 +141,7 @@ const listen = (name, listener) => document.addEventListener(`jaxl:${name}`, ({ 
 
 listen("say", (text) => (queue.isBusy() ? part("board").note(text) : part("board").end(text)));
 listen("changed", form.keep);
-listen("followed", form.keepFollowed);
+listen("pictured", form.keepPictures);
 listen("open", (picture) => part("viewer").open(picture));
 listen("use", (picture) => tell("fill", { ...picture.settings, num_images: 1, whole: true }));
 listen("edit", async (picture) => {
@@ -153,7 +154,7 @@ listen("word", (word) => {
   tell("fill", { prompt: [prompt.trim(), text].filter(Boolean).join(", ") });
 });
 listen("vary", (picture) => {
-  const { width, height, controls, ...settings } = picture.settings; // whose pictures are not kept
+  const { width, height, controls, image_prompts, ...settings } = picture.settings; // whose pictures are not kept
   const asked = { ...settings, size: `${width}x${height}`, strength: VARIATION_STRENGTH, seed: "", num_images: variations() };
   queue.add(seeded(asked), { image: picture.blob, mask: null });
 });
@@ -203,8 +204,8 @@ if (theme) document.body.classList.toggle("dark", theme === "dark");
 await open();
 // Gradio's form may come before or after this
 if (!document.body.classList.contains("jaxl-formed")) await new Promise((resolve) => listen("formed", resolve));
-await Promise.all(["board", "waiting", "size", "scheduler", "loras", "controls", "source"].map(arrived));
-await Promise.all([part("loras").looked, part("controls").looked]);
+await Promise.all(["board", "waiting", "size", "scheduler", "loras", ...NETWORKS, "source"].map(arrived));
+await Promise.all(["loras", ...NETWORKS].map((name) => part(name).looked));
 await form.begin();
 begin();
 await queue.open(perform);

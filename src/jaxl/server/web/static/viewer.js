@@ -2,6 +2,8 @@
 
 import { button, caption, fileName, make, tell } from "./dom.js";
 import { pictures, remove, star } from "./history.js";
+import { written } from "./image_prompts.js";
+import { NETWORKS } from "./networks.js";
 
 const LABELS = {
   prompt: "Prompt",
@@ -13,6 +15,7 @@ const LABELS = {
   scheduler: "Scheduler",
   loras: "LoRAs",
   controls: "ControlNets",
+  image_prompts: "Image prompts",
   strength: "Strength",
 };
 
@@ -105,10 +108,10 @@ class Viewer extends HTMLElement {
 
 function terms(picture) {
   const loras = Object.entries(picture.settings.loras ?? {}).map((each) => each.join(" "));
-  const controls = (picture.settings.controls ?? []).map(({ name, strength, preprocess }) =>
-    [name, strength, preprocess?.name].filter((each) => each !== undefined).join(" "),
-  );
-  const known = { ...picture.settings, seed: String(picture.settings.seed), loras: loras.join(", "), controls: controls.join(", ") };
+  const described = ({ name, strength, preprocess, blocks }) =>
+    [name, strength, preprocess?.name, written(blocks)].filter((each) => each !== undefined && each !== "").join(" ");
+  const networks = NETWORKS.map((name) => [name, (picture.settings[name] ?? []).map(described).join(", ")]);
+  const known = { ...picture.settings, seed: String(picture.settings.seed), loras: loras.join(", "), ...Object.fromEntries(networks) };
   const rows = Object.entries(LABELS).filter(([name]) => known[name] !== undefined && known[name] !== "");
   return rows.flatMap(([name, label]) => [make("dt", {}, label), make("dd", {}, String(known[name]))]);
 }
