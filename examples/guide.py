@@ -12,6 +12,11 @@ from PIL import Image, ImageDraw
 import jaxl
 
 CASTLE = "a castle on a pink background, flat style"
+TRUMPETS = (
+    "a trumpet on a purple background, noto style",
+    "a trumpet on a blue background, flat style",
+    "a trumpet on a pink background, noto style",
+)
 SCHEDULERS = ("euler", "euler_a", "heun", "dpm++2m_karras", "dpm++sde", "unipc", "lms_karras", "ddpm")
 
 
@@ -52,6 +57,10 @@ def main(folder: Path) -> None:
 
     things = ("a cat on a pink background, flat style", "a rocket on a purple background, noto style", CASTLE)
     save("loras", [draw(each, loras={"chalk": s}) for each in things for s in (0.0, 1.0)])
+
+    lines = Image.open(folder / "lines.png").convert("RGB")  # what training/tiny/edges.py finds in a picture
+    along = {"controls": [jaxl.Control("edges", lines)]}
+    save("controls", [lines, *(draw(each, seed=7, **along) for each in TRUMPETS)])
 
     guidance: list[dict[str, Any]] = [
         {"guidance_scale": 1.0},

@@ -18,6 +18,7 @@ def test_what_a_wheel_lacks(try_wheel: SimpleNamespace) -> None:
     everything = set(try_wheel.missing(set()))
     assert {"jaxl/__init__.py", "jaxl/server/web/static/main.js", "jaxl/text/clip_merges.txt.gz"} <= everything
     assert "jaxl/models/tiny/loras/chalk.safetensors" in everything
+    assert "jaxl/models/tiny/controlnets/edges/diffusion_pytorch_model.safetensors" in everything
     assert try_wheel.missing(everything - {"jaxl/bench/prices.toml"}) == ["jaxl/bench/prices.toml"]
     assert try_wheel.missing(everything) == []
 

@@ -14,6 +14,7 @@ SOURCE = Path(__file__).parents[1] / "src"
 FOLDERS = (
     "jaxl/models/tiny/",
     "jaxl/models/tiny/loras/",
+    "jaxl/models/tiny/controlnets/edges/",
     "jaxl/server/web/static/",
     "jaxl/text/clip_merges",
     "jaxl/bench/prices.toml",

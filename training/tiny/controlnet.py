@@ -39,7 +39,12 @@ EMBEDDING = (8, 16, 32, 64)
 EMPTY_SHARE = 0.5  # what no caption says, edges have to
 COPIED_SHARE = 0.3  # of the rate, for layers that are the U-Net's at first
 WARM_UP = 100
-NOT_OF_CONTROLNETS = ("out_channels", "sample_size", "up_block_types")
+OF_UNET = (  # of its config, those that say something and that diffusers knows of ControlNets too
+    *("act_fn", "addition_embed_type", "addition_time_embed_dim", "attention_head_dim", "block_out_channels"),
+    *("cross_attention_dim", "downsample_padding", "flip_sin_to_cos", "freq_shift", "in_channels", "layers_per_block"),
+    *("norm_eps", "norm_num_groups", "projection_class_embeddings_input_dim", "transformer_layers_per_block"),
+    "use_linear_projection",
+)
 PICTURE = "controlnet_cond_embedding."
 NEW = (PICTURE, "controlnet_down_blocks.", "controlnet_mid_block.")
 JUDGED = 24
@@ -56,7 +61,7 @@ class Fixed(NamedTuple):
 def small_config(of_unet: Mapping[str, Any]) -> dict[str, Any]:
     """Return the network's config, as diffusers writes it, from that of its U-Net: the same without attention."""
     return {
-        **{name: value for name, value in of_unet.items() if name not in NOT_OF_CONTROLNETS},
+        **{name: of_unet[name] for name in OF_UNET},
         "_class_name": "ControlNetModel",
         "conditioning_channels": 3,
         "conditioning_embedding_out_channels": list(EMBEDDING),
@@ -177,7 +182,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="a folder, whose name the network gets")
     parser.add_argument("--pictures", type=int, default=512)
-    parser.add_argument("--steps", type=int, default=2400)
+    parser.add_argument("--steps", type=int, default=1600)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=12)
