@@ -134,7 +134,10 @@ def read_files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-TINY = {".gitattributes": b"", **{name: c for name, c in read_files(EMBEDDED["tiny"]).items() if "loras/" not in name}}
+# what comes with tiny beside the model is not on a hub
+BESIDE = ("loras/", "controlnets/")
+TINY = {".gitattributes": b""}
+TINY |= {name: content for name, content in read_files(EMBEDDED["tiny"]).items() if not name.startswith(BESIDE)}
 NEEDED = sorted(set(TINY) - {"README.md"})
 SMALL = sorted(name for name in NEEDED if not name.endswith(".safetensors"))
 WEIGHTS = sorted(f"{component}/{stem}.safetensors" for component, stem in COMPONENTS.items())
