@@ -71,7 +71,7 @@ SETS: list[tuple[list[Control], list[ImagePrompt]]] = [
     ([Control("lite", LINES, 1.5), Control("sketch", DEPTH, weighting="control")], [ImagePrompt("plus", DEPTH)]),
 ]
 # those that are drawn alone too, each by a program of its own; the engine's test does so with all
-ALONE = (0, 4, 7)
+ALONE = (4, 7)
 
 
 def test_a_batch_of_different_ones(controlled: Any) -> None:
