@@ -364,12 +364,12 @@ def open_backend(
     mesh = make_mesh()
     pipe = open_pipeline(model, LoadOptions(mesh=mesh, dtype=dtype, **options))
     embeddings = [] if embedding_dir is None else pipe.add_embedding(None, embedding_dir)
+    how: dict[str, Any] = {"local_files_only": bool(options.get("local_files_only")), "progress": progress}
     for name, source in controlnets:
-        pipe.add_control(name, source, local_files_only=bool(options.get("local_files_only")), progress=progress)
+        pipe.add_control(name, source, **how)
     pipe.controls.own = {}  # only those that have a place in the lanes
     for name, source in ip_adapters:
-        offline = bool(options.get("local_files_only"))
-        pipe.add_ip_adapter(name, source, image_encoder=image_encoder, local_files_only=offline, progress=progress)
+        pipe.add_ip_adapter(name, source, image_encoder=image_encoder, **how)
     tokens = max([IMAGE_TOKENS, *(adapter.config.tokens for adapter in pipe.ip_adapters.values())])
     pictures = {
         "controls": tuple(network.config for network in pipe.controls.values()),

@@ -103,14 +103,20 @@ class UNetConfig:
         return 4 * self.channels[0]
 
     @property
+    def depths(self) -> dict[str, tuple[int, ...]]:
+        """The depths of the transformers in each block, by parameters' path, in the order in which the blocks run."""
+        return {
+            **{f"down_blocks.{i}": depths for i, depths in enumerate(self.down)},
+            "mid_block": self.mid or (),
+            **{f"up_blocks.{i}": depths for i, depths in enumerate(self.up)},
+        }
+
+    @property
     def pag_places(self) -> tuple[str, ...]:
         """The places where attention can be perturbed: blocks with transformers, and these, by parameters' path."""
-        blocks = {f"down_blocks.{i}": depths for i, depths in enumerate(self.down)}
-        blocks["mid_block"] = self.mid or ()
-        blocks |= {f"up_blocks.{i}": depths for i, depths in enumerate(self.up)}
         return tuple(
             place
-            for block, depths in blocks.items()
+            for block, depths in self.depths.items()
             if any(depths)
             for place in (block, *(f"{block}.attentions.{i}" for i in range(len(depths))))
         )
@@ -118,11 +124,8 @@ class UNetConfig:
     @property
     def transformers(self) -> tuple[str, ...]:
         """The places of the transformers that have blocks, by parameters' path, in the order in which they run."""
-        blocks = {f"down_blocks.{i}": depths for i, depths in enumerate(self.down)}
-        blocks |= {"mid_block": self.mid or ()} | {f"up_blocks.{i}": depths for i, depths in enumerate(self.up)}
-        return tuple(
-            f"{block}.attentions.{i}" for block, depths in blocks.items() for i, depth in enumerate(depths) if depth > 0
-        )
+        places = [(f"{block}.attentions", depths) for block, depths in self.depths.items()]
+        return tuple(f"{place}.{i}" for place, depths in places for i, depth in enumerate(depths) if depth > 0)
 
     @classmethod
     def from_json(cls, raw: Json, what: str = "unet/config.json") -> UNetConfig:

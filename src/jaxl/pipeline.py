@@ -290,8 +290,7 @@ class Pipeline:
         Raises InputError for a name that is taken, and CheckpointError for what is missing, damaged, or not a
         ControlNet for this model.
         """
-        if not isinstance(name, str) or not name.strip() or ":" in name or name in self.controls:
-            raise InputError("name", name, "give a name without colons that no other ControlNet has")
+        _check_new_name(name, self.controls, "ControlNet")
         hub: dict[str, Any] = {"revision": revision, "token": token, "cache_dir": cache_dir}
         hub |= {"variant": variant, "local_files_only": local_files_only}
         source = self.controls.own.get(os.fspath(source), source)
@@ -304,9 +303,7 @@ class Pipeline:
 
     def remove_control(self, name: str) -> None:
         """Forget a ControlNet. Raises InputError for a name that there is not."""
-        if name not in self.controls:
-            raise InputError("name", name, nearest(str(name), self.controls) if self.controls else "none is loaded")
-        del self.controls[name]
+        _forget(name, self.controls)
 
     def add_ip_adapter(
         self,
@@ -335,8 +332,7 @@ class Pipeline:
         Raises InputError for a name that is taken, and CheckpointError for what is missing, damaged, or not an
         IP-Adapter for this model.
         """
-        if not isinstance(name, str) or not name.strip() or ":" in name or name in self.ip_adapters:
-            raise InputError("name", name, "give a name without colons that no other IP-Adapter has")
+        _check_new_name(name, self.ip_adapters, "IP-Adapter")
         hub: dict[str, Any] = {"revision": revision, "token": token, "cache_dir": cache_dir}
         opened = open_ip_adapter(
             source,
@@ -360,11 +356,7 @@ class Pipeline:
 
     def remove_ip_adapter(self, name: str) -> None:
         """Forget an IP-Adapter. Raises InputError for a name that there is not."""
-        if name not in self.ip_adapters:
-            raise InputError(
-                "name", name, nearest(str(name), self.ip_adapters) if self.ip_adapters else "none is loaded"
-            )
-        del self.ip_adapters[name]
+        _forget(name, self.ip_adapters)
 
     def fuse(self, params: Params, loras: Mapping[str, float | Strength]) -> Params:
         """Return parameters with LoRAs in them for good, for `generate`, `save_pretrained` and `save_single_file`.
@@ -750,6 +742,19 @@ class Pipeline:
             if self.dtype != np.float32:
                 remedy = f"use `dtype=float32`, or {remedy}"
         return NonFiniteError(f"{what} became NaN or infinite; {remedy}")
+
+
+def _check_new_name(name: Any, known: Mapping[str, Any], what: str) -> None:
+    """Raise InputError for what cannot be the name of a further network; `what` says of which kind those known are."""
+    if not isinstance(name, str) or not name.strip() or ":" in name or name in known:
+        raise InputError("name", name, f"give a name without colons that no other {what} has")
+
+
+def _forget(name: str, known: dict[str, Any]) -> None:
+    """Remove a network. Raises InputError for a name that there is not."""
+    if name not in known:
+        raise InputError("name", name, nearest(str(name), known) if known else "none is loaded")
+    del known[name]
 
 
 def _telling(progress: ShowProgress | None) -> Callable[[int, int], None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import cv2
+import jaxl
 import numpy as np
 from PIL import Image
 
@@ -12,7 +13,7 @@ NEAR = 2  # pixels between a line and the edge that follows it
 
 def edges(picture: Image.Image) -> np.ndarray:
     """Return the picture's edges, uint8 [H, W], 0 or 255 (Canny 1986)."""
-    return cv2.Canny(np.asarray(picture.convert("RGB")), LOW, HIGH)
+    return np.asarray(jaxl.preprocess("canny", picture, low=LOW, high=HIGH))[:, :, 0]
 
 
 def followed(lines: np.ndarray, picture: Image.Image) -> tuple[float, float]:

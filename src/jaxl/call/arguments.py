@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -14,6 +14,7 @@ from jaxl.errors import InputError
 from jaxl.run.bucket import Branch
 
 Kind = TypeVar("Kind")
+Read = TypeVar("Read")
 
 
 def whole_number(argument: str, value: Any, *, least: int, most: int | None = None, remedy: str = "") -> int:
@@ -68,12 +69,14 @@ def per_image(argument: str, value: Any, batch: int, *, least: float = -math.inf
 
 
 def lists_per_image(
-    argument: str, value: Any, kind: type[Kind], images: int, each: int, remedy: str
-) -> list[list[Kind]]:
-    """Return lists of a kind: one for all images, or one for each image, or for each prompt, which has `each` images.
+    argument: str, value: Any, kind: type[Kind], read: Callable[[Kind], Read], images: int, each: int
+) -> list[list[Read]]:
+    """Return for each image a list of what `read` makes, once, of all that is given for it.
 
-    `value` is one of the kind, a list of them, or a list of such lists. Raises InputError for what is of another kind.
+    `value` is one of a kind, a list of them for all images, or a list of such lists: one for each image, or for each
+    prompt, which has `each` images. Raises InputError for what is of another kind.
     """
+    remedy = f"give a list of `jaxl.{kind.__name__}`, or one such list for each image"
     given: Any = [] if value is None else [value] if isinstance(value, kind) else value
     if not isinstance(given, Sequence) or isinstance(given, str):
         raise InputError(argument, value, remedy)
@@ -82,7 +85,8 @@ def lists_per_image(
         raise InputError(argument, value, f"{len(lists)} lists for {images} images; give one, or one for each image")
     for other in (one for own in lists for one in own if not isinstance(one, kind)):
         raise InputError(argument, other, remedy)
-    return [list(own) for own in lists]
+    made = [list(map(read, own)) for own in lists]
+    return [made[i * len(made) // images] for i in range(images)]
 
 
 def guidance_per_step(value: Any, batch: int, steps: int) -> np.ndarray:

@@ -20,7 +20,6 @@ from jaxl.run.controls import ControlNet, ControlNets
 MOST_STRETCH = 0.05
 # what pictures are to networks that take so many channels
 COLOURS = {1: "L", 3: "RGB"}
-REMEDY = "give a list of `jaxl.Control`, or one such list for each image"
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,9 +77,7 @@ def read_controls(value: Any, known: ControlNets, images: int, each: int) -> lis
     A prompt has `each` images. Raises InputError for a name that is not in `known`, for a picture that is none, and for
     what is no control.
     """
-    lists = lists_per_image("controls", value, Control, images, each, REMEDY)
-    read = [[_read(control, known) for control in own] for own in lists]
-    return [read[i * len(read) // images] for i in range(images)]
+    return lists_per_image("controls", value, Control, lambda control: _read(control, known), images, each)
 
 
 def plan_controls(asked: Sequence[Seen], width: int, height: int, first: int, rows: int) -> tuple[PlannedControl, ...]:

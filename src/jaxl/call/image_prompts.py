@@ -23,16 +23,15 @@ MEAN = np.array((0.48145466, 0.4578275, 0.40821073), np.float32)
 DEVIATION = np.array((0.26862954, 0.26130258, 0.27577711), np.float32)
 # how many times its shorter side a picture may be long; the whole of it is scaled before its middle is cut out
 MOST_NARROW = 16
-REMEDY = "give a list of `jaxl.ImagePrompt`, or one such list for each image"
 
 
 @dataclass(frozen=True, eq=False)
 class Shown:
-    """An image prompt with its adapter, and with its pictures and mask, which were read."""
+    """An image prompt with its adapter, with its pictures as the encoder takes them, and with its mask."""
 
     adapter: IPAdapter
     prompt: ImagePrompt
-    pictures: tuple[Image.Image, ...]
+    pictures: tuple[np.ndarray, ...]
     mask: Image.Image | None
 
 
@@ -61,9 +60,7 @@ def read_image_prompts(value: Any, known: Mapping[str, IPAdapter], images: int, 
     A prompt has `each` images. Raises InputError for a name that is not in `known`, for a picture that is none, and for
     what is no image prompt.
     """
-    lists = lists_per_image("image_prompts", value, ImagePrompt, images, each, REMEDY)
-    read = [[_read(prompt, known) for prompt in own] for own in lists]
-    return [read[i * len(read) // images] for i in range(images)]
+    return lists_per_image("image_prompts", value, ImagePrompt, lambda prompt: _read(prompt, known), images, each)
 
 
 def _read(prompt: ImagePrompt, known: Mapping[str, IPAdapter]) -> Shown:
@@ -78,7 +75,8 @@ def _read(prompt: ImagePrompt, known: Mapping[str, IPAdapter]) -> Shown:
         if max(wide, tall) > MOST_NARROW * min(wide, tall):
             remedy = f"of image prompt {prompt.name!r}: its middle alone is seen; cut it nearer to a square"
             raise InputError("images", f"{wide}x{tall} pixels", remedy)
-    return Shown(known[prompt.name], prompt, pictures, mask)
+    adapter = known[prompt.name]
+    return Shown(adapter, prompt, tuple(to_pixels(picture, adapter.config.encoder) for picture in pictures), mask)
 
 
 def plan_image_prompts(

@@ -11,10 +11,9 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from PIL import Image
 
 from jaxl.call.controls import PlannedControl, Seen, at_places
-from jaxl.call.image_prompts import PlannedImagePrompt, to_pixels
+from jaxl.call.image_prompts import PlannedImagePrompt
 from jaxl.call.plan import Plan, Segment
 from jaxl.call.prompts import Chunk
 from jaxl.call.starts import Mask, Picture
@@ -122,19 +121,18 @@ class Encoder:
             self._seen[control.seen] = whole, jax.tree.map(np.asarray, kinds)
         return self._seen[control.seen]
 
-    def tokens(self, adapter: IPAdapter, picture: Image.Image | None) -> np.ndarray:
-        """The tokens [1, T, D] that an IP-Adapter makes of a picture, or for the negative branch, of None."""
-        cfg = adapter.config
-        side = cfg.encoder.image_size
-        pixels = np.zeros((1, side, side, 3), np.float32) if picture is None else to_pixels(picture, cfg.encoder)
+    def tokens(self, adapter: IPAdapter, pixels: np.ndarray | None) -> np.ndarray:
+        """The tokens [1, T, D] that an IP-Adapter makes of a picture [1, S, S, 3]; None is for the negative branch."""
 
         def encode() -> np.ndarray:
+            cfg, side = adapter.config, adapter.config.encoder.image_size
             run = self.programs.get(EMBED_IMAGE, replace(NEUTRAL, ip_adapter=cfg))
             params = {name: own for name, own in adapter.params.items() if name != CONTEXT}
-            return np.asarray(run(params, pixels, np.bool_(picture is not None)))
+            seen = np.zeros((1, side, side, 3), np.float32) if pixels is None else pixels
+            return np.asarray(run(params, seen, np.bool_(pixels is not None)))
 
         # weakly, so that an adapter that was removed leaves the memory
-        key = (weakref.ref(adapter), picture is None, hashlib.sha256(pixels.tobytes()).digest())
+        key = (weakref.ref(adapter), None if pixels is None else hashlib.sha256(pixels.tobytes()).digest())
         return self.embeddings.get(key, encode)
 
 

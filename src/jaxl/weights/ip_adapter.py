@@ -107,11 +107,9 @@ def _attention(file: Path, tensors: Mapping[str, Tensor], unet: UNetConfig) -> d
 
     Files count the layers of attention, self and cross, on the way down, then up, then in the middle.
     """
-    depths = {f"down_blocks.{i}": own for i, own in enumerate(unet.down)}
-    depths |= {f"up_blocks.{i}": own for i, own in enumerate(unet.up)} | {"mid_block": unet.mid or ()}
     layers = [
         f"{block}.attentions.{i}.transformer_blocks.{j}.attn2"
-        for block, own in depths.items()
+        for block, own in sorted(unet.depths.items(), key=lambda each: each[0] == "mid_block")
         for i, depth in enumerate(own)
         for j in range(max(depth, 0))
     ]
