@@ -32,6 +32,7 @@ from jaxl.nn.layers import Params
 from jaxl.run import steps
 from jaxl.run.adapters import adapter_shapes, at_each_text
 from jaxl.run.bucket import Beginning, Bucket, Conditioning, Text
+from jaxl.run.compiler import compiled
 from jaxl.run.control_kinds import Controlled, kind_of
 from jaxl.run.controls import embed_shapes, parameter_shapes
 from jaxl.run.image_prompts import Prompted, context_shapes, dtype_of, encoder_shapes
@@ -57,7 +58,7 @@ class Program(Generic[*Arguments, Output]):
 
     `run` returns the function, `takes` the shapes of its arguments and `gives` the shardings of its output. It
     `depends_on` these fields of the bucket alone. It may use the memory of the arguments that it `donates`, by number.
-    `always`: each picture needs it.
+    `always`: each picture needs it. `products`: they take most of its time.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Program(Generic[*Arguments, Output]):
     depends_on: tuple[str, ...] = OF_ROWS
     donates: tuple[int, ...] = ()
     always: bool = False
+    products: bool = False
 
     def key(self, bucket: Bucket | None) -> Bucket:
         """Return what counts of a bucket, all else as in NEUTRAL, so that buckets share the program; None is that."""
@@ -127,6 +129,7 @@ ADVANCE = Program(
     gives=lambda to, bucket: _shardings(slots_shapes(to, bucket)),
     donates=(1,),
     always=True,
+    products=True,
 )
 OBSERVE = Program(
     "observe",
@@ -325,7 +328,8 @@ class Programs:
 
     def _compile(self, program: AnyProgram, bucket: Bucket, future: Future[Any]) -> None:
         try:
-            future.set_result(self.trace(program, bucket).lower().compile())
+            platform = self.target.mesh.devices.flat[0].platform
+            future.set_result(compiled(self.trace(program, bucket), platform, products=program.products))
         except BaseException as error:  # handed to whoever waits for the program
             with self._lock:
                 del self._futures[program, bucket]

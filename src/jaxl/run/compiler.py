@@ -1,0 +1,48 @@
+"""XLA's compiler with options that were measured to be faster than its own choice (docs/performance.md)."""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+CPU_INFO = Path("/proc/cpuinfo")
+
+# On a CPU XLA hands operations to a library, YNN, where it has them. On Intel's processors XLA's other way is faster
+# for products of float32 in the U-Net, not for sums, nor in the autoencoder (benchmarks/cpu_compiler.py).
+YNN = "xla_cpu_experimental_ynn_fusion_type"
+OTHER_PRODUCTS: dict[str, str | bool] = {YNN: "LIBRARY_FUSION_TYPE_REDUCE,LIBRARY_FUSION_TYPE_INDIVIDUAL_CONVOLUTION"}
+
+
+def compiled(traced: jax.stages.Traced, platform: str, *, products: bool) -> jax.stages.Compiled:
+    """Compile a traced program, in which `products` take most of the time or not, with the options for it."""
+    lowered = traced.lower()
+    options = compiler_options(platform, cpu_vendor(), traced.in_avals) if products else {}
+    try:
+        return lowered.compile(compiler_options=options)
+    except jax.errors.JaxRuntimeError as error:
+        if "compile option" not in str(error):
+            raise
+        return lowered.compile()  # a jaxlib that does not know them
+
+
+def compiler_options(platform: str, vendor: str, arguments: Any) -> dict[str, str | bool]:
+    """Return XLA's options for products of such arguments; what `$XLA_FLAGS` says of them goes first."""
+    dtypes = {leaf.dtype for leaf in jax.tree.leaves(arguments)}
+    narrow = dtypes & {jnp.dtype(name) for name in ("bfloat16", "float8_e4m3fn", "int8")}
+    faster = platform == "cpu" and vendor == "GenuineIntel" and not narrow
+    return OTHER_PRODUCTS if faster and YNN not in os.environ.get("XLA_FLAGS", "") else {}
+
+
+@cache
+def cpu_vendor() -> str:
+    """Return who made this machine's processor, as Linux has it; nothing where that is not said."""
+    try:
+        lines = CPU_INFO.read_text().splitlines()
+    except OSError:
+        return ""
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("vendor_id")), "")

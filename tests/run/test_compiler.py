@@ -1,0 +1,58 @@
+"""XLA's options for programs."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxl.run import compiler
+from jaxl.run.compiler import OTHER_PRODUCTS, YNN, compiled, compiler_options
+
+FLOATS = {"weight": jnp.zeros((4, 4)), "key": jnp.zeros(2, jnp.uint32), "mask": jnp.zeros(4, bool)}
+
+
+def test_products_of_float32_on_intels_processors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    assert compiler_options("cpu", "GenuineIntel", FLOATS) == OTHER_PRODUCTS
+    assert compiler_options("cpu", "AuthenticAMD", FLOATS) == {}
+    assert compiler_options("tpu", "GenuineIntel", FLOATS) == {}
+    for dtype in (jnp.bfloat16, jnp.int8, jnp.float8_e4m3fn):
+        assert compiler_options("cpu", "GenuineIntel", {**FLOATS, "more": jnp.zeros(1, dtype)}) == {}
+
+
+def test_flags_of_the_environment_go_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XLA_FLAGS", f"--xla_cpu_use_fusion_emitters=true --{YNN}=")
+    assert compiler_options("cpu", "GenuineIntel", FLOATS) == {}
+
+
+def test_products_are_compiled_the_other_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is compiled for an Intel processor has no product of YNN's, and gives the same numbers."""
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    traced = jax.jit(lambda x, y: x @ y).trace(jnp.ones((64, 64)), jnp.ones((64, 64)))
+    texts = []
+    for vendor in ("GenuineIntel", "another"):
+        monkeypatch.setattr(compiler, "cpu_vendor", lambda vendor=vendor: vendor)
+        made = compiled(traced, "cpu", products=True)
+        texts.append(made.as_text())
+        assert made(jnp.ones((64, 64)), jnp.ones((64, 64)))[0, 0] == 64
+    assert "__ynn_fusion" not in str(texts[0])
+    if "__ynn_fusion" not in str(texts[1]):
+        pytest.skip("this jaxlib does not hand products to YNN")
+
+
+def test_a_jaxlib_that_does_not_know_the_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiler, "compiler_options", lambda *_: {"xla_cpu_forgotten": "1"})
+    assert compiled(jax.jit(lambda: jnp.ones(())).trace(), "cpu", products=True)() == 1
+
+
+def test_other_errors_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Refused:
+        in_avals = ()
+
+        def lower(self) -> "Refused":
+            return self
+
+        def compile(self, **_: object) -> None:
+            raise jax.errors.JaxRuntimeError("INTERNAL: out of registers")
+
+    with pytest.raises(jax.errors.JaxRuntimeError, match="registers"):
+        compiled(Refused(), "cpu", products=True)  # pyright: ignore[reportArgumentType]
