@@ -38,6 +38,7 @@ from jaxl.run.programs import (
     GATHER_CONTROL,
     GATHER_IMAGES,
     JOIN,
+    MARK,
     OBSERVE,
     PREVIEW,
     PROGRAMS,
@@ -62,7 +63,7 @@ IMAGE_TOKENS = 16  # of an image prompt: those of one picture in Plus, of four i
 LENIENT = "whoever runs the server can have such tensors left out, with --lora-partial"
 
 # the programs of a running batch; all others but calibration's are for one image on its way into it or out of it
-OF_BATCH = (ADVANCE, JOIN, TAKE, PREVIEW)
+OF_BATCH = (ADVANCE, JOIN, TAKE, MARK, PREVIEW)
 OF_PICTURE = (EMBED_CONTROL, GATHER_CONTROL, EMBED_IMAGE, GATHER_IMAGES)
 OF_IMAGE = tuple(program for program in PROGRAMS if program not in (*OF_BATCH, OBSERVE, *OF_PICTURE))
 
@@ -119,7 +120,7 @@ class RunningBatch:
         self._network: tuple[Params, Any] = ({}, None)  # made of which parameters
         programs = backend.pipe.programs
         self._advance, self._join = programs.get(ADVANCE, bucket), programs.get(JOIN, bucket)
-        self._take = programs.get(TAKE, bucket)
+        self._take, self._mark = programs.get(TAKE, bucket), programs.get(MARK, bucket)
         self._slots, self._cond = programs.no_images(bucket)
         self._controls = backend.controls if bucket.controls else ()
         self._joined: dict[int, tuple[PlannedImage, int]] = {}  # by place: the image and its stage
@@ -147,12 +148,13 @@ class RunningBatch:
         controls = tuple(each.params for each in self._controls)
         self._slots = self._advance(self._network[1], self._slots, self._cond, np.int32(rows), controls)
 
-    def wait(self) -> None:
-        self._slots.row.block_until_ready()
+    def mark(self) -> jax.Array:
+        return self._mark(self._slots.row)
 
-    def previews(self) -> np.ndarray:
+    def previews(self) -> Callable[[], np.ndarray]:
         show = self.backend.pipe.programs.get(PREVIEW, self.bucket)
-        return np.asarray(show(self.backend.params.get("preview"), self._slots.denoised))
+        pictures = show(self.backend.params.get("preview"), self._slots.denoised)
+        return lambda: np.asarray(pictures)
 
 
 class PipelineBackend:
@@ -285,6 +287,7 @@ class PipelineBackend:
         for bucket in self._batches():
             batch = RunningBatch(self, bucket)
             batch.advance(1)
+            batch.mark()
             batch.previews()
             jax.block_until_ready(self._decode(bucket.single, batch.take(0).latents))
         if progress is not None:

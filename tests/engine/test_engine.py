@@ -6,7 +6,7 @@ import random
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import wait
 from contextlib import contextmanager
 from typing import Any
@@ -394,3 +394,85 @@ def test_status_tells_when() -> None:
         status = engine.status(waiting[1])
         assert (status.state, status.position, status.done, status.total) == ("queued", 2, 0, 6)
         assert status.starts_in == 2.0 * (1 + 3 + 3)
+
+
+class Behind(FakeBackend):
+    """The devices do what they were asked only when they are let: `asked` counts calls, `reached` those that are done.
+
+    A call whose number is in `broken` raises where somebody waits for it.
+    """
+
+    def __init__(self, broken: Sequence[int] = (), **options: Any):
+        super().__init__(**options)
+        self.asked = self.reached = 0
+        self.broken = broken
+        self.moved = threading.Condition()
+
+    def let(self, calls: int) -> None:
+        with self.moved:
+            self.reached += calls
+            self.moved.notify_all()
+
+    def batch(self, lane: Any, size: int) -> FakeBatch:
+        backend = self
+
+        class Point:
+            def __init__(self) -> None:
+                self.number = backend.asked
+
+            def is_ready(self) -> bool:
+                return backend.reached >= self.number
+
+            def block_until_ready(self) -> None:
+                with backend.moved:
+                    assert backend.moved.wait_for(self.is_ready, A_WHILE)
+                if self.number in backend.broken:
+                    raise RuntimeError("INTERNAL: the chip is gone")
+
+        class Batch(FakeBatch):
+            def advance(self, rows: int) -> None:
+                super().advance(rows)
+                backend.asked += 1
+
+            def mark(self) -> Any:
+                return Point()
+
+        return Batch(self, lane, size)
+
+
+def test_the_next_call_is_asked_for_before_the_last_is_done() -> None:
+    events: list[Event] = []
+    with Engine(FakeBackend()) as engine:
+        alone = digest(engine.submit(Request(asked(steps=5))))
+    backend = Behind()
+    with Engine(backend) as engine:
+        ticket = engine.submit(Request(asked(steps=5), previews=4), events.append)
+        until(lambda: backend.asked == 2)
+        assert [type(event) for event in events] == [Started]  # nothing is told before it is so
+        assert (engine.status(ticket).done, engine.stats().calls) == (0, 0)
+        backend.let(1)
+        until(lambda: engine.stats().calls == 1)
+        until(lambda: backend.asked == 3)
+        assert engine.status(ticket).done == 1
+        backend.let(100)
+        assert digest(ticket) == alone
+    told = [type(event) for event in events]
+    assert told == [Started, *[Progress, Preview] * 4, Progress, Drawn]
+    shown = {event.pixels.tobytes() for event in events if isinstance(event, Preview)}
+    assert len(shown) == 4  # each of its own row, though the batch had gone on
+
+
+def test_a_call_that_fails_late_is_told_to_all_of_both_calls() -> None:
+    """Whoever left in the failed call or in the next one, ran on, or had another stage before it, hears of it."""
+    backend = Behind(broken=[1])
+    engine = Engine(backend)
+    lengths = asked(steps=1), asked(steps=2), asked(steps=9), asked(steps=8, guidance_interval=(0.0, 0.1))
+    tickets = [engine.submit(Request(arguments)) for arguments in lengths]
+    with engine:
+        until(lambda: backend.asked == 2)
+        backend.let(100)
+        for ticket in tickets:
+            with pytest.raises(EngineError, match="the chip is gone"):
+                ticket.future.result(A_WHILE)
+        assert len(digest(engine.submit(Request(asked(steps=3))))) == 1
+        assert engine.healthy

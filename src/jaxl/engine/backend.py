@@ -46,8 +46,20 @@ class Drawing(Protocol):
         ...
 
 
+class Mark(Protocol):
+    """A point in what the devices were asked to do; a `jax.Array` that is made there is one."""
+
+    def is_ready(self) -> bool:
+        """Return whether the devices have come so far."""
+        ...
+
+    def block_until_ready(self) -> Any:
+        """Wait until they have. Raises whatever went wrong before."""
+        ...
+
+
 class Batch(Protocol):
-    """The images that one lane runs. One thread uses it; `advance` and `join` may return before they are done."""
+    """The images that one lane runs. One thread uses it; what it is asked may be done after the method returns."""
 
     def join(self, place: int, drawing: Any, stage: int, state: Any | None) -> None:
         """Put an image at a free place, at the beginning of a stage; `state` comes from `take`, None in the first."""
@@ -61,12 +73,15 @@ class Batch(Protocol):
         """Run the next rows of every image."""
         ...
 
-    def wait(self) -> None:
-        """Wait until the devices have done all that was asked."""
+    def mark(self) -> Mark:
+        """Return the point after all that was asked."""
         ...
 
-    def previews(self) -> np.ndarray:
-        """Return small pictures, uint8 [places, h, w, 3], of what the images are going to be."""
+    def previews(self) -> Callable[[], np.ndarray]:
+        """Begin to make small pictures of what the images are going to be.
+
+        The callable waits for them, uint8 [places, h, w, 3]; the batch may have gone on by then.
+        """
         ...
 
     def move(self, place: int, other: Any, to: int) -> None:

@@ -1,8 +1,9 @@
 """The loop: requests join and leave the running batches between calls, so that the chip stays full.
 
 One thread calls the devices. Each turn it frees the places of cancelled requests, picks the lane that has run the
-fewest rows, fills its free places with images that wait, and runs some rows of all its images. Images that are done are
-decoded behind the next calls. Nothing an image is made of depends on its neighbours.
+fewest rows, fills its free places with images that wait, and asks for some rows of all its images. Then it waits for
+the call before that one, and tells what came of it; so the devices always have one to go on with. Images that are done
+are decoded beside the next calls. Nothing an image is made of depends on its neighbours.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from PIL import Image
 from jaxl.engine import forecast
 from jaxl.engine.backend import Backend, Lora
 from jaxl.engine.forecast import Average, Window
-from jaxl.engine.lane import Lane, Work
+from jaxl.engine.lane import Call, Lane, Work
 from jaxl.engine.request import Drawn, Event, Preview, Progress, Request, Result, Started, Status, Ticket
 from jaxl.errors import (
     CancelledError,
@@ -84,6 +85,7 @@ class Engine:
         self._counts = {field.name: 0 for field in fields(Stats)}
         self._busy_seconds = 0.0
         self._call_began: float | None = None
+        self._landed = 0.0  # when the devices were done with the call before
         self._image_rate, self._row_rate, self._row_seconds = Window(), Window(), Average()
         self._wake = threading.Condition()
         self._finisher = ThreadPoolExecutor(2, thread_name_prefix="finish image")
@@ -226,22 +228,25 @@ class Engine:
         self._settle(ticket, CancelledError("the request was cancelled"))
 
     def _run(self) -> None:
+        under_way: Call | None = None
         while True:
+            if under_way is not None and under_way.mark.is_ready():
+                self._land(under_way, None)
+                under_way = None
             with self._wake:
                 self._drop_unwanted()
                 lane = self._next_lane()
-                if lane is None:
+                if lane is None and under_way is None:
                     if self._closed:
                         return
                     self._wake.wait(self._seconds_to_deadline())
                     continue
-                joining = self._admit(lane)
-            try:
-                self._turn(lane, joining)
-                self._failures = 0
-            except Exception as error:  # whatever failed on the devices, the listeners must hear of it
-                self._fail(lane, joining, error)
-            del lane, joining  # else they would hold a backend that `unload` gives up
+                joining = [] if lane is None else self._admit(lane)
+            following = None if lane is None else self._call(lane, joining)
+            if under_way is not None:
+                following = self._land(under_way, following)
+            under_way = following
+            del lane, joining, following  # else they would hold a backend that `unload` gives up
 
     def _drop_unwanted(self) -> None:
         now = time.monotonic()
@@ -295,36 +300,61 @@ class Engine:
         self._waiting = [work for work in self._waiting if work not in fitting]
         return fitting
 
-    def _turn(self, lane: Lane, joining: list[Work]) -> None:
-        """Run one call for a lane, and tell its tickets what came of it."""
-        lane.fit(lane.count + len(joining))
-        for work in joining:
-            self._begin(lane, work)
-        if not lane.count:
-            return
-        rows = lane.rows_of_call(self.quantum)
-        began = self._call_began = time.monotonic()
-        lane.batch.advance(rows)
-        lane.batch.wait()
-        seconds = time.monotonic() - began
-        self._call_began = None
-        running = list(lane.running())
+    def _call(self, lane: Lane, joining: list[Work]) -> Call | None:
+        """Ask the devices for rows of a lane; None if nobody is there, or if it failed."""
+        works = [*joining, *(work for _, work in lane.running())]
+        try:
+            lane.fit(len(works))
+            for work in joining:
+                self._begin(lane, work)
+            if not lane.count:
+                return None
+            began = time.monotonic()
+            self._call_began = self._call_began or began
+            call = lane.run(lane.rows_of_call(self.quantum), began)
+        except Exception as error:  # whatever failed on the devices, the listeners must hear of it
+            self._fail(lane, works, error)
+            return None
         with self._wake:
-            lane.served += rows
-            lane.row_seconds.add(seconds / rows)
-            self._row_seconds.add(seconds / rows)
-            self._row_rate.add(rows * len(running))
-            self._counts["rows_done"] += rows * len(running)
+            for work in call.onward:
+                bisect.insort(self._waiting, work, key=lambda work: work.order)
+        return call
+
+    def _land(self, call: Call, following: Call | None) -> Call | None:
+        """Wait for a call, and tell its tickets what came of it; return the one that follows, unless it fails too."""
+        try:
+            call.mark.block_until_ready()
+            pictures = None if call.previews is None else call.previews()
+        except Exception as error:
+            lost = [call, following] if following is not None and following.lane is call.lane else [call]
+            self._fail(call.lane, [work for each in lost for _, work, _ in each.progress], error)
+            return None if following in lost else following
+        self._failures = 0
+        self._count(call)
+        self._call_began = None if following is None else time.monotonic()
+        for place, work, done in call.progress:
+            work.ticket.tell(Progress(work.index, done, work.total))
+            if pictures is not None and place in call.shown:
+                work.ticket.tell(Preview(work.index, done, work.total, pictures[place]))
+        with self._wake:
+            self._finishing += len(call.drawn)
+        for work, picture in call.drawn:
+            self._finisher.submit(self._finish, work, picture)
+        return following
+
+    def _count(self, call: Call) -> None:
+        now, images = time.monotonic(), len(call.progress)
+        seconds = now - max(call.began, self._landed)
+        with self._wake:
+            self._landed = now
+            call.lane.row_seconds.add(seconds / call.rows)
+            self._row_seconds.add(seconds / call.rows)
+            self._row_rate.add(call.rows * images)
+            self._counts["rows_done"] += call.rows * images
             self._counts["calls"] += 1
             self._busy_seconds += seconds
-        due = [(place, work) for place, work in running if self._count(work, rows)]
-        if due:
-            pictures = lane.batch.previews()
-            for place, work in due:
-                work.ticket.tell(Preview(work.index, work.before + work.done, work.total, pictures[place]))
-        for place, work in running:
-            if work.done == work.drawing.stages[work.stage].rows:
-                self._end_stage(lane, place, work)
+            for _, work, _ in call.progress:
+                work.ticket.done += call.rows
 
     def _begin(self, lane: Lane, work: Work) -> None:
         first = work.state is None
@@ -336,25 +366,6 @@ class Engine:
         if first:
             work.ticket.start()
             work.ticket.tell(Started(work.index))
-
-    def _count(self, work: Work, rows: int) -> bool:
-        """Count the rows of a work, and return whether it is to be shown."""
-        due = work.advance(rows)
-        work.ticket.done += rows
-        work.ticket.tell(Progress(work.index, work.before + work.done, work.total))
-        return due
-
-    def _end_stage(self, lane: Lane, place: int, work: Work) -> None:
-        state = lane.take(place)
-        if work.next_stage(state):
-            with self._wake:
-                bisect.insort(self._waiting, work, key=lambda work: work.order)
-            return
-        picture = work.backend.finish(work.drawing, state)
-        work.state = None
-        with self._wake:
-            self._finishing += 1
-        self._finisher.submit(self._finish, work, picture)
 
     def _finish(self, work: Work, picture: Callable[[], Image.Image]) -> None:
         """Wait for a picture and give it to its ticket; a thread of the finisher's runs this."""
@@ -377,14 +388,14 @@ class Engine:
         if last:
             self._settle(ticket, ticket.result())
 
-    def _fail(self, lane: Lane, joining: list[Work], error: Exception) -> None:
-        """Tell everybody in a lane that the devices failed, and begin with an empty one."""
+    def _fail(self, lane: Lane, works: list[Work], error: Exception) -> None:
+        """Tell everybody in a lane, and these works, that the devices failed, and begin with an empty one."""
         log.exception("a call failed; its images are lost", exc_info=error)
         self._call_began = None
         with self._wake:
             self._failures += 1
             self._lanes = {key: each for key, each in self._lanes.items() if each is not lane}
-        for ticket in {work.ticket for work in (*joining, *(work for _, work in lane.running()))}:
+        for ticket in {work.ticket for work in (*works, *(work for _, work in lane.running()))}:
             self._settle(ticket, _engine_error(error))
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from jaxl.engine.backend import Lora, Stage
+from jaxl.engine.backend import Lora, Mark, Stage
 from jaxl.errors import InputError, nearest
 
 MOST_STEPS = 1000
@@ -31,6 +31,16 @@ class FakeDrawing:
     size: tuple[int, int]
     stages: tuple[Stage, ...]
     facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Reached:
+    """A point that the devices have reached."""
+
+    def is_ready(self) -> bool:
+        return True
+
+    def block_until_ready(self) -> None:
+        pass
 
 
 class FakeBatch:
@@ -62,11 +72,12 @@ class FakeBatch:
         for _ in range(rows):
             self.states = [hashlib.sha256(state).digest() for state in self.states]
 
-    def wait(self) -> None:
-        pass
+    def mark(self) -> Mark:
+        return Reached()
 
-    def previews(self) -> np.ndarray:
-        return np.stack([_pattern(state, 8, 8) for state in self.states])
+    def previews(self) -> Callable[[], np.ndarray]:
+        pictures = np.stack([_pattern(state, 8, 8) for state in self.states])
+        return lambda: pictures
 
 
 class FakeBackend:

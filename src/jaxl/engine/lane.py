@@ -1,12 +1,16 @@
-"""The running batch of one lane: which image is at which place, and how far it is."""
+"""The running batch of one lane: which image is at which place, and how far it was asked to go."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
-from jaxl.engine.backend import Backend, Batch
+import numpy as np
+from PIL import Image
+
+from jaxl.engine.backend import Backend, Batch, Mark
 from jaxl.engine.forecast import Average
 from jaxl.engine.request import Ticket
 
@@ -15,7 +19,7 @@ PRIORITY_SECONDS = 10.0
 
 
 class Work:
-    """One image of a request on its way: `stage` of its drawing, of which `done` rows are run.
+    """One image of a request on its way: `stage` of its drawing, of which the devices were asked to run `done` rows.
 
     `state` is what `Batch.take` returned, while the image is at no place; None before its first.
     """
@@ -40,8 +44,12 @@ class Work:
         return sum(stage.rows for stage in self.drawing.stages)
 
     @property
+    def rows_done(self) -> int:
+        return self.before + self.done
+
+    @property
     def rows_left(self) -> int:
-        return self.total - self.before - self.done
+        return self.total - self.rows_done
 
     @property
     def order(self) -> tuple[bool, float, int]:
@@ -62,10 +70,14 @@ class Work:
         point = math.ceil((self.shown + 1) * total / (previews + 1))
         return min(left, max(point - self.before - self.done, 1))
 
+    @property
+    def at_end(self) -> bool:
+        return self.done == self.drawing.stages[self.stage].rows
+
     def advance(self, rows: int) -> bool:
-        """Count rows that were run, and return whether it is to be shown now."""
+        """Count rows that are run, and return whether it is to be shown now."""
         self.done += rows
-        previews, done = self.ticket.request.previews, self.before + self.done
+        previews, done = self.ticket.request.previews, self.rows_done
         points = min(done * (previews + 1) // self.total, previews) if done < self.total else self.shown
         due, self.shown = points > self.shown, points
         return due
@@ -77,6 +89,32 @@ class Work:
         self.done = 0
         self.stage += 1
         return self.stage < len(self.drawing.stages)
+
+    def finish(self) -> Callable[[], Image.Image]:
+        """Begin to make the picture of its last state, and give that up."""
+        picture = self.backend.finish(self.drawing, self.state)
+        self.state = None
+        return picture
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """Rows of a lane that the devices were asked to run, and what there is to tell when they have come to the `mark`.
+
+    progress: the images that were at places, each with its place and all its rows by then. shown: the places of those
+    to be shown, of which `previews` waits for the pictures. onward: the images that have another stage. drawn: those
+    that have none, each with a callable that waits for its picture.
+    """
+
+    lane: Lane
+    rows: int
+    began: float
+    mark: Mark
+    progress: list[tuple[int, Work, int]]
+    shown: list[int]
+    previews: Callable[[], np.ndarray] | None
+    onward: list[Work]
+    drawn: list[tuple[Work, Callable[[], Image.Image]]]
 
 
 class Lane:
@@ -123,9 +161,23 @@ class Lane:
         self.places[place] = work
         work.state = None
 
-    def take(self, place: int) -> Any:
+    def _take(self, place: int) -> Any:
         self.places[place] = None
         return self.batch.take(place)
+
+    def run(self, rows: int, began: float) -> Call:
+        """Ask the devices, now, for the next rows of all images; those at the end of a stage leave their places."""
+        self.batch.advance(rows)
+        self.served += rows
+        running = list(self.running())
+        shown = [place for place, work in running if work.advance(rows)]
+        previews = self.batch.previews() if shown else None
+        progress = [(place, work, work.rows_done) for place, work in running]
+        mark = self.batch.mark()
+        ended = [(place, work) for place, work in running if work.at_end]
+        onward = [work for place, work in ended if work.next_stage(self._take(place))]
+        drawn = [(work, work.finish()) for _, work in ended if work not in onward]
+        return Call(self, rows, began, mark, progress, shown, previews, onward, drawn)
 
     def drop(self, unwanted: set[Ticket]) -> None:
         """Free the places of the tickets that are not wanted any more."""

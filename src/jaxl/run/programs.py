@@ -3,9 +3,9 @@
 Five kinds make a picture: ENCODE_TEXT (a chunk of text at a time), GATHER (texts into a batch), START (noise and tables
 into slots), ADVANCE (rows of the table: all the work) and DECODE (latents to pixels). ENCODE_IMAGE is for those that
 start from a picture, PREVIEW for those that are watched, JOIN and TAKE for those that come and go while others run,
-OBSERVE for calibration, EMBED_CONTROL and GATHER_CONTROL for ControlNets and their kin, EMBED_IMAGE and GATHER_IMAGES
-for IP-Adapters. Only shapes are compiled in; scheduler,
-steps, guidance, prompt and seed are arguments.
+MARK for who waits for those, OBSERVE for calibration, EMBED_CONTROL and GATHER_CONTROL for ControlNets and their kin,
+EMBED_IMAGE and GATHER_IMAGES for IP-Adapters. Only shapes are compiled in; scheduler, steps, guidance, prompt and seed
+are arguments.
 """
 
 from __future__ import annotations
@@ -250,6 +250,13 @@ TAKE = Program(
     run=lambda *_: steps.take,
     takes=lambda to, bucket: (slots_shapes(to, bucket), to.whole((), jnp.int32)),
     gives=lambda to, bucket: _shardings(slots_shapes(to, bucket.single)),
+)
+MARK = Program(
+    "mark",
+    run=lambda *_: steps.mark,
+    takes=lambda to, bucket: (to.split((bucket.batch,), jnp.int32),),
+    gives=_split,
+    depends_on=("batch",),
 )
 
 
