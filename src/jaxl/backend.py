@@ -23,7 +23,7 @@ from jaxl.config import Dtype
 from jaxl.diffusion.loop import Slots
 from jaxl.diffusion.schedulers import SCHEDULERS
 from jaxl.diffusion.tables import scheduler_name
-from jaxl.engine.backend import Lora, Stage
+from jaxl.engine.backend import Lora, Mark, Stage
 from jaxl.errors import InputError
 from jaxl.loading import open_pipeline
 from jaxl.pipeline import Decoded, Params, Pipeline, ShowProgress
@@ -148,8 +148,9 @@ class RunningBatch:
         controls = tuple(each.params for each in self._controls)
         self._slots = self._advance(self._network[1], self._slots, self._cond, np.int32(rows), controls)
 
-    def mark(self) -> jax.Array:
-        return self._mark(self._slots.row)
+    def mark(self) -> Mark:
+        row: Any = self._mark(self._slots.row)
+        return row._mark(self._slots.row)
 
     def previews(self) -> Callable[[], np.ndarray]:
         show = self.backend.pipe.programs.get(PREVIEW, self.bucket)

@@ -355,6 +355,7 @@ def test_the_command(tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypa
         (["--steps", "0"], "--steps 0: give 1 or more"),
         (["--batch", "0"], "--batch 0: give 1 or more"),
         (["--target-qps", "0"], "--target-qps 0.0: give more than 0"),
+        (["--static"], "--static True: only a model's server scenario has a running batch; add --scenario server"),
         (["--captions", "none.txt"], "--captions 'none.txt': it cannot be read"),
     ],
 )

@@ -213,15 +213,24 @@ def open_pipeline_system(
 
 @contextmanager
 def open_engine_system(
-    model: str, picture: PictureSettings, batch: int | None, progress: ShowProgress | None, **options: Any
+    model: str,
+    picture: PictureSettings,
+    batch: int | None,
+    progress: ShowProgress | None,
+    *,
+    joins: bool = True,
+    **options: Any,
 ) -> Iterator[EngineSystem]:
-    """A model behind an engine with so many places, warmed up. Raises InputError and CheckpointError."""
+    """A model behind an engine with so many places, warmed up; `joins` as there.
+
+    Raises InputError and CheckpointError.
+    """
     from jaxl.backend import open_backend
 
     sizes = () if picture.size is None else (picture.size,)
     backend = open_backend(model, sizes=sizes, slots=batch, progress=progress, **options)
-    facts = {"batch": backend.sizes[-1], **_facts(backend.pipe, picture)}
-    with Engine(backend, max_waiting=2**31) as engine:  # LoadGen gives up on nobody
+    facts = {"batch": backend.sizes[-1], "joins": joins, **_facts(backend.pipe, picture)}
+    with Engine(backend, max_waiting=2**31, joins=joins) as engine:  # LoadGen gives up on nobody
         backend.read({"prompt": "", **picture.arguments([""])})
         yield EngineSystem(engine, picture, facts)
 

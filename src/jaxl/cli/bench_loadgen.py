@@ -57,6 +57,10 @@ def bench_loadgen(
     batch: Annotated[
         int | None, typer.Option(show_default=False, help="Pictures at once: 4, or one for each device.")
     ] = None,
+    static: Annotated[
+        bool,
+        typer.Option("--static", help="In the server scenario: begin no picture before the running batch is done."),
+    ] = False,
     target_qps: Annotated[
         float, typer.Option(help="Pictures a second: as they come in the server scenario, or as expected offline.")
     ] = 1.0,
@@ -113,6 +117,10 @@ def bench_loadgen(
     of_models |= {"revision": revision, "dtype": None if dtype == AUTO else dtype}
     if url is not None:
         _refuse(of_models, "the server has its own; leave it out beside --url")
+    if static and (url is not None or scenario == "offline"):
+        raise InputError(
+            "static", True, "it is for a model in the server scenario; add --scenario server, without --url"
+        )
     scores = {"clip_model": clip_model, "fid_stats": fid_stats, "inception": inception}
     if not accuracy:
         _refuse(scores, "only pictures of --accuracy are scored; add it")
@@ -134,6 +142,8 @@ def bench_loadgen(
     measured = Accuracy(folder / "images", texts, **scores) if accuracy else None
     options = {"dtype": dtype, "precision": precision, "variant": variant, "revision": revision}
     options["local_files_only"] = local_files_only
+    if static:
+        options["joins"] = False
 
     def measure() -> dict[str, Any]:
         with (
