@@ -150,7 +150,7 @@ class RunningBatch:
 
     def mark(self) -> Mark:
         row: Any = self._mark(self._slots.row)
-        return row._mark(self._slots.row)
+        return row
 
     def previews(self) -> Callable[[], np.ndarray]:
         show = self.backend.pipe.programs.get(PREVIEW, self.bucket)

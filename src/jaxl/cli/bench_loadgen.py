@@ -118,9 +118,7 @@ def bench_loadgen(
     if url is not None:
         _refuse(of_models, "the server has its own; leave it out beside --url")
     if static and (url is not None or scenario == "offline"):
-        raise InputError(
-            "static", True, "it is for a model in the server scenario; add --scenario server, without --url"
-        )
+        raise InputError("static", static, "only a model's server scenario has a running batch; add --scenario server")
     scores = {"clip_model": clip_model, "fid_stats": fid_stats, "inception": inception}
     if not accuracy:
         _refuse(scores, "only pictures of --accuracy are scored; add it")
