@@ -65,6 +65,7 @@ NO_LABEL: Mapping[str, str] = {
     "clip_skip": "Clip skip, counted from another layer",
     "loras": "tags at the prompt's end",
     "num_images": "each picture has a file",
+    "noise": "RNG, by A1111's names",
     "latents": "too large",
     **dict.fromkeys(("prompt_2", "negative_prompt_2", "prompt_syntax"), OWN_JSON),
     **dict.fromkeys(("timesteps", "sigmas", "timestep_spacing", "final_sigmas_type"), OWN_JSON),
@@ -93,7 +94,7 @@ def test_each_is_in_the_signature_and_the_docstring() -> None:
     assert named == {name: DEFAULTS.get(name) for name in named}
     assert set(DRAWING) - set(Options.__annotations__) == set(named)
     groups = (options.MicroConditioning, options.Guidance, options.Caching, options.Start, options.Sampling, Randomness)
-    groups += (options.Adapters, options.Controls, options.ImagePrompts)
+    groups += (options.Noise, options.Adapters, options.Controls, options.ImagePrompts)
     explained = documented(jaxl.Pipeline.generate.__doc__) | documented(Options.__doc__)
     explained |= {name for group in groups for name in documented(group.__doc__)}
     # the size ids are explained for the positive branch

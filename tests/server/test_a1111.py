@@ -392,7 +392,7 @@ class TestRefused:
             ("CLIP_stop_at_last_layers", True, 422),
             ("samples_format", "jpg", 422),
             ("emphasis", "No norm", 422),
-            ("randn_source", "NV", 422),
+            ("randn_source", "TPU", 422),
             ("sd_noise_schedule", "Zero Terminal SNR", 422),
             ("sd_vae_decode_method", "TAESD", 422),
             ("use_old_karras_scheduler_sigmas", True, 422),

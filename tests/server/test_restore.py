@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from jaxl.call.infotext import LABELS, a1111_text
+from jaxl.call.infotext import LABELS, a1111_text, read_a1111_text
 from jaxl.server.a1111.fields import scheduler_of
 from jaxl.server.restore import a1111_settings
 from jaxl.server.service import Service
@@ -144,7 +144,7 @@ def test_the_comment_of_a_jpeg(client: TestClient) -> None:
 def test_what_cannot_be_read_is_told(client: TestClient) -> None:
     line = f"Steps: many, Sampler: Own sampler, CFG scale: inf, Seed: 1.5, Size: large, Eta: {'9' * 400}, Model: other"
     text = f"a castle\n{line}, Clip skip: two, Denoising strength: 0.3, Hires upscale: 2, Hires upscaler: Latent, "
-    text += f"RNG: CPU, Version: v1.10.1, Model hash: 0123456789, Refiner: None, {'ab' * 20}: {'c' * 1000}"
+    text += f"RNG: unknown, Version: v1.10.1, Model hash: 0123456789, Refiner: None, {'ab' * 20}: {'c' * 1000}"
     found = client.post(PATH, json={"image": png(parameters=text)}).json()
     assert (found["prompt"], found["negative_prompt"], len(found)) == ("a castle", "", 4)
     assert found["unread"] == [
@@ -159,9 +159,28 @@ def test_what_cannot_be_read_is_told(client: TestClient) -> None:
         "Denoising strength: 0.3",  # of the second pass
         "Hires upscale: 2",
         "Hires upscaler: Latent",
-        "RNG: CPU",
+        "RNG: unknown",
         f"{'ab' * 20}: {'c' * 158}",
     ]
+
+
+@pytest.mark.parametrize(
+    ("sampler", "label", "noise"),
+    [
+        ("DPM++ 2M", "NV", "nv"),
+        ("Euler", "CPU", "torch"),
+        ("Euler", "GPU", "cuda"),
+        ("Euler", "cuda:t4", "cuda:t4"),
+        ("Euler a", "NV", None),  # it adds noise at each step
+    ],
+)
+def test_other_noise(sampler: str, label: str, noise: str | None) -> None:
+    told = {"Prompt": "a", "Sampler": sampler, "Schedule type": "Uniform", "RNG": label}
+    found = a1111_settings(told, "euler")
+    assert found.get("noise") == noise
+    assert found["unread"] == ([] if noise else [f"RNG: {label}"])
+    written = a1111_text({**MADE, "guidance_scale": 5.0, "scheduler": found["scheduler"], "noise": noise or "jaxl"})
+    assert read_a1111_text(written).get("RNG") == (label if noise else None)
 
 
 @pytest.mark.parametrize(

@@ -146,6 +146,20 @@ class Start(TypedDict, total=False):
     denoising_end: float
 
 
+class Noise(TypedDict, total=False):
+    """Where the noise comes from that an image starts from.
+
+    Attributes:
+        noise: "jaxl", the default; "torch", as PyTorch draws it on a CPU in float32 (so do ComfyUI, diffusers with such
+            a generator, and A1111 with `RNG: CPU`); "nv", as A1111 does with `RNG: NV`; or "cuda", as PyTorch draws it
+            on a large NVIDIA GPU, A1111's default. Smaller GPUs draw a part of large pictures otherwise, and have names
+            of their own: "cuda:t4", "cuda:l4", "cuda:rtx3060" and more. A seed is each image's own, and means what it
+            means there. Not for schedulers that add noise on their way.
+    """
+
+    noise: str
+
+
 class Adapters(TypedDict, total=False):
     """What is added to the checkpoint's networks for an image.
 
@@ -185,7 +199,9 @@ class ImagePrompts(TypedDict, total=False):
     image_prompts: Sequence[ImagePrompt] | Sequence[Sequence[ImagePrompt]]
 
 
-class Options(Sampling, Guidance, Caching, Start, Adapters, Controls, ImagePrompts, MicroConditioning, total=False):
+class Options(
+    Sampling, Guidance, Caching, Start, Noise, Adapters, Controls, ImagePrompts, MicroConditioning, total=False
+):
     """Every further setting of a picture.
 
     Attributes:

@@ -19,6 +19,8 @@ from jaxl.call.prompts import Chunk, read_prompts
 from jaxl.call.sizes import rounds, smallest_that_fits
 from jaxl.call.starts import Paste, Picture, default_size, read_sources, read_starts, span
 from jaxl.config import check_pag_layers
+from jaxl.diffusion.other_noise import OWN, check_source, other_noise
+from jaxl.diffusion.rows import Table
 from jaxl.diffusion.tables import Sampling, build_table, scheduler_name
 from jaxl.errors import InputError
 from jaxl.presets import Preset, speed
@@ -215,7 +217,6 @@ def make_plan(
     places = skip + table.steps  # of each row, in the whole schedule
 
     scale = options.get("guidance_scale", preset.guidance_scale)
-    latents = options.get("latents")
     guidance, pag = _scales(part(options, Guidance), scale, batch, times)
     guidance, pag = guidance[:, places], pag[:, places]
     distilled = model.unet.time_cond_proj_dim is not None  # takes the scale as an input, in one evaluation
@@ -258,6 +259,7 @@ def make_plan(
     micro = part(options, MicroConditioning)
     h, w = height // model.vae.factor, width // model.vae.factor
     image_prompts = [plan_image_prompts(own, model.unet, (width, height), (h, w), first, all_rows) for own in shown]
+    seeds = arguments.seeds_per_image(asked.get("seed"), batch)
     bucket = Bucket(
         max(per_round),
         height,
@@ -292,15 +294,29 @@ def make_plan(
         image_prompts=image_prompts,
         inversions=texts.inversions,
         clip_skip=_clip_skip(model, asked.get("clip_skip")),
-        seeds=arguments.seeds_per_image(asked.get("seed"), batch),
+        seeds=seeds,
         time_ids=arguments.time_ids(micro, height, width, model.time_ids),
         freeu=_freeu(options),
-        noise=None if latents is None else arguments.check_latents(latents, (batch, h, w, model.vae.latent_channels)),
+        noise=_noise(options, table, seeds, (h, w, model.vae.latent_channels)),
         noise_scale=0.0 if goes_on else table.init_scale if from_noise else float(table.sigmas[0]),
         pictures=pictures and [pictures[i // each % len(pictures)] for i in range(batch)],
         picture_scale=1.0 if goes_on else 0.0 if from_noise else float(table.alphas[0]),
         pastes=pastes and [pastes[i // each % len(pastes)] for i in range(batch)],
     )
+
+
+def _noise(options: Options, table: Table, seeds: Sequence[int], shape: tuple[int, int, int]) -> np.ndarray | None:
+    """The noise [B, *shape] that images start from, if it is not jaxl's own."""
+    latents, source = options.get("latents"), check_source(options.get("noise", OWN))
+    if latents is not None:
+        if source != OWN:
+            raise InputError("noise", source, "`latents` are the noise already; give one of the two")
+        return arguments.check_latents(latents, (len(seeds), *shape))
+    if source == OWN:
+        return None
+    if table.adds_noise:
+        raise InputError("noise", source, "this scheduler adds noise of jaxl's own; give one that adds none, or eta=0")
+    return np.stack([other_noise(source, seed, shape) for seed in seeds])
 
 
 def _scales(options: Guidance, scale: Any, batch: int, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

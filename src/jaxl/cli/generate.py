@@ -71,6 +71,10 @@ def generate(
     model: ModelOption = "tiny",
     negative_prompt: Annotated[str | None, typer.Option("--negative", metavar="TEXT", help="What not to draw.")] = None,
     seed: Annotated[int | None, typer.Option(help="Counts up from image to image; random by default.")] = None,
+    noise: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Of another program, for its seeds: torch, nv, cuda, cuda:t4 ..."),
+    ] = None,
     steps: Annotated[
         int | None, typer.Option(show_default=False, help="Of the scheduler; 25, or what the model was made for.")
     ] = None,

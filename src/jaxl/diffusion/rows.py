@@ -57,6 +57,11 @@ class Table:
     sigmas: np.ndarray
     steps: np.ndarray
 
+    @property
+    def adds_noise(self) -> bool:
+        """Whether any row does."""
+        return bool(self.rows[:, [COLUMNS.index("x_noise"), COLUMNS.index("saved_noise")]].any())
+
     def until(self, step: int) -> Table:
         """The rows of the steps before `step`: a run that stops there."""
         used = int(np.searchsorted(self.steps, step))

@@ -16,6 +16,8 @@ from jaxl.call.infotext import EMBEDDINGS, LABELS, READERS, read_a1111_text, tex
 from jaxl.call.sizes import read_size
 from jaxl.call.unit_texts import take_units
 from jaxl.diffusion.names import AUTOMATIC, find_name
+from jaxl.diffusion.other_noise import RNG_NAMES
+from jaxl.diffusion.schedulers import SCHEDULERS
 from jaxl.errors import InputError
 from jaxl.png import read_settings_text
 from jaxl.server.a1111.fields import scheduler_of
@@ -114,6 +116,9 @@ def a1111_settings(
             if math.isfinite(number):
                 found[name] = number
                 del left[label]
+    # other noise is drawn for schedulers that add none on their way
+    if left.get("RNG") in RNG_NAMES and not SCHEDULERS[found.get("scheduler", default)].solver.eta:
+        found["noise"] = RNG_NAMES[left.pop("RNG")]
     if size := read_size(left.get("Size", "")):
         found["width"], found["height"] = size
         del left["Size"]

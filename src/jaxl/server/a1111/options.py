@@ -14,7 +14,9 @@ from jaxl.server.errors import ApiError
 from jaxl.server.service import check_model
 from jaxl.server.settings import Settings
 
-MODEL, CLIP_SKIP = "sd_model_checkpoint", "CLIP_stop_at_last_layers"
+MODEL, CLIP_SKIP, RANDN_SOURCE = "sd_model_checkpoint", "CLIP_stop_at_last_layers", "randn_source"
+# its values; the default, which clients send without meaning it, asks for nothing
+RANDN_SOURCES: Mapping[str, dict[str, str]] = {"GPU": {}, "CPU": {"noise": "torch"}, "NV": {"noise": "nv"}}
 
 # SDXL reads the second-to-last layer of its text encoders; 1 asks for the last one of Stable Diffusion 1, which the web
 # UI overrules for SDXL too
@@ -23,7 +25,6 @@ USUAL_CLIP_SKIP, MAX_CLIP_SKIP = 2, 12
 # options that change pictures, and the values that change nothing here
 NEUTRAL: Mapping[str, Sequence[Any]] = {
     "emphasis": ("Original",),
-    "randn_source": ("GPU",),
     "sd_vae": ("Automatic", "None"),
     "sd_vae_encode_method": ("Full",),
     "sd_vae_decode_method": ("Full",),
@@ -112,7 +113,11 @@ def overrides(options: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
     model = options.get(MODEL)
     if model not in [f"{name}.safetensors" for name in settings.names]:
         check_model(model, settings, MODEL)
-    return {} if options.get(CLIP_SKIP) is None else clip_skip(CLIP_SKIP, options[CLIP_SKIP])
+    source = options.get(RANDN_SOURCE) or "GPU"
+    if source not in RANDN_SOURCES:
+        raise refusal(RANDN_SOURCE, source, f"give one of {', '.join(RANDN_SOURCES)}, or leave it out")
+    skip = options.get(CLIP_SKIP)
+    return {**RANDN_SOURCES[source], **({} if skip is None else clip_skip(CLIP_SKIP, skip))}
 
 
 def clip_skip(name: str, value: Any) -> dict[str, int]:

@@ -94,6 +94,7 @@ class ImageRequest(BaseModel):
     guidance_scale: GuidanceScale | None = None
     guidance_rescale: Proportion | None = None
     seed: Seed | None = Field(None, description="Of the first image; random by default, or -1.")
+    noise: Name | None = Field(None, description="Whose the seed is: jaxl, torch, nv, cuda, cuda:t4 and so on.")
     scheduler: Name | None = None
     eta: Proportion | None = None
     clip_skip: int | None = Field(None, ge=0, le=100)
