@@ -191,7 +191,7 @@ class Pipeline:
             prompts = check_prompts(PROMPTS if options.calibration is None else options.calibration)
             precision = read_precision(options.precision, device.platform)
             self.quantised = Quantised(precision, prompts, scales_file(checkpoint, prompts))
-            self.programs = programs(quantised_shapes(shapes["unet"], precision))
+            self.programs = programs(quantised_shapes(shapes["unet"], precision, checkpoint.tensors["unet"]))
 
     def load_params(self, progress: ShowProgress | None = None) -> Params:
         """Read, cast and place the checkpoint's tensors, one at a time; with a `precision`, quantise them then.
@@ -213,7 +213,7 @@ class Pipeline:
             write_scales(file, largest)
         wanted = flatten(unet)  # no transformed weights of convolutions that are quantised
         leaves = {key: leaf for key, leaf in flatten(params.pop("unet")).items() if key in wanted}
-        return {"unet": quantise_params(leaves, largest, precision, unet), **params}
+        return {"unet": quantise_params(leaves, largest, precision, unet, self.checkpoint.tensors["unet"]), **params}
 
     def calibrate(
         self, params: Params, prompts: Sequence[str] = PROMPTS, progress: ShowProgress | None = None

@@ -9,18 +9,33 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 
 import jaxl
 from jaxl.bench.quality import compare
-from jaxl.weights.layout import flatten
-from jaxl.weights.quantise import PRECISIONS, layers, read_precision, read_scales, write_scales
+from jaxl.nn.layers import conv, linear
+from jaxl.nn.quantised import quantise_weight
+from jaxl.weights.layout import flatten, from_torch, unflatten
+from jaxl.weights.quantise import (
+    PRECISIONS,
+    layers,
+    quantise_params,
+    quantised_shapes,
+    read_precision,
+    read_scales,
+    write_scales,
+)
 from jaxl.weights.source import EMBEDDED
+from jaxl.weights.store import write_safetensors
+from jaxl.weights.tensors import read_tensors
 
 PROMPT = "a rocket on a purple background, noto style"
 CALIBRATION = ["a red apple on a blue background, flat style"]
 EXACT = ("conv_in", "conv_out", "time_emb", "add_embedding", "conv_shortcut", "proj_in", "proj_out", "sampler", "norm")
+
+ROWS = np.linspace(0.1, 0.5, 5, dtype=np.float32)
 
 Load = Callable[[str], tuple[Any, Any]]
 
@@ -135,6 +150,56 @@ def test_refusals(tiny: Any, load: Load, tmp_path: Path) -> None:
     assert not (tmp_path / "saved").exists()
     with pytest.raises(jaxl.InputError, match="params"):
         pipe.generate(tiny[1], PROMPT, steps=1)
+
+
+@pytest.mark.parametrize("name", ["int8+conv", "fp8+conv"])
+def test_stored_eight_bits_stay_as_they_are(name: str, tmp_path: Path) -> None:
+    """A checkpoint's own numbers and scales are not rounded a second time; where it has others, they are ours."""
+    precision, rng = PRECISIONS[name], np.random.default_rng(0)
+    dtype, block = np.dtype(precision.dtype), "down_blocks.1.attentions.0.transformer_blocks.0.attn1"
+    shapes = {f"{block}.to_q": (6, 4), "down_blocks.0.resnets.0.conv1": (5, 4, 3, 3), f"{block}.to_k": (6, 4)}
+    stored = {f"{path}.weight": (rng.standard_normal(shape) * 30).astype(dtype) for path, shape in shapes.items()}
+    stored[f"{block}.to_k.weight"] = stored[f"{block}.to_k.weight"].astype(np.float16)
+    scales = {f"{block}.to_q.scale_weight": np.float32(0.3), "down_blocks.0.resnets.0.conv1.weight_scale": ROWS}
+    whole = stored | {key: np.asarray(scale) for key, scale in scales.items()}
+    file = tmp_path / "unet.safetensors"
+    write_safetensors(file, {key: (array.dtype, array.shape) for key, array in whole.items()}, whole.__getitem__)
+    tensors = read_tensors(file)
+    one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    leaves = {
+        key: jnp.asarray(tensor.read().transpose(from_torch(key, tensor.shape)), jnp.float32)
+        for key, tensor in tensors.items()
+    }
+    tree = unflatten({key: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for key, leaf in leaves.items()})
+    wanted = quantised_shapes(tree, precision, tensors)
+    wanted = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=one), wanted)
+    found = flatten(quantise_params(dict(leaves), dict.fromkeys(shapes, 3.0), precision, wanted, tensors))
+    assert {key: (leaf.shape, leaf.dtype) for key, leaf in found.items()} == {
+        key: (leaf.shape, leaf.dtype) for key, leaf in flatten(wanted).items()
+    }
+    for path, rows in ((f"{block}.to_q", np.full(6, 0.3)), ("down_blocks.0.resnets.0.conv1", ROWS)):
+        own = stored[f"{path}.weight"]
+        axes = (0, 1) if own.ndim == 2 and dtype != np.int8 else from_torch("", own.shape)
+        np.testing.assert_array_equal(found[f"{path}.weight"], own.transpose(axes))
+        np.testing.assert_array_equal(found[f"{path}.scale"], np.float32(rows))
+    assert found[f"{block}.to_k.weight"].dtype == dtype
+    # what the layers make of them is what they stand for, but for the rounding of their inputs
+    params, x = unflatten(found), rng.uniform(-3, 3, (2, 5, 5, 4)).astype(np.float32)
+    query = params["down_blocks"]["1"]["attentions"]["0"]["transformer_blocks"]["0"]["attn1"]["to_q"]
+    exact = x @ np.asarray(leaves[f"{block}.to_q.weight"])
+    np.testing.assert_allclose(linear(query, jnp.asarray(x)), exact, atol=0.05 * np.abs(exact).max())
+    made = conv(params["down_blocks"]["0"]["resnets"]["0"]["conv1"], jnp.asarray(x))
+    exact = conv({"weight": leaves["down_blocks.0.resnets.0.conv1.weight"]}, jnp.asarray(x))
+    np.testing.assert_allclose(made, exact, atol=0.05 * float(jnp.abs(exact).max()))
+
+
+@pytest.mark.parametrize("shape", [(6, 4), (5, 4, 3, 3)])
+def test_plain_numbers_of_eight_bits_are_kept_too(shape: tuple[int, ...]) -> None:
+    """Scales that are powers of two round none of them."""
+    stored = (np.random.default_rng(0).standard_normal(shape) * 0.01).astype(ml_dtypes.float8_e4m3fn)
+    weight, scale = quantise_weight(jnp.asarray(stored, jnp.float32), jnp.float8_e4m3fn)
+    found = np.asarray(weight, np.float32) * float(scale)
+    np.testing.assert_array_equal(found.T if found.ndim == 2 else found, stored.astype(np.float32))
 
 
 def test_scales_files(tmp_path: Path) -> None:

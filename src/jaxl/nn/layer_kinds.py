@@ -115,7 +115,8 @@ class Quantised(Layer):
     """A layer of eight-bit numbers. The scales are what one unit of the weight and of the rounded input stands for.
 
     An int8 weight is laid out as a plain one, with `scale` float32 [O]; one of float8_e4m3fn is [O, I] in a linear
-    layer, with `scale` float32 []. `input_scale` is float32 []. Results have the dtype of what comes in.
+    layer, with `scale` float32 [], a power of two, or [O] as a checkpoint has it. `input_scale` is float32 []. Results
+    have the dtype of what comes in.
     """
 
     weight: Array
@@ -142,12 +143,17 @@ class Quantised(Layer):
         weight, scale, input_scale = self.weight, self.scale, self.input_scale
         rounded = quantise(x, input_scale, weight.dtype)
         if weight.dtype == jnp.int8:
-            y = product(rounded, weight, jnp.int32).astype(jnp.float32) * (scale * input_scale)
-            return _plus(y, None if self.bias is None else self.bias.astype(jnp.float32)).astype(x.dtype)
-        # or XLA may convert the weights once, before a loop over timesteps, and multiply wide numbers, as on CPUs
-        rounded, weight = lax.optimization_barrier((rounded, weight))
-        values, weights = (a.astype(x.dtype) * s.astype(x.dtype) for a, s in ((rounded, input_scale), (weight, scale)))
-        return _plus(product(values, weights, x.dtype), self.bias)
+            sums = product(rounded, weight, jnp.int32)
+        else:
+            # or XLA may convert the weights once, before a loop over timesteps, and multiply wide numbers, as on CPUs
+            rounded, weight = lax.optimization_barrier((rounded, weight))
+            values, weights = rounded.astype(x.dtype), weight.astype(x.dtype)
+            if not scale.ndim:
+                values, weights = values * input_scale.astype(x.dtype), weights * scale.astype(x.dtype)
+                return _plus(product(values, weights, x.dtype), self.bias)
+            sums = product(values, weights, jnp.float32)
+        y = sums.astype(jnp.float32) * (scale * input_scale)
+        return _plus(y, None if self.bias is None else self.bias.astype(jnp.float32)).astype(x.dtype)
 
 
 @dataclass(frozen=True)

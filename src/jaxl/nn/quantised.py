@@ -5,7 +5,8 @@ channel. One of e4m3 has a single one, because floating point needs no more, and
 is: so to multiply by them rounds nothing, and values that are scaled first and multiplied in bfloat16 or float32 give
 what a unit for e4m3 gives and multiplies after. XLA knows that form, `convert, multiply by a scalar, product`, and
 makes cuBLASLt and cuDNN calls in e4m3 of it (`GemmRewriter`, `CudnnFusedConvRewriter`); elsewhere it computes the same
-numbers without the gain.
+numbers without the gain. Weights that a checkpoint has in e4m3 with scales are kept as they are; those scales are no
+powers of two, so they too multiply the sums.
 """
 
 from __future__ import annotations

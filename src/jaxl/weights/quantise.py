@@ -6,6 +6,7 @@ networks are functions, so what is left of it is three lines of `nn.quantised`.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -27,7 +28,8 @@ from jaxl.files import cache_folder, write_text
 from jaxl.nn.layer_kinds import INPUT_SCALE, LARGEST, SCALE
 from jaxl.nn.quantised import quantise_weight, scale_of
 from jaxl.weights.checkpoint import Checkpoint
-from jaxl.weights.layout import flatten, placed, unflatten
+from jaxl.weights.layout import aligned, flatten, from_torch, placed, rearranged, unflatten
+from jaxl.weights.store import Tensor
 
 # What a transformer block multiplies at each step. Keys and values of cross-attention are made once for an image.
 LINEARS = re.compile(
@@ -100,37 +102,68 @@ def observing(tree: Mapping[str, Any], largest: Mapping[str, Any]) -> dict[str, 
     return unflatten({**flatten(tree), **{f"{path}.{LARGEST}": value for path, value in largest.items()}})
 
 
-def quantised_shapes(shapes: Mapping[str, Any], precision: Precision) -> dict[str, Any]:
-    """The U-Net's tree of shapes as `quantise_params` makes it."""
-    leaves = flatten(shapes)
+def kept(tensors: Mapping[str, Tensor], precision: Precision) -> dict[str, Tensor]:
+    """The weights that a checkpoint has in the precision's dtype already, with scales, by layer: they stay as they are.
+
+    Numbers without a scale, or with a power of two, `quantise_weight` keeps as they are too.
+    """
+    paths = {key.removesuffix(".weight"): tensor for key, tensor in tensors.items() if tensor.scale is not None}
+    return {p: tensor for p, tensor in paths.items() if precision.covers(p) and tensor.dtype == precision.dtype}
+
+
+def quantised_shapes(shapes: Mapping[str, Any], precision: Precision, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The U-Net's tree of shapes as `quantise_params` makes it of the checkpoint's tensors."""
+    leaves, as_stored = flatten(shapes), kept(tensors, precision)
     for path in filter(precision.covers, layers(shapes)):
         weight = leaves[f"{path}.weight"]
-        made = jax.eval_shape(partial(quantise_weight, dtype=precision.dtype), weight)
-        leaves[f"{path}.weight"], leaves[f"{path}.{SCALE}"] = made
+        made, scale = jax.eval_shape(partial(quantise_weight, dtype=precision.dtype), weight)
+        leaves[f"{path}.weight"] = made
+        by_row = jax.ShapeDtypeStruct((weight.shape[-1],), jnp.float32)
+        leaves[f"{path}.{SCALE}"] = by_row if path in as_stored else scale
         leaves[f"{path}.{INPUT_SCALE}"] = jax.ShapeDtypeStruct((), jnp.float32)
     return unflatten(leaves)
 
 
 def quantise_params(
-    leaves: dict[str, Array], largest: Mapping[str, float], precision: Precision, shapes: Mapping[str, Any]
+    leaves: dict[str, Array],
+    largest: Mapping[str, float],
+    precision: Precision,
+    shapes: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
 ) -> dict[str, Any]:
     """The U-Net's parameters, flat, with the layers that `precision` covers quantised and placed as `shapes` say.
 
     `largest` are the greatest magnitudes of the layers' inputs. Leaves are taken out of the dict as their quantised
-    forms are made, so that no more than one layer is there twice.
+    forms are made, so that no more than one layer is there twice. What the checkpoint's tensors have in eight bits
+    is read from them again.
     """
-    wanted, tree = flatten(shapes), {}
+    wanted, as_stored, tree = flatten(shapes), kept(tensors, precision), {}
     for key in list(leaves):
         path = key.removesuffix(".weight")
         if path == key or not precision.covers(path):
             tree[key] = leaves.pop(key)
             continue
         shardings = tuple(wanted[f"{path}.{name}"].sharding for name in ("weight", SCALE))
-        make = jax.jit(quantise_weight, static_argnums=1, out_shardings=shardings)
-        tree[key], tree[f"{path}.{SCALE}"] = jax.block_until_ready(make(leaves.pop(key), precision.dtype))
+        weight = leaves.pop(key)
+        if path in as_stored:
+            made = map(placed, _as_stored(as_stored[path]), shardings)
+        else:
+            make = jax.jit(quantise_weight, static_argnums=1, out_shardings=shardings)
+            made = jax.block_until_ready(make(weight, precision.dtype))
+        tree[key], tree[f"{path}.{SCALE}"] = made
         scale = np.asarray(scale_of(jnp.float32(largest[path]), precision.dtype))
         tree[f"{path}.{INPUT_SCALE}"] = placed(scale, wanted[f"{path}.{INPUT_SCALE}"].sharding)
     return unflatten(tree)
+
+
+def _as_stored(tensor: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """The numbers of a weight as the file has them, in the order of a quantised one, and the scale of each output."""
+    numbers, scale = dataclasses.replace(tensor, scale=None).read(), tensor.scale
+    assert scale is not None
+    turned = numbers.ndim == 2 and numbers.dtype != np.int8  # as in `quantise_weight`
+    axes = (0, 1) if turned else from_torch("", tensor.shape)
+    rows = np.broadcast_to(scale.read().astype(np.float32).reshape(-1), tensor.shape[:1])
+    return rearranged(numbers, axes, numbers.dtype), aligned(rows)
 
 
 def scales_file(checkpoint: Checkpoint, prompts: Sequence[str]) -> Path:
@@ -143,10 +176,11 @@ def scales_file(checkpoint: Checkpoint, prompts: Sequence[str]) -> Path:
         if component not in ("vae", "preview"):
             digest.update(json.dumps([component, checkpoint.configs[component]], sort_keys=True).encode())
             for key, tensor in sorted(tensors.items()):
-                digest.update(f"{key} {tensor.dtype} {tensor.shape}".encode())
-                with tensor.file.open("rb") as stream:
-                    stream.seek(tensor.offset)
-                    digest.update(stream.read(min(tensor.nbytes, 256)))
+                for part in filter(None, (tensor, tensor.scale)):
+                    digest.update(f"{key} {part.dtype} {part.shape}".encode())
+                    with part.file.open("rb") as stream:
+                        stream.seek(part.offset)
+                        digest.update(stream.read(min(part.nbytes, 256)))
     return cache_folder("scales") / f"{digest.hexdigest()[:32]}.json"
 
 
