@@ -134,6 +134,46 @@ def test_nothing_compiles_for_another_prompt(load: Load, compilations: Any) -> N
     assert seen == []
 
 
+def test_a_distance_leaves_layers_exact(model: Path, load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here four are needed, of which three have one input; the next load knows that from the file."""
+    pipe, _ = load("int8")
+    every = sum(map(PRECISIONS["int8"].covers, layers(pipe.exact.shapes["unet"])))
+
+    class Trials:
+        def __init__(self, programs: Any, params: Any, inputs: Any, rounding: Any):
+            self.rounded = lambda paths: {
+                key for key, leaf in flatten(rounding(paths)).items() if key.endswith(".rounded") and float(leaf)
+            }
+
+        def errors(self, groups: list[Any], tell: Any) -> dict[Any, float]:
+            first = [next(group for group in groups if len(group) == size) for size in (3, 1)]
+            return {group: 100.0 * (group in first) for group in groups}
+
+        def psnr(self, rounded: set[str]) -> float:
+            assert self.rounded(rounded) == {f"{path}.rounded" for path in rounded}
+            return 40.0 if len(rounded) <= every - 4 else 20.0
+
+    monkeypatch.setattr("jaxl.pipeline.Trials", Trials)
+    monkeypatch.setenv("JAXL_CACHE_DIR", str(pipe.quantised.scales_file.parents[1]))
+    settings: dict[str, Any] = {"dtype": jnp.float32, "calibration": CALIBRATION, "precision": "int8@30"}
+    for loads in range(2):
+        if loads:
+            monkeypatch.setattr("jaxl.pipeline.Trials", None)
+        near, params = jaxl.from_pretrained(model, mesh=jaxl.make_mesh(jax.devices()[:1]), **settings)
+        leaves = flatten(params["unet"])
+        exact = [path for path in layers(params["unet"]) if f"{path}.scale" not in leaves]
+        exact = [path for path in exact if PRECISIONS["int8"].covers(path)]
+        assert len(exact) == 4
+        assert near.quantised is not None
+        assert near.quantised.choice is not None
+        assert set(near.quantised.choice.exact) == set(exact)
+        assert near.quantised.choice.psnr == 40.0
+        assert {leaves[f"{path}.weight"].dtype for path in exact} == {jnp.dtype(jnp.float32)}
+        assert jax.tree.map(lambda a: (a.shape, a.dtype), params) == jax.tree.map(
+            lambda s: (s.shape, s.dtype), near.programs.shapes
+        )
+
+
 def test_refusals(tiny: Any, load: Load, tmp_path: Path) -> None:
     mesh = tiny[0].mesh
     with pytest.raises(jaxl.InputError, match="precision='int9': did you mean 'int8'"):
@@ -143,7 +183,7 @@ def test_refusals(tiny: Any, load: Load, tmp_path: Path) -> None:
             jaxl.from_pretrained("tiny", mesh=mesh, precision="int8", calibration=wrong)
     with pytest.raises(jaxl.InputError, match="use int8 or fp8"):
         read_precision("int8+conv", "gpu")
-    assert read_precision("int8+conv", "tpu").convolutions
+    assert read_precision("int8+conv", "tpu").covers("down_blocks.0.resnets.0.conv1")
     pipe, params = load("int8")
     with pytest.raises(jaxl.InputError, match="precision='int8': only exact parameters are saved"):
         pipe.save_pretrained(tmp_path / "saved", params)
