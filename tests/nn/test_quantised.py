@@ -177,5 +177,5 @@ def test_a_tried_layer_is_the_quantised_or_the_exact_one(kind: Any, dtype: Any) 
         for on, wanted in ((0, run(exact, x)), (1, run(quantised, x))):
             found = tried({**exact, "rounded": jnp.asarray(on, kind), "input_scale": input_scale}, x)
             near: Any = {"rtol": 1e-5, "atol": 1e-5} if dtype == jnp.float32 else {"rtol": 0.02, "atol": 0.02}
-            np.testing.assert_allclose(*(np.asarray(a, np.float32) for a in (found, wanted)), **near)
+            np.testing.assert_allclose(np.asarray(found, np.float32), np.asarray(wanted, np.float32), **near)
         assert len(traced) == 1
