@@ -181,7 +181,7 @@ def quantise_params(
     largest: Mapping[str, float],
     precision: Precision,
     shapes: Mapping[str, Any],
-    tensors: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Any]:
     """The U-Net's parameters, flat, with the layers that `precision` covers quantised and placed as `shapes` say.
 
@@ -189,7 +189,7 @@ def quantise_params(
     forms are made, so that no more than one layer is there twice. What the checkpoint's tensors have in eight bits
     is read from them again.
     """
-    wanted, as_stored, tree = flatten(shapes), kept(tensors, precision), {}
+    wanted, as_stored, tree = flatten(shapes), kept(tensors or {}, precision), {}
     for key in list(leaves):
         path = key.removesuffix(".weight")
         if f"{path}.{SCALE}" not in wanted:
