@@ -92,6 +92,7 @@ def test_what_buckets_share_is_told_once(monkeypatch: pytest.MonkeyPatch, small:
         (["--batches", "many"], "--batches 'many': give whole numbers of at least 1"),
         (["--model", "missing/"], "missing/: no such file or folder"),
         (["--precision", "fp3"], "--precision 'fp3'"),
+        (["--precision", "int8@33"], "--precision 'int8@33': its layers are chosen when the model is first loaded"),
     ],
 )
 def test_bad_arguments(capsys: pytest.CaptureFixture[str], flags: list[str], message: str) -> None:

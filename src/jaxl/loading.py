@@ -68,7 +68,9 @@ def from_pretrained(
             several rounds. By default every number of images compiles programs of its own.
         precision: "fp8" or "int8": the linear layers of the U-Net's transformer blocks in eight bits, faster on chips
             that have units for them, and not quite the same (docs/performance.md); with "+conv" the convolutions of
-            its residual blocks too.
+            its residual blocks too, with "+all" also those that change the size, and the layers around the blocks.
+            With a distance, as "int8+all@40", the layers that disturb the picture most stay exact, as few as leave the
+            median PSNR of the calibration's pictures at so many dB; they are chosen at the first load, and kept.
         calibration: the prompts that the range of the layers' inputs is measured on, once, before the first use of a
             precision, eight of ours by default; what was found is kept in the cache folder.
         kernels: how the networks compute; by default what is best on the platform, `Kernels.plain` is XLA alone.

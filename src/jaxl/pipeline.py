@@ -32,6 +32,7 @@ from jaxl.call.loras import adapter_set, read_loras
 from jaxl.call.options import DrawOptions, LoadOptions, Options
 from jaxl.call.plan import OTHER_PROMPTS, Devices, Plan, make_plan
 from jaxl.call.prompts import open_tokenizers
+from jaxl.call.trials import Trials
 from jaxl.diffusion.loop import Slots
 from jaxl.errors import InputError, NonFiniteError, nearest
 from jaxl.kernels import Kernels
@@ -79,9 +80,22 @@ from jaxl.weights.quantise import (
     read_precision,
     read_scales,
     scales_file,
+    tried,
+    tried_shapes,
+    with_rounded,
     write_scales,
 )
 from jaxl.weights.save import is_single_file, save_folder
+from jaxl.weights.sensitivity import (
+    Choice,
+    choice_file,
+    fewest,
+    groups,
+    in_order,
+    read_choice,
+    share,
+    write_choice,
+)
 from jaxl.weights.single_file_writer import refused, save_single_file
 from jaxl.weights.source import open_control, own_controlnets, own_loras
 from jaxl.weights.winograd import with_winograd_shapes
@@ -118,11 +132,30 @@ class Shown(TypedDict):
 
 
 class Quantised(NamedTuple):
-    """The precision of a pipeline, and the prompts that its scales are measured on and the file that keeps them."""
+    """The precision of a pipeline, the prompts that its scales are measured on and the file that keeps them, and which
+    layers were chosen to stay exact, if it has a distance and that was measured before.
+    """
 
     precision: Precision
     prompts: list[str]
     scales_file: Path
+    choice: Choice | None = None
+
+    @property
+    def chosen(self) -> Precision | None:
+        """The precision with the layers that stay exact; None where they are not known yet."""
+        if self.choice is None:
+            return self.precision if self.precision.decibels is None else None
+        return replace(self.precision, exact=frozenset(self.choice.exact))
+
+    @property
+    def measured(self) -> bool:
+        """Whether loading finds all that is measured of the checkpoint."""
+        return self.chosen is not None and self.scales_file.exists()
+
+    @property
+    def choice_file(self) -> Path:
+        return choice_file(self.scales_file, self.precision.name)
 
 
 @dataclass(frozen=True)
@@ -185,25 +218,30 @@ class Pipeline:
         self.controls = ControlNets(own_controlnets(checkpoint.source), lambda name: self.add_control(name, name))
         self.ip_adapters: dict[str, IPAdapter] = {}
         self._networks: AdaptedNetworks | None = None
+        self._programs_of, self._unet = programs, shapes["unet"]
         self.exact = self.programs = programs(shapes["unet"])
         self.quantised = None
         if options.precision is not None:
             prompts = check_prompts(PROMPTS if options.calibration is None else options.calibration)
             precision = read_precision(options.precision, device.platform)
             self.quantised = Quantised(precision, prompts, scales_file(checkpoint, prompts))
-            self.programs = programs(quantised_shapes(shapes["unet"], precision))
+            if precision.decibels is not None:
+                choice = read_choice(self.quantised.choice_file, shapes["unet"])
+                self.quantised = self.quantised._replace(choice=choice)
+            if (chosen := self.quantised.chosen) is not None:
+                self.programs = programs(quantised_shapes(shapes["unet"], chosen, checkpoint.tensors["unet"]))
 
     def load_params(self, progress: ShowProgress | None = None) -> Params:
         """Read, cast and place the checkpoint's tensors, one at a time; with a `precision`, quantise them then.
 
-        The scales of the inputs are those of its file, or are measured and written there.
+        The scales of the inputs are those of its file, or are measured and written there; so are the layers that stay
+        exact, if it has a distance. Until those are known, the programs are those of exact parameters.
         """
         tell = _telling(progress)
         if self.quantised is None:
             return read_params(self.checkpoint, self.exact.shapes, tell)
-        precision, prompts, file = self.quantised
-        unet = self.programs.shapes["unet"]
-        largest = read_scales(file, layers(unet))
+        _, prompts, file, _ = self.quantised
+        largest = read_scales(file, layers(self.exact.shapes["unet"]))
         params = read_params(self.checkpoint, self.exact.shapes, tell)
         # several hosts draw together, so all measure if one has to
         if not gathered(largest is not None, self.mesh).all() or largest is None:
@@ -211,9 +249,46 @@ class Pipeline:
             if not np.isfinite(list(largest.values())).all():
                 raise self.not_finite(params, "what was drawn to measure the ranges")
             write_scales(file, largest)
+        chosen, tensors = self.quantised.chosen, self.checkpoint.tensors["unet"]
+        if not gathered(chosen is not None, self.mesh).all() or chosen is None:
+            chosen = self._choose(params, largest, progress)
+            self.programs = self._programs_of(quantised_shapes(self._unet, chosen, tensors))
+        unet = self.programs.shapes["unet"]
         wanted = flatten(unet)  # no transformed weights of convolutions that are quantised
         leaves = {key: leaf for key, leaf in flatten(params.pop("unet")).items() if key in wanted}
-        return {"unet": quantise_params(leaves, largest, precision, unet), **params}
+        return {"unet": quantise_params(leaves, largest, chosen, unet, tensors), **params}
+
+    def _choose(self, params: Params, largest: Mapping[str, float], progress: ShowProgress | None) -> Precision:
+        """Measure which layers have to stay exact for the precision's distance, and keep that in its file."""
+        assert self.quantised is not None
+        precision, prompts, *_ = self.quantised
+        programs, at_once = self._programs_of(tried_shapes(self._unet, precision)), self.devices.count
+        unet = tried(params["unet"], largest, precision, programs.shapes["unet"])
+        own = {**params, "unet": unet}
+        encoder = Encoder(programs, own, Embeddings({}), AdaptedNetworks(programs.target, own))
+        starts = range(0, len(prompts), at_once)
+        plans = [self.plan(prompts[first : first + at_once], seed=first) for first in starts]
+        trials = Trials(programs, own, [Inputs(plan, encoder) for plan in plans], partial(with_rounded, unet))
+        every = layers(self._unet, precision.pattern)
+        order = in_order(trials.errors(groups(every), partial(progress, "calibrate") if progress else None), self._unet)
+        measured: dict[frozenset[str], float] = {}
+
+        def psnr(exact: frozenset[str]) -> float:
+            measured[exact] = trials.psnr(frozenset(every) - exact)
+            log.info("precision %s: %d layers exact, %.1f dB", precision.name, len(exact), measured[exact])
+            return measured[exact]
+
+        exact = fewest(order, psnr, precision.decibels or 0.0)
+        rounded = [path for path in every if path not in exact]
+        found = measured.get(exact, np.inf)
+        choice = Choice(
+            tuple(path for group in order for path in group if path in exact),
+            found if np.isfinite(found) else None,
+            share(self._unet, rounded),
+        )
+        write_choice(self.quantised.choice_file, choice)
+        self.quantised = self.quantised._replace(choice=choice)
+        return replace(precision, exact=exact)
 
     def calibrate(
         self, params: Params, prompts: Sequence[str] = PROMPTS, progress: ShowProgress | None = None

@@ -155,3 +155,27 @@ def test_weights_stay_eight_bits_in_a_loop() -> None:
     assert text is not None
     loop = next(line for line in text.splitlines() if " while(" in line)
     assert "f8e4m3fn[64,64]" in loop
+
+
+@KINDS
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_a_tried_layer_is_the_quantised_or_the_exact_one(kind: Any, dtype: Any) -> None:
+    """Which of them, a number says that compiles nothing."""
+    rng = np.random.default_rng(2)
+    for run, shape, x in ((linear, (96, 40), inputs(2, 5, 96)), (conv, (3, 3, 8, 6), inputs(2, 5, 5, 8))):
+        exact = {"weight": jnp.asarray(rng.normal(size=shape) * 0.05, dtype), "bias": jnp.ones(shape[-1], dtype)}
+        weight, scale = quantise_weight(exact["weight"], kind)
+        input_scale = scale_of(jnp.float32(3), kind)
+        quantised = {**exact, "weight": weight, "scale": scale, "input_scale": input_scale}
+        traced: list[int] = []
+
+        def tracing(p: Any, x: jax.Array, run: Any = run, traced: list[int] = traced) -> jax.Array:
+            traced.append(1)
+            return run(p, x)
+
+        tried, x = jax.jit(tracing), jnp.asarray(x, dtype)
+        for on, wanted in ((0, run(exact, x)), (1, run(quantised, x))):
+            found = tried({**exact, "rounded": jnp.asarray(on, kind), "input_scale": input_scale}, x)
+            near: Any = {"rtol": 1e-5, "atol": 1e-5} if dtype == jnp.float32 else {"rtol": 0.02, "atol": 0.02}
+            np.testing.assert_allclose(np.asarray(found, np.float32), np.asarray(wanted, np.float32), **near)
+        assert len(traced) == 1

@@ -131,11 +131,12 @@ def test_leftovers_of_text_encoders(tmp_path: Path, key: str) -> None:
     assert refusal(tmp_path, left) == f"a model: unet has unknown tensors: {key}"
 
 
-@pytest.mark.parametrize("stored", [ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2])
+@pytest.mark.parametrize("stored", [ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2, np.int8])
 def test_eight_bits(tmp_path: Path, stored: Any) -> None:
-    """Plain, or times a scale that stands beside them, in a folder's component."""
+    """Plain, or times a scale that stands beside them, in a folder's component; integers with a scale alone."""
     file, scale = tmp_path / "unet.safetensors", np.float32(0.3)
-    wanted = arrays(stored)
+    scaled, plain = arrays(stored), arrays(np.float16 if stored is np.int8 else stored)
+    wanted = {key: (scaled if key in ("conv_in.weight", "time.linear.weight") else plain)[key] for key in plain}
     entries = {key: (array.dtype, array.shape) for key, array in wanted.items()}
     more = {"conv_in.scale_weight": scale, "time.linear.scale_weight": scale, "scaled_fp8": np.zeros(0, stored)}
     entries |= {key: (np.dtype(array.dtype), array.shape) for key, array in more.items()}

@@ -9,18 +9,33 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 
 import jaxl
 from jaxl.bench.quality import compare
-from jaxl.weights.layout import flatten
-from jaxl.weights.quantise import PRECISIONS, layers, read_precision, read_scales, write_scales
+from jaxl.nn.layers import conv, linear
+from jaxl.nn.quantised import quantise_weight
+from jaxl.weights.layout import flatten, from_torch, unflatten
+from jaxl.weights.quantise import (
+    PRECISIONS,
+    layers,
+    quantise_params,
+    quantised_shapes,
+    read_precision,
+    read_scales,
+    write_scales,
+)
 from jaxl.weights.source import EMBEDDED
+from jaxl.weights.store import write_safetensors
+from jaxl.weights.tensors import read_tensors
 
 PROMPT = "a rocket on a purple background, noto style"
 CALIBRATION = ["a red apple on a blue background, flat style"]
 EXACT = ("conv_in", "conv_out", "time_emb", "add_embedding", "conv_shortcut", "proj_in", "proj_out", "sampler", "norm")
+
+ROWS = np.linspace(0.1, 0.5, 5, dtype=np.float32)
 
 Load = Callable[[str], tuple[Any, Any]]
 
@@ -119,6 +134,46 @@ def test_nothing_compiles_for_another_prompt(load: Load, compilations: Any) -> N
     assert seen == []
 
 
+def test_a_distance_leaves_layers_exact(model: Path, load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here four are needed, of which three have one input; the next load knows that from the file."""
+    pipe, _ = load("int8")
+    every = sum(map(PRECISIONS["int8"].covers, layers(pipe.exact.shapes["unet"])))
+
+    class Trials:
+        def __init__(self, programs: Any, params: Any, inputs: Any, rounding: Any):
+            self.rounded = lambda paths: {
+                key for key, leaf in flatten(rounding(paths)).items() if key.endswith(".rounded") and float(leaf)
+            }
+
+        def errors(self, groups: list[Any], tell: Any) -> dict[Any, float]:
+            first = [next(group for group in groups if len(group) == size) for size in (3, 1)]
+            return {group: 100.0 * (group in first) for group in groups}
+
+        def psnr(self, rounded: set[str]) -> float:
+            assert self.rounded(rounded) == {f"{path}.rounded" for path in rounded}
+            return 40.0 if len(rounded) <= every - 4 else 20.0
+
+    monkeypatch.setattr("jaxl.pipeline.Trials", Trials)
+    monkeypatch.setenv("JAXL_CACHE_DIR", str(pipe.quantised.scales_file.parents[1]))
+    settings: dict[str, Any] = {"dtype": jnp.float32, "calibration": CALIBRATION, "precision": "int8@30"}
+    for loads in range(2):
+        if loads:
+            monkeypatch.setattr("jaxl.pipeline.Trials", None)
+        near, params = jaxl.from_pretrained(model, mesh=jaxl.make_mesh(jax.devices()[:1]), **settings)
+        leaves = flatten(params["unet"])
+        exact = [path for path in layers(params["unet"]) if f"{path}.scale" not in leaves]
+        exact = [path for path in exact if PRECISIONS["int8"].covers(path)]
+        assert len(exact) == 4
+        assert near.quantised is not None
+        assert near.quantised.choice is not None
+        assert set(near.quantised.choice.exact) == set(exact)
+        assert near.quantised.choice.psnr == 40.0
+        assert {leaves[f"{path}.weight"].dtype for path in exact} == {jnp.dtype(jnp.float32)}
+        assert jax.tree.map(lambda a: (a.shape, a.dtype), params) == jax.tree.map(
+            lambda s: (s.shape, s.dtype), near.programs.shapes
+        )
+
+
 def test_refusals(tiny: Any, load: Load, tmp_path: Path) -> None:
     mesh = tiny[0].mesh
     with pytest.raises(jaxl.InputError, match="precision='int9': did you mean 'int8'"):
@@ -128,13 +183,63 @@ def test_refusals(tiny: Any, load: Load, tmp_path: Path) -> None:
             jaxl.from_pretrained("tiny", mesh=mesh, precision="int8", calibration=wrong)
     with pytest.raises(jaxl.InputError, match="use int8 or fp8"):
         read_precision("int8+conv", "gpu")
-    assert read_precision("int8+conv", "tpu").convolutions
+    assert read_precision("int8+conv", "tpu").covers("down_blocks.0.resnets.0.conv1")
     pipe, params = load("int8")
     with pytest.raises(jaxl.InputError, match="precision='int8': only exact parameters are saved"):
         pipe.save_pretrained(tmp_path / "saved", params)
     assert not (tmp_path / "saved").exists()
     with pytest.raises(jaxl.InputError, match="params"):
         pipe.generate(tiny[1], PROMPT, steps=1)
+
+
+@pytest.mark.parametrize("name", ["int8+conv", "fp8+conv"])
+def test_stored_eight_bits_stay_as_they_are(name: str, tmp_path: Path) -> None:
+    """A checkpoint's own numbers and scales are not rounded a second time; where it has others, they are ours."""
+    precision, rng = PRECISIONS[name], np.random.default_rng(0)
+    dtype, block = np.dtype(precision.dtype), "down_blocks.1.attentions.0.transformer_blocks.0.attn1"
+    shapes = {f"{block}.to_q": (6, 4), "down_blocks.0.resnets.0.conv1": (5, 4, 3, 3), f"{block}.to_k": (6, 4)}
+    stored = {f"{path}.weight": (rng.standard_normal(shape) * 30).astype(dtype) for path, shape in shapes.items()}
+    stored[f"{block}.to_k.weight"] = stored[f"{block}.to_k.weight"].astype(np.float16)
+    scales = {f"{block}.to_q.scale_weight": np.float32(0.3), "down_blocks.0.resnets.0.conv1.weight_scale": ROWS}
+    whole = stored | {key: np.asarray(scale) for key, scale in scales.items()}
+    file = tmp_path / "unet.safetensors"
+    write_safetensors(file, {key: (array.dtype, array.shape) for key, array in whole.items()}, whole.__getitem__)
+    tensors = read_tensors(file)
+    one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    leaves = {
+        key: jnp.asarray(tensor.read().transpose(from_torch(key, tensor.shape)), jnp.float32)
+        for key, tensor in tensors.items()
+    }
+    tree = unflatten({key: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for key, leaf in leaves.items()})
+    wanted = quantised_shapes(tree, precision, tensors)
+    wanted = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=one), wanted)
+    found = flatten(quantise_params(dict(leaves), dict.fromkeys(shapes, 3.0), precision, wanted, tensors))
+    assert {key: (leaf.shape, leaf.dtype) for key, leaf in found.items()} == {
+        key: (leaf.shape, leaf.dtype) for key, leaf in flatten(wanted).items()
+    }
+    for path, rows in ((f"{block}.to_q", np.full(6, 0.3)), ("down_blocks.0.resnets.0.conv1", ROWS)):
+        own = stored[f"{path}.weight"]
+        axes = (0, 1) if own.ndim == 2 and dtype != np.int8 else from_torch("", own.shape)
+        np.testing.assert_array_equal(found[f"{path}.weight"], own.transpose(axes))
+        np.testing.assert_array_equal(found[f"{path}.scale"], np.float32(rows))
+    assert found[f"{block}.to_k.weight"].dtype == dtype
+    # what the layers make of them is what they stand for, but for the rounding of their inputs
+    params, x = unflatten(found), rng.uniform(-3, 3, (2, 5, 5, 4)).astype(np.float32)
+    query = params["down_blocks"]["1"]["attentions"]["0"]["transformer_blocks"]["0"]["attn1"]["to_q"]
+    exact = x @ np.asarray(leaves[f"{block}.to_q.weight"])
+    np.testing.assert_allclose(linear(query, jnp.asarray(x)), exact, atol=0.05 * np.abs(exact).max())
+    made = conv(params["down_blocks"]["0"]["resnets"]["0"]["conv1"], jnp.asarray(x))
+    exact = conv({"weight": leaves["down_blocks.0.resnets.0.conv1.weight"]}, jnp.asarray(x))
+    np.testing.assert_allclose(made, exact, atol=0.05 * float(jnp.abs(exact).max()))
+
+
+@pytest.mark.parametrize("shape", [(6, 4), (5, 4, 3, 3)])
+def test_plain_numbers_of_eight_bits_are_kept_too(shape: tuple[int, ...]) -> None:
+    """Scales that are powers of two round none of them."""
+    stored = (np.random.default_rng(0).standard_normal(shape) * 0.01).astype(ml_dtypes.float8_e4m3fn)
+    weight, scale = quantise_weight(jnp.asarray(stored, jnp.float32), jnp.float8_e4m3fn)
+    found = np.asarray(weight, np.float32) * float(scale)
+    np.testing.assert_array_equal(found.T if found.ndim == 2 else found, stored.astype(np.float32))
 
 
 def test_scales_files(tmp_path: Path) -> None:

@@ -94,6 +94,11 @@ def compile_programs(
                         precision=precision,
                     )
                 pipe = pipes.setdefault(opened[images].mesh.size, opened[images])
+                if pipe.quantised is not None and pipe.quantised.chosen is None:
+                    remedy = (
+                        "its layers are chosen when the model is first loaded; draw a picture with it, then compile"
+                    )
+                    raise InputError("precision", precision, remedy)
                 way = pipe.preset.guidance_scale > 1 if guided is None else guided
                 work.append((pipe, pipe.bucket(images, height, width, guided=way)))
             _keep_all()

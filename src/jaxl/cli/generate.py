@@ -273,7 +273,7 @@ def generate(
             )
             if preset is None and pipe.preset.name != "sdxl" and not quiet:
                 note(f"preset {pipe.preset}")
-            if pipe.quantised is not None and not quiet and not pipe.quantised.scales_file.exists():
+            if pipe.quantised is not None and not quiet and not pipe.quantised.measured:
                 count_of = len(pipe.quantised.prompts)
                 note(f"measuring on {count_of} prompts, once for this model, for --precision {precision}")
             asked.update(_size(size, pipe))

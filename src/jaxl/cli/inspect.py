@@ -85,12 +85,14 @@ def _is_model(source: str, **hub: Any) -> bool:
 
 
 def _file(file: Path, tensors: Mapping[str, Tensor], kind: str) -> dict[str, Any]:
+    from jaxl.weights.tensors import stored_as
+
     return {
         "file": str(file),
         "kind": kind,
         "tensors": len(tensors),
         "bytes": sum(tensor.nbytes for tensor in tensors.values()),
-        "dtypes": sorted({tensor.dtype.name for tensor in tensors.values()}),
+        "dtypes": sorted({stored_as(tensor) for tensor in tensors.values()}),
     }
 
 

@@ -16,7 +16,7 @@ from jax.typing import DTypeLike
 
 from jaxl.kernels import Kernels
 from jaxl.kernels.winograd import convolve
-from jaxl.nn.quantised import observed, quantise
+from jaxl.nn.quantised import observed, quantise, rounded, weight_scale
 
 Params = Mapping[str, Any]
 
@@ -24,6 +24,7 @@ Params = Mapping[str, Any]
 SCALE, INPUT_SCALE = "scale", "input_scale"  # Quantised
 WINOGRAD = "winograd"  # Winograd
 LARGEST = "input_largest"  # Observed
+ROUNDED = "rounded"  # Tried, with an input's scale
 DOWN, UP, SCALE_IN, SCALE_OUT = ADAPTERS = "adapter_down", "adapter_up", "adapter_in", "adapter_out"  # Adapted
 
 # Winograd's tiles take four times the memory of the picture; where they fit no cache, reading them costs more than the
@@ -38,9 +39,11 @@ def layer_of(p: Params) -> Layer:
     weight, bias, more = p["weight"], p.get("bias"), p.keys() - {"weight", "bias"}
     if more == {SCALE, INPUT_SCALE}:
         return Quantised(weight, bias, p[SCALE], p[INPUT_SCALE])
+    exact = Winograd(weight, bias, p[WINOGRAD]) if WINOGRAD in more else Plain(weight, bias)
+    if more - {WINOGRAD} == {ROUNDED, INPUT_SCALE}:
+        return Tried(exact, p[ROUNDED], p[INPUT_SCALE])
     if more - {WINOGRAD, LARGEST}:
         raise ValueError(f"no kind of layer has these parameters together: {', '.join(sorted(p))}")
-    exact = Winograd(weight, bias, p[WINOGRAD]) if WINOGRAD in more else Plain(weight, bias)
     return Observed(exact, p[LARGEST]) if LARGEST in more else exact
 
 
@@ -115,7 +118,8 @@ class Quantised(Layer):
     """A layer of eight-bit numbers. The scales are what one unit of the weight and of the rounded input stands for.
 
     An int8 weight is laid out as a plain one, with `scale` float32 [O]; one of float8_e4m3fn is [O, I] in a linear
-    layer, with `scale` float32 []. `input_scale` is float32 []. Results have the dtype of what comes in.
+    layer, with `scale` float32 [], a power of two, or [O] as a checkpoint has it. `input_scale` is float32 []. Results
+    have the dtype of what comes in.
     """
 
     weight: Array
@@ -140,14 +144,19 @@ class Quantised(Layer):
     def _apply(self, x: Array, product: Callable[[Array, Array, DTypeLike], Array]) -> Array:
         """Multiply in the form of `nn.quantised`; `product` takes values, weights and the dtype of the result."""
         weight, scale, input_scale = self.weight, self.scale, self.input_scale
-        rounded = quantise(x, input_scale, weight.dtype)
+        numbers = quantise(x, input_scale, weight.dtype)
         if weight.dtype == jnp.int8:
-            y = product(rounded, weight, jnp.int32).astype(jnp.float32) * (scale * input_scale)
-            return _plus(y, None if self.bias is None else self.bias.astype(jnp.float32)).astype(x.dtype)
-        # or XLA may convert the weights once, before a loop over timesteps, and multiply wide numbers, as on CPUs
-        rounded, weight = lax.optimization_barrier((rounded, weight))
-        values, weights = (a.astype(x.dtype) * s.astype(x.dtype) for a, s in ((rounded, input_scale), (weight, scale)))
-        return _plus(product(values, weights, x.dtype), self.bias)
+            sums = product(numbers, weight, jnp.int32)
+        else:
+            # or XLA may convert the weights once, before a loop over timesteps, and multiply wide numbers, as on CPUs
+            numbers, weight = lax.optimization_barrier((numbers, weight))
+            values, weights = numbers.astype(x.dtype), weight.astype(x.dtype)
+            if not scale.ndim:
+                values, weights = values * input_scale.astype(x.dtype), weights * scale.astype(x.dtype)
+                return _plus(product(values, weights, x.dtype), self.bias)
+            sums = product(values, weights, jnp.float32)
+        y = sums.astype(jnp.float32) * (scale * input_scale)
+        return _plus(y, None if self.bias is None else self.bias.astype(jnp.float32)).astype(x.dtype)
 
 
 @dataclass(frozen=True)
@@ -165,6 +174,34 @@ class Observed(Layer):
 
     def conv(self, x: Array, stride: int, padding: tuple[int, int], kernels: Kernels) -> Array:
         return self.exact.conv(observed(x, self.largest), stride, padding, kernels)
+
+
+@dataclass(frozen=True)
+class Tried(Layer):
+    """An exact layer that multiplies what its `Quantised` form would, where `rounded` is 1: so one program tries any
+    layers.
+
+    `rounded`, [], is 0 or 1 in the dtype of eight bits, `input_scale` float32 [].
+    """
+
+    exact: Plain
+    rounded: Array
+    input_scale: Array
+
+    def linear(self, x: Array) -> Array:
+        return self._either(x, lambda layer, x: layer.linear(x))
+
+    def conv(self, x: Array, stride: int, padding: tuple[int, int], kernels: Kernels) -> Array:
+        return self._either(x, lambda layer, x: layer.conv(x, stride, padding, kernels))
+
+    def _either(self, x: Array, run: Callable[[Layer, Array], Array]) -> Array:
+        def with_rounded(x: Array) -> Array:
+            weight, dtype = self.exact.weight, self.rounded.dtype
+            weight = rounded(weight, weight_scale(weight, dtype), dtype)
+            return run(Plain(weight, self.exact.bias), rounded(x, self.input_scale, dtype))
+
+        # a choice rather than a selection, so that each layer costs what it does, and its weight is not there twice
+        return lax.cond(self.rounded.astype(jnp.float32) > 0, with_rounded, lambda x: run(self.exact, x), x)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@ channel. One of e4m3 has a single one, because floating point needs no more, and
 is: so to multiply by them rounds nothing, and values that are scaled first and multiplied in bfloat16 or float32 give
 what a unit for e4m3 gives and multiplies after. XLA knows that form, `convert, multiply by a scalar, product`, and
 makes cuBLASLt and cuDNN calls in e4m3 of it (`GemmRewriter`, `CudnnFusedConvRewriter`); elsewhere it computes the same
-numbers without the gain.
+numbers without the gain. Weights that a checkpoint has in e4m3 with scales are kept as they are; those scales are no
+powers of two, so they too multiply the sums.
 """
 
 from __future__ import annotations
@@ -35,16 +36,25 @@ def quantise(x: Array, scale: Array, dtype: DTypeLike) -> Array:
     return jnp.clip(x / scale.astype(x.dtype), -E4M3_MAX, E4M3_MAX).astype(dtype)
 
 
+def rounded(a: Array, scale: Array, dtype: DTypeLike) -> Array:
+    """What `quantise` keeps of an array, in the array's own dtype."""
+    return (quantise(a, scale, dtype).astype(jnp.float32) * scale).astype(a.dtype)
+
+
+def weight_scale(weight: Array, dtype: DTypeLike) -> Array:
+    """The scale, float32, of a layer's weight [..., O]: [O] for int8, [] for e4m3."""
+    axes = tuple(range(weight.ndim - 1)) if dtype == jnp.int8 else None
+    return scale_of(jnp.abs(weight.astype(jnp.float32)).max(axes), dtype)
+
+
 def quantise_weight(weight: Array, dtype: DTypeLike) -> tuple[Array, Array]:
     """A layer's weight [..., O] -> the quantised one and its scale. A matrix of e4m3 is turned into [O, I].
 
     That is the only order that cuBLASLt takes in e4m3; XLA would turn it at each step.
     """
-    f = weight.astype(jnp.float32)
-    axes = tuple(range(f.ndim - 1)) if dtype == jnp.int8 else None
-    scale = scale_of(jnp.abs(f).max(axes), dtype)
-    rounded = quantise(f, scale, dtype)
-    return (rounded.T if f.ndim == 2 and dtype != jnp.int8 else rounded), scale
+    scale = weight_scale(weight, dtype)
+    numbers = quantise(weight.astype(jnp.float32), scale, dtype)
+    return (numbers.T if weight.ndim == 2 and dtype != jnp.int8 else numbers), scale
 
 
 @jax.custom_vjp

@@ -88,8 +88,8 @@ def _weights(params: Params) -> Callable[[str], np.ndarray]:
         own = leaf if leaf.is_fully_addressable else leaf.addressable_data(0)
         array = np.asarray(jnp.asarray(own, jnp.float32))
         if scale is not None:
-            array = array * np.asarray(scale)
-            array = array.T if scale.ndim == 0 and array.ndim == 2 else array  # as `nn.quantised` turned it
+            turned = leaf.dtype != jnp.int8 and array.ndim == 2  # as in `nn.quantised`
+            array = (array.T if turned else array) * np.asarray(scale)
         return array.transpose(to_torch(key, array.shape))
 
     return weight

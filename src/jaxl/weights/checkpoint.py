@@ -131,7 +131,7 @@ def check_tensors(checkpoint: Checkpoint, component: str, wanted: Mapping[str, A
             raise CheckpointError(
                 f"{source}: {component}: {key} has shape {tensor.shape}, but its config asks for {wanted_shape}"
             )
-        if not jnp.issubdtype(tensor.dtype, jnp.floating):
+        if not jnp.issubdtype(tensor.dtype, jnp.floating) and tensor.scale is None:
             raise CheckpointError(f"{source}: {component}: {key} holds {tensor.dtype}, not floating-point numbers")
 
 

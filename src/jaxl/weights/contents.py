@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from jaxl.config import UNetConfig
 from jaxl.weights.checkpoint import Checkpoint
-from jaxl.weights.store import Tensor
+from jaxl.weights.tensors import stored_as
 
 # the transformer depths that tell the published relatives of SDXL apart: down, middle, up
 _FAMILIES = {
@@ -34,17 +34,12 @@ def components(checkpoint: Checkpoint) -> list[Component]:
         Component(
             name=name,
             parameters=sum(tensor.size for tensor in tensors.values()),
-            dtypes=sorted({_dtype(tensor) for tensor in tensors.values()}),
+            dtypes=sorted({stored_as(tensor) for tensor in tensors.values()}),
             bytes=sum(tensor.nbytes for tensor in tensors.values()),
             files=sorted({str(tensor.file) for tensor in tensors.values()}),
         )
         for name, tensors in checkpoint.tensors.items()
     ]
-
-
-def _dtype(tensor: Tensor) -> str:
-    """Return the stored dtype, and say whether a scale stands beside it."""
-    return tensor.dtype.name if tensor.scale is None else f"{tensor.dtype.name} with scales"
 
 
 def family(unet: UNetConfig) -> str:

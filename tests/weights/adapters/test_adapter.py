@@ -253,6 +253,20 @@ def test_dtypes_are_kept(tmp_path: Path, dtype: Any) -> None:
     np.testing.assert_allclose(found, up @ down, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [ml_dtypes.float8_e4m3fn, np.int8])
+def test_eight_bits_with_scales(tmp_path: Path, dtype: Any) -> None:
+    """As ComfyUI stores weights, so may it a LoRA's; an integer without a scale is refused."""
+    arrays = {key: (array * 20).astype(dtype) for key, array in SOME.items()}
+    scales = {f"{key.removesuffix('.weight')}.scale_weight": np.float32(0.05) for key in arrays}
+    whole = arrays | {key: np.asarray(scale) for key, scale in scales.items()}
+    path = tmp_path / "x.safetensors"
+    write_safetensors(path, {key: (array.dtype, array.shape) for key, array in whole.items()}, whole.__getitem__)
+    (change,) = read_adapter("x", path, SHAPES).changes["unet"].values()
+    assert isinstance(change, LowRank)
+    for found, stored in zip((change.down, change.up), arrays.values(), strict=True):
+        np.testing.assert_array_equal(found, stored.astype(np.float32) * np.float32(0.05))
+
+
 def test_the_digest_is_of_the_tensors_alone(tmp_path: Path) -> None:
     """As A1111 has it in `Lora hashes`: another title leaves it as it is."""
     adapter = read(tmp_path / "x.safetensors", SOME, {"modelspec.title": "one"})

@@ -209,7 +209,7 @@ def _check_widths(source: str, name: str, shapes: Mapping[str, tuple[int, ...]],
 
 def _read(source: str, tensor: Tensor) -> Array:
     """Return a copy of a tensor. Raises CheckpointError if it holds NaN or infinity."""
-    if tensor.dtype.kind in "biu" and tensor.size > 1:
+    if tensor.dtype.kind in "biu" and tensor.scale is None and tensor.size > 1:
         raise CheckpointError(f"{source}: {tensor.key} holds {tensor.dtype}, not floating-point numbers")
     array = np.array(tensor.read())
     if not _is_finite(array):
