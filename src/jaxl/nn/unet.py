@@ -301,8 +301,8 @@ def _transformer(params: Params, shared: Shared, path: str, x: Array, heads: int
     here = any(f"{path}.".startswith(f"{layer}.") for layer in shared.pag_layers)
     perturbed = shared.perturbed if here else None
     b, h, w, c = x.shape
-    tokens = group_norm(p["norm"], x, shared.cfg.norm_num_groups, 1e-6, kernels=shared.kernels).reshape(b, h * w, c)
-    tokens = linear(p["proj_in"], tokens)
+    tokens = group_norm(p["norm"], x, shared.cfg.norm_num_groups, 1e-6, kernels=shared.kernels)
+    tokens = linear(p["proj_in"], tokens.reshape(-1, c))
     blocks = p.get("transformer_blocks", {})
     factors = [each.at(shared.cfg, path, h, w) for each in shared.images] if blocks else []
     for i in map(str, range(len(blocks))):
@@ -315,7 +315,7 @@ def _transformer(params: Params, shared: Shared, path: str, x: Array, heads: int
         nudges = shared.added.within(f"{path}.transformer_blocks.{i}")
         told = heads, shared.kernels, shared.lengths, perturbed, nudges, images
         tokens = transformer_block(blocks[i], tokens, text, *told)
-    return linear(p["proj_out"], tokens).reshape(x.shape) + x
+    return (linear(p["proj_out"], tokens) + x.reshape(-1, c)).reshape(x.shape)
 
 
 def transformer_sizes(cfg: UNetConfig, height: int, width: int) -> list[tuple[int, int]]:
@@ -422,9 +422,12 @@ def transformer_block(
     nudges: Mapping[str, Nudges],
     images: tuple[tuple[Params, Array, Array], ...] = (),
 ) -> Array:
-    """Return what a block makes of tokens [B, T, C]. Each of `images` is a context, its lengths, and its factors."""
-    shape = tokens.shape
-    tokens = tokens.reshape(-1, shape[-1])  # XLA lays products of two axes out better than of three
+    """Return what a block makes of tokens [B*T, C]. Each of `images` is a context, its lengths, and its factors.
+
+    XLA lays products of two axes out better than of three, and where blocks change between both it may read again what
+    it wrote, for the sums of the next norm.
+    """
+    shape = (len(context["k"]), -1, tokens.shape[-1])
     norm = partial(layer_norm, kernels=kernels)
     y = norm(p["norm1"], tokens)
 
@@ -445,4 +448,4 @@ def transformer_block(
     tokens = tokens + linear(p["attn2"]["to_out"]["0"], y.reshape(tokens.shape))
     # GEGLU (Shazeer 2020, arXiv:2002.05202)
     y, gate = jnp.split(linear(p["ff"]["net"]["0"]["proj"], norm(p["norm3"], tokens)), 2, axis=-1)
-    return (tokens + linear(p["ff"]["net"]["2"], y * gelu(gate))).reshape(shape)
+    return tokens + linear(p["ff"]["net"]["2"], y * gelu(gate))
