@@ -21,7 +21,8 @@ MAX_SCORE_BYTES = 2**30
 
 @dataclass(frozen=True)
 class Kernels:
-    """The form of each operation; XLA's takes the shapes and dtypes that a form does not. Winograd's is for the U-Net.
+    """The form of each operation; XLA's takes the shapes and dtypes that a form does not. Winograd's is for the U-Net,
+    and that of a `product` for int8.
 
     A `layer_norm` in one pass reads its input once: XLA makes the sums where the input is written.
     """
@@ -30,6 +31,7 @@ class Kernels:
     group_norm: Literal["xla", "triton", "tpu"] = "xla"
     conv: Literal["xla", "winograd", "tpu"] = "xla"
     layer_norm: Literal["two_pass", "one_pass"] = "two_pass"
+    product: Literal["xla", "tpu"] = "xla"
     score_bytes: int = MAX_SCORE_BYTES
 
     @classmethod
@@ -41,10 +43,10 @@ class Kernels:
         if platform == "cpu":
             return cls(conv="winograd", score_bytes=CPU_SCORE_BYTES)
         if platform == "tpu":
-            # the convolution needs more memory on the chip than a v4 has
+            # the convolution and the product need more memory on the chip than a v4 has
             attention = cls(attention="tpu", layer_norm="one_pass")
             small = kind.startswith(("TPU v2", "TPU v3", "TPU v4"))
-            return attention if small else replace(attention, conv="tpu", group_norm="tpu")
+            return attention if small else replace(attention, conv="tpu", group_norm="tpu", product="tpu")
         # cuDNN's attention needs bfloat16 units, which NVIDIA's GPUs have from 8.0 on. Triton's norm has yet to run on
         # a GPU, so it must be asked for.
         major = kind.split(".")[0]

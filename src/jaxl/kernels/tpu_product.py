@@ -1,0 +1,125 @@
+"""Products in int8 for TPUs, in Pallas, with the layer norm and rounding before them and what follows them.
+
+XLA writes rounded inputs to memory and reads them again, makes the sums of the norms that follow in passes of their
+own, and loses half of the gain of int8 where it scales what the products give. Here rows of tokens are normalised and
+rounded on the chip, and results leave it once, scaled, gated and with the residual added.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu
+
+from jaxl.kernels.by_image import by_image
+from jaxl.kernels.tpu_attention import LANES
+from jaxl.kernels.tpu_conv import CHIP_BYTES, INT8_GAIN, INT8_MAX
+
+# The rows and the most output channels that a program works on.
+ROWS = 256
+OUTPUTS = 1280
+
+
+def takes(x: Array | jax.ShapeDtypeStruct, weight: Array | jax.ShapeDtypeStruct, halves: int = 1) -> bool:
+    """Return whether `product` takes tokens [M, K] and an int8 weight [K, N], of whole columns of the unit.
+
+    With a gate, N has two `halves`.
+    """
+    if x.ndim != 2 or weight.dtype != jnp.int8 or x.dtype not in (jnp.bfloat16, jnp.float32):
+        return False
+    inputs, outputs = weight.shape
+    # weights, rows and results are held twice; sums are of four bytes
+    held = 4 * inputs * min(outputs, OUTPUTS) + 2 * ROWS * (inputs + OUTPUTS) * x.dtype.itemsize + 16 * ROWS * OUTPUTS
+    return inputs % LANES == 0 and outputs % (halves * LANES) == 0 and held <= CHIP_BYTES
+
+
+def product(
+    x: Array,
+    weight: Array,
+    input_scale: Array,
+    scale: Array,
+    bias: Array | None,
+    *,
+    norm: tuple[Array, Array] | None = None,
+    eps: float = 1e-5,
+    residual: Array | None = None,
+    gate: Callable[[Array], Array] | None = None,
+    interpret: bool = False,
+) -> Array:
+    """[M, K] by int8 [K, N] -> [M, N], in the form of `nn.quantised`; rounding is by multiplication with 1 / scale.
+
+    `norm`: weight and bias [K] of a layer norm before. `residual` [M, N] is added. With a `gate` the result is
+    [M, N / 2]: the first half of the channels times `gate` of the second.
+    """
+    images = (x,) if residual is None else (x, residual)
+    # joined, because each operation on a few numbers costs a TPU a microsecond
+    after = jnp.stack([scale * input_scale, jnp.zeros_like(scale) if bias is None else bias.astype(jnp.float32)])
+    before = () if norm is None else (jnp.stack(norm).astype(jnp.float32),)
+    run = partial(_product, normed=norm is not None, eps=eps, gate=gate, interpret=interpret)
+    return by_image(run, images, (weight, (1 / input_scale).reshape(1), after, *before))
+
+
+def _product(
+    x: Array, *rest: Array, normed: bool, eps: float, gate: Callable[[Array], Array] | None, interpret: bool
+) -> Array:
+    residual, (weight, step, after, *norm) = rest[: -3 - normed], rest[-3 - normed :]
+    m, inputs = x.shape
+    halves = 1 if gate is None else 2
+    channels = weight.shape[-1] // halves
+    outputs = next(n for n in range(min(channels, OUTPUTS), 0, -LANES) if channels % n == 0)
+    rows, parts = min(m, ROWS), channels // outputs
+
+    def columns(height: int) -> list[pl.BlockSpec]:
+        """Return a program's part of what has a column for each output channel, or of each half of it."""
+        return [pl.BlockSpec((height, outputs), lambda out, row, at=i * parts: (0, at + out)) for i in range(halves)]
+
+    own = pl.BlockSpec((rows, inputs), lambda out, row: (row, 0))
+    result = pl.BlockSpec((rows, outputs), lambda out, row: (row, out))
+    by_input = pl.BlockSpec((2, inputs), lambda out, row: (0, 0))
+    number = pl.BlockSpec(memory_space=tpu.SMEM)
+    return pl.pallas_call(
+        partial(_kernel, halves=halves, normed=normed, eps=eps, gate=gate),
+        out_shape=jax.ShapeDtypeStruct((m, channels), x.dtype),
+        grid=(parts, pl.cdiv(m, rows)),
+        in_specs=[
+            *(number, own, *columns(inputs), *columns(2)),
+            *([by_input] * len(norm) + [result] * len(residual)),
+        ],
+        out_specs=result,
+        compiler_params=tpu.CompilerParams(dimension_semantics=("parallel",) * 2, vmem_limit_bytes=CHIP_BYTES),
+        cost_estimate=pl.CostEstimate(
+            flops=2 * m * inputs * weight.shape[-1] // INT8_GAIN,
+            bytes_accessed=weight.size + x.dtype.itemsize * (parts * x.size + (1 + len(residual)) * m * channels),
+            transcendentals=0 if gate is None else m * channels,
+        ),
+        interpret=interpret,
+        name="product",
+    )(step, x, *[weight] * halves, *[after] * halves, *norm, *residual)
+
+
+def _kernel(step, x, *refs, halves: int, normed: bool, eps: float, gate: Callable[[Array], Array] | None) -> None:
+    *refs, out = refs
+    weights, afters, rest = refs[:halves], refs[halves : 2 * halves], refs[2 * halves :]
+    f = x[...].astype(jnp.float32)
+    if normed:
+        norm, *rest = rest
+        f -= f.mean(-1, keepdims=True)
+        f *= jax.lax.rsqrt(jnp.square(f).mean(-1, keepdims=True) + eps)
+        f = (f * norm[:1] + norm[1:]).astype(x.dtype).astype(jnp.float32)
+    rounded = jnp.clip(jnp.round(f * step[0]), -INT8_MAX, INT8_MAX).astype(jnp.int8)
+
+    def half(weight, after) -> Array:
+        sums = jax.lax.dot_general(rounded, weight[...], (((1,), (0,)), ((), ())), preferred_element_type=jnp.int32)
+        return sums.astype(jnp.float32) * after[:1] + after[1:]
+
+    y, *gates = map(half, weights, afters)
+    if gate is not None:
+        y *= gate(gates[0])
+    for residual in rest:
+        y += residual[...].astype(jnp.float32)
+    out[...] = y.astype(out.dtype)
