@@ -54,6 +54,16 @@ def test_equals_xla(
     np.testing.assert_allclose(ours.astype(jnp.float32), theirs, rtol=tolerance, atol=tolerance)
 
 
+def test_a_skip_is_joined() -> None:
+    keys = jax.random.split(jax.random.key(0), 3)
+    x, weight = jax.random.normal(keys[0], (2, 8, 16, 200)), 0.1 * jax.random.normal(keys[1], (3, 3, 200, 64))
+    norm = (jax.random.normal(keys[2], (2, 200)), jnp.ones((2, 200)))
+    joined = tpu_conv.conv(x, weight, jnp.zeros(64), norm, interpret=True)
+    own, skip = jnp.split(x, [tpu_conv.LANES], axis=-1)
+    assert tpu_conv.takes(own, weight)
+    np.testing.assert_array_equal(tpu_conv.conv(own, weight, jnp.zeros(64), norm, skip=skip, interpret=True), joined)
+
+
 @pytest.mark.parametrize("with_norm", [True, False])
 def test_int8_equals_xla(with_norm: bool) -> None:
     keys = jax.random.split(jax.random.key(0), 5)

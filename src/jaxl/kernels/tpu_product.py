@@ -57,39 +57,32 @@ def product(
     [M, N / 2]: the first half of the channels times `gate` of the second.
     """
     images = (x,) if residual is None else (x, residual)
-    # joined, because each operation on a few numbers costs a TPU a microsecond
-    after = jnp.stack([scale * input_scale, jnp.zeros_like(scale) if bias is None else bias.astype(jnp.float32)])
-    before = () if norm is None else (jnp.stack(norm).astype(jnp.float32),)
     run = partial(_product, normed=norm is not None, eps=eps, gate=gate, interpret=interpret)
-    return by_image(run, images, (weight, (1 / input_scale).reshape(1), after, *before))
+    # vectors as they are, because each operation on a few numbers costs a TPU a microsecond
+    bias = jnp.zeros_like(scale) if bias is None else bias
+    return by_image(run, images, (weight, input_scale.reshape(1), scale, bias, *(norm or ())))
 
 
 def _product(
     x: Array, *rest: Array, normed: bool, eps: float, gate: Callable[[Array], Array] | None, interpret: bool
 ) -> Array:
-    residual, (weight, step, after, *norm) = rest[: -3 - normed], rest[-3 - normed :]
+    residual, (weight, input_scale, scale, bias, *norm) = rest[: -4 - 2 * normed], rest[-4 - 2 * normed :]
     m, inputs = x.shape
     halves = 1 if gate is None else 2
     channels = weight.shape[-1] // halves
     outputs = next(n for n in range(min(channels, OUTPUTS), 0, -LANES) if channels % n == 0)
     rows, parts = min(m, ROWS), channels // outputs
 
-    def columns(height: int) -> list[pl.BlockSpec]:
-        """Return a program's part of what has a column for each output channel, or of each half of it."""
-        return [pl.BlockSpec((height, outputs), lambda out, row, at=i * parts: (0, at + out)) for i in range(halves)]
-
+    weights = [pl.BlockSpec((inputs, outputs), lambda out, row, at=i * parts: (0, at + out)) for i in range(halves)]
     own = pl.BlockSpec((rows, inputs), lambda out, row: (row, 0))
     result = pl.BlockSpec((rows, outputs), lambda out, row: (row, out))
-    by_input = pl.BlockSpec((2, inputs), lambda out, row: (0, 0))
+    vectors = [pl.BlockSpec(each.shape, lambda out, row: (0,)) for each in (scale, bias, *norm)]
     number = pl.BlockSpec(memory_space=tpu.SMEM)
     return pl.pallas_call(
         partial(_kernel, halves=halves, normed=normed, eps=eps, gate=gate),
         out_shape=jax.ShapeDtypeStruct((m, channels), x.dtype),
         grid=(parts, pl.cdiv(m, rows)),
-        in_specs=[
-            *(number, own, *columns(inputs), *columns(2)),
-            *([by_input] * len(norm) + [result] * len(residual)),
-        ],
+        in_specs=[number, own, *weights, *vectors, *[result] * len(residual)],
         out_specs=result,
         compiler_params=tpu.CompilerParams(dimension_semantics=("parallel",) * 2, vmem_limit_bytes=CHIP_BYTES),
         cost_estimate=pl.CostEstimate(
@@ -99,27 +92,35 @@ def _product(
         ),
         interpret=interpret,
         name="product",
-    )(step, x, *[weight] * halves, *[after] * halves, *norm, *residual)
+    )(input_scale, x, *[weight] * halves, scale, bias, *norm, *residual)
 
 
-def _kernel(step, x, *refs, halves: int, normed: bool, eps: float, gate: Callable[[Array], Array] | None) -> None:
+def _kernel(
+    input_scale, x, *refs, halves: int, normed: bool, eps: float, gate: Callable[[Array], Array] | None
+) -> None:
     *refs, out = refs
-    weights, afters, rest = refs[:halves], refs[halves : 2 * halves], refs[2 * halves :]
+    weights, (scale, bias, *rest) = refs[:halves], refs[halves:]
     f = x[...].astype(jnp.float32)
     if normed:
-        norm, *rest = rest
+        norm_weight, norm_bias, *rest = rest
         f -= f.mean(-1, keepdims=True)
         f *= jax.lax.rsqrt(jnp.square(f).mean(-1, keepdims=True) + eps)
-        f = (f * norm[:1] + norm[1:]).astype(x.dtype).astype(jnp.float32)
-    rounded = jnp.clip(jnp.round(f * step[0]), -INT8_MAX, INT8_MAX).astype(jnp.int8)
+        f = (f * _row(norm_weight) + _row(norm_bias)).astype(x.dtype).astype(jnp.float32)
+    rounded = jnp.clip(jnp.round(f * (1 / input_scale[0])), -INT8_MAX, INT8_MAX).astype(jnp.int8)
 
-    def half(weight, after) -> Array:
-        sums = jax.lax.dot_general(rounded, weight[...], (((1,), (0,)), ((), ())), preferred_element_type=jnp.int32)
-        return sums.astype(jnp.float32) * after[:1] + after[1:]
+    def half(i: int) -> Array:
+        own = pl.ds((i * pl.num_programs(0) + pl.program_id(0)) * out.shape[-1], out.shape[-1])
+        sums = jax.lax.dot_general(rounded, weights[i][...], (((1,), (0,)), ((), ())), preferred_element_type=jnp.int32)
+        return sums.astype(jnp.float32) * (_row(scale, own) * input_scale[0]) + _row(bias, own)
 
-    y, *gates = map(half, weights, afters)
+    y = half(0)
     if gate is not None:
-        y *= gate(gates[0])
+        y *= gate(half(1))
     for residual in rest:
         y += residual[...].astype(jnp.float32)
     out[...] = y.astype(out.dtype)
+
+
+def _row(vector, own: pl.Slice | slice = slice(None)) -> Array:
+    """Some of [N] -> [1, M] float32."""
+    return vector[own].astype(jnp.float32)[None]

@@ -56,6 +56,7 @@ def _outputs(x: Array | jax.ShapeDtypeStruct, weight: Array | jax.ShapeDtypeStru
 def _conv(x: Array, weight: Array, bias: Array, *, interpret: bool) -> Array:
     b, height, width, inputs = x.shape
     rows, outputs, channels = rows_of(height, width), _outputs(x, weight), weight.shape[-1]
+    assert outputs is not None
 
     def line(row: int) -> pl.BlockSpec:
         """Return the row of pixels just above (-1) or below (`rows`) a program's own; any row where there is none."""

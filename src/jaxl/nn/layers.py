@@ -109,11 +109,11 @@ def normalised_conv(
     if kernels.conv == "tpu" and isinstance(layer, Plain | Quantised) and layer.bias is not None:
         from jaxl.kernels import tpu_conv as tpu  # Pallas takes a third of a second to import
 
-        whole = x if skip is None else jnp.concatenate([x, skip], axis=-1)
-        if tpu.takes(whole, layer.weight):
-            by_channel = scale_and_shift(norm, [whole], groups, eps, added=added, kernels=kernels)
+        if tpu.takes(x, layer.weight):
+            parts = [x] if skip is None else [x, skip]
+            by_channel = scale_and_shift(norm, parts, groups, eps, added=added, kernels=kernels)
             scales = (layer.input_scale, layer.scale) if isinstance(layer, Quantised) else None
-            return tpu.conv(whole, layer.weight, layer.bias, by_channel, residual, scales=scales)
+            return tpu.conv(x, layer.weight, layer.bias, by_channel, residual, skip=skip, scales=scales)
     x = group_norm(norm, x, groups, eps, silu=True, added=added, skip=skip, kernels=kernels)
     y = layer.conv(x, 1, (1, 1), kernels)
     return y if residual is None else residual + y
