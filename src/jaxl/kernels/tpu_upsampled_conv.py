@@ -7,7 +7,9 @@ al. 2016, arXiv:1609.05158, has the converse). The sums are rounded to the dtype
 
 from __future__ import annotations
 
+import math
 from functools import partial
+from itertools import product
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +21,10 @@ from jaxl.kernels.by_image import by_image
 from jaxl.kernels.tpu_attention import occupied
 from jaxl.kernels.tpu_conv import CHIP_BYTES, OUTPUTS, TILE_ROWS, rows_of
 
+# Of each of the two pixels that one becomes, on an axis: the filter's weights for that one and its neighbour, in the
+# order of the small picture.
+TAPS = (((0,), (1, 2)), ((0, 1), (2,)))
+
 
 def takes(x: Array | jax.ShapeDtypeStruct, weight: Array | jax.ShapeDtypeStruct) -> bool:
     """Return whether `conv` takes pictures [B, H, W, I] and a weight [3, 3, I, O]: in bfloat16, O a multiple of 64."""
@@ -28,18 +34,7 @@ def takes(x: Array | jax.ShapeDtypeStruct, weight: Array | jax.ShapeDtypeStruct)
 
 def conv(x: Array, weight: Array, bias: Array, *, interpret: bool = False) -> Array:
     """[B, H, W, I] -> [B, 2H, 2W, O]: each pixel four times, padded, convolved by [3, 3, I, O], plus bias."""
-    by_row = _sums(weight.astype(jnp.float32))
-    sums = _sums(jnp.moveaxis(by_row, 2, 0)).astype(weight.dtype)
-    return by_image(partial(_conv, interpret=interpret), (x,), (sums, bias.astype(jnp.float32)[None]))
-
-
-def _sums(weight: Array) -> Array:
-    """[3, ...] -> [2, 2, ...]: for each of the pixels that one becomes, its weights on that one and on its neighbour.
-
-    They are in the order of the small picture.
-    """
-    before, at, behind = weight
-    return jnp.stack([jnp.stack([before, at + behind]), jnp.stack([before + at, behind])])
+    return by_image(partial(_conv, interpret=interpret), (x,), (weight, bias.astype(jnp.float32)[None]))
 
 
 def _outputs(x: Array | jax.ShapeDtypeStruct, weight: Array | jax.ShapeDtypeStruct) -> int | None:
@@ -47,8 +42,8 @@ def _outputs(x: Array | jax.ShapeDtypeStruct, weight: Array | jax.ShapeDtypeStru
     _, height, width, inputs = x.shape
     channels, pixels = weight.shape[-1], (rows_of(height, width) + 2) * width
     for outputs in [each for each in OUTPUTS if channels % each == 0] or [channels]:
-        # weights, pictures and results are held twice; the sums of four pixels are float32
-        if 64 * inputs * outputs + pixels * (10 * inputs + 48 * outputs) <= CHIP_BYTES * 3 // 4:
+        # weights, pictures and results are held twice, sums of weights once; those of four pixels are float32
+        if 68 * inputs * outputs + pixels * (10 * inputs + 48 * outputs) <= CHIP_BYTES * 3 // 4:
             return outputs
     return None
 
@@ -72,12 +67,17 @@ def _conv(x: Array, weight: Array, bias: Array, *, interpret: bool) -> Array:
             line(-1),
             pl.BlockSpec((1, rows, width, inputs), lambda out, image, part: (image, part, 0, 0)),
             line(rows),
-            pl.BlockSpec((2, 2, 2, 2, inputs, outputs), lambda out, image, part: (0, 0, 0, 0, 0, out)),
+            pl.BlockSpec((3, 3, inputs, outputs), lambda out, image, part: (0, 0, 0, out)),
             pl.BlockSpec((1, outputs), lambda out, image, part: (0, out)),
         ],
         out_specs=pl.BlockSpec((1, rows, 2, 2 * width, outputs), lambda out, image, part: (image, part, 0, 0, out)),
-        scratch_shapes=[tpu.VMEM(((rows + 2) * width, inputs), x.dtype)],
-        compiler_params=tpu.CompilerParams(dimension_semantics=("parallel",) * 3, vmem_limit_bytes=CHIP_BYTES),
+        scratch_shapes=[
+            tpu.VMEM(((rows + 2) * width, inputs), x.dtype),
+            tpu.VMEM((2, 2, 2, 2, inputs, outputs), weight.dtype),
+        ],
+        compiler_params=tpu.CompilerParams(
+            dimension_semantics=("parallel", "arbitrary", "arbitrary"), vmem_limit_bytes=CHIP_BYTES
+        ),
         cost_estimate=pl.CostEstimate(
             flops=2 * 16 * b * height * width * occupied(inputs) * occupied(channels),
             bytes_accessed=x.dtype.itemsize * (x.size + weight.size + 4 * b * height * width * channels),
@@ -89,8 +89,13 @@ def _conv(x: Array, weight: Array, bias: Array, *, interpret: bool) -> Array:
     return doubled.reshape(b, 2 * height, 2 * width, channels)
 
 
-def _kernel(above, own, below, weight, bias, out, lines) -> None:
+def _kernel(above, own, below, weight, bias, out, lines, sums) -> None:
     _, rows, width, inputs = own.shape
+
+    @pl.when((pl.program_id(1) == 0) & (pl.program_id(2) == 0))
+    def _() -> None:
+        _add_up(weight, sums)
+
     pixels, part = rows * width, pl.program_id(2)
     nothing = jnp.zeros((), own.dtype)
     lines[:width] = jnp.where(part > 0, above[0, 0], nothing)
@@ -103,7 +108,7 @@ def _kernel(above, own, below, weight, bias, out, lines) -> None:
         first, second = (
             jax.lax.dot_general(
                 lines[(down + i) * width : (down + i) * width + pixels],
-                weight[right, column, down, i],
+                sums[down, i, right, column],
                 (((1,), (0,)), ((), ())),
                 preferred_element_type=jnp.float32,
             )
@@ -116,6 +121,21 @@ def _kernel(above, own, below, weight, bias, out, lines) -> None:
         right = summed(down, 1, 0) + jnp.where(at == width - 1, 0.0, tpu.roll(summed(down, 1, 1), pixels - 1, 0))
         row = _in_turns(left + bias[...], right + bias[...], out.dtype)
         out[0, :, down] = row.reshape(rows, 2 * width, bias.shape[-1])
+
+
+def _add_up(weight, sums) -> None:
+    """Write the sums of a filter [3, 3, I, O] that each pixel needs, [2, 2, 2, 2, I, O]; a part of I at a time."""
+    inputs = weight.shape[2]
+    size = math.gcd(inputs, 128)
+
+    def add_up(i: Array, _: None) -> None:
+        own = pl.ds(pl.multiple_of(i * size, size), size)
+        for down, at, right, column in product(range(2), repeat=4):
+            taps = product(TAPS[down][at], TAPS[right][column])
+            total = sum(weight[*tap, own].astype(jnp.float32) for tap in taps)
+            sums[down, at, right, column, own] = jnp.asarray(total).astype(sums.dtype)
+
+    jax.lax.fori_loop(0, inputs // size, add_up, None)
 
 
 def _in_turns(even: Array, odd: Array, dtype: jnp.dtype) -> Array:
