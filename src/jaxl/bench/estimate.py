@@ -160,6 +160,10 @@ def estimate(request: EstimateRequest, tell: Callable[[str], None]) -> dict[str,
     read_topology(request.topology)
     if request.controlnet not in (None, *CONTROLNETS):
         raise InputError("controlnet", request.controlnet, nearest(request.controlnet, CONTROLNETS))
+    if request.precision is not None:
+        from jaxl.weights.quantise import read_precision  # imports jax
+
+        read_precision(request.precision, "tpu")
     if importlib.util.find_spec("libtpu") is None:
         remedy = f"this needs the compiler for TPUs: {install_command('tpu')}"
         raise InputError("topology", request.topology, remedy)
@@ -203,7 +207,7 @@ def make_report(request: EstimateRequest, tell: Callable[[str], None]) -> dict[s
     from jaxl.run.model import Model
     from jaxl.run.programs import ADVANCE, DECODE, PICTURE, AnyProgram, Programs, of_pictures
     from jaxl.run.sharding import make_mesh, place_parameters
-    from jaxl.weights.quantise import quantised_shapes, read_precision
+    from jaxl.weights.quantise import PRECISIONS, quantised_shapes
 
     topology = read_topology(request.topology)
     devices = _devices(topology)
@@ -213,7 +217,7 @@ def make_report(request: EstimateRequest, tell: Callable[[str], None]) -> dict[s
     vae_dtype = request.vae_dtype or jnp.dtype(model.vae_dtype(jnp.bfloat16)).name
     trees = model.shapes(jnp.bfloat16, vae_dtype)
     if request.precision is not None:
-        trees["unet"] = quantised_shapes(trees["unet"], read_precision(request.precision, devices[0].platform))
+        trees["unet"] = quantised_shapes(trees["unet"], PRECISIONS[request.precision])
     shapes = place_parameters(trees, mesh, split=request.split)
     programs = Programs(model, mesh, shapes)
     width, height = request.width or model.default_size, request.height or model.default_size

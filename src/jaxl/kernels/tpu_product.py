@@ -20,9 +20,10 @@ from jaxl.kernels.by_image import by_image
 from jaxl.kernels.tpu_attention import LANES
 from jaxl.kernels.tpu_conv import CHIP_BYTES, INT8_GAIN, INT8_MAX
 
-# The rows and the most output channels that a program works on.
+# The rows and the most output channels that a program works on. Parts of vectors begin at multiples of a tile.
 ROWS = 256
 OUTPUTS = 1280
+TILE = 256
 
 
 def takes(x: Array | jax.ShapeDtypeStruct, weight: Array | jax.ShapeDtypeStruct, halves: int = 1) -> bool:
@@ -35,7 +36,15 @@ def takes(x: Array | jax.ShapeDtypeStruct, weight: Array | jax.ShapeDtypeStruct,
     inputs, outputs = weight.shape
     # weights, rows and results are held twice; sums are of four bytes
     held = 4 * inputs * min(outputs, OUTPUTS) + 2 * ROWS * (inputs + OUTPUTS) * x.dtype.itemsize + 16 * ROWS * OUTPUTS
-    return inputs % LANES == 0 and outputs % (halves * LANES) == 0 and held <= CHIP_BYTES
+    return inputs % LANES == 0 and _outputs(outputs, halves) is not None and held <= CHIP_BYTES
+
+
+def _outputs(channels: int, halves: int) -> int | None:
+    """Return the number of output channels that a program works on, all if it can; None if there is none that fits."""
+    if halves == 1 and channels <= OUTPUTS and channels % LANES == 0:
+        return channels
+    fitting = (n for n in range(OUTPUTS, 0, -TILE) if channels % (halves * n) == 0)
+    return next(fitting, None)
 
 
 def product(
@@ -70,7 +79,8 @@ def _product(
     m, inputs = x.shape
     halves = 1 if gate is None else 2
     channels = weight.shape[-1] // halves
-    outputs = next(n for n in range(min(channels, OUTPUTS), 0, -LANES) if channels % n == 0)
+    outputs = _outputs(weight.shape[-1], halves)
+    assert outputs is not None
     rows, parts = min(m, ROWS), channels // outputs
 
     weights = [pl.BlockSpec((inputs, outputs), lambda out, row, at=i * parts: (0, at + out)) for i in range(halves)]
@@ -109,7 +119,9 @@ def _kernel(
     rounded = jnp.clip(jnp.round(f * (1 / input_scale[0])), -INT8_MAX, INT8_MAX).astype(jnp.int8)
 
     def half(i: int) -> Array:
-        own = pl.ds((i * pl.num_programs(0) + pl.program_id(0)) * out.shape[-1], out.shape[-1])
+        all_of_it = scale.shape == out.shape[-1:]
+        first = (i * pl.num_programs(0) + pl.program_id(0)) * out.shape[-1]
+        own = slice(None) if all_of_it else pl.ds(first, out.shape[-1])
         sums = jax.lax.dot_general(rounded, weights[i][...], (((1,), (0,)), ((), ())), preferred_element_type=jnp.int32)
         return sums.astype(jnp.float32) * (_row(scale, own) * input_scale[0]) + _row(bias, own)
 
