@@ -21,10 +21,10 @@ MAX_SCORE_BYTES = 2**30
 
 @dataclass(frozen=True)
 class Kernels:
-    """The form of each operation; XLA's takes the shapes and dtypes that a form does not. Winograd's is for the U-Net,
-    and that of a `product` for int8.
+    """The form of each operation; XLA's takes the shapes and dtypes that a form does not. Winograd's is for the U-Net.
 
-    A `layer_norm` in one pass reads its input once: XLA makes the sums where the input is written.
+    A `layer_norm` in one pass reads its input once: XLA makes the sums where the input is written. A `product` other
+    than XLA's is one in int8.
     """
 
     attention: Literal["xla", "cudnn", "tpu"] = "xla"

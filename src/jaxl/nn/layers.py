@@ -55,8 +55,10 @@ def linear(
 
 
 def geglu(p: Params, x: Array, norm: Params, kernels: Kernels = XLA) -> Array:
-    """[N, I] -> [N, O]: a layer norm, a linear layer, and half of it times GELU of the other (Shazeer 2020,
-    arXiv:2002.05202)."""
+    """[N, I] -> [N, O]: a layer norm, a linear layer, and half of it times GELU of the other half.
+
+    Shazeer 2020, arXiv:2002.05202.
+    """
     fused = _product(p, x, kernels, norm, halves=2)
     if fused is not None:
         return fused(gate=gelu)
