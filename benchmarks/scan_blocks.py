@@ -58,7 +58,7 @@ def main() -> None:
 
     blocks = [block() for _ in range(args.depth)]
     stack = jax.tree.map(lambda *each: np.stack(each), *blocks)
-    x = rng.standard_normal((2, args.tokens, args.width), np.float32)
+    x = rng.standard_normal((2 * args.tokens, args.width), np.float32)
     ways = {"unrolled": (unrolled, blocks), "scanned": (scanned, stack), "sliced": (sliced, stack)}
     report: dict[str, Any] = {}
     runs = {}

@@ -181,6 +181,7 @@ def test_the_command_names_what_is_missing(monkeypatch: pytest.MonkeyPatch, caps
         (["--steps", "0"], "--steps 0"),
         (["--lora-rank", "0"], "--lora-rank 0"),
         (["--controlnet", "ful"], "--controlnet 'ful': did you mean 'full'?"),
+        (["--precision", "int9"], "--precision 'int9': did you mean 'int8'?"),
         (["--prices", "nowhere.toml"], "--prices 'nowhere.toml'"),
     ],
 )

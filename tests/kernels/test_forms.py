@@ -18,6 +18,7 @@ TESTS = {
     ("conv", "winograd"): "test_winograd.py",
     ("conv", "tpu"): "test_tpu_conv.py",
     ("layer_norm", "one_pass"): "test_forms.py",
+    ("product", "tpu"): "test_tpu_product.py",
 }
 OFF = {("group_norm", "triton")}  # it has yet to run on a GPU
 PLATFORMS = (("cpu", ""), ("gpu", "9.0"), ("tpu", "TPU v5 lite"))

@@ -7,6 +7,8 @@ import pytest
 from jax import lax
 
 from jaxl.kernels import tpu_conv
+from jaxl.nn.layers import conv
+from jaxl.nn.quantised import quantise_weight, scale_of
 
 
 def reference(x, weight, bias, norm, residual):
@@ -50,6 +52,34 @@ def test_equals_xla(
     tolerance = 2e-5 if dtype == jnp.float32 else 0.03
     theirs = reference(x, weight, bias, norm, residual)
     np.testing.assert_allclose(ours.astype(jnp.float32), theirs, rtol=tolerance, atol=tolerance)
+
+
+def test_a_skip_is_joined() -> None:
+    keys = jax.random.split(jax.random.key(0), 3)
+    x, weight = jax.random.normal(keys[0], (2, 8, 16, 200)), 0.1 * jax.random.normal(keys[1], (3, 3, 200, 64))
+    norm = (jax.random.normal(keys[2], (2, 200)), jnp.ones((2, 200)))
+    joined = tpu_conv.conv(x, weight, jnp.zeros(64), norm, interpret=True)
+    own, skip = jnp.split(x, [tpu_conv.LANES], axis=-1)
+    assert tpu_conv.takes(own, weight)
+    np.testing.assert_array_equal(tpu_conv.conv(own, weight, jnp.zeros(64), norm, skip=skip, interpret=True), joined)
+
+
+@pytest.mark.parametrize("with_norm", [True, False])
+def test_int8_equals_xla(with_norm: bool) -> None:
+    keys = jax.random.split(jax.random.key(0), 5)
+    x = jax.random.normal(keys[0], (2, 8, 32, 24))
+    weight, scale = quantise_weight(0.1 * jax.random.normal(keys[1], (3, 3, 24, 64)), jnp.int8)
+    bias = jax.random.normal(keys[2], (64,))
+    norm = (jax.random.normal(keys[3], (2, 24)), jax.random.normal(keys[4], (2, 24))) if with_norm else None
+    input_scale = scale_of(jnp.float32(1.0), jnp.int8)
+    assert tpu_conv.takes(x, weight)
+    residual = jnp.ones((2, 8, 32, 64))
+    ours = tpu_conv.conv(x, weight, bias, norm, residual, scales=(input_scale, scale), interpret=True)
+    normed = x if norm is None else jax.nn.silu(x * norm[0][:, None, None] + norm[1][:, None, None])
+    layer = {"weight": weight, "bias": bias, "scale": scale, "input_scale": input_scale}
+    theirs = conv(layer, normed) + residual
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-3)  # a rounded input may be the next number
+    assert np.median(np.abs(ours - theirs)) < 1e-6
 
 
 @pytest.mark.parametrize(

@@ -132,9 +132,9 @@ def _grid(chips: int, axes: int) -> tuple[int, ...]:
 class EstimateRequest:
     """A program to be estimated, and on which chips. `batch` is over all chips.
 
-    With a `lora_rank` the programs have room for LoRAs whose ranks sum up to that in each layer of the transformers.
-    With a `controlnet`, one of CONTROLNETS, each image follows a picture; with `image_prompts` it is like so many, by
-    IP-Adapter Plus.
+    With a `precision`, one of those of `weights.quantise`, most of the U-Net is in eight bits. With a `lora_rank` the
+    programs have room for LoRAs whose ranks sum up to that in each layer of the transformers. With a `controlnet`, one
+    of CONTROLNETS, each image follows a picture; with `image_prompts` it is like so many, by IP-Adapter Plus.
     """
 
     topology: str
@@ -149,6 +149,7 @@ class EstimateRequest:
     lora_rank: int = 0
     controlnet: str | None = None
     image_prompts: int = 0
+    precision: str | None = None
 
 
 def estimate(request: EstimateRequest, tell: Callable[[str], None]) -> dict[str, Any]:
@@ -159,6 +160,10 @@ def estimate(request: EstimateRequest, tell: Callable[[str], None]) -> dict[str,
     read_topology(request.topology)
     if request.controlnet not in (None, *CONTROLNETS):
         raise InputError("controlnet", request.controlnet, nearest(request.controlnet, CONTROLNETS))
+    if request.precision is not None:
+        from jaxl.weights.quantise import read_precision  # imports jax
+
+        read_precision(request.precision, "tpu")
     if importlib.util.find_spec("libtpu") is None:
         remedy = f"this needs the compiler for TPUs: {install_command('tpu')}"
         raise InputError("topology", request.topology, remedy)
@@ -202,6 +207,7 @@ def make_report(request: EstimateRequest, tell: Callable[[str], None]) -> dict[s
     from jaxl.run.model import Model
     from jaxl.run.programs import ADVANCE, DECODE, PICTURE, AnyProgram, Programs, of_pictures
     from jaxl.run.sharding import make_mesh, place_parameters
+    from jaxl.weights.quantise import PRECISIONS, quantised_shapes
 
     topology = read_topology(request.topology)
     devices = _devices(topology)
@@ -209,7 +215,10 @@ def make_report(request: EstimateRequest, tell: Callable[[str], None]) -> dict[s
     configs = _configs(request.model)
     model = Model.from_configs(configs, Kernels.of_device(devices[0]))
     vae_dtype = request.vae_dtype or jnp.dtype(model.vae_dtype(jnp.bfloat16)).name
-    shapes = place_parameters(model.shapes(jnp.bfloat16, vae_dtype), mesh, split=request.split)
+    trees = model.shapes(jnp.bfloat16, vae_dtype)
+    if request.precision is not None:
+        trees["unet"] = quantised_shapes(trees["unet"], PRECISIONS[request.precision])
+    shapes = place_parameters(trees, mesh, split=request.split)
     programs = Programs(model, mesh, shapes)
     width, height = request.width or model.default_size, request.height or model.default_size
     batch = request.batch or len(devices)
@@ -274,6 +283,7 @@ def make_report(request: EstimateRequest, tell: Callable[[str], None]) -> dict[s
         "split": request.split,
         "model": request.model,
         "dtype": "bfloat16",
+        "precision": request.precision,
         "vae_dtype": vae_dtype,
         "versions": {"jax": jax.__version__, "libtpu": _version("libtpu")},
         "programs": {},

@@ -140,7 +140,7 @@ def _at_least(line: str, rates: Rates) -> float | None:
 
 
 def _kind_of_kernel(name: str) -> str:
-    kinds = {"attention": "attention", "conv": "convolution", "moments": "normalisation"}
+    kinds = {"attention": "attention", "conv": "convolution", "product": "matrix product", "moments": "normalisation"}
     return next((kind for word, kind in kinds.items() if name.startswith(word)), "other")
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from jaxl.call.sizes import check_size
-from jaxl.cli.options import JsonOption, QuietOption, VaeDtypeOption
+from jaxl.cli.options import JsonOption, PrecisionOption, QuietOption, VaeDtypeOption
 from jaxl.cli.terminal import in_background, note, print_line
 from jaxl.errors import InputError
 
@@ -31,6 +31,7 @@ def estimate(
     steps: Annotated[int, typer.Option(help="Of the scheduler, each with guidance.")] = 20,
     split: Annotated[bool, typer.Option("--split", help="Split the parameters over the chips.")] = False,
     vae_dtype: VaeDtypeOption = "auto",
+    precision: PrecisionOption = None,
     lora_rank: Annotated[
         int | None, typer.Option(metavar="N", help="With room for LoRAs of ranks that sum up to N, and beside none.")
     ] = None,
@@ -85,6 +86,7 @@ def estimate(
         lora_rank=lora_rank or 0,
         controlnet=controlnet,
         image_prompts=image_prompts or 0,
+        precision=precision,
     )
 
     def tell(program: str) -> None:
@@ -113,7 +115,8 @@ def _lines(report: Mapping[str, Any]) -> Iterator[str]:
     """Yield the lines of the report."""
     where = f"{report['chips']} x {report['chip']} ({report['topology']})"
     yield f"{report['model']} on {where}: {report['batch']} images of {report['size']}, {report['steps']} guided steps"
-    yield f"{report['dtype']}, autoencoder {report['vae_dtype']}; estimated by the compiler, not measured"
+    dtypes = f"{report['precision'] or report['dtype']}, autoencoder {report['vae_dtype']}"
+    yield f"{dtypes}; estimated by the compiler, not measured"
     yield ""
     yield from _table(
         ("program", "GiB", "temporaries", "in all", "fits", "cycles", "ms", "compiled in"),

@@ -23,13 +23,15 @@ MAX_SCORE_BYTES = 2**30
 class Kernels:
     """The form of each operation; XLA's takes the shapes and dtypes that a form does not. Winograd's is for the U-Net.
 
-    A `layer_norm` in one pass reads its input once: XLA makes the sums where the input is written.
+    A `layer_norm` in one pass reads its input once: XLA makes the sums where the input is written. A `product` other
+    than XLA's is one in int8.
     """
 
     attention: Literal["xla", "cudnn", "tpu"] = "xla"
     group_norm: Literal["xla", "triton", "tpu"] = "xla"
     conv: Literal["xla", "winograd", "tpu"] = "xla"
     layer_norm: Literal["two_pass", "one_pass"] = "two_pass"
+    product: Literal["xla", "tpu"] = "xla"
     score_bytes: int = MAX_SCORE_BYTES
 
     @classmethod
@@ -41,10 +43,10 @@ class Kernels:
         if platform == "cpu":
             return cls(conv="winograd", score_bytes=CPU_SCORE_BYTES)
         if platform == "tpu":
-            # the convolution needs more memory on the chip than a v4 has
+            # the convolution and the product need more memory on the chip than a v4 has
             attention = cls(attention="tpu", layer_norm="one_pass")
             small = kind.startswith(("TPU v2", "TPU v3", "TPU v4"))
-            return attention if small else replace(attention, conv="tpu", group_norm="tpu")
+            return attention if small else replace(attention, conv="tpu", group_norm="tpu", product="tpu")
         # cuDNN's attention needs bfloat16 units, which NVIDIA's GPUs have from 8.0 on. Triton's norm has yet to run on
         # a GPU, so it must be asked for.
         major = kind.split(".")[0]

@@ -2,7 +2,8 @@
 
 XLA's convolution of few images rearranges pictures to make a larger batch of them, which costs more than the
 convolution where pictures are large. This one reads rows of pixels as they are: nine products, of which those for the
-columns to the left and to the right are added one pixel further. Normalisation and SiLU come before, on the chip.
+columns to the left and to the right are added one pixel further. Normalisation and SiLU come before, on the chip, and
+so does rounding where the weight is int8.
 """
 
 from __future__ import annotations
@@ -16,22 +17,29 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu
 
 from jaxl.kernels.by_image import by_image
-from jaxl.kernels.tpu_attention import occupied
+from jaxl.kernels.tpu_attention import LANES, occupied
 
 # The most pixels that a program works on, and its numbers of output channels.
 PIXELS = 256
 OUTPUTS = (256, 128)
 # Pixels of a row lie in tiles of this many.
-TILE_ROWS = {jnp.dtype(jnp.bfloat16): 16, jnp.dtype(jnp.float32): 8}
+TILE_ROWS = {jnp.dtype(jnp.int8): 32, jnp.dtype(jnp.bfloat16): 16, jnp.dtype(jnp.float32): 8}
 # A program's share of the 128 MiB of a TPU v5e or v6e; XLA keeps activations in the rest.
 CHIP_BYTES = 40 * 2**20
 MOMENTS_PIXELS = 1024
+# The unit does twice as many operations in int8 as in bfloat16, in which estimates count them.
+INT8_GAIN = 2
+INT8_MAX = 127.0
 
 
 def takes(x: Array | jax.ShapeDtypeStruct, weight: Array | jax.ShapeDtypeStruct) -> bool:
-    """Return whether `conv` takes pictures [B, H, W, I] and a weight [3, 3, I, O], O a multiple of 64."""
-    tile = TILE_ROWS.get(jnp.dtype(x.dtype))
-    if tile is None or x.shape[2] % tile or weight.shape[:2] != (3, 3) or weight.shape[-1] % 64:
+    """Return whether `conv` takes pictures [B, H, W, I] and a weight [3, 3, I, O], O a multiple of 64.
+
+    Their channels may be in two parts, of which x is one.
+    """
+    if x.dtype not in (jnp.bfloat16, jnp.float32) or weight.dtype not in (jnp.int8, x.dtype):
+        return False
+    if x.shape[2] % TILE_ROWS[jnp.dtype(weight.dtype)] or weight.shape[:2] != (3, 3) or weight.shape[-1] % 64:
         return False
     return _outputs(x, weight) is not None
 
@@ -43,90 +51,118 @@ def conv(
     norm: tuple[Array, Array] | None = None,
     residual: Array | None = None,
     *,
+    skip: Array | None = None,
+    scales: tuple[Array, Array] | None = None,
     interpret: bool = False,
 ) -> Array:
     """[B, H, W, I] -> [B, H, W, O]: silu(x * scale + shift), padded with zeros, convolved, plus bias and residual.
 
     weight: [3, 3, I, O]; bias: [O]; `norm`: scale and shift, float32 [B, I], else x is taken as it is; residual:
-    [B, H, W, O].
+    [B, H, W, O]. A `skip` stands behind x on the channel axis, and is joined to it on the chip, where x fills whole
+    columns of the unit. An int8 weight has `scales`, of the input, float32 [], and of the weight, float32 [O], as in
+    `nn.quantised`; here rounding is by multiplication with 1 / scale.
     """
-    images = (x, *([] if norm is None else [a[:, None] for a in norm]), *([] if residual is None else [residual]))
-    run = partial(_conv, normed=norm is not None, interpret=interpret)
-    return by_image(run, images, (weight, bias.astype(jnp.float32)[None]))
+    parts = [x] if skip is None else [x, skip]
+    if x.shape[-1] % LANES:
+        parts = [jnp.concatenate(parts, axis=-1)]
+    images = (*parts, *([] if norm is None else [a[:, None] for a in norm]), *([] if residual is None else [residual]))
+    run = partial(_conv, parts=len(parts), normed=norm is not None, interpret=interpret)
+    step = () if scales is None else ((1 / scales[0]).reshape(1), (scales[0] * scales[1])[None])
+    return by_image(run, images, (*step, weight, bias.astype(jnp.float32)[None]))
 
 
-def _rows(height: int, width: int) -> int:
+def rows_of(height: int, width: int) -> int:
     """Return the number of rows that a program works on: a divisor of the height."""
     return max(rows for rows in range(1, height + 1) if height % rows == 0 and (rows == 1 or rows * width <= PIXELS))
 
 
 def _outputs(x: Array | jax.ShapeDtypeStruct, weight: Array | jax.ShapeDtypeStruct) -> int | None:
     """Return the number of output channels that a program works on, the most that fits the chip; None if none does."""
-    _, height, width, inputs = x.shape
-    channels, size = weight.shape[-1], x.dtype.itemsize
-    pixels = (_rows(height, width) + 2) * width
+    _, height, width, _ = x.shape
+    inputs, channels, size = *weight.shape[2:], x.dtype.itemsize
+    pixels = (rows_of(height, width) + 2) * width
     for outputs in [each for each in OUTPUTS if channels % each == 0] or [channels]:
         # weights, pictures and results are held twice; sums are float32
-        held = 2 * size * 9 * inputs * outputs + pixels * (5 * inputs * size + 8 * outputs * 4)
+        held = 2 * weight.dtype.itemsize * 9 * inputs * outputs + pixels * (5 * inputs * size + 8 * outputs * 4)
         if held <= CHIP_BYTES * 3 // 4:
             return outputs
     return None
 
 
-def _conv(x: Array, *rest: Array, normed: bool, interpret: bool) -> Array:
-    *more, weight, bias = rest
-    b, height, width, inputs = x.shape
-    rows, outputs = _rows(height, width), _outputs(x, weight)
+def _conv(*images: Array, parts: int, normed: bool, interpret: bool) -> Array:
+    pictures, (*more, weight, bias) = images[:parts], images[parts:]
+    rounds = weight.dtype == jnp.int8
+    x, inputs, channels = pictures[0], *weight.shape[2:]
+    b, height, width, _ = x.shape
+    rows, outputs = rows_of(height, width), _outputs(x, weight)
     assert outputs is not None
 
-    def line(row: int) -> pl.BlockSpec:
+    def line(row: int, channels: int) -> pl.BlockSpec:
         """Return the row of pixels just above (-1) or below (`rows`) a program's own; any row where there is none."""
         return pl.BlockSpec(
-            (1, 1, width, inputs), lambda out, image, part: (image, jnp.clip(part * rows + row, 0, height - 1), 0, 0)
+            (1, 1, width, channels), lambda out, image, part: (image, jnp.clip(part * rows + row, 0, height - 1), 0, 0)
         )
 
-    own = pl.BlockSpec((1, rows, width, inputs), lambda out, image, part: (image, part, 0, 0))
+    def read(channels: int) -> list[pl.BlockSpec]:
+        own = pl.BlockSpec((1, rows, width, channels), lambda out, image, part: (image, part, 0, 0))
+        return [line(-1, channels), own, line(rows, channels)]
+
     result = pl.BlockSpec((1, rows, width, outputs), lambda out, image, part: (image, part, 0, out))
     by_input = pl.BlockSpec((1, 1, inputs), lambda out, image, part: (image, 0, 0))
     by_output = pl.BlockSpec((1, outputs), lambda out, image, part: (0, out))
-    specs = [by_input, by_input, result] if normed else [result]
+    scales = [pl.BlockSpec(memory_space=tpu.SMEM), by_output] if rounds else []
+    residual = [result] * (len(more) - 2 * normed - len(scales))
     weights = pl.BlockSpec((3, 3, inputs, outputs), lambda out, image, part: (0, 0, 0, out))
-    shape = (*x.shape[:3], weight.shape[-1])
+    result_shape = jax.ShapeDtypeStruct((b, height, width, channels), x.dtype)
+    operations = 2 * 9 * b * height * width * occupied(inputs) * occupied(channels)
+    read_and_written = sum(picture.size for picture in pictures) + result_shape.size
     return pl.pallas_call(
-        partial(_conv_kernel, normed=normed),
-        out_shape=jax.ShapeDtypeStruct(shape, x.dtype),
-        grid=(weight.shape[-1] // outputs, b, height // rows),
-        in_specs=[line(-1), own, line(rows), *specs[: len(more)], weights, by_output],
+        partial(_conv_kernel, parts=parts, normed=normed, rounds=rounds),
+        out_shape=result_shape,
+        grid=(channels // outputs, b, height // rows),
+        in_specs=[
+            *(spec for picture in pictures for spec in read(picture.shape[-1])),
+            *([by_input] * (2 * normed) + residual + scales),
+            *(weights, by_output),
+        ],
         out_specs=result,
-        scratch_shapes=[tpu.VMEM(((rows + 2) * width, inputs), x.dtype)],
+        scratch_shapes=[tpu.VMEM(((rows + 2) * width, inputs), weight.dtype)],
         compiler_params=tpu.CompilerParams(dimension_semantics=("parallel",) * 3, vmem_limit_bytes=CHIP_BYTES),
         cost_estimate=pl.CostEstimate(
-            flops=2 * 9 * b * height * width * occupied(inputs) * occupied(weight.shape[-1]),
-            bytes_accessed=x.dtype.itemsize * (x.size + weight.size + b * height * width * weight.shape[-1]),
-            transcendentals=x.size,
+            flops=operations // INT8_GAIN if rounds else operations,
+            bytes_accessed=weight.nbytes + x.dtype.itemsize * read_and_written,
+            transcendentals=b * height * width * inputs,
         ),
         interpret=interpret,
         name="conv",
-    )(x, x, x, *more, weight, bias)
+    )(*(picture for picture in pictures for _ in range(3)), *more, weight, bias)
 
 
-def _conv_kernel(above, own, below, *refs, normed: bool) -> None:
-    *more, weight, bias, out, lines = refs
-    norm, residual = (more[:2], more[2:]) if normed else ([], more)
-    _, rows, width, inputs = own.shape
+def _conv_kernel(*refs, parts: int, normed: bool, rounds: bool) -> None:
+    pictures, (*more, weight, bias, out, lines) = refs[: 3 * parts], refs[3 * parts :]
+    norm, more = (more[:2], more[2:]) if normed else ([], more)
+    residual, scales = (more[:-2], more[-2:]) if rounds else (more, [])
+    _, rows, width, _ = out.shape
     pixels, part = rows * width, pl.program_id(2)
 
-    def normalised(x: Array) -> Array:
-        if not norm:
-            return x
-        scale, shift = norm
-        f = x.astype(jnp.float32) * scale[0] + shift[0]
-        return (f * jax.nn.sigmoid(f)).astype(x.dtype)
+    def normalised(x: Array, own: slice) -> Array:
+        if norm:
+            scale, shift = norm
+            f = x.astype(jnp.float32) * scale[0, :, own] + shift[0, :, own]
+            x = (f * jax.nn.sigmoid(f)).astype(x.dtype)
+        if scales:
+            x = jnp.clip(jnp.round(x.astype(jnp.float32) * scales[0][0]), -INT8_MAX, INT8_MAX)
+        return x.astype(lines.dtype)
 
-    nothing = jnp.zeros((), own.dtype)
-    lines[:width] = jnp.where(part > 0, normalised(above[0, 0]), nothing)
-    lines[width : width + pixels] = normalised(own[0].reshape(pixels, inputs))
-    lines[width + pixels :] = jnp.where(part < pl.num_programs(2) - 1, normalised(below[0, 0]), nothing)
+    nothing = jnp.zeros((), lines.dtype)
+    first = 0
+    for i in range(parts):
+        above, own, below = pictures[3 * i : 3 * i + 3]
+        channels = slice(first, first := first + own.shape[-1])
+        lines[:width, channels] = jnp.where(part > 0, normalised(above[0, 0], channels), nothing)
+        lines[width : width + pixels, channels] = normalised(own[0].reshape(pixels, -1), channels)
+        last = part == pl.num_programs(2) - 1
+        lines[width + pixels :, channels] = jnp.where(last, nothing, normalised(below[0, 0], channels))
 
     def of_column(column: int) -> Array:
         """Return the sum over one column of the filter, [pixels, O], before it is shifted to its place."""
@@ -135,17 +171,19 @@ def _conv_kernel(above, own, below, *refs, normed: bool) -> None:
                 lines[i * width : i * width + pixels],
                 weight[i, column],
                 (((1,), (0,)), ((), ())),
-                preferred_element_type=jnp.float32,
+                preferred_element_type=jnp.int32 if scales else jnp.float32,
             )
             for i in range(3)
         ]
         return terms[0] + terms[1] + terms[2]
 
-    total = of_column(1) + bias[...]
+    total = of_column(1)
     at = jax.lax.broadcasted_iota(jnp.int32, (rows, width, total.shape[-1]), 1).reshape(total.shape)
-    total += jnp.where(at == 0, 0.0, tpu.roll(of_column(0), 1, 0))
-    total += jnp.where(at == width - 1, 0.0, tpu.roll(of_column(2), pixels - 1, 0))
-    total = total.reshape(out.shape[1:])
+    total += jnp.where(at == 0, 0, tpu.roll(of_column(0), 1, 0))
+    total += jnp.where(at == width - 1, 0, tpu.roll(of_column(2), pixels - 1, 0))
+    if scales:
+        total = total.astype(jnp.float32) * scales[1][...]
+    total = (total + bias[...]).reshape(out.shape[1:])
     if residual:
         total += residual[0][0].astype(jnp.float32)
     out[0] = total.astype(out.dtype)

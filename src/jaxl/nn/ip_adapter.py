@@ -17,8 +17,7 @@ from jax.typing import DTypeLike
 from jaxl.config import IPAdapterConfig
 from jaxl.kernels import XLA, Kernels
 from jaxl.kernels.attention import attention
-from jaxl.nn.layers import Params, Shapes, layer_norm, linear, linear_shapes, norm_shapes, numbered
-from jaxl.nn.unet import gelu
+from jaxl.nn.layers import Params, Shapes, gelu, layer_norm, linear, linear_shapes, norm_shapes, numbered
 
 
 def image_projection_shapes(cfg: IPAdapterConfig, dtype: DTypeLike = jnp.bfloat16) -> Shapes:

@@ -6,6 +6,7 @@ softmax are float32 whatever that dtype is.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -16,7 +17,7 @@ from jax.typing import DTypeLike
 
 from jaxl.kernels import XLA, Kernels
 from jaxl.kernels.group_norm import group_norm, scale_and_shift
-from jaxl.nn.layer_kinds import Params, Plain, layer_of
+from jaxl.nn.layer_kinds import Params, Plain, Quantised, layer_of
 
 Shapes = dict[str, Any]
 
@@ -39,9 +40,50 @@ def norm_shapes(channels: int, dtype: DTypeLike) -> Shapes:
     return {"weight": jax.ShapeDtypeStruct((channels,), dtype), "bias": jax.ShapeDtypeStruct((channels,), dtype)}
 
 
-def linear(p: Params, x: Array) -> Array:
-    """[..., I] -> [..., O]. A 1x1 convolution's weight [1, 1, I, O] is taken as the linear layer it is."""
-    return layer_of(p).linear(x)
+def linear(
+    p: Params, x: Array, kernels: Kernels = XLA, *, norm: Params | None = None, residual: Array | None = None
+) -> Array:
+    """[..., I] -> [..., O]: a layer norm of `x`, if given, the layer, plus `residual`.
+
+    A 1x1 convolution's weight [1, 1, I, O] is taken as the linear layer it is.
+    """
+    fused = _product(p, x, kernels, norm)
+    if fused is not None:
+        return fused(residual=residual)
+    y = layer_of(p).linear(x if norm is None else layer_norm(norm, x, kernels=kernels))
+    return y if residual is None else residual + y
+
+
+def geglu(p: Params, x: Array, norm: Params, kernels: Kernels = XLA) -> Array:
+    """[N, I] -> [N, O]: a layer norm, a linear layer, and half of it times GELU of the other half.
+
+    Shazeer 2020, arXiv:2002.05202.
+    """
+    fused = _product(p, x, kernels, norm, halves=2)
+    if fused is not None:
+        return fused(gate=gelu)
+    y, gate = jnp.split(linear(p, x, kernels, norm=norm), 2, axis=-1)
+    return y * gelu(gate)
+
+
+def gelu(x: Array) -> Array:
+    """Exact GELU (Hendrycks & Gimpel 2016, arXiv:1606.08415), in float32: by erf, which is half the work of erfc."""
+    f = x.astype(jnp.float32)
+    return (0.5 * f * (1.0 + lax.erf(f * 2**-0.5))).astype(x.dtype)
+
+
+def _product(
+    p: Params, x: Array, kernels: Kernels, norm: Params | None, halves: int = 1
+) -> Callable[..., Array] | None:
+    """Return the product of a layer's own kernel, which takes what comes after it; None if XLA's is to be taken."""
+    layer = layer_of(p)
+    if kernels.product == "xla" or not isinstance(layer, Quantised):
+        return None
+    from jaxl.kernels import tpu_product as tpu  # Pallas takes a third of a second to import
+
+    own = None if norm is None else (norm["weight"], norm["bias"])
+    layer_and_norm = (x, layer.weight, layer.input_scale, layer.scale, layer.bias)
+    return partial(tpu.product, *layer_and_norm, norm=own) if tpu.takes(x, layer.weight, halves) else None
 
 
 def conv(
@@ -66,13 +108,14 @@ def normalised_conv(
 ) -> Array:
     """Group norm of `x` (`added` and `skip` as there) and SiLU, a 3x3 convolution, plus `residual`."""
     layer = layer_of(p)
-    if kernels.conv == "tpu" and isinstance(layer, Plain) and layer.bias is not None:
+    if kernels.conv == "tpu" and isinstance(layer, Plain | Quantised) and layer.bias is not None:
         from jaxl.kernels import tpu_conv as tpu  # Pallas takes a third of a second to import
 
-        whole = x if skip is None else jnp.concatenate([x, skip], axis=-1)
-        if tpu.takes(whole, layer.weight):
-            by_channel = scale_and_shift(norm, [whole], groups, eps, added=added, kernels=kernels)
-            return tpu.conv(whole, layer.weight, layer.bias, by_channel, residual)
+        if tpu.takes(x, layer.weight):
+            parts = [x] if skip is None else [x, skip]
+            by_channel = scale_and_shift(norm, parts, groups, eps, added=added, kernels=kernels)
+            scales = (layer.input_scale, layer.scale) if isinstance(layer, Quantised) else None
+            return tpu.conv(x, layer.weight, layer.bias, by_channel, residual, skip=skip, scales=scales)
     x = group_norm(norm, x, groups, eps, silu=True, added=added, skip=skip, kernels=kernels)
     y = layer.conv(x, 1, (1, 1), kernels)
     return y if residual is None else residual + y
@@ -128,6 +171,18 @@ def resnet(
     elif "conv_shortcut" in p:
         x = linear(p["conv_shortcut"], x)
     return normalised_conv(p["norm2"], p["conv2"], h, groups, eps, kernels, added=added, residual=x)
+
+
+def upsampled_conv(p: Params, x: Array, height: int, width: int, kernels: Kernels = XLA) -> Array:
+    """[B, H, W, I] -> [B, height, width, O]: `upsample`, then a 3x3 convolution."""
+    layer = layer_of(p)
+    twice = (height, width) == (2 * x.shape[1], 2 * x.shape[2])
+    if twice and kernels.conv == "tpu" and isinstance(layer, Plain) and layer.bias is not None:
+        from jaxl.kernels import tpu_upsampled_conv as tpu  # Pallas takes a third of a second to import
+
+        if tpu.takes(x, layer.weight):
+            return tpu.conv(x, layer.weight, layer.bias)
+    return conv(p, upsample(x, height, width, kernels), kernels=kernels)
 
 
 def upsample(x: Array, height: int, width: int, kernels: Kernels = XLA) -> Array:

@@ -27,6 +27,7 @@ from jaxl.nn.layers import (
     Shapes,
     conv,
     conv_shapes,
+    geglu,
     layer_norm,
     linear,
     linear_shapes,
@@ -34,7 +35,7 @@ from jaxl.nn.layers import (
     numbered,
     resnet,
     resnet_shapes,
-    upsample,
+    upsampled_conv,
 )
 from jaxl.nn.lllite import Nudges, nudged
 
@@ -271,7 +272,7 @@ def up(params: Params, shared: Shared, x: Array, skips: Sequence[Array]) -> Arra
         if j == len(shared.cfg.up[i]) - 1:
             sampler = params["up_blocks"][str(i)]["upsamplers"]["0"]
             height, width = left[-1].shape[1:3]
-            x = conv(sampler["conv"], upsample(x, height, width, shared.kernels), kernels=shared.kernels)
+            x = upsampled_conv(sampler["conv"], x, height, width, shared.kernels)
     return x
 
 
@@ -300,9 +301,9 @@ def _transformer(params: Params, shared: Shared, path: str, x: Array, heads: int
     p = reduce(getitem, path.split("."), params)
     here = any(f"{path}.".startswith(f"{layer}.") for layer in shared.pag_layers)
     perturbed = shared.perturbed if here else None
-    b, h, w, c = x.shape
-    tokens = group_norm(p["norm"], x, shared.cfg.norm_num_groups, 1e-6, kernels=shared.kernels).reshape(b, h * w, c)
-    tokens = linear(p["proj_in"], tokens)
+    _, h, w, c = x.shape
+    tokens = group_norm(p["norm"], x, shared.cfg.norm_num_groups, 1e-6, kernels=shared.kernels)
+    tokens = linear(p["proj_in"], tokens.reshape(-1, c))
     blocks = p.get("transformer_blocks", {})
     factors = [each.at(shared.cfg, path, h, w) for each in shared.images] if blocks else []
     for i in map(str, range(len(blocks))):
@@ -315,7 +316,7 @@ def _transformer(params: Params, shared: Shared, path: str, x: Array, heads: int
         nudges = shared.added.within(f"{path}.transformer_blocks.{i}")
         told = heads, shared.kernels, shared.lengths, perturbed, nudges, images
         tokens = transformer_block(blocks[i], tokens, text, *told)
-    return linear(p["proj_out"], tokens).reshape(x.shape) + x
+    return (linear(p["proj_out"], tokens) + x.reshape(-1, c)).reshape(x.shape)
 
 
 def transformer_sizes(cfg: UNetConfig, height: int, width: int) -> list[tuple[int, int]]:
@@ -368,12 +369,6 @@ def guidance_sinusoids(scale: Array, dim: int) -> Array:
     return jnp.pad(jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1), ((0, 0), (0, dim % 2)))
 
 
-def gelu(x: Array) -> Array:
-    """Exact GELU (Hendrycks & Gimpel 2016, arXiv:1606.08415), in float32: by erf, which is half the work of erfc."""
-    f = x.astype(jnp.float32)
-    return (0.5 * f * (1.0 + jax.lax.erf(f * 2**-0.5))).astype(x.dtype)
-
-
 def embed_vector(p: Params, x: Array) -> Array:
     """Two linear layers, as embeddings of vectors have them."""
     return linear(p["linear_2"], jax.nn.silu(linear(p["linear_1"], x)))
@@ -422,27 +417,29 @@ def transformer_block(
     nudges: Mapping[str, Nudges],
     images: tuple[tuple[Params, Array, Array], ...] = (),
 ) -> Array:
-    """Return what a block makes of tokens [B, T, C]. Each of `images` is a context, its lengths, and its factors."""
-    shape = tokens.shape
-    tokens = tokens.reshape(-1, shape[-1])  # XLA lays products of two axes out better than of three
-    norm = partial(layer_norm, kernels=kernels)
-    y = norm(p["norm1"], tokens)
+    """Return what a block makes of tokens [B*T, C]. Each of `images` is a context, its lengths, and its factors.
 
-    def projected(name: str, y: Array) -> Array:
+    XLA lays products of two axes out better than of three, and where blocks change between both it may read again what
+    it wrote, for the sums of the next norm.
+    """
+    shape = (len(context["k"]), -1, tokens.shape[-1])
+
+    def projected(name: str, norm: Params) -> Array:
         attn, part = name.split(".")
-        return linear(p[attn][part], nudged(y, nudges.get(name, ()))).reshape(shape)
+        if name not in nudges:
+            return linear(p[attn][part], tokens, kernels, norm=norm).reshape(shape)
+        return linear(p[attn][part], nudged(layer_norm(norm, tokens, kernels=kernels), nudges[name])).reshape(shape)
 
-    q, k, v = (projected(name, y) for name in ("attn1.to_q", "attn1.to_k", "attn1.to_v"))
+    q, k, v = (projected(name, p["norm1"]) for name in ("attn1.to_q", "attn1.to_k", "attn1.to_v"))
     y = attention(q, k, v, heads, kernels=kernels)
     if perturbed is not None:
         y = jnp.where(perturbed[:, None, None], v, y)  # each position sees itself alone
-    tokens = tokens + linear(p["attn1"]["to_out"]["0"], y.reshape(tokens.shape))
-    q = projected("attn2.to_q", norm(p["norm2"], tokens))
+    tokens = linear(p["attn1"]["to_out"]["0"], y.reshape(tokens.shape), kernels, residual=tokens)
+    q = projected("attn2.to_q", p["norm2"])
     y = attention(q, context["k"], context["v"], heads, lengths=lengths, kernels=kernels)
     for image, real, factors in images:
         read = attention(q, image["k"], image["v"], heads, lengths=real, kernels=kernels)
         y = y + factors.astype(y.dtype) * read
-    tokens = tokens + linear(p["attn2"]["to_out"]["0"], y.reshape(tokens.shape))
-    # GEGLU (Shazeer 2020, arXiv:2002.05202)
-    y, gate = jnp.split(linear(p["ff"]["net"]["0"]["proj"], norm(p["norm3"], tokens)), 2, axis=-1)
-    return (tokens + linear(p["ff"]["net"]["2"], y * gelu(gate))).reshape(shape)
+    tokens = linear(p["attn2"]["to_out"]["0"], y.reshape(tokens.shape), kernels, residual=tokens)
+    y = geglu(p["ff"]["net"]["0"]["proj"], tokens, p["norm3"], kernels)
+    return linear(p["ff"]["net"]["2"], y, kernels, residual=tokens)

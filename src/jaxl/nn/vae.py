@@ -23,7 +23,7 @@ from jaxl.nn.layers import (
     numbered,
     resnet,
     resnet_shapes,
-    upsample,
+    upsampled_conv,
 )
 
 EPS = 1e-6
@@ -125,8 +125,7 @@ def decode(params: Params, cfg: VAEConfig, latents: Array, kernels: Kernels = XL
         for j in range(cfg.layers_per_block + 1):
             x = resnet(block["resnets"][str(j)], x, cfg.norm_num_groups, EPS, kernels)
         if "upsamplers" in block:
-            x = upsample(x, 2 * x.shape[1], 2 * x.shape[2], kernels)
-            x = conv(block["upsamplers"]["0"]["conv"], x, kernels=kernels)
+            x = upsampled_conv(block["upsamplers"]["0"]["conv"], x, 2 * x.shape[1], 2 * x.shape[2], kernels)
     x = group_norm(p["conv_norm_out"], x, cfg.norm_num_groups, EPS, silu=True, kernels=kernels)
     return conv(p["conv_out"], x).astype(jnp.float32)
 
