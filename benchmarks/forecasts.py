@@ -104,11 +104,12 @@ def run_step(
         return given, (deep, given)
 
     after = loop.advance(denoise, replace(slots, features=(features, output)), 1)
+    new = Known(after.features[0], after.features[1], after.denoised)
 
     def pushed(old: Array, new: Array) -> Array:
         return jnp.where(kind == WHOLE, jnp.concatenate([new[None], old[:-1]]), old)
 
-    return replace(after, features=None), jax.tree.map(pushed, known, Known(*after.features, after.denoised))
+    return replace(after, features=None), jax.tree.map(pushed, known, new)
 
 
 def main() -> None:

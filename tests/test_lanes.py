@@ -29,7 +29,8 @@ def test_lanes_for_what_costs_something() -> None:
 def test_a_lane_with_everything(small: Any) -> None:
     """Images with perturbed attention, FreeU and kept features share a batch, each as if it were alone in it."""
     lane = lane_kinds(Bucket(1, 64, 64, guided=True), ("pag", "freeu", "cached"))[-1]
-    other = PipelineBackend(*small, [lane], [2])
+    pipe, params = small
+    other = PipelineBackend(pipe, params, [lane], [2])
     own: list[dict[str, Any]] = [{}, {"pag_scale": 3.0}, {"freeu": [0.9, 0.2, 1.2, 1.4]}, {"cache_interval": 2}]
     kinds = [{"prompt": "a llama", "steps": 4, "seed": 1, "width": 64, "height": 64} | each for each in own]
     with Engine(other) as engine:
