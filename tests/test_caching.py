@@ -1,4 +1,4 @@
-"""Caching across steps: which rows are shallow, and that each image is its own whatever its neighbours do."""
+"""Less work: which rows are shallow or left out, and that each image is its own whatever its neighbours do."""
 
 from dataclasses import replace
 from typing import Any
@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 
 import jaxl
+from jaxl.call.controls import acting
 from jaxl.call.options import LoadOptions
 from jaxl.call.plan import Plan, Segment
 from jaxl.diffusion.loop import Slots
 from jaxl.diffusion.rows import COLUMNS
+from jaxl.diffusion.tables import build_table
 from jaxl.run.programs import ADVANCE, START
 
 SMALL: dict[str, Any] = {"width": 64, "height": 64}
@@ -60,6 +62,46 @@ def test_which_rows_are_shallow(small: Any) -> None:
     assert not pipe.plan("a cat", cache_interval=1).bucket.cached
 
 
+def test_which_steps_are_made(small: Any) -> None:
+    pipe, _ = small
+
+    def planned(**options: Any) -> list[float]:
+        plan = pipe.plan("a cat", **{"steps": 20, "scheduler": "euler", **options})
+        return plan.rows[0, plan.first : plan.first + plan.count, COLUMNS.index("t")].tolist()
+
+    def places(**options: Any) -> list[int]:
+        return [planned().index(time) for time in planned(**options)]
+
+    assert places(step_interval=1) == list(range(20))
+    assert places(step_interval=3) == [0, 1, 2, 3, 6, 9, 12, 15, 18]
+    # a run from a picture begins with a step, one that stops early ends at its level
+    picture = np.zeros((64, 64, 3), np.uint8)
+    assert places(step_interval=5, image=picture, strength=0.6) == [8, 13, 18]
+    assert places(step_interval=7, denoising_end=0.5) == [0, 1, 2, 3, 7]
+    # both rows of a step are made, or none
+    heun = planned(step_interval=7, scheduler="heun", steps=14)
+    assert heun[::2] == [planned(scheduler="heun", steps=14)[::2][place] for place in (0, 1, 2, 7)]
+    assert len(heun) == 7
+    # what is kept is kept for so many of the steps that are made
+    assert rows_of(pipe.plan("a cat", steps=20, scheduler="euler", step_interval=2, cache_interval=2)) == "FFFFFsFsFsFs"
+    assert pipe.plan("a cat", step_interval=3, scheduler="euler").bucket == pipe.plan("a cat", steps=7).bucket
+
+
+def test_a_step_goes_over_those_that_are_left_out(small: Any) -> None:
+    """Euler's method does the same with the network's output kept for the steps between."""
+    pipe, params = small
+    options: dict[str, Any] = {**SMALL, "scheduler": "euler", "steps": 9, "output": "latents", "guidance_scale": 1}
+    got = pipe.generate(params, "a llama", **options, step_interval=3).latents
+    sigmas = build_table(pipe.model.scheduler, 9, "euler").sigmas[[0, 1, 3, 6, 9]]
+    wanted = pipe.generate(params, "a llama", **{**options, "steps": None}, sigmas=sigmas).latents
+    np.testing.assert_allclose(got, wanted, atol=1e-3)
+
+
+def test_windows_are_shares_of_the_schedule_whatever_is_left_out() -> None:
+    assert acting(0.0, 0.5, 4, [0, 1, 2, 3, 6, 9, 12, 15, 18], 20) == (4, 10)
+    assert acting(0.3, 1.0, 4, [0, 1, 2, 3, 6, 9, 12, 15, 18], 20) == (8, 13)
+
+
 def test_speeds(small: Any) -> None:
     pipe, _ = small
 
@@ -81,6 +123,12 @@ def test_speeds(small: Any) -> None:
         ({"cache_interval": 0}, "cache_interval=0: give a whole number of at least 1"),
         ({"cache_interval": 2.5}, "cache_interval=2.5"),
         ({"cache_interval": [2]}, "cache_interval="),
+        ({"step_interval": 0}, "step_interval=0: give a whole number of at least 1"),
+        ({"step_interval": 2, "scheduler": "euler_a"}, "step_interval=2: scheduler 'euler_a' adds noise in each step"),
+        (
+            {"step_interval": 2, "scheduler": "ddim"},
+            "scheduler 'ddim' counts timesteps from step to step",
+        ),
         ({"speed": "faster"}, "speed='faster': did you mean 'fast'"),
         ({"speed": ["fast"]}, "speed=.*known: balanced, exact, fast"),
         ({"speed": 2}, "speed=2: known"),

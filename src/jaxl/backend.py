@@ -17,9 +17,10 @@ from PIL import Image
 
 from jaxl.call.arguments import whole_number
 from jaxl.call.inputs import Inputs
+from jaxl.call.lanes import check_lanes
 from jaxl.call.options import LoadOptions
-from jaxl.call.plan import Plan
-from jaxl.config import Dtype
+from jaxl.call.plan import PAG_LAYERS, Plan
+from jaxl.config import Dtype, check_pag_layers
 from jaxl.diffusion.loop import Slots
 from jaxl.diffusion.schedulers import SCHEDULERS
 from jaxl.diffusion.tables import scheduler_name
@@ -329,6 +330,7 @@ def open_backend(
     slots: int | None = None,
     batch_sizes: Sequence[int] = (),
     chunks: int = CHUNKS,
+    lanes: Sequence[str] = (),
     lora_dir: str | os.PathLike[str] | None = None,
     lora_rank: int | None = None,
     lora_partial: bool = False,
@@ -347,6 +349,9 @@ def open_backend(
     batch_sizes: the batches that programs are compiled for, of which the smallest that holds the images is run; by
         default one of all slots.
     chunks: parts of 75 tokens that a prompt may have; prompts of one part have a lane of their own.
+    lanes: what requests may ask for besides: "pag", perturbed-attention guidance of the middle block; "freeu";
+        "cached", for `cache_interval`; "unguided", so that rows without guidance pay for one branch. All have lanes of
+        their own.
     lora_dir: a folder of LoRAs that requests may ask for. `lora_rank` is the sum of the ranks that an image may have,
         128 by default; given without a folder, requests may ask for the model's own LoRAs. Images with LoRAs have lanes
         of their own. lora_partial: leave out what a file has for layers that the model lacks, and log it; otherwise
@@ -364,6 +369,7 @@ def open_backend(
     for name, value in (("slots", slots), ("chunks", chunks), ("lora_rank", lora_rank)):
         if value is not None:
             whole_number(name, value, least=1)
+    lanes = check_lanes(lanes)
     use_cores(spare=1)
     mesh = make_mesh()
     pipe = open_pipeline(model, LoadOptions(mesh=mesh, dtype=dtype, **options))
@@ -379,11 +385,13 @@ def open_backend(
         "controls": tuple(network.config for network in pipe.controls.values()),
         "image_prompts": (tokens,) * IMAGE_PROMPTS if pipe.ip_adapters else (),
     }
+    if "pag" in lanes:
+        check_pag_layers(pipe.model.unet, PAG_LAYERS)
     slots = slots or max([SLOTS, mesh.size, *batch_sizes])
     at_once = sorted({whole_number("batch_sizes", size, least=1, most=slots) for size in batch_sizes} | {slots})
     side = pipe.model.default_size
     guided = pipe.preset.guidance_scale > 1
-    lanes = []
+    made = []
     rooms = [(NO_ROOM, NO_ROOM)]
     pipe.loras.shown = attrgetter("name")  # where files lie is nobody's business
     pipe.loras.reading = {"strict": not lora_partial, "lenient": LENIENT}
@@ -397,15 +405,29 @@ def open_backend(
         every = Room(rank, rank, scaled=True)
         rooms += [(Room(rank), every), (every, every)]
     for width, height in sizes or [(side, side)]:
-        bucket = pipe.bucket(1, height, width, guided=guided)
-        for (room, text_room), n in product(rooms, sorted({1, chunks})):
-            lane = replace(bucket.single, chunks=n, room=room, text_room=text_room)
-            lanes += dict.fromkeys([lane, replace(lane, **pictures)])
-    backend = PipelineBackend(pipe, {}, lanes, at_once, spare_device(), embeddings)
+        bucket = pipe.bucket(1, height, width, guided=guided).single
+        for own, (room, text_room), n in product(lane_kinds(bucket, lanes), rooms, sorted({1, chunks})):
+            lane = replace(own, chunks=n, room=room, text_room=text_room)
+            made += dict.fromkeys([lane, replace(lane, **pictures)])
+    backend = PipelineBackend(pipe, {}, made, at_once, spare_device(), embeddings)
     backend.begin()
     backend.take_params(pipe.load_params(progress))
     backend.warm_up(None if progress is None else lambda done, total: progress("compile", done, total))
     return backend
+
+
+def lane_kinds(bucket: Bucket, lanes: Sequence[str]) -> list[Bucket]:
+    """The lanes of a bucket: as it is, and with what `jaxl.call.lanes` adds to it.
+
+    FreeU and features that are kept change nothing for an image that asks for neither, so one lane has both.
+    """
+    branches = [bucket]
+    if "unguided" in lanes:
+        branches.append(bucket.plain)
+    if "pag" in lanes:
+        branches.append(replace(bucket, pag_layers=PAG_LAYERS))
+    more = {"freeu": "freeu" in lanes, "cached": "cached" in lanes}
+    return list(dict.fromkeys(each for own in branches for each in (own, replace(own, **more))))
 
 
 def _needs(

@@ -51,8 +51,7 @@ NO_FIELD: Mapping[str, str] = {
     **dict.fromkeys(("prompt_2", "negative_prompt_2"), PROMPT_PARTS),
     **dict.fromkeys(("timesteps", "sigmas", "timestep_spacing", "final_sigmas_type"), ONE_BY_ONE),
     **dict.fromkeys(("s_churn", "s_tmin", "s_tmax", "s_noise"), RARE),
-    **dict.fromkeys(("pag_scale", "pag_adaptive_scale", "pag_layers", "freeu"), NOT_OFFERED),
-    **dict.fromkeys(("cache_interval", "speed", "guidance_interval"), NOT_OFFERED),
+    **dict.fromkeys(("pag_adaptive_scale", "pag_layers"), NOT_OFFERED),
     **dict.fromkeys(("denoising_start", "denoising_end"), "a server has one model"),
     **dict.fromkeys(options.MicroConditioning.__annotations__, RARE),
 }
@@ -71,7 +70,7 @@ NO_LABEL: Mapping[str, str] = {
     **dict.fromkeys(("timesteps", "sigmas", "timestep_spacing", "final_sigmas_type"), OWN_JSON),
     **dict.fromkeys(("s_churn", "s_tmin", "s_tmax", "s_noise"), OWN_JSON),
     **dict.fromkeys(("guidance_interval", "pag_scale", "pag_adaptive_scale", "pag_layers", "freeu"), OWN_JSON),
-    **dict.fromkeys(("cache_interval", "speed"), OWN_JSON),
+    **dict.fromkeys(("cache_interval", "step_interval", "speed"), OWN_JSON),
     **dict.fromkeys(("image", "mask", "padding_mask_crop", "denoising_start", "denoising_end", *OF_PICTURES), OWN_JSON),
     **dict.fromkeys(options.MicroConditioning.__annotations__, OWN_JSON),
 }

@@ -136,6 +136,19 @@ def test_compression(client: TestClient) -> None:
     assert sizes[0] < sizes[1]
 
 
+def test_guidance_and_less_work_arrive(client: TestClient, asked: list[Mapping[str, Any]]) -> None:
+    lists = {"freeu": [0.6, 0.4, 1.1, 1.2], "guidance_interval": [0.0, 0.5]}
+    fields = {**lists, "pag_scale": 2.0, "cache_interval": 3, "step_interval": 2, "speed": "fast"}
+    assert client.post(GENERATIONS, json={"prompt": "a", **fields}).status_code == 200
+    form = {"prompt": "a", **{name: json.dumps(value) for name, value in lists.items()}}
+    picture = png(Image.new("RGB", (64, 32)))
+    assert client.post(EDITS, data=form, files={"image": ("a.png", picture, "image/png")}).status_code == 200
+    assert asked[0] | fields == asked[0]
+    assert asked[1] | lists == asked[1]
+    answer = client.post(GENERATIONS, json={"prompt": "a", "freeu": [1.0]})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "freeu")
+
+
 def test_edit_paints_where_the_mask_is_transparent(theirs: openai.OpenAI, asked: list[Mapping[str, Any]]) -> None:
     image = Image.new("RGB", (64, 32), "red")
     alpha = np.full((32, 64), 255, np.uint8)

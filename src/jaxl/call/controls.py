@@ -80,8 +80,10 @@ def read_controls(value: Any, known: ControlNets, images: int, each: int) -> lis
     return lists_per_image("controls", value, Control, lambda control: _read(control, known), images, each)
 
 
-def plan_controls(asked: Sequence[Seen], width: int, height: int, first: int, rows: int) -> tuple[PlannedControl, ...]:
-    """Return the controls of an image of this size, whose run has so many rows from `first` on.
+def plan_controls(
+    asked: Sequence[Seen], width: int, height: int, first: int, numbers: Sequence[int], rows: int
+) -> tuple[PlannedControl, ...]:
+    """Return the controls of an image of this size, whose rows from `first` on are these `numbers` of so many.
 
     Raises InputError for a picture of another shape than the image's.
     """
@@ -97,7 +99,7 @@ def plan_controls(asked: Sequence[Seen], width: int, height: int, first: int, ro
     planned = []
     for those in together.values():
         control = those[0].control
-        planned.append(PlannedControl(tuple(those), *acting(control.start, control.end, first, rows)))
+        planned.append(PlannedControl(tuple(those), *acting(control.start, control.end, first, numbers, rows)))
     return tuple(planned)
 
 
@@ -109,12 +111,12 @@ def check_shape(argument: str, picture: Image.Image, width: int, height: int, wh
         raise InputError(argument, f"{wide}x{tall} pixels", remedy)
 
 
-def acting(start: float, end: float, first: int, rows: int) -> tuple[int, int]:
+def acting(start: float, end: float, first: int, numbers: Sequence[int], rows: int) -> tuple[int, int]:
     """Return the first row that lies within shares of a run, and the one after its last, as diffusers compares them.
 
-    The run has so many rows from `first` on.
+    The rows from `first` on are these `numbers` of the run's, which are so many.
     """
-    acts = [i / rows >= start and (i + 1) / rows <= end for i in range(rows)]
+    acts = [i / rows >= start and (i + 1) / rows <= end for i in numbers]
     begins = first + (acts.index(True) if any(acts) else 0)
     return begins, begins + sum(acts)
 

@@ -80,9 +80,17 @@ def _read(prompt: ImagePrompt, known: Mapping[str, IPAdapter]) -> Shown:
 
 
 def plan_image_prompts(
-    asked: Sequence[Shown], unet: UNetConfig, size: tuple[int, int], latents: tuple[int, int], first: int, rows: int
+    asked: Sequence[Shown],
+    unet: UNetConfig,
+    size: tuple[int, int],
+    latents: tuple[int, int],
+    first: int,
+    numbers: Sequence[int],
+    rows: int,
 ) -> tuple[PlannedImagePrompt, ...]:
-    """Return what an image of this size (width, height) reads, whose run has so many rows from `first` on.
+    """Return what an image of this size (width, height) reads.
+
+    Its rows from `first` on are these `numbers` of so many.
 
     `latents` is the size (height, width) of its latents. Raises InputError for blocks that the U-Net lacks, and for a
     mask of another shape.
@@ -105,7 +113,7 @@ def plan_image_prompts(
                 shown,
                 np.asarray(strengths, np.float32),
                 masks,
-                *acting(prompt.start, prompt.end, first, rows),
+                *acting(prompt.start, prompt.end, first, numbers, rows),
             )
         )
     # those with most tokens first, so that the places of a batch need the least room

@@ -115,11 +115,14 @@ class Caching(TypedDict, total=False):
         cache_interval: 1 or more; after the first fifth of the schedule the whole U-Net is run every so many steps, and
             on the others its first and its last layer alone, with deep features from the last whole one (Ma et al.
             2023, DeepCache, arXiv:2312.00858). 1 is exact.
+        step_interval: 1 or more; after the first fifth of the schedule every so many of its steps are made alone, each
+            of which goes over those that are left out. 1 is exact. For schedulers that add no noise.
         speed: "exact", "balanced" or "fast": a `cache_interval`, or that and a `guidance_interval`, where not given
             (`jaxl.presets.SPEEDS`). For runs of 20 steps and more.
     """
 
     cache_interval: int
+    step_interval: int
     speed: Literal["exact", "balanced", "fast"]
 
 

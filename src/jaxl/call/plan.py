@@ -21,7 +21,7 @@ from jaxl.call.starts import Paste, Picture, default_size, read_sources, read_st
 from jaxl.config import check_pag_layers
 from jaxl.diffusion.other_noise import OWN, check_source, other_noise
 from jaxl.diffusion.rows import Table
-from jaxl.diffusion.tables import Sampling, build_table, scheduler_name
+from jaxl.diffusion.tables import Sampling, build_table, check_gaps, scheduler_name
 from jaxl.errors import InputError
 from jaxl.presets import Preset, speed
 from jaxl.run.adapters import Room, room_for
@@ -37,7 +37,7 @@ from jaxl.weights.adapters.combined import AdapterSet, merging
 
 OTHER_PROMPTS = ("prompt_2", "negative_prompt", "negative_prompt_2")
 PAG_LAYERS = ("mid_block",)
-# of a schedule, not to be cached: the first steps decide on what the picture shows (benchmarks/speed_and_quality.py)
+# of a schedule, neither cached nor left out: the first steps decide what is shown (benchmarks/speed_and_quality.py)
 WHOLE_SHARE = 0.2
 
 
@@ -211,10 +211,17 @@ def make_plan(
     whole = build_table(config, steps, named, **sampling)
     times = whole.timesteps[np.unique(whole.steps, return_index=True)[1]]
     skip, stop = span(begin, model, times)
-    table = build_table(config, steps, named, skip=skip, **sampling) if skip else whole
-    all_rows = table.used
-    table = table.until(stop - skip)
-    places = skip + table.steps  # of each row, in the whole schedule
+    run = build_table(config, steps, named, places=range(skip, len(times)), **sampling) if skip else whole
+    interval = arguments.whole_number("step_interval", options.get("step_interval", 1), least=1)
+    full_name = scheduler_name(config, named, custom=custom)
+    made, table = np.arange(skip, len(times)), run
+    if interval > 1:
+        check_gaps("step_interval", interval, full_name, run)
+        made = made[_is_whole(made, made - skip, len(times), interval) | (made == stop)]
+        table = build_table(config, steps, named, places=made.tolist(), **sampling)
+    numbers = np.flatnonzero(np.isin(run.steps, made - skip))[: table.used].tolist()  # of the rows among the run's
+    table = table.until(int(np.searchsorted(made, stop)))
+    places = made[table.steps]  # of each row, in the whole schedule
 
     scale = options.get("guidance_scale", preset.guidance_scale)
     guidance, pag = _scales(part(options, Guidance), scale, batch, times)
@@ -242,7 +249,7 @@ def make_plan(
     kinds = zip((guided_rows | perturbed_rows).tolist(), [texts.version(place) for place in places], strict=True)
     segments = tuple(Segment(len(list(run)), *kind) for kind, run in groupby(kinds))
     every = arguments.whole_number("cache_interval", options.get("cache_interval", 1), least=1)
-    shallow = _shallow(places, len(times), segments, every)
+    shallow = _shallow(places, table.steps, len(times), segments, every)
     rescale = arguments.per_image("guidance_rescale", options.get("guidance_rescale", 0.0), batch, least=0, most=1)
     own = [
         table.with_columns(guidance=guidance[i], rescale=rescale[i], pag=pag[i], shallow=shallow) for i in range(batch)
@@ -254,11 +261,13 @@ def make_plan(
     per_round = [size for _, images in together for size in devices.rounds(len(list(images)))]
     # what a row draws depends on its number: a run that goes on from another's end draws other noise than that did
     first = 2 * skip
-    controls = [plan_controls(own, width, height, first, all_rows) for own in asked_controls]
+    controls = [plan_controls(own, width, height, first, numbers, run.used) for own in asked_controls]
     networks = networks_of(controls)
     micro = part(options, MicroConditioning)
     h, w = height // model.vae.factor, width // model.vae.factor
-    image_prompts = [plan_image_prompts(own, model.unet, (width, height), (h, w), first, all_rows) for own in shown]
+    image_prompts = [
+        plan_image_prompts(own, model.unet, (width, height), (h, w), first, numbers, run.used) for own in shown
+    ]
     seeds = arguments.seeds_per_image(asked.get("seed"), batch)
     bucket = Bucket(
         max(per_round),
@@ -280,7 +289,7 @@ def make_plan(
         batch=batch,
         rounds=per_round,
         bucket=devices.filled(bucket),
-        scheduler=scheduler_name(config, named, custom=custom),
+        scheduler=full_name,
         steps=len(times),
         preset=preset,
         rows=np.roll(np.stack([each.rows for each in own]), first, axis=1),
@@ -333,14 +342,19 @@ def _scales(options: Guidance, scale: Any, batch: int, times: np.ndarray) -> tup
     return np.where(inside, guidance, 1.0), np.where(inside, pag, 0.0)
 
 
-def _shallow(places: np.ndarray, steps: int, segments: Sequence[Segment], every: int) -> np.ndarray:
-    """Whether each row is shallow, bool, from its step's place in the whole schedule.
+def _shallow(places: np.ndarray, made: np.ndarray, steps: int, segments: Sequence[Segment], every: int) -> np.ndarray:
+    """Whether each row is shallow, bool, from its step's place in the whole schedule and among the steps made.
 
-    Each segment begins with a whole step and has another after every so many; the schedule's first ones all are whole.
+    Each segment begins with a whole step and has another after every so many.
     """
     lengths = [segment.rows for segment in segments]
-    first = places[np.cumsum([0, *lengths[:-1]])]
-    return ((places - np.repeat(first, lengths)) % every != 0) & (places >= WHOLE_SHARE * steps)
+    first = made[np.cumsum([0, *lengths[:-1]])]
+    return ~_is_whole(places, made - np.repeat(first, lengths), steps, every)
+
+
+def _is_whole(places: np.ndarray, done: np.ndarray, steps: int, every: int) -> np.ndarray:
+    """Whether a step is one of every so many, after so many are `done`; the schedule's first ones all are."""
+    return (done % every == 0) | (places < WHOLE_SHARE * steps)
 
 
 def _clip_skip(model: Model, value: Any) -> int:

@@ -157,6 +157,10 @@ def generate(
     cache_interval: Annotated[
         int | None, typer.Option(help="Run the whole U-Net every so many steps alone: faster, not quite the same.")
     ] = None,
+    step_interval: Annotated[
+        int | None,
+        typer.Option(help="Make every so many of the steps alone, longer ones: faster, not quite the same."),
+    ] = None,
     speed: Annotated[
         str | None, typer.Option(metavar="NAME", help="exact, balanced or fast: intervals of caching and of guidance.")
     ] = None,

@@ -20,6 +20,7 @@ from typing import Annotated, Any
 import typer
 
 from jaxl.bench.prices import Price, price_of, read_prices
+from jaxl.call.lanes import check_lanes
 from jaxl.cli.options import (
     ControlNetOption,
     DtypeOption,
@@ -112,6 +113,13 @@ def serve(
         ),
     ] = None,
     chunks: Annotated[int, typer.Option(help="Parts of 75 tokens that a prompt may have.")] = ModelOptions.chunks,
+    lanes: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME,...",
+            help="What requests may ask for besides, in batches of their own: pag, freeu, cached, unguided.",
+        ),
+    ] = None,
     lora_dir: LoraDirOption = ModelOptions.lora_dir,
     lora_rank: Annotated[
         int | None,
@@ -232,6 +240,7 @@ def serve(
         slots=slots,
         batch_sizes=() if batch_sizes is None else tuple(read_counts("batch_sizes", batch_sizes)),
         chunks=read_count("chunks", chunks),
+        lanes=check_lanes(() if lanes is None else lanes.split(",")),
         lora_dir=lora_dir,
         lora_rank=lora_rank,
         lora_partial=lora_partial,

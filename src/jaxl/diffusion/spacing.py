@@ -7,7 +7,7 @@ jaxl follows each class, because its timesteps are what users compare.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -24,16 +24,17 @@ AYS_SIGMAS = (14.615, 6.315, 3.771, 2.181, 1.342, 0.862, 0.555, 0.380, 0.234, 0.
 class Levels:
     """The noise levels of a run, the noisiest first: `times` [n], and `sigmas` [n + 1], whose last is the result's.
 
-    `total` is the number of steps of the whole schedule, of which a run that starts from a picture does the last n.
+    `total` is the number of steps of the whole schedule, of which a run that starts from a picture makes the last n.
     """
 
     times: np.ndarray
     sigmas: np.ndarray
     total: int
 
-    def skip(self, steps: int) -> Levels:
-        """The levels without the first `steps`."""
-        return replace(self, times=self.times[steps:], sigmas=self.sigmas[steps:])
+    def at(self, places: Sequence[int]) -> Levels:
+        """The levels of these steps alone, each of which goes as far as the next one's level, or to the result's."""
+        steps = [*places]
+        return Levels(self.times[steps], self.sigmas[[*steps, -1]], total=steps[0] + len(steps))
 
 
 def spread_timesteps(spacing: str, total: int, steps: int, *, offset: int, points: int, whole: bool) -> np.ndarray:

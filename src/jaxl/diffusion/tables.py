@@ -12,7 +12,7 @@ import numpy as np
 from jaxl.diffusion.diffusers_config import config_for_solver
 from jaxl.diffusion.names import find_name
 from jaxl.diffusion.randomness import Randomness
-from jaxl.diffusion.rows import MAX_ROWS, Table
+from jaxl.diffusion.rows import COLUMNS, MAX_ROWS, Table
 from jaxl.diffusion.schedule import SchedulerConfig
 from jaxl.diffusion.schedulers import SCHEDULERS, SOLVERS, Scheduler
 from jaxl.diffusion.spacing import TIMESTEP_SCHEDULES, Levels, edm_levels, sigma_levels, timestep_levels
@@ -62,15 +62,15 @@ def build_table(
     steps: int | None,
     scheduler: str | None = None,
     *,
-    skip: int = 0,
+    places: Sequence[int] | None = None,
     **sampling: Unpack[Sampling],
 ) -> Table:
     """The table of `scheduler` (see `scheduler_name`) for a schedule of `steps`.
 
-    `steps` is 1 to the number of training timesteps, or None where `timesteps` or `sigmas` are given. The first `skip`
-    of them are left out, for a run that starts from a picture: the table is that of the others alone, so a multistep
-    solver begins anew. Raises InputError for a wrong argument and CheckpointError where the checkpoint's config does
-    not fit the scheduler.
+    `steps` is 1 to the number of training timesteps, or None where `timesteps` or `sigmas` are given. Where `places`
+    are given, the steps at these of the schedule are made alone: the first ones are left out for a run that starts from
+    a picture, so that a multistep solver begins anew, and a step before a gap goes over all of it. Raises InputError
+    for a wrong argument and CheckpointError where the checkpoint's config does not fit the scheduler.
     """
     given = {key: value for key, value in sampling.items() if value is not None}
     custom = [key for key in ("timesteps", "sigmas") if key in given]
@@ -83,7 +83,18 @@ def build_table(
         levels = _custom_levels(config, name, chosen, steps, given)
     else:
         levels = _levels(config, chosen)(config, _checked_steps(config, steps))
-    return chosen.solver.solve(config, levels.skip(skip), randomness)
+    return chosen.solver.solve(config, levels if places is None else levels.at(places), randomness)
+
+
+def check_gaps(argument: str, value: int, name: str, table: Table) -> None:
+    """Raise InputError for a scheduler whose steps do not go over others, and its table.
+
+    It may count timesteps from step to step; or it adds noise in each, so that fewer make another picture.
+    """
+    adds = table.rows[:, [COLUMNS.index("x_noise"), COLUMNS.index("saved_noise")]].any()
+    if adds or not SCHEDULERS[name].solver.custom:
+        why = "adds noise in each step" if adds else "counts timesteps from step to step"
+        raise InputError(argument, value, f"scheduler {name!r} {why}; leave it out, or give cache_interval")
 
 
 def _levels(config: SchedulerConfig, chosen: Scheduler) -> Callable[[SchedulerConfig, int], Levels]:

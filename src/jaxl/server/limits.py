@@ -51,3 +51,14 @@ Loras = Annotated[
     Field(max_length=MOST_LORAS, description='Names with strengths, such as {"pencil": 0.8}; in forms as JSON.'),
     BeforeValidator(_table_of),
 ]
+# forms have these as a text
+FreeUScales = Annotated[
+    list[GuidanceScale],
+    Field(min_length=4, max_length=4, description="s1, s2, b1 and b2, such as [0.6, 0.4, 1.1, 1.2]; in forms as JSON."),
+    BeforeValidator(list_from_json("give s1, s2, b1 and b2: [0.6, 0.4, 1.1, 1.2]")),
+]
+Interval = Annotated[
+    list[Proportion],
+    Field(min_length=2, max_length=2, description="Shares of the steps, such as [0.2, 0.8]; in forms as JSON."),
+    BeforeValidator(list_from_json("give its start and its end: [0.2, 0.8]")),
+]

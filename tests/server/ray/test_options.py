@@ -131,6 +131,7 @@ SPECIAL = {
     "origin": "https://example.org",
     "root_path": "/jaxl",
     "batch_sizes": "2,3",
+    "lanes": "pag,cached",
     "controlnet": "edges=canny",
     "ip_adapter": "like=plus",
 }

@@ -36,7 +36,7 @@ from jaxl.server.guard import FORM as FORM_TYPE
 from jaxl.server.guard import JSON, media_type
 from jaxl.server.image_prompts import ImagePromptFields, read_image_prompts
 from jaxl.server.kept import SECONDS
-from jaxl.server.limits import Count, GuidanceScale, Loras, Name, Proportion, Seed
+from jaxl.server.limits import Count, FreeUScales, GuidanceScale, Interval, Loras, Name, Proportion, Seed
 from jaxl.server.openai.fields import PictureUrl, PictureUrls
 from jaxl.server.pictures import MEDIA_TYPES, decode
 from jaxl.server.preprocess import in_turn
@@ -93,6 +93,12 @@ class ImageRequest(BaseModel):
     num_inference_steps: Count | None = None
     guidance_scale: GuidanceScale | None = None
     guidance_rescale: Proportion | None = None
+    guidance_interval: Interval | None = None
+    pag_scale: GuidanceScale | None = None
+    freeu: FreeUScales | None = None
+    cache_interval: Count | None = None
+    step_interval: Count | None = None
+    speed: Literal["exact", "balanced", "fast"] | None = None
     seed: Seed | None = Field(None, description="Of the first image; random by default, or -1.")
     noise: Name | None = Field(None, description="Whose the seed is: jaxl, torch, nv, cuda, cuda:t4 and so on.")
     scheduler: Name | None = None

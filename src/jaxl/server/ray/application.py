@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from jaxl.call.lanes import check_lanes
 from jaxl.config import Dtype
 from jaxl.server.origins import read_origin
 from jaxl.server.paths import read_root
@@ -41,6 +42,7 @@ class Arguments(BaseModel):
     size_policy: SizePolicy = Settings.size_policy
     slots: int | None = Field(ModelOptions.slots, ge=1)
     chunks: int = Field(ModelOptions.chunks, ge=1)
+    lanes: str = Field("", description="What requests may ask for besides, with commas between several.")
     lora_dir: str | None = ModelOptions.lora_dir
     lora_rank: int | None = Field(ModelOptions.lora_rank, ge=1)
     lora_partial: bool = ModelOptions.lora_partial
@@ -93,6 +95,7 @@ def app(arguments: dict[str, Any]) -> Any:
         given,
         ModelOptions,
         sizes=sizes,
+        lanes=check_lanes(_several(given.lanes)),
         preview=given.preview_vae,
         controlnets=read_named("controlnet", _several(given.controlnet)),
         ip_adapters=read_named("ip_adapter", _several(given.ip_adapter)),

@@ -1,0 +1,41 @@
+"""The lanes of a server that its operator asks for."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from jaxl.backend import PipelineBackend, lane_kinds
+from jaxl.engine import Engine, Request, Ticket
+from jaxl.run.bucket import Bucket
+
+A_WHILE = 600.0  # no measure of anything: only who fails waits so long
+
+
+def drawn(ticket: Ticket) -> np.ndarray:
+    return np.asarray(ticket.future.result(A_WHILE).images[0])
+
+
+def test_lanes_for_what_costs_something() -> None:
+    one = Bucket(1, 64, 64, guided=True)
+    assert lane_kinds(one, ()) == [one]
+    assert lane_kinds(one, ("freeu", "cached")) == [one, replace(one, freeu=True, cached=True)]
+    pag = replace(one, pag_layers=("mid_block",))
+    assert lane_kinds(one, ("unguided", "pag")) == [one, one.plain, pag]
+    assert lane_kinds(one.plain, ("unguided",)) == [one.plain]
+    assert lane_kinds(one, ("pag", "cached"))[-1] == replace(pag, cached=True)
+
+
+def test_a_lane_with_everything(small: Any) -> None:
+    """Images with perturbed attention, FreeU and kept features share a batch, each as if it were alone in it."""
+    lane = lane_kinds(Bucket(1, 64, 64, guided=True), ("pag", "freeu", "cached"))[-1]
+    pipe, params = small
+    other = PipelineBackend(pipe, params, [lane], [2])
+    own: list[dict[str, Any]] = [{}, {"pag_scale": 3.0}, {"freeu": [0.9, 0.2, 1.2, 1.4]}, {"cache_interval": 2}]
+    kinds = [{"prompt": "a llama", "steps": 4, "seed": 1, "width": 64, "height": 64} | each for each in own]
+    with Engine(other) as engine:
+        tickets = [engine.submit(Request(kind)) for kind in kinds]
+        together = [drawn(ticket) for ticket in tickets]
+        alone = [drawn(engine.submit(Request(kind))) for kind in kinds]
+    assert all(np.array_equal(a, b) for a, b in zip(together, alone, strict=True))
+    assert len({picture.tobytes() for picture in together}) == len(kinds)
