@@ -182,6 +182,7 @@ def test_the_command_names_what_is_missing(monkeypatch: pytest.MonkeyPatch, caps
         (["--lora-rank", "0"], "--lora-rank 0"),
         (["--controlnet", "ful"], "--controlnet 'ful': did you mean 'full'?"),
         (["--precision", "int9"], "--precision 'int9': did you mean 'int8'?"),
+        (["--precision", "int8@40"], "--precision 'int8@40': the layers that stay exact are chosen with the weights"),
         (["--prices", "nowhere.toml"], "--prices 'nowhere.toml'"),
     ],
 )

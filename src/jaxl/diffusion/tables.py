@@ -12,7 +12,7 @@ import numpy as np
 from jaxl.diffusion.diffusers_config import config_for_solver
 from jaxl.diffusion.names import find_name
 from jaxl.diffusion.randomness import Randomness
-from jaxl.diffusion.rows import COLUMNS, MAX_ROWS, Table
+from jaxl.diffusion.rows import MAX_ROWS, Table
 from jaxl.diffusion.schedule import SchedulerConfig
 from jaxl.diffusion.schedulers import SCHEDULERS, SOLVERS, Scheduler
 from jaxl.diffusion.spacing import TIMESTEP_SCHEDULES, Levels, edm_levels, sigma_levels, timestep_levels
@@ -91,9 +91,8 @@ def check_gaps(argument: str, value: int, name: str, table: Table) -> None:
 
     It may count timesteps from step to step; or it adds noise in each, so that fewer make another picture.
     """
-    adds = table.rows[:, [COLUMNS.index("x_noise"), COLUMNS.index("saved_noise")]].any()
-    if adds or not SCHEDULERS[name].solver.custom:
-        why = "adds noise in each step" if adds else "counts timesteps from step to step"
+    if table.adds_noise or not SCHEDULERS[name].solver.custom:
+        why = "adds noise in each step" if table.adds_noise else "counts timesteps from step to step"
         raise InputError(argument, value, f"scheduler {name!r} {why}; leave it out, or give cache_interval")
 
 
