@@ -20,7 +20,8 @@ import numpy as np
 
 import jaxl
 from jaxl.bench.random_model import ensure_random_model
-from jaxl.run import compiler, programs
+from jaxl.kernels.processor import facts
+from jaxl.run import programs
 from jaxl.run.compiler import OTHER_PRODUCTS, YNN
 
 WAYS = {
@@ -69,8 +70,8 @@ def main() -> None:
             steps = args.steps if part == "denoise" else 1
             rows[way][part] = 1e3 * statistics.median(times) / steps, statistics.median(own)
         print(f"| {way} | " + " | ".join(f"{ms:.1f} | {ratio:.2f}" for ms, ratio in rows[way].values()) + " |")
-    facts = {"vendor": compiler.cpu_vendor(), "jax": jax.__version__, **vars(args)}
-    print(json.dumps({**facts, "ways": rows}), flush=True)
+    told = {"processor": facts().get("model name"), "jax": jax.__version__, **vars(args)}
+    print(json.dumps({**told, "ways": rows}), flush=True)
 
 
 if __name__ == "__main__":

@@ -19,9 +19,10 @@ TESTS = {
     ("conv", "tpu"): "test_tpu_conv.py",
     ("layer_norm", "one_pass"): "test_forms.py",
     ("product", "tpu"): "test_tpu_product.py",
+    ("sums", "wide"): "test_wide_sums.py",
 }
 OFF = {("group_norm", "triton")}  # it has yet to run on a GPU
-PLATFORMS = (("cpu", ""), ("gpu", "9.0"), ("tpu", "TPU v5 lite"))
+PLATFORMS = (("cpu", "amx"), ("gpu", "9.0"), ("tpu", "TPU v5 lite"))
 
 
 def test_every_form_has_a_test() -> None:

@@ -30,7 +30,7 @@ def test_products_are_compiled_the_other_way(monkeypatch: pytest.MonkeyPatch) ->
     traced = jax.jit(lambda x, y: x @ y).trace(jnp.ones((64, 64)), jnp.ones((64, 64)))
     texts = []
     for vendor in ("GenuineIntel", "another"):
-        monkeypatch.setattr(compiler, "cpu_vendor", lambda vendor=vendor: vendor)
+        monkeypatch.setattr(compiler, "facts", lambda vendor=vendor: {"vendor_id": vendor})
         made = compiled(traced, "cpu", products=True)
         texts.append(made.as_text())
         assert made(jnp.ones((64, 64)), jnp.ones((64, 64)))[0, 0] == 64

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from jaxl.kernels import processor
+
 __all__ = ["Kernels"]
 
 # Attention works through heads, then through parts of the queries, so that the scores it holds at a time stay under
@@ -24,7 +26,7 @@ class Kernels:
     """The form of each operation; XLA's takes the shapes and dtypes that a form does not. Winograd's is for the U-Net.
 
     A `layer_norm` in one pass reads its input once: XLA makes the sums where the input is written. A `product` other
-    than XLA's is one in int8.
+    than XLA's is one in int8. Wide `sums` are those of bfloat16, see `kernels.wide_sums`.
     """
 
     attention: Literal["xla", "cudnn", "tpu"] = "xla"
@@ -32,16 +34,17 @@ class Kernels:
     conv: Literal["xla", "winograd", "tpu"] = "xla"
     layer_norm: Literal["two_pass", "one_pass"] = "two_pass"
     product: Literal["xla", "tpu"] = "xla"
+    sums: Literal["narrow", "wide"] = "narrow"
     score_bytes: int = MAX_SCORE_BYTES
 
     @classmethod
     def of(cls, platform: str, kind: str = "") -> Kernels:
         """Return the best forms for a platform, as `jax.Device.platform` names it.
 
-        `kind` is the compute capability of a GPU, the `device_kind` of a TPU.
+        `kind` is the compute capability of a GPU, the `device_kind` of a TPU, the `processor.features` of a CPU.
         """
         if platform == "cpu":
-            return cls(conv="winograd", score_bytes=CPU_SCORE_BYTES)
+            return cls(conv="winograd", sums="wide" if kind == "amx" else "narrow", score_bytes=CPU_SCORE_BYTES)
         if platform == "tpu":
             # the convolution and the product need more memory on the chip than a v4 has
             attention = cls(attention="tpu", layer_norm="one_pass")
@@ -57,6 +60,8 @@ class Kernels:
     @classmethod
     def of_device(cls, device: Any) -> Kernels:
         """Return the best forms for a device."""
+        if device.platform == "cpu":
+            return cls.of("cpu", processor.features())
         kind = device.device_kind if device.platform == "tpu" else getattr(device, "compute_capability", "")
         return cls.of(device.platform, kind)
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import DTypeLike
 
-from jaxl.kernels import Kernels
+from jaxl.kernels import Kernels, wide_sums
 from jaxl.kernels.winograd import convolve
 from jaxl.nn.quantised import observed, quantise, rounded, weight_scale
 
@@ -98,6 +98,8 @@ class Plain(Layer):
 
             if tpu.takes(x, self.weight):
                 return tpu.conv(x, self.weight, self.bias)
+        if wide_sums.takes(kernels, x) and (stride, padding, self.weight.shape[0]) == (1, (1, 1), 3):
+            return wide_sums.convolution(x, self.weight, self.bias)
         return _plus(_convolved(x, self.weight, stride, padding), self.bias)
 
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import DTypeLike
 
-from jaxl.kernels import XLA, Kernels
+from jaxl.kernels import XLA, Kernels, wide_sums
 from jaxl.kernels.group_norm import group_norm, scale_and_shift
 from jaxl.nn.layer_kinds import Params, Plain, Quantised, layer_of
 
@@ -50,7 +50,11 @@ def linear(
     fused = _product(p, x, kernels, norm)
     if fused is not None:
         return fused(residual=residual)
-    y = layer_of(p).linear(x if norm is None else layer_norm(norm, x, kernels=kernels))
+    layer, x = layer_of(p), x if norm is None else layer_norm(norm, x, kernels=kernels)
+    if isinstance(layer, Plain) and wide_sums.takes(kernels, x):
+        y = wide_sums.product(x, layer.weight, layer.bias)
+    else:
+        y = layer.linear(x)
     return y if residual is None else residual + y
 
 

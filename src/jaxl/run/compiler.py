@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-CPU_INFO = Path("/proc/cpuinfo")
+from jaxl.kernels.processor import facts
 
 # On a CPU XLA hands operations to a library, YNN, where it has them. On Intel's processors XLA's other way is faster
 # for products of float32 in the U-Net, not for sums, nor in the autoencoder (benchmarks/cpu_compiler.py).
@@ -21,7 +19,7 @@ OTHER_PRODUCTS: dict[str, str | bool] = {YNN: "LIBRARY_FUSION_TYPE_REDUCE,LIBRAR
 def compiled(traced: jax.stages.Traced, platform: str, *, products: bool) -> jax.stages.Compiled:
     """Compile a traced program, in which `products` take most of the time or not, with the options for it."""
     lowered = traced.lower()
-    options = compiler_options(platform, cpu_vendor(), traced.in_avals) if products else {}
+    options = compiler_options(platform, facts().get("vendor_id", ""), traced.in_avals) if products else {}
     try:
         return lowered.compile(compiler_options=options)
     except jax.errors.JaxRuntimeError as error:
@@ -36,13 +34,3 @@ def compiler_options(platform: str, vendor: str, arguments: Any) -> dict[str, st
     narrow = dtypes & {jnp.dtype(name) for name in ("bfloat16", "float8_e4m3fn", "int8")}
     faster = platform == "cpu" and vendor == "GenuineIntel" and not narrow
     return OTHER_PRODUCTS if faster and YNN not in os.environ.get("XLA_FLAGS", "") else {}
-
-
-@cache
-def cpu_vendor() -> str:
-    """Return who made this machine's processor, as Linux has it; nothing where that is not said."""
-    try:
-        lines = CPU_INFO.read_text().splitlines()
-    except OSError:
-        return ""
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("vendor_id")), "")

@@ -1,0 +1,25 @@
+"""The processor of this machine, as Linux tells of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+
+CPU_INFO = Path("/proc/cpuinfo")
+
+
+@cache
+def facts() -> Mapping[str, str]:
+    """Return what is known of the first core, such as its `vendor_id` and its `flags`; nothing where it is not told."""
+    try:
+        text = CPU_INFO.read_text()
+    except OSError:
+        return {}
+    pairs = (line.partition(":") for line in text.partition("\n\n")[0].splitlines())
+    return {name.strip(): value.strip() for name, _, value in pairs}
+
+
+def features() -> str:
+    """Return "amx" if it multiplies tiles of bfloat16, else nothing: the `kind` of a CPU for `Kernels.of`."""
+    return "amx" if "amx_bf16" in facts().get("flags", "").split() else ""
