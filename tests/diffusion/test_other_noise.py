@@ -54,18 +54,14 @@ def test_high_bits_of_seeds() -> None:
     assert (SOURCES["nv"](2**32 + 1, 64) != SOURCES["nv"](1, 64)).all()
 
 
-def test_pictures_begin_with_it(tiny: tuple[Any, Any]) -> None:
-    """The same as with the noise as `latents`; images of a call count their seeds up, and nothing compiles anew."""
-    pipe, params = tiny
-    options: dict[str, Any] = {"steps": 2, "output": "latents"}
-    drawn = pipe.generate(params, "a cat", seed=7, num_images=2, noise="torch", **options)
+def test_images_begin_with_it(tiny: tuple[Any, Any]) -> None:
+    """As if it was given as `latents`; the images of a call count their seeds up."""
+    plan = tiny[0].plan("a cat", seed=7, num_images=2, noise="torch")
     noise = np.stack([other_noise("torch", seed, (32, 32, 4)) for seed in (7, 8)])
-    given = pipe.generate(params, "a cat", seed=7, num_images=2, latents=noise, **options)
-    np.testing.assert_array_equal(drawn.latents, given.latents)
-    own = pipe.generate(params, "a cat", seed=7, num_images=2, **options)
-    named = pipe.generate(params, "a cat", seed=7, num_images=2, noise="jaxl", **options)
-    np.testing.assert_array_equal(own.latents, named.latents)
-    assert np.abs(own.latents - drawn.latents).mean() > 0.1
+    np.testing.assert_array_equal(plan.noise, noise)
+    np.testing.assert_array_equal(tiny[0].plan("a cat", num_images=2, latents=noise).noise, noise)
+    assert tiny[0].plan("a cat", noise="jaxl").noise is None
+    assert tiny[0].plan("a cat", noise="nv", scheduler="ddim", eta=0.0).noise is not None
 
 
 @pytest.mark.parametrize(

@@ -396,3 +396,9 @@ def test_levels_and_settings_that_cannot_work_are_refused(
     arguments: dict[str, Any] = {"steps": None, "scheduler": scheduler, **options}
     with pytest.raises(InputError, match=message):
         build_table(CONFIG, **arguments)
+
+
+def test_an_option_that_there_is_not() -> None:
+    wrong: dict[str, Any] = {"skip": 1}
+    with pytest.raises(TypeError, match="unexpected keyword argument 'skip'"):
+        build_table(SchedulerConfig(), 10, "euler", **wrong)

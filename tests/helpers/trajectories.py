@@ -31,7 +31,10 @@ SDXL = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linea
 
 @dataclass(frozen=True)
 class Case:
-    """A scheduler config as diffusers writes it, the number of steps, and further arguments of `build_table`."""
+    """A scheduler config as diffusers writes it, the number of steps, and further arguments of `build_table`.
+
+    With an option `skip` so many of the first steps are left out.
+    """
 
     raw: dict[str, Any]
     steps: int | None
@@ -39,7 +42,11 @@ class Case:
     table: Table = field(init=False)
 
     def __post_init__(self) -> None:
-        table = build_table(read_scheduler_config(self.raw), self.steps, **self.options)
+        options = dict(self.options)
+        skip, config = options.pop("skip", 0), read_scheduler_config(self.raw)
+        table = build_table(config, self.steps, **options)
+        if skip:
+            table = build_table(config, self.steps, places=range(skip, table.steps[-1] + 1), **options)
         object.__setattr__(self, "table", table)
 
 

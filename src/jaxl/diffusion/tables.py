@@ -72,6 +72,8 @@ def build_table(
     a picture, so that a multistep solver begins anew, and a step before a gap goes over all of it. Raises InputError
     for a wrong argument and CheckpointError where the checkpoint's config does not fit the scheduler.
     """
+    for name in sampling.keys() - Sampling.__annotations__.keys():
+        raise TypeError(f"build_table() got an unexpected keyword argument {name!r}")
     given = {key: value for key, value in sampling.items() if value is not None}
     custom = [key for key in ("timesteps", "sigmas") if key in given]
     name = scheduler_name(config, scheduler, custom=bool(custom))
