@@ -102,6 +102,7 @@ class User:
         self.page.on("console", lambda line: line.type == "error" and self.troubles.append(line.text))
         self.page.goto(server.url)
         self.page.wait_for_selector("#jaxl-generate")
+        self.wait_for("sessionStorage.getItem('jaxl-form')")  # the page has begun, and keeps what is filled in
 
     def _dialog(self, dialog: Any) -> None:
         self.troubles.append(f"a dialog: {dialog.message}")
