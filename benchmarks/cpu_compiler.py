@@ -18,9 +18,10 @@ from unittest.mock import patch
 import jax
 import numpy as np
 
-import jaxl
 from jaxl.bench.random_model import ensure_random_model
+from jaxl.call.options import LoadOptions
 from jaxl.kernels.processor import facts
+from jaxl.loading import open_pipeline
 from jaxl.run import programs
 from jaxl.run.compiler import OTHER_PRODUCTS, YNN
 
@@ -48,10 +49,9 @@ def main() -> None:
 
     seconds: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
     pictures, draws = [], {}
-    params = None
+    params = open_pipeline(source, LoadOptions(dtype="float32")).load_params()
     for way, options in WAYS.items():
-        pipe, loaded = jaxl.from_pretrained(source, dtype="float32")
-        params = params or loaded
+        pipe = open_pipeline(source, LoadOptions(dtype="float32"))
         draws[way] = partial(pipe.generate, params, "a llama", seed=1, steps=args.steps, guidance_scale=5.0)
         with patch.object(programs, "compiled", partial(compiled_with, options)):
             pictures.append(np.asarray(draws[way]().images[0], float))

@@ -164,9 +164,7 @@ def estimate(request: EstimateRequest, tell: Callable[[str], None]) -> dict[str,
         from jaxl.weights.quantise import read_precision  # imports jax
 
         if read_precision(request.precision, "tpu").decibels is not None:
-            remedy = (
-                "the layers that stay exact are chosen with the weights, which are not there; leave the distance out"
-            )
+            remedy = "the layers that stay exact are chosen with the weights, not there; leave the distance out"
             raise InputError("precision", request.precision, remedy)
     if importlib.util.find_spec("libtpu") is None:
         remedy = f"this needs the compiler for TPUs: {install_command('tpu')}"

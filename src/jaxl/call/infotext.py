@@ -19,7 +19,7 @@ from PIL import ExifTags, Image
 from jaxl.call.options import DrawOptions
 from jaxl.call.unit_texts import unit_texts
 from jaxl.diffusion.names import a1111_name
-from jaxl.diffusion.other_noise import OWN, RNG_NAMES
+from jaxl.diffusion.other_noise import RNG_NAMES
 from jaxl.text.tags import written
 from jaxl.weights.adapters.strength import Strength
 
@@ -94,9 +94,9 @@ def a1111_text(settings: Mapping[str, Any]) -> str:
     for name, label in LABELS.items():
         if label not in pairs and settings.get(name) is not None:
             pairs[label] = f"{settings[name]:g}"
-    source = settings.get("noise", OWN)
-    if source != OWN:
-        pairs["RNG"] = next((label for label, name in RNG_NAMES.items() if name == source), source)
+    for label, source in RNG_NAMES.items():
+        if source == settings.get("noise"):
+            pairs["RNG"] = label
     if settings.get("clip_skip"):
         # A1111 counts from the last layer, jaxl from SDXL's usual second-to-last one
         pairs["Clip skip"] = settings["clip_skip"] + 2

@@ -158,10 +158,6 @@ SOURCES: Mapping[str, Source] = {
     "cuda:h100": _gpu(132 * 2048),
 }
 
-# as A1111's files have them, after "RNG: "
-RNG_NAMES: Mapping[str, str] = {
-    "CPU": "torch",
-    "NV": "nv",
-    "GPU": "cuda",
-    **{name: name for name in SOURCES if ":" in name},
-}
+# by A1111's names, and as files have them after "RNG: ", where the others have their own names
+A1111_SOURCES: Mapping[str, str] = {"CPU": "torch", "NV": "nv", "GPU": "cuda"}
+RNG_NAMES: Mapping[str, str] = {**A1111_SOURCES, **{name: name for name in SOURCES if ":" in name}}

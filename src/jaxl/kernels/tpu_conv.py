@@ -8,6 +8,7 @@ so does rounding where the weight is int8.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -76,6 +77,33 @@ def rows_of(height: int, width: int) -> int:
     return max(rows for rows in range(1, height + 1) if height % rows == 0 and (rows == 1 or rows * width <= PIXELS))
 
 
+def lines_read(shape: tuple[int, ...]) -> list[pl.BlockSpec]:
+    """Return what programs (output channels, image, part of the rows) read of pictures [B, H, W, C].
+
+    Those are the row just above their own rows, these, and the row just below; any row where there is none.
+    """
+    _, height, width, channels = shape
+    rows = rows_of(height, width)
+
+    def line(row: int) -> pl.BlockSpec:
+        return pl.BlockSpec(
+            (1, 1, width, channels), lambda out, image, part: (image, jnp.clip(part * rows + row, 0, height - 1), 0, 0)
+        )
+
+    own = pl.BlockSpec((1, rows, width, channels), lambda out, image, part: (image, part, 0, 0))
+    return [line(-1), own, line(rows)]
+
+
+def write_lines(lines, above, own, below, made: Callable[[Array], Array]) -> None:
+    """Write what is `made` of what `lines_read` has, [(rows + 2) * W, C]: zeros for a row that there is none of."""
+    _, rows, width, channels = own.shape
+    pixels, part = rows * width, pl.program_id(2)
+    nothing = jnp.zeros((), lines.dtype)
+    lines[:width] = jnp.where(part > 0, made(above[0, 0]), nothing)
+    lines[width : width + pixels] = made(own[0].reshape(pixels, channels))
+    lines[width + pixels :] = jnp.where(part < pl.num_programs(2) - 1, made(below[0, 0]), nothing)
+
+
 def _outputs(x: Array | jax.ShapeDtypeStruct, weight: Array | jax.ShapeDtypeStruct) -> int | None:
     """Return the number of output channels that a program works on, the most that fits the chip; None if none does."""
     _, height, width, _ = x.shape
@@ -97,16 +125,6 @@ def _conv(*images: Array, parts: int, normed: bool, interpret: bool) -> Array:
     rows, outputs = rows_of(height, width), _outputs(x, weight)
     assert outputs is not None
 
-    def line(row: int, channels: int) -> pl.BlockSpec:
-        """Return the row of pixels just above (-1) or below (`rows`) a program's own; any row where there is none."""
-        return pl.BlockSpec(
-            (1, 1, width, channels), lambda out, image, part: (image, jnp.clip(part * rows + row, 0, height - 1), 0, 0)
-        )
-
-    def read(channels: int) -> list[pl.BlockSpec]:
-        own = pl.BlockSpec((1, rows, width, channels), lambda out, image, part: (image, part, 0, 0))
-        return [line(-1, channels), own, line(rows, channels)]
-
     result = pl.BlockSpec((1, rows, width, outputs), lambda out, image, part: (image, part, 0, out))
     by_input = pl.BlockSpec((1, 1, inputs), lambda out, image, part: (image, 0, 0))
     by_output = pl.BlockSpec((1, outputs), lambda out, image, part: (0, out))
@@ -121,7 +139,7 @@ def _conv(*images: Array, parts: int, normed: bool, interpret: bool) -> Array:
         out_shape=result_shape,
         grid=(channels // outputs, b, height // rows),
         in_specs=[
-            *(spec for picture in pictures for spec in read(picture.shape[-1])),
+            *(spec for picture in pictures for spec in lines_read(picture.shape)),
             *([by_input] * (2 * normed) + residual + scales),
             *(weights, by_output),
         ],
@@ -143,7 +161,7 @@ def _conv_kernel(*refs, parts: int, normed: bool, rounds: bool) -> None:
     norm, more = (more[:2], more[2:]) if normed else ([], more)
     residual, scales = (more[:-2], more[-2:]) if rounds else (more, [])
     _, rows, width, _ = out.shape
-    pixels, part = rows * width, pl.program_id(2)
+    pixels = rows * width
 
     def normalised(x: Array, own: slice) -> Array:
         if norm:
@@ -154,15 +172,11 @@ def _conv_kernel(*refs, parts: int, normed: bool, rounds: bool) -> None:
             x = jnp.clip(jnp.round(x.astype(jnp.float32) * scales[0][0]), -INT8_MAX, INT8_MAX)
         return x.astype(lines.dtype)
 
-    nothing = jnp.zeros((), lines.dtype)
     first = 0
     for i in range(parts):
         above, own, below = pictures[3 * i : 3 * i + 3]
         channels = slice(first, first := first + own.shape[-1])
-        lines[:width, channels] = jnp.where(part > 0, normalised(above[0, 0], channels), nothing)
-        lines[width : width + pixels, channels] = normalised(own[0].reshape(pixels, -1), channels)
-        last = part == pl.num_programs(2) - 1
-        lines[width + pixels :, channels] = jnp.where(last, nothing, normalised(below[0, 0], channels))
+        write_lines(lines.at[:, channels], above, own, below, partial(normalised, own=channels))
 
     def of_column(column: int) -> Array:
         """Return the sum over one column of the filter, [pixels, O], before it is shifted to its place."""

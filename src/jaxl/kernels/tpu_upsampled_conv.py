@@ -19,7 +19,7 @@ from jax.experimental.pallas import tpu
 
 from jaxl.kernels.by_image import by_image
 from jaxl.kernels.tpu_attention import occupied
-from jaxl.kernels.tpu_conv import CHIP_BYTES, OUTPUTS, TILE_ROWS, rows_of
+from jaxl.kernels.tpu_conv import CHIP_BYTES, OUTPUTS, TILE_ROWS, lines_read, rows_of, write_lines
 
 # Of each of the two pixels that one becomes, on an axis: the filter's weights for that one and its neighbour, in the
 # order of the small picture.
@@ -53,20 +53,12 @@ def _conv(x: Array, weight: Array, bias: Array, *, interpret: bool) -> Array:
     rows, outputs, channels = rows_of(height, width), _outputs(x, weight), weight.shape[-1]
     assert outputs is not None
 
-    def line(row: int) -> pl.BlockSpec:
-        """Return the row of pixels just above (-1) or below (`rows`) a program's own; any row where there is none."""
-        return pl.BlockSpec(
-            (1, 1, width, inputs), lambda out, image, part: (image, jnp.clip(part * rows + row, 0, height - 1), 0, 0)
-        )
-
     doubled = pl.pallas_call(
         _kernel,
         out_shape=jax.ShapeDtypeStruct((b, height, 2, 2 * width, channels), x.dtype),
         grid=(channels // outputs, b, height // rows),
         in_specs=[
-            line(-1),
-            pl.BlockSpec((1, rows, width, inputs), lambda out, image, part: (image, part, 0, 0)),
-            line(rows),
+            *lines_read(x.shape),
             pl.BlockSpec((3, 3, inputs, outputs), lambda out, image, part: (0, 0, 0, out)),
             pl.BlockSpec((1, outputs), lambda out, image, part: (0, out)),
         ],
@@ -90,17 +82,14 @@ def _conv(x: Array, weight: Array, bias: Array, *, interpret: bool) -> Array:
 
 
 def _kernel(above, own, below, weight, bias, out, lines, sums) -> None:
-    _, rows, width, inputs = own.shape
+    _, rows, width, _ = own.shape
 
     @pl.when((pl.program_id(1) == 0) & (pl.program_id(2) == 0))
     def _() -> None:
         _add_up(weight, sums)
 
-    pixels, part = rows * width, pl.program_id(2)
-    nothing = jnp.zeros((), own.dtype)
-    lines[:width] = jnp.where(part > 0, above[0, 0], nothing)
-    lines[width : width + pixels] = own[0].reshape(pixels, inputs)
-    lines[width + pixels :] = jnp.where(part < pl.num_programs(2) - 1, below[0, 0], nothing)
+    pixels = rows * width
+    write_lines(lines, above, own, below, lambda x: x)
     at = jax.lax.broadcasted_iota(jnp.int32, (rows, width, bias.shape[-1]), 1).reshape(pixels, bias.shape[-1])
 
     def summed(down: int, right: int, column: int) -> Array:

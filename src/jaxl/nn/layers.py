@@ -17,7 +17,7 @@ from jax.typing import DTypeLike
 
 from jaxl.kernels import XLA, Kernels, wide_sums
 from jaxl.kernels.group_norm import group_norm, scale_and_shift
-from jaxl.nn.layer_kinds import Params, Plain, Quantised, layer_of
+from jaxl.nn.layer_kinds import Layer, Params, Plain, Quantised, layer_of
 
 Shapes = dict[str, Any]
 
@@ -47,10 +47,11 @@ def linear(
 
     A 1x1 convolution's weight [1, 1, I, O] is taken as the linear layer it is.
     """
-    fused = _product(p, x, kernels, norm)
+    layer = layer_of(p)
+    fused = _product(layer, x, kernels, norm)
     if fused is not None:
         return fused(residual=residual)
-    layer, x = layer_of(p), x if norm is None else layer_norm(norm, x, kernels=kernels)
+    x = x if norm is None else layer_norm(norm, x, kernels=kernels)
     if isinstance(layer, Plain) and wide_sums.takes(kernels, x):
         y = wide_sums.product(x, layer.weight, layer.bias)
     else:
@@ -63,7 +64,7 @@ def geglu(p: Params, x: Array, norm: Params, kernels: Kernels = XLA) -> Array:
 
     Shazeer 2020, arXiv:2002.05202.
     """
-    fused = _product(p, x, kernels, norm, halves=2)
+    fused = _product(layer_of(p), x, kernels, norm, halves=2)
     if fused is not None:
         return fused(gate=gelu)
     y, gate = jnp.split(linear(p, x, kernels, norm=norm), 2, axis=-1)
@@ -77,10 +78,9 @@ def gelu(x: Array) -> Array:
 
 
 def _product(
-    p: Params, x: Array, kernels: Kernels, norm: Params | None, halves: int = 1
+    layer: Layer, x: Array, kernels: Kernels, norm: Params | None, halves: int = 1
 ) -> Callable[..., Array] | None:
     """Return the product of a layer's own kernel, which takes what comes after it; None if XLA's is to be taken."""
-    layer = layer_of(p)
     if kernels.product == "xla" or not isinstance(layer, Quantised):
         return None
     from jaxl.kernels import tpu_product as tpu  # Pallas takes a third of a second to import

@@ -9,14 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from jaxl.diffusion.other_noise import A1111_SOURCES
 from jaxl.errors import InputError
 from jaxl.server.errors import ApiError
 from jaxl.server.service import check_model
 from jaxl.server.settings import Settings
 
 MODEL, CLIP_SKIP, RANDN_SOURCE = "sd_model_checkpoint", "CLIP_stop_at_last_layers", "randn_source"
-# its values; the default, which clients send without meaning it, asks for nothing
-RANDN_SOURCES: Mapping[str, dict[str, str]] = {"GPU": {}, "CPU": {"noise": "torch"}, "NV": {"noise": "nv"}}
+# the default of RANDN_SOURCE, which clients send without meaning it
+USUAL_SOURCE = "GPU"
 
 # SDXL reads the second-to-last layer of its text encoders; 1 asks for the last one of Stable Diffusion 1, which the web
 # UI overrules for SDXL too
@@ -113,11 +114,12 @@ def overrides(options: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
     model = options.get(MODEL)
     if model not in [f"{name}.safetensors" for name in settings.names]:
         check_model(model, settings, MODEL)
-    source = options.get(RANDN_SOURCE) or "GPU"
-    if source not in RANDN_SOURCES:
-        raise refusal(RANDN_SOURCE, source, f"give one of {', '.join(RANDN_SOURCES)}, or leave it out")
+    source = options.get(RANDN_SOURCE) or USUAL_SOURCE
+    if source not in A1111_SOURCES:
+        raise refusal(RANDN_SOURCE, source, f"give one of {', '.join(A1111_SOURCES)}, or leave it out")
+    noise = {} if source == USUAL_SOURCE else {"noise": A1111_SOURCES[source]}
     skip = options.get(CLIP_SKIP)
-    return {**RANDN_SOURCES[source], **({} if skip is None else clip_skip(CLIP_SKIP, skip))}
+    return noise if skip is None else {**noise, **clip_skip(CLIP_SKIP, skip)}
 
 
 def clip_skip(name: str, value: Any) -> dict[str, int]:
