@@ -22,7 +22,7 @@ TESTS = {
     ("sums", "wide"): "test_wide_sums.py",
 }
 OFF = {("group_norm", "triton")}  # it has yet to run on a GPU
-PLATFORMS = (("cpu", "amx"), ("gpu", "9.0"), ("tpu", "TPU v5 lite"))
+PLATFORMS = (("cpu", "bfloat16"), ("gpu", "9.0"), ("tpu", "TPU v5 lite"))
 
 
 def test_every_form_has_a_test() -> None:

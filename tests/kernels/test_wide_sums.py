@@ -46,19 +46,26 @@ def test_they_are_as_near_to_float32(shapes: Any, x: tuple[int, ...], run: Calla
 
 
 def test_others_are_xlas() -> None:
-    """float32, and convolutions of another stride, are what they are without."""
+    """float32, and convolutions of another stride or of large pictures, are what they are without."""
     p = jax.tree.map(values, conv_shapes(8, 8, 3, jnp.float32))
     x = jax.random.normal(next(KEYS), (1, 6, 6, 8))
     np.testing.assert_array_equal(conv(p, x, kernels=WIDE), conv(p, x))
     half = jax.tree.map(lambda a: a.astype(jnp.bfloat16), p)
     wide, plain = (conv(half, x.astype(jnp.bfloat16), stride=2, kernels=kernels) for kernels in (WIDE, XLA))
     np.testing.assert_array_equal(wide, plain)
+    large = jax.ShapeDtypeStruct((1, 512, 512, 8), jnp.bfloat16)
+    assert "conv_general_dilated" in str(jax.make_jaxpr(lambda x: conv(half, x, kernels=WIDE))(large))
 
 
 @pytest.mark.parametrize(
     ("text", "kind"),
     [
-        ("vendor_id : GenuineIntel\nflags\t\t: fpu avx512_bf16 amx_tile amx_bf16 amx_int8\n\nprocessor : 1\n", "amx"),
+        (
+            "vendor_id : GenuineIntel\nflags\t\t: fpu avx512_bf16 amx_bf16\n\nprocessor : 1\n",
+            "bfloat16",
+        ),
+        ("vendor_id : AuthenticAMD\nflags : fpu avx512_bf16\n\nprocessor : 1\n", "bfloat16"),
+        ("vendor_id : AuthenticAMD\nflags : fpu avx512f\n\nprocessor : 1\n", ""),
         ("vendor_id : GenuineIntel\nflags\t\t: fpu avx512_bf16\n\nprocessor : 1\nflags : amx_bf16\n", ""),
         ("", ""),
         (None, ""),

@@ -44,7 +44,7 @@ class Kernels:
         `kind` is the compute capability of a GPU, the `device_kind` of a TPU, the `processor.features` of a CPU.
         """
         if platform == "cpu":
-            return cls(conv="winograd", sums="wide" if kind == "amx" else "narrow", score_bytes=CPU_SCORE_BYTES)
+            return cls(conv="winograd", sums="wide" if kind == "bfloat16" else "narrow", score_bytes=CPU_SCORE_BYTES)
         if platform == "tpu":
             # the convolution and the product need more memory on the chip than a v4 has
             attention = cls(attention="tpu", layer_norm="one_pass")

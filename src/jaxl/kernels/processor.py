@@ -21,5 +21,10 @@ def facts() -> Mapping[str, str]:
 
 
 def features() -> str:
-    """Return "amx" if it multiplies tiles of bfloat16, else nothing: the `kind` of a CPU for `Kernels.of`."""
-    return "amx" if "amx_bf16" in facts().get("flags", "").split() else ""
+    """Return "bfloat16" if its products are faster than float32's, else nothing: the `kind` of a CPU for `Kernels.of`.
+
+    So they are with AMX, and with AMD's AVX512-BF16, but not with Intel's (docs/performance.md).
+    """
+    flags = facts().get("flags", "").split()
+    amd = facts().get("vendor_id") == "AuthenticAMD"
+    return "bfloat16" if "amx_bf16" in flags or (amd and "avx512_bf16" in flags) else ""

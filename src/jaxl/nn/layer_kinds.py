@@ -98,7 +98,8 @@ class Plain(Layer):
 
             if tpu.takes(x, self.weight):
                 return tpu.conv(x, self.weight, self.bias)
-        if wide_sums.takes(kernels, x) and (stride, padding, self.weight.shape[0]) == (1, (1, 1), 3):
+        plain = (stride, padding, self.weight.shape[0]) == (1, (1, 1), 3)
+        if wide_sums.takes(kernels, x) and plain and wide_sums.fits(x, self.weight.shape[-1]):
             return wide_sums.convolution(x, self.weight, self.bias)
         return _plus(_convolved(x, self.weight, stride, padding), self.bias)
 
