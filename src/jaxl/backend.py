@@ -299,7 +299,7 @@ class PipelineBackend:
         return list(dict.fromkeys(self._bucket(lane, size) for lane in self.lanes for size in self.sizes))
 
     def _bucket(self, lane: Bucket, size: int) -> Bucket:
-        return self.pipe.devices.filled(replace(lane, batch=size))
+        return self.pipe.filled(replace(lane, batch=size))
 
     @property
     def controls(self) -> tuple[ControlNet, ...]:
@@ -345,7 +345,7 @@ def open_backend(
     """A model, loaded, compiled and run once.
 
     sizes: (width, height) of the images it draws, the first by default; the model's own if none are given.
-    slots: images in the making at once in each lane; 4, or as many as there are devices.
+    slots: images in the making at once in each lane; 4, or as many as there are devices, or with `split="rows"` 1.
     batch_sizes: the batches that programs are compiled for, of which the smallest that holds the images is run; by
         default one of all slots.
     chunks: parts of 75 tokens that a prompt may have; prompts of one part have a lane of their own.
@@ -387,7 +387,8 @@ def open_backend(
     }
     if "pag" in lanes:
         check_pag_layers(pipe.model.unet, PAG_LAYERS)
-    slots = slots or max([SLOTS, mesh.size, *batch_sizes])
+    least = 1 if options.get("split") == "rows" else max(SLOTS, mesh.size)
+    slots = slots or max([least, *batch_sizes])
     at_once = sorted({whole_number("batch_sizes", size, least=1, most=slots) for size in batch_sizes} | {slots})
     side = pipe.model.default_size
     guided = pipe.preset.guidance_scale > 1

@@ -16,6 +16,8 @@ from jaxl.errors import CheckpointError, InputError, nearest
 Json = Mapping[str, Any]
 # of weights and compute, by name
 Dtype = Literal["auto", "bfloat16", "float32"]
+# how devices share pictures: see `run.sharding.shares`
+Split = Literal["auto", "images", "rows"]
 
 # diffusers' EMAModel writes into the config how it averaged the weights
 AVERAGE = ("decay", "min_decay", "optimization_step", "update_after_step", "use_ema_warmup", "inv_gamma", "power")

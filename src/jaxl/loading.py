@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from jaxl.call.options import LoadOptions
+from jaxl.config import Split
 from jaxl.kernels import Kernels
 from jaxl.pipeline import Params, Pipeline, ShowProgress
 from jaxl.run.bucket import Bucket
@@ -23,6 +24,7 @@ def from_pretrained(
     dtype: DTypeLike = LoadOptions.dtype,
     mesh: Mesh | None = LoadOptions.mesh,
     shard_params: bool = LoadOptions.shard_params,
+    split: Split = LoadOptions.split,
     revision: str | None = LoadOptions.revision,
     variant: str | None = LoadOptions.variant,
     token: str | None = LoadOptions.token,
@@ -50,6 +52,9 @@ def from_pretrained(
             loop are float32 always.
         mesh: the devices, all by default, of all hosts (`run.hosts`); batches are split over them.
         shard_params: split the parameters over the devices, of one host, instead of keeping all of them on each.
+        split: how devices share pictures. "auto": images and their branches of guidance first, then, where devices are
+            left, rows of each picture (docs/scaling.md), if the height divides evenly and parameters are not split.
+            "images": never rows. "rows": rows first, one image's after another's.
         revision, token, cache_dir, local_files_only: passed on to the hub.
         variant: of the weight files, such as "fp16".
         unet: a U-Net in place of the checkpoint's, such as one of SDXL-Lightning: a hub id, a folder, or a

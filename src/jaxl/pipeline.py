@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypedDict, Unpack, cast
+from typing import Any, Literal, NamedTuple, TypedDict, Unpack, cast, get_args
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +33,7 @@ from jaxl.call.options import DrawOptions, LoadOptions, Options
 from jaxl.call.plan import OTHER_PROMPTS, Devices, Plan, make_plan
 from jaxl.call.prompts import open_tokenizers
 from jaxl.call.trials import Trials
+from jaxl.config import Split
 from jaxl.diffusion.loop import Slots
 from jaxl.errors import InputError, NonFiniteError, nearest
 from jaxl.kernels import Kernels
@@ -197,7 +198,10 @@ class Pipeline:
         predicted = self.model.scheduler.noise.prediction_type
         log.info("preset %s; the network predicts %s, by %s", self.preset, predicted, checkpoint.predicts_by)
         sizes = [arguments.whole_number("batch_sizes", size, least=1) for size in options.batch_sizes]
-        self.devices = Devices(mesh.size, sizes)
+        if options.split not in get_args(Split):
+            raise InputError("split", options.split, f"give one of {', '.join(get_args(Split))}")
+        split = None if options.shard_params else options.split
+        self.devices = Devices(mesh.size, sizes, split)
         of_vae = read_dtype("vae_dtype", options.vae_dtype or "auto", self.model.vae_dtype(self.dtype))
         shapes = self.model.shapes(self.dtype, of_vae)
         if options.vae_tile is not None:
@@ -206,7 +210,7 @@ class Pipeline:
         def programs(unet: Shapes) -> Programs:
             own = {**shapes, "unet": with_winograd_shapes(unet) if kernels.conv == "winograd" else unet}
             placed = place_parameters(own, mesh, split=options.shard_params)
-            return Programs(self.model, mesh, placed, options.vae_tile, options.shard_params)
+            return Programs(self.model, mesh, placed, options.vae_tile, options.shard_params, split)
 
         self.tokenizers = open_tokenizers(checkpoint, self.model)
         self.lexicon = Lexicon.of(self.model, self.tokenizers)
@@ -549,10 +553,14 @@ class Pipeline:
     def bucket(
         self, images: int, height: int | None = None, width: int | None = None, *, guided: bool = True
     ) -> Bucket:
-        """The bucket that `images` images of a size run in: filled up to a multiple of the devices."""
+        """The bucket that `images` images of a size run in: filled up where devices would have nothing to do."""
         size, factor = self.model.default_size, self.model.vae.factor
         height = arguments.image_size("height", height, size, factor)
-        return self.devices.filled(Bucket(images, height, arguments.image_size("width", width, size, factor), guided))
+        return self.filled(Bucket(images, height, arguments.image_size("width", width, size, factor), guided))
+
+    def filled(self, bucket: Bucket) -> Bucket:
+        """The bucket with as many images as its devices draw at a time."""
+        return self.devices.filled(bucket, self.model.parts(bucket.height))
 
     def generate(
         self,

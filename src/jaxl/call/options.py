@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict, TypeVar, c
 
 from jaxl.call.control import Control
 from jaxl.call.image_prompt import ImagePrompt
+from jaxl.config import Split
 from jaxl.diffusion.tables import Sampling
 from jaxl.text.prompt import Syntax
 from jaxl.weights.adapters.strength import Strength
@@ -47,6 +48,7 @@ class LoadOptions:
     dtype: DTypeLike = "bfloat16"
     mesh: Mesh | None = None
     shard_params: bool = False
+    split: Split = "auto"
     revision: str | None = None
     variant: str | None = None
     token: str | None = None

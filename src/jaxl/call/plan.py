@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import groupby
@@ -18,7 +19,7 @@ from jaxl.call.options import DEFAULTS, DrawOptions, Guidance, MicroConditioning
 from jaxl.call.prompts import Chunk, read_prompts
 from jaxl.call.sizes import rounds, smallest_that_fits
 from jaxl.call.starts import Paste, Picture, default_size, read_sources, read_starts, span
-from jaxl.config import check_pag_layers
+from jaxl.config import Split, check_pag_layers
 from jaxl.diffusion.other_noise import OWN, check_source, other_noise
 from jaxl.diffusion.rows import Table
 from jaxl.diffusion.tables import Sampling, build_table, check_gaps, scheduler_name
@@ -29,6 +30,7 @@ from jaxl.run.bucket import Branch, Bucket
 from jaxl.run.controls import ControlNet, ControlNets
 from jaxl.run.image_prompts import IPAdapter
 from jaxl.run.model import Model
+from jaxl.run.sharding import shares
 from jaxl.text.tags import read_tags
 from jaxl.text.tokenizer import Tokenizer
 from jaxl.weights.adapters.adapter import Adapter
@@ -139,17 +141,24 @@ class Plan:
 
 @dataclass(frozen=True)
 class Devices:
-    """How many there are, and the numbers of images that programs are compiled for: any, if there are none."""
+    """How many there are, and the numbers of images that programs are compiled for: any, if there are none.
+
+    How they share images, `split`, is as in `Target`.
+    """
 
     count: int
     batch_sizes: Sequence[int] = ()
+    split: Split | None = "auto"
 
-    def filled(self, bucket: Bucket) -> Bucket:
-        """The bucket for its images, or the largest there is: of a multiple of the devices, or of 1 by its branches."""
+    def filled(self, bucket: Bucket, parts: int) -> Bucket:
+        """The bucket for its images, or the largest there is, which may be split into so many `parts` of rows.
+
+        It is filled up to a multiple of the devices where each has less to do then.
+        """
         batch = smallest_that_fits(bucket.batch, self.batch_sizes) if self.batch_sizes else bucket.batch
-        if batch > 1 or bucket.branches % self.count:
-            batch = -(-batch // self.count) * self.count
-        return replace(bucket, batch=batch)
+        busy = math.prod(shares(self.count, batch, bucket.branches, parts, self.split)) if self.split else 1
+        full = -(-batch // self.count) * self.count
+        return replace(bucket, batch=full if full / self.count < batch / busy else batch)
 
     def rounds(self, images: int) -> list[int]:
         return rounds(images, self.batch_sizes) if self.batch_sizes else [images]
@@ -288,7 +297,7 @@ def make_plan(
     return Plan(
         batch=batch,
         rounds=per_round,
-        bucket=devices.filled(bucket),
+        bucket=devices.filled(bucket, model.parts(bucket.height)),
         scheduler=full_name,
         steps=len(times),
         preset=preset,

@@ -22,6 +22,7 @@ from jaxl.cli.options import (
     ModelOption,
     QuietOption,
     RevisionOption,
+    SplitOption,
     UnetOption,
     VaeOption,
     VariantOption,
@@ -60,6 +61,7 @@ def compile_programs(
     shard_params: Annotated[
         bool, typer.Option("--shard-params", help="For weights that are split over all devices.")
     ] = False,
+    split: SplitOption = "auto",
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -84,7 +86,7 @@ def compile_programs(
             work: list[tuple[Pipeline, Bucket]] = []
             for width, height, images in asked:
                 if images not in opened:
-                    opened[images] = Opener(dtype, shard_params, images, local_files_only, progress)(
+                    opened[images] = Opener(dtype, shard_params, images, local_files_only, progress, split=split)(
                         model,
                         revision=revision,
                         variant=variant,

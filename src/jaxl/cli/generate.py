@@ -38,6 +38,7 @@ from jaxl.cli.options import (
     PresetOption,
     PreviewVaeOption,
     RevisionOption,
+    SplitOption,
     TimeoutOption,
     UnetOption,
     VaeOption,
@@ -45,6 +46,7 @@ from jaxl.cli.options import (
     VariantOption,
 )
 from jaxl.cli.terminal import in_background, note, print_line, progress_bars, to_terminal
+from jaxl.config import Split
 from jaxl.errors import InputError, JaxlError, is_out_of_memory
 from jaxl.server.settings import read_named
 
@@ -201,6 +203,7 @@ def generate(
     shard_params: Annotated[
         bool, typer.Option("--shard-params", help="Split the weights over all devices: slower, less memory on each.")
     ] = False,
+    split: SplitOption = "auto",
     distributed: DistributedOption = False,
     coordinator: CoordinatorOption = None,
     hosts: HostsOption = None,
@@ -264,7 +267,7 @@ def generate(
         def draw() -> tuple[Pipeline, Result, Plan, float]:
             if machines.several and seed is None:
                 asked["seed"] = seeds_per_image(_seed_of_host_0(seeds[0]), num_images)
-            open_model = Opener(dtype, shard_params, num_images, local_files_only, progress, kernels)
+            open_model = Opener(dtype, shard_params, num_images, local_files_only, progress, kernels, split)
             pipe = open_model(
                 **source,
                 unet=unet,
@@ -352,9 +355,9 @@ def generate(
 
 @dataclass(frozen=True)
 class Opener:
-    """Opens models without their parameters, for no more chips than images, or branches of one.
+    """Opens models without their parameters, for all chips, or for no more than images, or branches of one.
 
-    For all where parameters are split over them, or several hosts take part.
+    For those where rows of pictures are not to be split, nor parameters, and one host has all.
     """
 
     dtype: str
@@ -363,6 +366,7 @@ class Opener:
     local_files_only: bool
     progress: ShowProgress | None
     kernels: str = "auto"
+    split: Split = "auto"
 
     def __call__(self, model: str, **options: Any) -> Pipeline:
         import jax
@@ -373,7 +377,8 @@ class Opener:
         from jaxl.run.sharding import make_mesh
 
         found = find_chips()
-        everywhere = self.shard_params or jax.process_count() > 1  # no host may be without a device
+        # no host may be without a device
+        everywhere = self.split != "images" or self.shard_params or jax.process_count() > 1
         few = [device for chip in found[: max(self.images, BRANCHES)] for device in chip]
         if self.progress is None:
             os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
@@ -382,6 +387,7 @@ class Opener:
             dtype=self.dtype,
             mesh=make_mesh(None if everywhere else few),
             shard_params=self.shard_params,
+            split=self.split,
             local_files_only=self.local_files_only,
             kernels=Kernels.plain(found[0][0].platform) if self.kernels == "xla" else None,
         )

@@ -12,11 +12,15 @@ import typer
 
 from jaxl.cli.machine import find_chips
 from jaxl.cli.terminal import in_background
-from jaxl.config import Dtype
+from jaxl.config import Dtype, Split
 from jaxl.errors import InputError, JaxlError
 
 ModelOption = Annotated[str, typer.Option(help="A hub id, a folder, a .safetensors file, or tiny (embedded).")]
 VaeOption = Annotated[str | None, typer.Option(metavar="MODEL", help="Another autoencoder, also of TAESD's kind.")]
+SplitOption = Annotated[
+    Split,
+    typer.Option(help="How devices share pictures: images first and then their rows, never rows, or rows first."),
+]
 VaeTileOption = Annotated[
     int | None,
     typer.Option(metavar="PIXELS", help="Decode in tiles of this size: less memory, not quite the same."),

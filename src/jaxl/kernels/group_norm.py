@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxl.kernels import XLA, Kernels
+from jaxl.kernels import XLA, Kernels, by_rows
 
 
 def group_norm(
@@ -33,7 +33,7 @@ def group_norm(
     if kernels.group_norm == "triton":
         from jaxl.kernels import triton_group_norm as triton  # Pallas takes a third of a second to import
 
-        if skip is None and triton.takes_slab(x, groups):
+        if skip is None and by_rows.devices() == 1 and triton.takes_slab(x, groups):
             return triton.slab(x, p["weight"], p["bias"], added, groups=groups, eps=eps, silu=silu)
     scale, shift = scale_and_shift(p, parts, groups, eps, added=added, kernels=kernels)
     out, first = [], 0
@@ -68,7 +68,8 @@ def scale_and_shift(
 
         if all(map(tpu.takes_moments, parts)):
             by_channel = tpu.moments
-    mean, variance = (jnp.concatenate(each, axis=-1) for each in zip(*map(by_channel, parts), strict=True))
+    own = (jnp.concatenate(each, axis=-1) for each in zip(*map(by_channel, parts), strict=True))
+    mean, variance = by_rows.moments(*own)
     c = mean.shape[-1]
     if added is not None:
         added = jnp.pad(added.astype(jnp.float32), ((0, 0), (0, c - added.shape[-1])))

@@ -8,7 +8,7 @@ so does rounding where the weight is int8.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import jax
@@ -17,6 +17,7 @@ from jax import Array
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu
 
+from jaxl.kernels import by_rows
 from jaxl.kernels.by_image import by_image
 from jaxl.kernels.tpu_attention import LANES, occupied
 
@@ -66,8 +67,10 @@ def conv(
     parts = [x] if skip is None else [x, skip]
     if x.shape[-1] % LANES:
         parts = [jnp.concatenate(parts, axis=-1)]
-    images = (*parts, *([] if norm is None else [a[:, None] for a in norm]), *([] if residual is None else [residual]))
-    run = partial(_conv, parts=len(parts), normed=norm is not None, interpret=interpret)
+    beside = rows_beside(parts, norm)
+    by_channel = [] if norm is None else [a[:, None] for a in norm]
+    images = (*parts, *beside, *by_channel, *([] if residual is None else [residual]))
+    run = partial(_conv, parts=len(parts), beside=bool(beside), normed=norm is not None, interpret=interpret)
     step = () if scales is None else ((1 / scales[0]).reshape(1), (scales[0] * scales[1])[None])
     return by_image(run, images, (*step, weight, bias.astype(jnp.float32)[None]))
 
@@ -75,6 +78,28 @@ def conv(
 def rows_of(height: int, width: int) -> int:
     """Return the number of rows that a program works on: a divisor of the height."""
     return max(rows for rows in range(1, height + 1) if height % rows == 0 and (rows == 1 or rows * width <= PIXELS))
+
+
+def rows_beside(parts: Sequence[Array], norm: tuple[Array, Array] | None = None) -> list[Array]:
+    """Return the rows above and below pictures [B, H, W, C], [B, 2, W, C] each, normalised; none unless rows are split.
+
+    See `kernels.by_rows`.
+    """
+    if by_rows.devices() == 1:
+        return []
+    made, first = [], 0
+    for part in parts:
+        own, edges = slice(first, first := first + part.shape[-1]), jnp.concatenate([part[:, :1], part[:, -1:]], axis=1)
+        if norm is not None:
+            edges = normalised(edges, *(a[:, None, None, own] for a in norm))
+        made.append(by_rows.beside(edges[:, 0], edges[:, -1]))
+    return made
+
+
+def normalised(x: Array, scale: Array, shift: Array) -> Array:
+    """Return silu(x * scale + shift)."""
+    f = x.astype(jnp.float32) * scale + shift
+    return (f * jax.nn.sigmoid(f)).astype(x.dtype)
 
 
 def lines_read(shape: tuple[int, ...]) -> list[pl.BlockSpec]:
@@ -94,14 +119,26 @@ def lines_read(shape: tuple[int, ...]) -> list[pl.BlockSpec]:
     return [line(-1), own, line(rows)]
 
 
-def write_lines(lines, above, own, below, made: Callable[[Array], Array]) -> None:
-    """Write what is `made` of what `lines_read` has, [(rows + 2) * W, C]: zeros for a row that there is none of."""
+def beside_read(shape: tuple[int, ...]) -> pl.BlockSpec:
+    """Return what programs read of `rows_beside` pictures [B, H, W, C]: both."""
+    _, _, width, channels = shape
+    return pl.BlockSpec((1, 2, width, channels), lambda out, image, part: (image, 0, 0, 0))
+
+
+def write_lines(
+    lines, above, own, below, beside, made: Callable[[Array], Array], ready: Callable[[Array], Array]
+) -> None:
+    """Write what is `made` of what `lines_read` has, [(rows + 2) * W, C], and is `ready` of the rows `beside` it.
+
+    Where there are none, zeros.
+    """
     _, rows, width, channels = own.shape
     pixels, part = rows * width, pl.program_id(2)
     nothing = jnp.zeros((), lines.dtype)
-    lines[:width] = jnp.where(part > 0, made(above[0, 0]), nothing)
+    upper, lower = (nothing, nothing) if beside is None else (ready(beside[0, 0]), ready(beside[0, 1]))
+    lines[:width] = jnp.where(part > 0, made(above[0, 0]), upper)
     lines[width : width + pixels] = made(own[0].reshape(pixels, channels))
-    lines[width + pixels :] = jnp.where(part < pl.num_programs(2) - 1, made(below[0, 0]), nothing)
+    lines[width + pixels :] = jnp.where(part < pl.num_programs(2) - 1, made(below[0, 0]), lower)
 
 
 def _outputs(x: Array | jax.ShapeDtypeStruct, weight: Array | jax.ShapeDtypeStruct) -> int | None:
@@ -117,8 +154,12 @@ def _outputs(x: Array | jax.ShapeDtypeStruct, weight: Array | jax.ShapeDtypeStru
     return None
 
 
-def _conv(*images: Array, parts: int, normed: bool, interpret: bool) -> Array:
-    pictures, (*more, weight, bias) = images[:parts], images[parts:]
+def _conv(*images: Array, parts: int, beside: bool, normed: bool, interpret: bool) -> Array:
+    pictures, edges, (*more, weight, bias) = (
+        images[:parts],
+        images[parts : parts * (1 + beside)],
+        images[parts * (1 + beside) :],
+    )
     rounds = weight.dtype == jnp.int8
     x, inputs, channels = pictures[0], *weight.shape[2:]
     b, height, width, _ = x.shape
@@ -135,11 +176,12 @@ def _conv(*images: Array, parts: int, normed: bool, interpret: bool) -> Array:
     operations = 2 * 9 * b * height * width * occupied(inputs) * occupied(channels)
     read_and_written = sum(picture.size for picture in pictures) + result_shape.size
     return pl.pallas_call(
-        partial(_conv_kernel, parts=parts, normed=normed, rounds=rounds),
+        partial(_conv_kernel, parts=parts, beside=beside, normed=normed, rounds=rounds),
         out_shape=result_shape,
         grid=(channels // outputs, b, height // rows),
         in_specs=[
             *(spec for picture in pictures for spec in lines_read(picture.shape)),
+            *(beside_read(edge.shape) for edge in edges),
             *([by_input] * (2 * normed) + residual + scales),
             *(weights, by_output),
         ],
@@ -153,21 +195,21 @@ def _conv(*images: Array, parts: int, normed: bool, interpret: bool) -> Array:
         ),
         interpret=interpret,
         name="conv",
-    )(*(picture for picture in pictures for _ in range(3)), *more, weight, bias)
+    )(*(picture for picture in pictures for _ in range(3)), *edges, *more, weight, bias)
 
 
-def _conv_kernel(*refs, parts: int, normed: bool, rounds: bool) -> None:
+def _conv_kernel(*refs, parts: int, beside: bool, normed: bool, rounds: bool) -> None:
     pictures, (*more, weight, bias, out, lines) = refs[: 3 * parts], refs[3 * parts :]
+    edges, more = (more[:parts], more[parts:]) if beside else ([None] * parts, more)
     norm, more = (more[:2], more[2:]) if normed else ([], more)
     residual, scales = (more[:-2], more[-2:]) if rounds else (more, [])
     _, rows, width, _ = out.shape
     pixels = rows * width
 
-    def normalised(x: Array, own: slice) -> Array:
-        if norm:
-            scale, shift = norm
-            f = x.astype(jnp.float32) * scale[0, :, own] + shift[0, :, own]
-            x = (f * jax.nn.sigmoid(f)).astype(x.dtype)
+    def made(x: Array, own: slice) -> Array:
+        return ready(normalised(x, *(a[0, :, own] for a in norm)) if norm else x)
+
+    def ready(x: Array) -> Array:
         if scales:
             x = jnp.clip(jnp.round(x.astype(jnp.float32) * scales[0][0]), -INT8_MAX, INT8_MAX)
         return x.astype(lines.dtype)
@@ -176,7 +218,7 @@ def _conv_kernel(*refs, parts: int, normed: bool, rounds: bool) -> None:
     for i in range(parts):
         above, own, below = pictures[3 * i : 3 * i + 3]
         channels = slice(first, first := first + own.shape[-1])
-        write_lines(lines.at[:, channels], above, own, below, partial(normalised, own=channels))
+        write_lines(lines.at[:, channels], above, own, below, edges[i], partial(made, own=channels), ready)
 
     def of_column(column: int) -> Array:
         """Return the sum over one column of the filter, [pixels, O], before it is shifted to its place."""

@@ -19,7 +19,16 @@ from jax.experimental.pallas import tpu
 
 from jaxl.kernels.by_image import by_image
 from jaxl.kernels.tpu_attention import occupied
-from jaxl.kernels.tpu_conv import CHIP_BYTES, OUTPUTS, TILE_ROWS, lines_read, rows_of, write_lines
+from jaxl.kernels.tpu_conv import (
+    CHIP_BYTES,
+    OUTPUTS,
+    TILE_ROWS,
+    beside_read,
+    lines_read,
+    rows_beside,
+    rows_of,
+    write_lines,
+)
 
 # Of each of the two pixels that one becomes, on an axis: the filter's weights for that one and its neighbour, in the
 # order of the small picture.
@@ -34,7 +43,8 @@ def takes(x: Array | jax.ShapeDtypeStruct, weight: Array | jax.ShapeDtypeStruct)
 
 def conv(x: Array, weight: Array, bias: Array, *, interpret: bool = False) -> Array:
     """[B, H, W, I] -> [B, 2H, 2W, O]: each pixel four times, padded, convolved by [3, 3, I, O], plus bias."""
-    return by_image(partial(_conv, interpret=interpret), (x,), (weight, bias.astype(jnp.float32)[None]))
+    images = (x, *rows_beside([x]))
+    return by_image(partial(_conv, interpret=interpret), images, (weight, bias.astype(jnp.float32)[None]))
 
 
 def _outputs(x: Array | jax.ShapeDtypeStruct, weight: Array | jax.ShapeDtypeStruct) -> int | None:
@@ -48,7 +58,8 @@ def _outputs(x: Array | jax.ShapeDtypeStruct, weight: Array | jax.ShapeDtypeStru
     return None
 
 
-def _conv(x: Array, weight: Array, bias: Array, *, interpret: bool) -> Array:
+def _conv(x: Array, *more: Array, interpret: bool) -> Array:
+    *beside, weight, bias = more
     b, height, width, inputs = x.shape
     rows, outputs, channels = rows_of(height, width), _outputs(x, weight), weight.shape[-1]
     assert outputs is not None
@@ -59,6 +70,7 @@ def _conv(x: Array, weight: Array, bias: Array, *, interpret: bool) -> Array:
         grid=(channels // outputs, b, height // rows),
         in_specs=[
             *lines_read(x.shape),
+            *(beside_read(each.shape) for each in beside),
             pl.BlockSpec((3, 3, inputs, outputs), lambda out, image, part: (0, 0, 0, out)),
             pl.BlockSpec((1, outputs), lambda out, image, part: (0, out)),
         ],
@@ -77,11 +89,12 @@ def _conv(x: Array, weight: Array, bias: Array, *, interpret: bool) -> Array:
         ),
         interpret=interpret,
         name="conv_upsampled",
-    )(x, x, x, weight, bias)
+    )(x, x, x, *beside, weight, bias)
     return doubled.reshape(b, 2 * height, 2 * width, channels)
 
 
-def _kernel(above, own, below, weight, bias, out, lines, sums) -> None:
+def _kernel(above, own, below, *more) -> None:
+    *beside, weight, bias, out, lines, sums = more
     _, rows, width, _ = own.shape
 
     @pl.when((pl.program_id(1) == 0) & (pl.program_id(2) == 0))
@@ -89,7 +102,7 @@ def _kernel(above, own, below, weight, bias, out, lines, sums) -> None:
         _add_up(weight, sums)
 
     pixels = rows * width
-    write_lines(lines, above, own, below, lambda x: x)
+    write_lines(lines, above, own, below, beside[0] if beside else None, lambda x: x, lambda x: x)
     at = jax.lax.broadcasted_iota(jnp.int32, (rows, width, bias.shape[-1]), 1).reshape(pixels, bias.shape[-1])
 
     def summed(down: int, right: int, column: int) -> Array:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxl.kernels import Kernels
+from jaxl.kernels import Kernels, by_rows
 
 # The sums of a convolution that are added up should stay in the caches; where they do not, XLA's own is faster.
 SUMS_BYTES = 2**22
@@ -42,7 +42,7 @@ def convolution(x: Array, weight: Array, bias: Array | None) -> Array:
     the filter, and a third of the memory of one product for all.
     """
     _, h, w, inputs = x.shape
-    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    padded = jnp.pad(by_rows.padded(x, 1, 1), ((0, 0), (0, 0), (1, 1), (0, 0)))
     columns = jnp.concatenate([padded[:, :, j : j + w] for j in range(3)], axis=-1)
     rows = weight.reshape(3, 3 * inputs, -1)
     products = (jnp.dot(columns[:, i : i + h], rows[i], preferred_element_type=jnp.float32) for i in range(3))

@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jaxl.kernels import by_rows
+
 # G of the paper, equation 8
 WEIGHT = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], np.float32)
 
@@ -31,10 +33,13 @@ def transformed(weight: Any) -> np.ndarray:
 # Jitted on its own, so that layers of the same shapes are compiled once.
 @jax.jit
 def convolve(x: Array, weight: Array) -> Array:
-    """[B, H, W, I] and a transformed weight [16, I, O] -> [B, H, W, O]: stride 1, one pixel of zeros all around."""
+    """[B, H, W, I] and a transformed weight [16, I, O] -> [B, H, W, O]: stride 1, one pixel all around, of zeros.
+
+    See `kernels.by_rows` for pictures whose rows are split.
+    """
     b, h, w, c = x.shape
     tall, wide = -(-h // 2), -(-w // 2)  # tiles
-    padded = jnp.pad(x, ((0, 0), (1, 1 + h % 2), (1, 1 + w % 2), (0, 0)))
+    padded = jnp.pad(by_rows.padded(x, 1, 1), ((0, 0), (0, h % 2), (1, 1 + w % 2), (0, 0)))
     # the four stacked rows come first, so the products' operand needs no other layout
     rows = padded.reshape(b, tall + 1, 2, 2 * (wide + 1), c)
     rows = _four(rows[:, :-1, 0], rows[:, :-1, 1], rows[:, 1:, 0], rows[:, 1:, 1])

@@ -18,7 +18,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from jaxl.config import ControlNetConfig
-from jaxl.kernels import XLA, Kernels
+from jaxl.kernels import XLA, Kernels, by_rows
 from jaxl.nn.layers import (
     Params,
     Shapes,
@@ -157,7 +157,7 @@ def controlnet(
 
 def _added(cfg: ControlNetConfig, p: Params, out: Array) -> Array:
     out = conv(p, out)
-    return jnp.broadcast_to(out.mean((1, 2), keepdims=True), out.shape) if cfg.pooled else out
+    return jnp.broadcast_to(by_rows.mean(out.mean((1, 2), keepdims=True)), out.shape) if cfg.pooled else out
 
 
 def residual_shapes(cfg: ControlNetConfig, first: Sequence[int]) -> list[tuple[int, ...]]:

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from jaxl.kernels import by_rows
+
 
 def reweigh(x: Array, skip: Array, skip_scale: Array, backbone_scale: Array) -> tuple[Array, Array]:
     """Backbone x [B, H, W, C] and skip [B, H, W, D] in any dtype, scales float32 [B]; scales of 1 change nothing."""
@@ -26,17 +28,19 @@ def low_frequencies(x: Array) -> Array:
     at most four plane waves, which two small products compute without a Fourier transform.
     """
     b, h, w, c = x.shape
-    waves = _waves(h, w)
+    # [K, H, W, 1], of the whole picture
+    waves = by_rows.own(_waves(h * by_rows.devices(), w)).reshape(-1, h * w)
     pixels = x.astype(jnp.float32).reshape(b, h * w, c)
     # a TPU would round the operands to bfloat16
-    amplitudes = jnp.einsum("kp,bpc->bkc", waves, pixels, precision=lax.Precision.HIGHEST)
+    amplitudes = by_rows.total(jnp.einsum("kp,bpc->bkc", waves, pixels, precision=lax.Precision.HIGHEST))
     low = jnp.einsum("kp,bkc->bpc", waves, amplitudes, precision=lax.Precision.HIGHEST)
     return low.reshape(x.shape)
 
 
-def _waves(height: int, width: int) -> np.ndarray:
-    """Cosines and sines of the box, [K, H*W] float32, normalised; an axis of one pixel has frequency 0 alone."""
+def _waves(height: int, width: int) -> Array:
+    """Cosines and sines of the box, [K, H, W, 1] float32, normalised; an axis of one pixel has frequency 0 alone."""
     rows, columns = ({-1 % n, 0} for n in (height, width))
     y, x = np.arange(height)[:, None] / height, np.arange(width) / width
-    angles = np.stack([2 * np.pi * (f * y + g * x).ravel() for f in sorted(rows) for g in sorted(columns)])
-    return (np.concatenate([np.cos(angles), np.sin(angles)]) / np.sqrt(height * width)).astype(np.float32)
+    angles = np.stack([2 * np.pi * (f * y + g * x) for f in sorted(rows) for g in sorted(columns)])
+    waves = np.concatenate([np.cos(angles), np.sin(angles)]) / np.sqrt(height * width)
+    return jnp.asarray(waves.astype(np.float32)[..., None])

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import DTypeLike
 
-from jaxl.kernels import Kernels, wide_sums
+from jaxl.kernels import Kernels, by_rows, wide_sums
 from jaxl.kernels.winograd import convolve
 from jaxl.nn.quantised import observed, quantise, rounded, weight_scale
 
@@ -241,7 +241,7 @@ class Adapted(Layer):
         n, _, height, width, rank = self.down.shape
         # what each tap of the kernel makes of each position, in one product; the taps are added up while they are thin
         taps = (self._by_image(x) @ self._matrix(self.down)).reshape(*x.shape[:3], height, width, rank)
-        taps = jnp.pad(taps, ((0, 0), padding, padding, (0, 0), (0, 0), (0, 0)))
+        taps = by_rows.padded(jnp.pad(taps, ((0, 0), (0, 0), padding, (0, 0), (0, 0), (0, 0))), *padding)
         rows, columns = (stride * (size - 1) + 1 for size in y.shape[1:3])
         low = sum(
             taps[:, i : i + rows : stride, j : j + columns : stride, i, j] for i in range(height) for j in range(width)
@@ -276,11 +276,14 @@ def _plus(y: Array, bias: Array | None) -> Array:
 
 
 def _convolved(x: Array, weight: Array, stride: int, padding: tuple[int, int], dtype: DTypeLike | None = None) -> Array:
+    rows = padding
+    if by_rows.devices() > 1:
+        x, rows = by_rows.padded(x, *padding), (0, 0)
     return lax.conv_general_dilated(
         x,
         weight,
         (stride, stride),
-        (padding, padding),
+        (rows, padding),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         preferred_element_type=dtype,
     )

@@ -17,7 +17,7 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 
 from jaxl.config import EMPTY, UNetConfig, check_pag_layers
-from jaxl.kernels import XLA, Kernels
+from jaxl.kernels import XLA, Kernels, by_rows
 from jaxl.kernels.attention import attention
 from jaxl.kernels.group_norm import group_norm
 from jaxl.nn.added import NOTHING, Added, both
@@ -153,7 +153,7 @@ def unet(
         now = deep()
     else:
         own = shallow[:, None, None, None]
-        now = lax.cond(shallow.all(), lambda: features, lambda: jnp.where(own, features, deep()))
+        now = lax.cond(by_rows.all_of(shallow.all()), lambda: features, lambda: jnp.where(own, features, deep()))
     last = first + added.skips[0] if added.skips else first
     x = _up_layer(params, shared, *_up_layers(cfg)[-1], now, last)
     x = group_norm(params["conv_norm_out"], x, cfg.norm_num_groups, cfg.norm_eps, silu=True, kernels=kernels)
@@ -179,6 +179,7 @@ class Shared:
     images: tuple[ImageContext, ...] = ()
 
 
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class ImageContext:
     """What cross-attention reads of pictures beside the text (Ye et al. 2023, arXiv:2308.06721, section 3.2.2).
@@ -431,7 +432,7 @@ def transformer_block(
         return linear(p[attn][part], nudged(layer_norm(norm, tokens, kernels=kernels), nudges[name])).reshape(shape)
 
     q, k, v = (projected(name, p["norm1"]) for name in ("attn1.to_q", "attn1.to_k", "attn1.to_v"))
-    y = attention(q, k, v, heads, kernels=kernels)
+    y = attention(q, by_rows.whole(k), by_rows.whole(v), heads, kernels=kernels)
     if perturbed is not None:
         y = jnp.where(perturbed[:, None, None], v, y)  # each position sees itself alone
     tokens = linear(p["attn1"]["to_out"]["0"], y.reshape(tokens.shape), kernels, residual=tokens)

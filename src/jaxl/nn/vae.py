@@ -9,7 +9,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from jaxl.config import VAEConfig
-from jaxl.kernels import XLA, Kernels
+from jaxl.kernels import XLA, Kernels, by_rows
 from jaxl.kernels.attention import attention
 from jaxl.kernels.group_norm import group_norm
 from jaxl.nn.layers import (
@@ -137,6 +137,7 @@ def _middle(p: Params, cfg: VAEConfig, x: Array, kernels: Kernels) -> Array:
     if cfg.mid_attention:
         att = p["attentions"]["0"]
         y = group_norm(att["group_norm"], x, cfg.norm_num_groups, EPS, kernels=kernels).reshape(b, h * w, c)
-        y = attention(*(linear(att[name], y) for name in ("to_q", "to_k", "to_v")), heads=1, kernels=kernels)
+        q, k, v = (linear(att[name], y) for name in ("to_q", "to_k", "to_v"))
+        y = attention(q, by_rows.whole(k), by_rows.whole(v), heads=1, kernels=kernels)
         x = x + linear(att["to_out"]["0"], y).reshape(x.shape)
     return resnet(p["resnets"]["1"], x, cfg.norm_num_groups, EPS, kernels)

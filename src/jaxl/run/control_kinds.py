@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 
 from jaxl.config import ControlConfig, ControlNetConfig, LLLiteConfig, T2IAdapterConfig
 from jaxl.diffusion.loop import Row
-from jaxl.kernels import Kernels
+from jaxl.kernels import Kernels, by_rows
 from jaxl.nn import lllite, t2i_adapter
 from jaxl.nn.added import Added
 from jaxl.nn.controlnet import controlnet, controlnet_shapes, embed_kind, embed_kinds, embed_picture
@@ -43,20 +43,29 @@ class Controlled:
     first: Leaf
     end: Leaf
 
-    def strengths_in(self, row: Row) -> Array:
-        """Return the strengths that images have in this row, [B, G, R]."""
+    def in_row(self, row: Row) -> Control:
+        """Return what the control is told in a row, with the branches of an image beside each other."""
+        branches = self.strengths.shape[1]
         inside = (self.first <= row["number"]) & (row["number"] < self.end)
-        return jnp.where(inside[:, None, None], self.strengths, 0.0)
+        embedded, kinds = jax.tree.map(partial(jnp.repeat, repeats=branches, axis=0), (self.embedded, self.kinds))
+        return Control(embedded, kinds, flat(self.context), flat(jnp.where(inside[:, None, None], self.strengths, 0.0)))
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Control:
+    """What a control is told of E evaluations of the U-Net, [E, ...], as in `Controlled`; strengths are [E, R]."""
+
+    embedded: Any
+    kinds: Array | None
+    context: Params
+    strengths: Array
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What networks of a row are told: B images, each in `branches`, which are neighbours on the leading axis.
+    """What networks of a row are told: E evaluations, of latents [E, h, w, C], all as `unet` takes it."""
 
-    `shallow` bool [B], or None, is for images, all else as `unet` takes it.
-    """
-
-    branches: int
     latents: Array
     t: Array
     pooled: Array
@@ -64,10 +73,6 @@ class Evaluation:
     lengths: Array | None
     shallow: Array | None
     kernels: Kernels
-
-    def per_branch(self, tree: Any) -> Any:
-        """Return arrays [B * G, ...] of those of images [B, ...]."""
-        return jax.tree.map(partial(jnp.repeat, repeats=self.branches, axis=0), tree)
 
 
 def flat(tree: Any) -> Any:
@@ -95,8 +100,8 @@ class Kind(ABC, Generic[Config]):
         """
 
     @abstractmethod
-    def added(self, params: Params, told: Controlled, strengths: Array, at: Evaluation) -> Added:
-        """Return what it adds in a row, in which it has these strengths, [B, G, R]."""
+    def added(self, params: Params, told: Control, at: Evaluation) -> Added:
+        """Return what it adds in a row."""
 
 
 class OfControlNet(Kind[ControlNetConfig]):
@@ -113,7 +118,7 @@ class OfControlNet(Kind[ControlNetConfig]):
             return embedded, None
         return embed_kind(params, embedded, kind, scale), embed_kinds(params, self.cfg, kinds)
 
-    def added(self, params: Params, told: Controlled, strengths: Array, at: Evaluation) -> Added:
+    def added(self, params: Params, told: Control, at: Evaluation) -> Added:
         """Where all images that have a use for it are shallow, only what it adds first is worked out."""
         network = partial(
             controlnet,
@@ -121,28 +126,32 @@ class OfControlNet(Kind[ControlNetConfig]):
             self.cfg,
             at.latents,
             at.t,
-            at.per_branch(told.embedded),
-            flat(told.context),
+            told.embedded,
+            told.context,
             at.pooled,
             at.time_ids,
             lengths=at.lengths,
-            kinds=at.per_branch(told.kinds),
+            kinds=told.kinds,
             kernels=at.kernels,
         )
-        used = (strengths != 0).any((1, 2))
+        used = (told.strengths != 0).any(1)
         deep = used if at.shallow is None else used & ~at.shallow
         whole = jax.eval_shape(network)
 
         def scaled(only_first: bool) -> list[Array]:
-            return [_times(flat(strengths)[:, i], each) for i, each in enumerate(network(only_first=only_first))]
+            return [_times(told.strengths[:, i], each) for i, each in enumerate(network(only_first=only_first))]
 
         def none() -> list[Array]:
             return [jnp.zeros(shape.shape, shape.dtype) for shape in whole]
 
         def first() -> list[Array]:
-            return none() if at.shallow is None else jax.lax.cond(used.any(), lambda: scaled(only_first=True), none)
+            return (
+                none()
+                if at.shallow is None
+                else jax.lax.cond(~by_rows.all_of(~used.any()), lambda: scaled(only_first=True), none)
+            )
 
-        *skips, middle = jax.lax.cond(deep.any(), lambda: scaled(only_first=False), first)
+        *skips, middle = jax.lax.cond(~by_rows.all_of(~deep.any()), lambda: scaled(only_first=False), first)
         return Added(skips, middle)
 
 
@@ -155,9 +164,8 @@ class OfT2IAdapter(Kind[T2IAdapterConfig]):
     def embed(self, params: Params, picture: Array, kind: Array, scale: Array, kinds: Array) -> tuple[Any, Any]:
         return t2i_adapter.features(params, self.cfg, picture), None
 
-    def added(self, params: Params, told: Controlled, strengths: Array, at: Evaluation) -> Added:
-        features = enumerate(at.per_branch(told.embedded))
-        return Added(blocks=[_times(flat(strengths)[:, i], each) for i, each in features])
+    def added(self, params: Params, told: Control, at: Evaluation) -> Added:
+        return Added(blocks=[_times(told.strengths[:, i], each) for i, each in enumerate(told.embedded)])
 
 
 class OfLLLite(Kind[LLLiteConfig]):
@@ -169,9 +177,8 @@ class OfLLLite(Kind[LLLiteConfig]):
     def embed(self, params: Params, picture: Array, kind: Array, scale: Array, kinds: Array) -> tuple[Any, Any]:
         return lllite.embed_picture(params, self.cfg, picture), None
 
-    def added(self, params: Params, told: Controlled, strengths: Array, at: Evaluation) -> Added:
-        embedded = at.per_branch(told.embedded)
-        return Added(inputs=lllite.nudges(params, self.cfg, embedded, flat(strengths)[:, 0]))
+    def added(self, params: Params, told: Control, at: Evaluation) -> Added:
+        return Added(inputs=lllite.nudges(params, self.cfg, told.embedded, told.strengths[:, 0]))
 
 
 KINDS: Mapping[type, type[Kind[Any]]] = {
@@ -187,7 +194,7 @@ def kind_of(cfg: ControlConfig) -> Kind[Any]:
 
 
 def _times(strengths: Array, added: Array) -> Array:
-    """Return what is added [B * G, h, w, C] at strengths [B * G]."""
+    """Return what is added [E, h, w, C] at strengths [E]."""
     each = strengths[:, None, None, None]
     # not by a product alone: what an image has no use for may be infinite
     return jnp.where(each == 0, 0, added * each.astype(added.dtype))

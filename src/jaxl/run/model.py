@@ -100,6 +100,11 @@ class Model:
         """Height and width the checkpoint was trained for, in pixels."""
         return self.unet.sample_size * self.vae.factor
 
+    def parts(self, height: int) -> int:
+        """Return into how many parts of equal rows a picture can be split so that all levels of the U-Net can."""
+        smallest = self.vae.factor * 2 ** (len(self.unet.down) - 1)
+        return 1 if height % smallest else height // smallest
+
     @property
     def preset(self) -> Preset:
         """The settings with which the checkpoint should be sampled, as far as its configs tell."""

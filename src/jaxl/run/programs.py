@@ -24,7 +24,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
-from jaxl.config import IPAdapterConfig
+from jaxl.config import IPAdapterConfig, Split
 from jaxl.diffusion.loop import Slots
 from jaxl.nn.clip import Replaced
 from jaxl.nn.layer_kinds import adapted
@@ -37,7 +37,7 @@ from jaxl.run.control_kinds import Controlled, kind_of
 from jaxl.run.controls import embed_shapes, parameter_shapes
 from jaxl.run.image_prompts import Prompted, context_shapes, dtype_of, encoder_shapes
 from jaxl.run.model import Model
-from jaxl.run.sharding import replicated, split_images
+from jaxl.run.sharding import on_mesh, replicated, split_images, with_sharding
 from jaxl.run.steps import features_shapes, slots_shapes
 from jaxl.run.target import Leaf, Target
 from jaxl.weights.layout import placed
@@ -58,7 +58,7 @@ class Program(Generic[*Arguments, Output]):
 
     `run` returns the function, `takes` the shapes of its arguments and `gives` the shardings of its output. It
     `depends_on` these fields of the bucket alone. It may use the memory of the arguments that it `donates`, by number.
-    `always`: each picture needs it. `products`: they take most of its time.
+    `always`: each picture needs it. `products`: they take most of its time. `mesh`: how devices work on pictures.
     """
 
     name: str
@@ -69,6 +69,7 @@ class Program(Generic[*Arguments, Output]):
     donates: tuple[int, ...] = ()
     always: bool = False
     products: bool = False
+    mesh: Callable[[Target, Bucket], Mesh] = lambda to, _: to.mesh
 
     def key(self, bucket: Bucket | None) -> Bucket:
         """Return what counts of a bucket, all else as in NEUTRAL, so that buckets share the program; None is that."""
@@ -111,6 +112,15 @@ def _whole(to: Target, _: Bucket) -> Any:
     return replicated(to.mesh)
 
 
+def _mesh_for_unet(to: Target, bucket: Bucket) -> Mesh:
+    return to.mesh_for(bucket.batch, bucket.branches, to.model.parts(bucket.height))
+
+
+def _mesh_for_vae(to: Target, bucket: Bucket) -> Mesh:
+    rows = 1 if to.tile else bucket.latents_shape(to.model)[1]
+    return to.mesh_for(1, math.gcd(bucket.batch, to.mesh.size), rows)
+
+
 def _shardings(shapes: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf.sharding, shapes)
 
@@ -130,6 +140,7 @@ ADVANCE = Program(
     donates=(1,),
     always=True,
     products=True,
+    mesh=_mesh_for_unet,
 )
 OBSERVE = Program(
     "observe",
@@ -149,6 +160,7 @@ DECODE = Program(
     gives=_split,
     depends_on=PIXELS,
     always=True,
+    mesh=_mesh_for_vae,
 )
 ENCODE_IMAGE = Program(
     "encode_image",
@@ -156,6 +168,7 @@ ENCODE_IMAGE = Program(
     takes=lambda to, bucket: (to.shapes["vae"], to.whole((1, bucket.height, bucket.width, 3), jnp.float32)),
     gives=_whole,
     depends_on=("height", "width"),
+    mesh=_mesh_for_vae,
 )
 PREVIEW = Program(
     "preview",
@@ -291,8 +304,9 @@ class Programs:
         shapes: dict[str, Params],
         tile: int | None = None,
         split_parameters: bool = False,
+        split_pictures: Split | None = "auto",
     ):
-        self.target = Target(model, mesh, shapes, tile, split_parameters)
+        self.target = Target(model, mesh, shapes, tile, split_parameters, split_pictures)
         self._futures: dict[tuple[AnyProgram, Bucket], Future[Any]] = {}
         self._told: dict[Bucket, Conditioning] = {}
         self._lock = threading.Lock()
@@ -313,11 +327,14 @@ class Programs:
     def trace(self, program: AnyProgram, bucket: Bucket | None = None) -> jax.stages.Traced:
         """Return the program traced on shapes alone, for whoever lowers and compiles it another way."""
         to, bucket = self.target, program.key(bucket)
-        with jax.sharding.use_abstract_mesh(to.mesh.abstract_mesh):
-            run = jax.jit(
-                program.run(to, bucket), donate_argnums=program.donates, out_shardings=program.gives(to, bucket)
-            )
-            return run.trace(*program.takes(to, bucket))
+        mesh = program.mesh(to, bucket)
+        takes, gives = program.takes(to, bucket), program.gives(to, bucket)
+        if mesh is not to.mesh:  # a program knows one mesh; the places are the same
+            takes = jax.tree.map(lambda leaf: with_sharding(leaf, on_mesh(mesh, leaf.sharding)), takes)
+            gives = jax.tree.map(partial(on_mesh, mesh), gives)
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            run = jax.jit(program.run(to, bucket), donate_argnums=program.donates, out_shardings=gives)
+            return run.trace(*takes)
 
     def begin(self, program: AnyProgram, bucket: Bucket | None = None) -> Future[Any]:
         """Begin to compile a program in a thread of its own, unless that was done before.

@@ -12,7 +12,7 @@ images that they hold.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -20,7 +20,11 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxl.config import Split
+from jaxl.kernels.by_rows import ROWS
+
 AXIS = "data"
+WHOLE, EACH, PIXELS = PartitionSpec(), PartitionSpec(AXIS), PartitionSpec(AXIS, ROWS)
 
 # Splitting a small tensor saves nothing and costs a collective.
 MIN_SPLIT_SIZE = 2**16
@@ -64,6 +68,43 @@ def make_mesh(devices: Sequence[Any] | None = None) -> Mesh:
         devices = found if spare_device() is None else found[:-_spare]
         devices = sorted(devices, key=lambda device: device.process_index)
     return Mesh(np.asarray(devices), (AXIS,))
+
+
+def shares(devices: int, images: int, branches: int, rows: int, split: Split) -> tuple[int, int]:
+    """Return over how many devices evaluations of the network are split, and over how many each one's rows are.
+
+    `rows` is how many parts a picture's rows can make. By default evaluations come first, as they need nothing of each
+    other; "images" never splits rows, and "rows" splits one image's branches and then its rows, whatever the batch.
+    Both numbers divide evenly, so there may be spare devices.
+    """
+    evaluations = branches if split == "rows" else images * branches
+    across = max(n for n in _divisors(devices) if evaluations % n == 0)
+    return across, 1 if split == "images" else max(n for n in _divisors(devices // across) if rows % n == 0)
+
+
+def split_pictures(mesh: Mesh, across: int, each: int) -> Mesh:
+    """Return the devices as a mesh of evaluations and rows, by `shares`; the same where evaluations are enough."""
+    return mesh if across == mesh.size else Mesh(mesh.devices.reshape(across, each, -1), (AXIS, ROWS, "spare"))
+
+
+def on_mesh(mesh: Mesh, sharding: NamedSharding) -> NamedSharding:
+    """Return the same placement of an array, told by a mesh of `split_pictures` of the same devices."""
+    spec = (mesh.axis_names if part == AXIS else part for part in sharding.spec)
+    return NamedSharding(mesh, PartitionSpec(*spec))
+
+
+def by_rows(run: Callable[..., Any], *arguments: PartitionSpec) -> Callable[..., Any]:
+    """Return a function of pictures, run on each device for its part of them where `split_pictures` made the mesh.
+
+    Arguments are WHOLE, split as EACH of the pictures, or by their PIXELS, as results are: see `kernels.by_rows`.
+    """
+    if ROWS not in jax.sharding.get_abstract_mesh().axis_names:
+        return run
+    return jax.shard_map(run, in_specs=arguments, out_specs=PIXELS, check_vma=False)
+
+
+def _divisors(n: int) -> list[int]:
+    return [each for each in range(1, n + 1) if n % each == 0]
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -122,7 +163,7 @@ def spread(x: jax.Array) -> jax.Array:
     XLA finds the rows' neighbours; where neither divides evenly, every device does all.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.manual_axes:
+    if mesh.empty or mesh.manual_axes or ROWS in mesh.axis_names:
         return x
     if x.shape[0] % mesh.size == 0:
         return jax.lax.with_sharding_constraint(x, PartitionSpec(AXIS))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -16,6 +16,7 @@ from jaxl.diffusion import loop
 from jaxl.diffusion.loop import Row, Slots
 from jaxl.diffusion.noise import initial_noise
 from jaxl.kernels import XLA, Kernels
+from jaxl.kernels.by_rows import ROWS
 from jaxl.nn import tiny_vae, vae
 from jaxl.nn.added import NOTHING
 from jaxl.nn.clip import Replaced, clip, emphasize
@@ -25,12 +26,12 @@ from jaxl.nn.layer_kinds import adapted
 from jaxl.nn.layers import Params
 from jaxl.nn.preview import latents_to_rgb
 from jaxl.nn.tiles import decode_tiled, encode_tiled
-from jaxl.nn.unet import features_shape, unet, unet_context
+from jaxl.nn.unet import ImageContext, features_shape, unet, unet_context
 from jaxl.run.bucket import Beginning, Branch, Bucket, Conditioning, Text
-from jaxl.run.control_kinds import Evaluation, flat, kind_of
+from jaxl.run.control_kinds import Control, Evaluation, flat, kind_of
 from jaxl.run.image_prompts import ENCODER, PROJECTION
 from jaxl.run.model import Model
-from jaxl.run.sharding import split_images, spread, whole, with_sharding
+from jaxl.run.sharding import EACH, PIXELS, WHOLE, by_rows, split_images, spread, whole, with_sharding
 from jaxl.run.target import Leaf, Target
 from jaxl.weights.quantise import observing
 
@@ -127,6 +128,74 @@ def gather_images(params: Sequence[Params], tokens: list[list[Array]]) -> Params
     return jax.tree.map(lambda *each: whole(jnp.stack(each)), *own)
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Told:
+    """What E evaluations of the network are told, [E, ...]: all but what has pixels, as `unet` takes it.
+
+    `adapters` may be of images, whose evaluations are neighbours. `controls` are without their `embedded`, `images`
+    without their `masks`.
+    """
+
+    t: Array
+    guidance: Array | None
+    context: Params
+    pooled: Array
+    time_ids: Array
+    lengths: Array | None
+    shallow: Array | None
+    perturbed: Array | None
+    freeu: Array | None
+    adapters: Params | None
+    controls: list[Control]
+    images: list[ImageContext]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Pictures:
+    """What E evaluations are told by pixel, [E, h, w, ...].
+
+    `x` is what the U-Net sees, scaled latents and what may stand beside them; `latents` are those alone. `embedded` is
+    that of controls, `masks` are those of image prompts.
+    """
+
+    x: Array
+    latents: Array
+    features: Array | None
+    embedded: list[Any]
+    masks: list[tuple[Array, ...]]
+
+
+def evaluate(
+    model: Model, bucket: Bucket, params: Params, controls: Sequence[Params], told: Told, pictures: Pictures
+) -> tuple[Array, Array]:
+    """The network's outputs for evaluations, [E, h, w, C], and its features."""
+    at = Evaluation(pictures.latents, told.t, told.pooled, told.time_ids, told.lengths, told.shallow, model.kernels)
+    added = NOTHING
+    for cfg, own, control, embedded in zip(bucket.controls, controls, told.controls, pictures.embedded, strict=True):
+        added += kind_of(cfg).added(own, replace(control, embedded=embedded), at)
+    return unet(
+        adapted(params, told.adapters),
+        model.unet,
+        pictures.x,
+        told.t,
+        told.context,
+        told.pooled,
+        told.time_ids,
+        lengths=told.lengths,
+        guidance=told.guidance,
+        perturbed=told.perturbed,
+        pag_layers=bucket.pag_layers,
+        freeu=told.freeu,
+        features=pictures.features,
+        shallow=told.shallow,
+        added=added,
+        images=[replace(image, masks=masks) for image, masks in zip(told.images, pictures.masks, strict=True)],
+        kernels=model.kernels,
+    )
+
+
 def denoise(
     model: Model,
     bucket: Bucket,
@@ -139,49 +208,40 @@ def denoise(
 ) -> tuple[Array, Array | None]:
     """The network's output, float32, for scaled latents `x`, guided as the bucket has branches; and its features.
 
-    These are [B, G, *features_shape] where the bucket is `cached`, else None.
+    These are [B, G, *features_shape] where the bucket is `cached`, else None. Where the mesh splits rows of pictures
+    (`kernels.by_rows`), the network is all that is split: latents are on every device.
     """
     b, g = cond.time_ids.shape[:2]
-    latents = x
-    if cond.inpaint is not None:
-        x = jnp.concatenate([x, cond.inpaint], axis=-1)
     # an image's branches are neighbours on the batch axis, so splitting the axis over devices keeps them together
-    per_branch = partial(jnp.repeat, repeats=g, axis=0)
+    per_branch = partial(jax.tree.map, partial(jnp.repeat, repeats=g, axis=0))
+    rows = ROWS in jax.sharding.get_abstract_mesh().axis_names
 
     context, pooled, time_ids, lengths = flat((cond.context, cond.pooled, cond.time_ids, cond.lengths))
-    shallow = None if features is None else row["shallow"] > 0
-    at = Evaluation(
-        g,
-        spread(per_branch(latents)),
-        per_branch(row["t"]),
-        pooled,
-        time_ids,
-        lengths,
-        shallow,
-        model.kernels,
-    )
-    added = NOTHING
-    for cfg, own, told in zip(bucket.controls, controls, cond.controls, strict=True):
-        added += kind_of(cfg).added(own, told, told.strengths_in(row), at)
-    out, deep = unet(
-        adapted(params, cond.adapters),
-        model.unet,
-        spread(per_branch(x)),
-        per_branch(row["t"]),
-        context,
-        pooled,
-        time_ids,
-        lengths=lengths,
+    of_controls = [each.in_row(row) for each in cond.controls]
+    images = [each.in_row(row, g) for each in cond.image_prompts]
+    told = Told(
+        t=per_branch(row["t"]),
         guidance=per_branch(row["guidance"]) if model.unet.time_cond_proj_dim else None,
+        context=context,
+        pooled=pooled,
+        time_ids=time_ids,
+        lengths=lengths,
+        shallow=None if features is None else per_branch(row["shallow"] > 0),
         perturbed=jnp.tile(jnp.arange(g) == bucket.order.index(Branch.PERTURBED), b) if bucket.pag_layers else None,
-        pag_layers=bucket.pag_layers,
-        freeu=None if cond.freeu is None else per_branch(cond.freeu),
-        features=None if features is None else features.reshape(b * g, *features.shape[2:]),
-        shallow=None if shallow is None else per_branch(shallow),
-        added=added,
-        images=[each.in_row(row, g) for each in cond.image_prompts],
-        kernels=model.kernels,
+        freeu=per_branch(cond.freeu),
+        adapters=per_branch(cond.adapters) if rows else cond.adapters,
+        controls=[replace(each, embedded=None) for each in of_controls],
+        images=[replace(each, masks=()) for each in images],
     )
+    pictures = Pictures(
+        x=spread(per_branch(x if cond.inpaint is None else jnp.concatenate([x, cond.inpaint], axis=-1))),
+        latents=spread(per_branch(x)),
+        features=None if features is None else features.reshape(b * g, *features.shape[2:]),
+        embedded=[each.embedded for each in of_controls],
+        masks=[each.masks for each in images],
+    )
+    network = by_rows(partial(evaluate, model, bucket), WHOLE, WHOLE, EACH, PIXELS)
+    out, deep = network(params, controls, told, pictures)
     outputs = out.astype(jnp.float32).reshape(b, g, *out.shape[1:])
     guided = guide(bucket, outputs, row)
     return guided, None if features is None else deep.reshape(features.shape)
@@ -260,14 +320,18 @@ def encode_image(model: Model, params: Params, images: Leaf, tile: int | None = 
 
     With `tile`, in overlapping parts of so many pixels, as in `decode`.
     """
-    cfg, kernels = model.vae, model.kernels
-    if isinstance(cfg, TinyVAEConfig):
-        return tiny_vae.encode(params, cfg, images)
-    if tile:
-        mean, _ = encode_tiled(params, cfg, images, tile, kernels=kernels)
-    else:
-        mean, _ = vae.encode(params, cfg, images, kernels)
-    return vae.to_latents(mean, cfg)
+
+    def network(params: Params, images: Array) -> Array:
+        cfg, kernels = model.vae, model.kernels
+        if isinstance(cfg, TinyVAEConfig):
+            return tiny_vae.encode(params, cfg, images)
+        if tile:
+            mean, _ = encode_tiled(params, cfg, images, tile, kernels=kernels)
+        else:
+            mean, _ = vae.encode(params, cfg, images, kernels)
+        return vae.to_latents(mean, cfg)
+
+    return by_rows(network, WHOLE, PIXELS)(params, images)
 
 
 def decode(
@@ -280,11 +344,12 @@ def decode(
     """
 
     def some(latents: Array) -> tuple[Array, Array, Array]:
-        images = decode_latents(params, model.vae, model.kernels, spread(latents), tile)
+        images = network(params, spread(latents))
         finite = jnp.isfinite(images).all((1, 2, 3))
         images = jnp.clip(images / 2 + 0.5, 0.0, 1.0)
         return images, jnp.round(images * 255.0).astype(jnp.uint8), finite
 
+    network = by_rows(partial(decode_latents, cfg=model.vae, kernels=model.kernels, tile=tile), WHOLE, PIXELS)
     batch = latents.shape[0]
     if batch == devices:
         return some(latents)
@@ -293,7 +358,7 @@ def decode(
 
 
 def decode_latents(
-    params: Params, cfg: VAEConfig | TinyVAEConfig, kernels: Kernels, latents: Array, tile: int | None
+    params: Params, latents: Array, cfg: VAEConfig | TinyVAEConfig, kernels: Kernels, tile: int | None = None
 ) -> Array:
     """Latents [B, h, w, C] -> images [B, H, W, 3] float32, about -1..1, by either kind of autoencoder."""
     if isinstance(cfg, TinyVAEConfig):
@@ -307,7 +372,7 @@ def decode_latents(
 def preview(model: Model, params: Params | None, latents: Array) -> Array:
     """Denoised estimates [B, h, w, C] -> small pictures, uint8: by the preview's autoencoder, else by a linear map."""
     if model.preview is not None and params is not None:
-        images = decode_latents(params, model.preview, model.kernels, latents, None) / 2 + 0.5
+        images = decode_latents(params, latents, model.preview, model.kernels) / 2 + 0.5
     else:
         images = latents_to_rgb(latents, model.vae)
     return jnp.round(jnp.clip(images, 0.0, 1.0) * 255.0).astype(jnp.uint8)

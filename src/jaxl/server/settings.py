@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from jaxl.call.sizes import Size, check_size
-from jaxl.config import Dtype
+from jaxl.config import Dtype, Split
 from jaxl.errors import InputError
 
 # which needs numpy, and the command's help does without
@@ -45,6 +45,7 @@ class ModelOptions:
     embedding_dir: a folder with textual inversions for prompts.
     vae_tile: pixels of the tiles that images are decoded in. preset, prediction_type, precision: see
         `jaxl.from_pretrained`.
+    split: how devices share pictures, see there; with "rows" one image is in the making at once by default.
     variant: of the weight files. revision: branch, tag or commit on the hub. local_files_only: use no network.
     """
 
@@ -64,6 +65,7 @@ class ModelOptions:
     unet: str | None = None
     vae: str | None = None
     vae_tile: int | None = None
+    split: Split = "auto"
     preview: str | None = None
     embedding_dir: str | None = None
     preset: str | None = None

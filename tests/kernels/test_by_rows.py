@@ -1,0 +1,69 @@
+"""Operations on pictures whose rows are split over four devices, beside the same on one."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+
+from jaxl.kernels import Kernels, tpu_conv, tpu_upsampled_conv
+from jaxl.kernels.by_rows import ROWS
+from jaxl.kernels.group_norm import group_norm
+from jaxl.kernels.winograd import convolve
+from jaxl.nn.freeu import low_frequencies
+from jaxl.nn.layer_kinds import DOWN, UP, layer_of
+from jaxl.nn.layers import conv, upsampled_conv
+from jaxl.nn.quantised import quantise_weight, scale_of
+from jaxl.run.sharding import AXIS, PIXELS, WHOLE, by_rows
+
+KEYS = jax.random.split(jax.random.key(0), 9)
+X, SKIP = jax.random.normal(KEYS[0], (2, 8, 16, 128)), jax.random.normal(KEYS[1], (2, 8, 16, 8))
+WEIGHT, BOTH = 0.1 * jax.random.normal(KEYS[2], (3, 3, 128, 64)), 0.1 * jax.random.normal(KEYS[3], (3, 3, 136, 64))
+BIAS = jax.random.normal(KEYS[4], (64,))
+NORM = jax.random.normal(KEYS[5], (2, 136)), jax.random.normal(KEYS[6], (2, 136))
+INT8, SCALE = quantise_weight(BOTH, jnp.int8)
+SCALES = scale_of(jnp.float32(1.0), jnp.int8), SCALE
+LAYER = {"weight": WEIGHT, "bias": BIAS}
+LORA = {**LAYER, DOWN: jax.random.normal(KEYS[7], (2, 128, 3, 3, 4)) / 30, UP: jax.random.normal(KEYS[8], (2, 4, 64))}
+WIDE = partial(conv, kernels=Kernels(sums="wide"))
+
+OPERATIONS: dict[str, Callable[[Any, Any], Any]] = {
+    "convolution": lambda x, _: conv(LAYER, x),
+    "down, as the U-Net": lambda x, _: conv(LAYER, x, stride=2, padding=(1, 1)),
+    "down, as the autoencoder": lambda x, _: conv(LAYER, x, stride=2, padding=(0, 1)),
+    "up": lambda x, _: upsampled_conv(LAYER, x, 2 * x.shape[1], 2 * x.shape[2]),
+    "LoRA": lambda x, _: layer_of(LORA).conv(x, 1, (1, 1), Kernels()),
+    "LoRA, down": lambda x, _: layer_of(LORA).conv(x, 2, (1, 1), Kernels()),
+    "Winograd": lambda x, _: convolve(x, jnp.ones((16, 128, 4))),
+    "wide sums": lambda x, _: WIDE(
+        {name: leaf.astype(jnp.bfloat16) for name, leaf in LAYER.items()}, x.astype(jnp.bfloat16)
+    ),
+    "norm": lambda x, skip: group_norm(
+        {"weight": NORM[0][0], "bias": NORM[1][0]}, x + 5, 4, 1e-5, skip=skip, silu=True
+    ),
+    "FreeU": lambda x, _: low_frequencies(x),
+    "TPU": lambda x, _: tpu_conv.conv(x, WEIGHT, BIAS, interpret=True),
+    "TPU, norm and skip": lambda x, skip: tpu_conv.conv(x, BOTH, BIAS, NORM, x[..., :64], skip=skip, interpret=True),
+    "TPU, int8": lambda x, skip: tpu_conv.conv(x, INT8, BIAS, NORM, skip=skip, scales=SCALES, interpret=True),
+    "TPU, up": lambda x, _: tpu_upsampled_conv.conv(
+        x.astype(jnp.bfloat16), WEIGHT.astype(jnp.bfloat16), BIAS, interpret=True
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_rows_see_their_neighbours(name: str) -> None:
+    operation = OPERATIONS[name]
+    mesh = Mesh(np.asarray(jax.devices()[:4]).reshape(1, 4), (AXIS, ROWS))
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        split = jax.jit(by_rows(operation, PIXELS, PIXELS), in_shardings=(jax.sharding.NamedSharding(mesh, WHOLE),) * 2)
+        text = split.lower(X, SKIP).compile().as_text()
+    whole = jax.jit(operation)(X, SKIP)
+    got = np.asarray(split(X, SKIP), np.float32)
+    assert got.shape == whole.shape
+    np.testing.assert_allclose(got, np.asarray(whole, np.float32), rtol=2e-4, atol=2e-4)
+    assert "collective-permute" in text or name in ("norm", "FreeU")
