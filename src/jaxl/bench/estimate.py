@@ -54,13 +54,17 @@ PLUS_TOKENS = 16
 
 @dataclass(frozen=True)
 class Chip:
-    """A TPU. `cores` are what jax calls devices where nobody joins them; the figures are of a whole chip."""
+    """A TPU. `cores` are what jax calls devices where nobody joins them; the figures are of a whole chip.
+
+    `link_bytes_per_s` is that of one link to a neighbour, one way.
+    """
 
     name: str
     clock_hz: float
     bf16_flops: float
     bytes_per_s: float
     memory_bytes: int
+    link_bytes_per_s: float
     cores: int = 1
     axes: int = 2
 
@@ -71,11 +75,12 @@ class Chip:
         return Rates(self.bf16_flops / cycles, self.bytes_per_s / cycles)
 
 
-# Google Cloud, pages "TPU v4", "TPU v5e" and "TPU v6e"; the clock is what makes the units' size the peak rate
+# Google Cloud, pages "TPU v4", "TPU v5e" and "TPU v6e"; the clock is what makes the units' size the peak rate. Links:
+# Austin et al. 2025, How to Scale Your Model, "TPU specs"
 CHIPS: Mapping[str, Chip] = {
-    "v4": Chip("TPU v4", 1.05e9, 275e12, 1228e9, 32 * GIB, cores=2, axes=3),
-    "v5e": Chip("TPU v5e", 1.5e9, 197e12, 819e9, 16 * GIB),
-    "v6e": Chip("TPU v6e", 1.75e9, 918e12, 1640e9, 32 * GIB),
+    "v4": Chip("TPU v4", 1.05e9, 275e12, 1228e9, 32 * GIB, 45e9, cores=2, axes=3),
+    "v5e": Chip("TPU v5e", 1.5e9, 197e12, 819e9, 16 * GIB, 50e9),
+    "v6e": Chip("TPU v6e", 1.75e9, 918e12, 1640e9, 32 * GIB, 100e9),
 }
 
 
@@ -201,6 +206,7 @@ def make_report(request: EstimateRequest, tell: Callable[[str], None]) -> dict[s
     import jax
     import jax.numpy as jnp
 
+    from jaxl.call.plan import Devices
     from jaxl.kernels import Kernels
     from jaxl.run.adapters import NO_ROOM, Room
     from jaxl.run.bucket import Bucket
@@ -221,11 +227,10 @@ def make_report(request: EstimateRequest, tell: Callable[[str], None]) -> dict[s
     if request.precision is not None:
         trees["unet"] = quantised_shapes(trees["unet"], PRECISIONS[request.precision])
     shapes = place_parameters(trees, mesh, split=request.split)
-    programs = Programs(model, mesh, shapes)
+    how = None if request.split else "auto"
+    programs = Programs(model, mesh, shapes, split_parameters=request.split, split_pictures=how)
     width, height = request.width or model.default_size, request.height or model.default_size
     batch = request.batch or len(devices)
-    if batch % len(devices):
-        raise InputError("batch", batch, f"give a multiple of {len(devices)}, one or more images for each device")
     controls = () if request.controlnet is None else (controlnet_config(model.unet, request.controlnet),)
     stay = {**shapes, "controlnet": [parameter_shapes(programs.target, cfg) for cfg in controls]}
     plus = IPAdapterConfig(VIT_H, PLUS_TOKENS, model.unet.cross_attention_dim, RESAMPLER)
@@ -244,6 +249,8 @@ def make_report(request: EstimateRequest, tell: Callable[[str], None]) -> dict[s
         controls=controls,
         image_prompts=places,
     )
+    bucket = Devices(len(devices), split=how).filled(bucket, model.parts(height))
+    batch = bucket.batch
     plainer = {
         "loras": replace(bucket, room=NO_ROOM, text_room=NO_ROOM),
         "controlnet": replace(bucket, controls=()),
@@ -260,10 +267,13 @@ def make_report(request: EstimateRequest, tell: Callable[[str], None]) -> dict[s
     def estimated(program: AnyProgram, bucket: Bucket, what: str = "") -> dict[str, Any]:
         made, facts = compiled(program, bucket, what)
         found = hlo.operations(made.as_text(), topology.chip.rates)
-        cycles = hlo.total(found)
+        cycles, received = hlo.total(found), hlo.received(made.as_text())
+        on_links = received.bytes / topology.chip.link_bytes_per_s
         return {
             **facts,
-            "seconds": cycles / topology.chip.clock_hz,
+            "seconds": cycles / topology.chip.clock_hz + on_links,
+            "link_seconds": on_links,
+            "received": asdict(received),
             "cycles": cycles,
             "kinds": hlo.by_kind(found),
             "unknown": sum(operation.cycles is None for operation in found),
@@ -304,7 +314,7 @@ def make_report(request: EstimateRequest, tell: Callable[[str], None]) -> dict[s
             larger = replace(bucket, batch=batch * len(devices))
             return all(compiled(program, larger)[1]["fits"] for program in large)
 
-        report["largest_batch"] = len(devices) * largest(fits, batch // len(devices), report["fits"])
+        report["largest_batch"] = len(devices) * largest(fits, max(1, batch // len(devices)), report["fits"])
     return report
 
 

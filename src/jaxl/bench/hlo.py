@@ -3,12 +3,13 @@
 The compiler writes `estimated_cycles` beside each operation that it schedules itself. Of kernels made with Pallas it
 knows nothing but the operations and bytes that they state; they count as what the chip needs for those at the least,
 the longer of the two. Copies that the compiler starts early, to go on beside other work, have no cycles and count as
-hidden.
+hidden. What goes from chip to chip has no cycles either: `received` counts its bytes.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -81,6 +82,51 @@ def by_kind(found: Iterable[Operation]) -> dict[str, float]:
     return dict(sorted(cycles.items(), key=lambda item: -item[1]))
 
 
+@dataclass(frozen=True)
+class Received:
+    """What a device gets from others in one run of a program, the body of a loop counted once."""
+
+    transfers: int
+    bytes: float
+
+
+def received(text: str) -> Received:
+    """Return what collectives bring to a device, over one link: none of n parts that it has already comes again.
+
+    A gathering that goes on beside other work is in the text several times, with the number of its channel.
+    """
+    once: dict[str, float] = {}
+    for number, line in enumerate(text.splitlines()):
+        found = _COLLECTIVE.match(line)
+        if found is None:
+            continue
+        shapes, opcode = found.groups()
+        sizes = [_bytes(*each) for each in re.findall(r"([a-z]+\d+|pred)\[([\d,]*)\]", shapes)]
+        if opcode == "collective-permute":
+            once[f"line {number}"] = sizes[0]
+            continue
+        channel = re.search(r"channel_id=(\d+)", line)
+        others = 1 - 1 / _group(line)
+        whole = max(sizes) if opcode == "all-gather" else sum(sizes)
+        once[f"channel {channel[1]}" if channel else f"line {number}"] = others * whole * (1 + (opcode == "all-reduce"))
+    return Received(len(once), sum(once.values()))
+
+
+def _bytes(dtype: str, dims: str) -> int:
+    bits = re.search(r"\d+", dtype)
+    return math.prod(int(size) for size in dims.split(",") if size) * (int(bits[0]) // 8 if bits else 1)
+
+
+def _group(line: str) -> int:
+    """How many devices take part in a collective."""
+    listed, counted = (
+        re.search(r"replica_groups=\{\{([\d,]*)\}", line),
+        re.search(r"replica_groups=\[\d+,(\d+)\]", line),
+    )
+    return len(listed[1].split(",")) if listed else int(counted[1]) if counted else 1
+
+
+_COLLECTIVE = re.compile(rf"\s+(?:ROOT )?%?[\w.\-]+ = (.*?) ({'|'.join(COLLECTIVES)})(?:-start)?\(")
 _COMPUTATION = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\(")
 

@@ -119,7 +119,7 @@ def _lines(report: Mapping[str, Any]) -> Iterator[str]:
     yield f"{dtypes}; estimated by the compiler, not measured"
     yield ""
     yield from _table(
-        ("program", "GiB", "temporaries", "in all", "fits", "cycles", "ms", "compiled in"),
+        ("program", "GiB", "temporaries", "in all", "fits", "cycles", "received", "ms", "compiled in"),
         [
             (
                 kind,
@@ -128,6 +128,7 @@ def _lines(report: Mapping[str, Any]) -> Iterator[str]:
                 f"{facts['total'] / GIB:.2f}",
                 "yes" if facts["fits"] else "no",
                 f"{facts['cycles'] / 1e6:.2f} M",
+                f"{facts['received']['bytes'] / 2**20:.1f} MiB",
                 f"{facts['seconds'] * 1e3:.2f}",
                 f"{facts['compile_s']:.0f} s",
             )
@@ -140,6 +141,10 @@ def _lines(report: Mapping[str, Any]) -> Iterator[str]:
     times = f"a step {report['step_s'] * 1e3:.1f} ms, all {report['call_s']:.3f} s, an image {report['image_s']:.3f} s"
     yield f"{times}: {rate}"
     step = report["programs"]["advance"]
+    if step["received"]["transfers"]:
+        share = step["link_seconds"] / step["seconds"]
+        over = f"{step['received']['transfers']} transfers, {step['received']['bytes'] / 2**20:.1f} MiB over one link"
+        yield f"of a step {share:.1%} are {over}, none of it hidden behind other work"
     for key, what in (
         ("without_loras", f"room for LoRAs of rank {report['lora_rank']}"),
         ("without_controlnet", f"a ControlNet ({report['controlnet']})"),
