@@ -12,10 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+from written_pictures import unicode, with_exif
 
+import jaxl
 from jaxl.call.infotext import LABELS, a1111_text, read_a1111_text
+from jaxl.metadata import Settings
 from jaxl.server.a1111.fields import scheduler_of
 from jaxl.server.restore import a1111_settings
+from jaxl.server.restore import told as told_of
 from jaxl.server.service import Service
 from jaxl.weights.inversions import Summary
 
@@ -70,7 +74,7 @@ def test_files_of_a1111(client: TestClient) -> None:
     told |= {"strength": 0.5, "guidance_rescale": 0.7, "eta": 0.25}
     text = a1111_text({**MADE, **told, "model": "a/tiny.safetensors", "version": "1"})
     found = client.post(PATH, json={"image": png(parameters=text)}).json()
-    assert found.pop("unread") == ["the picture that it was drawn from; give it as `image`"]
+    assert found.pop("unread") == ["the picture that it was drawn from; give it as image"]
     assert found == {**MADE, **told, "prompt_syntax": "lenient", "seed": str(2**64 - 1), "program": "jaxl"}
 
 
@@ -116,7 +120,7 @@ def test_textual_inversions(client: TestClient, service: Service) -> None:
     service.settings = replace(service.settings, embeddings=(Summary("EasyNegative", 3, 2048, "c74b4e810b03"),))
 
     def line(name: str, hash: str) -> str:
-        return f"the textual inversion {name} (hash {hash}): load it, as `embedding`"
+        return f"the textual inversion {name} (hash {hash}): load it, as embedding"
 
     for embeddings, unread in (
         ({"EasyNegative": "c74b4e810b03"}, []),
@@ -138,12 +142,33 @@ def test_textual_inversions(client: TestClient, service: Service) -> None:
         assert client.post(PATH, json={"image": png(jaxl=json.dumps({**MADE, "embeddings": odd}))}).status_code == 200
 
 
-def test_the_comment_of_a_jpeg(client: TestClient) -> None:
-    exif, stream = Image.Exif(), io.BytesIO()
-    exif.get_ifd(0x8769)[0x9286] = b"UNICODE\0" + "a castle\nSteps: 9, Seed: 5, CFG scale: 4".encode("utf-16-be")
-    Image.new("RGB", (8, 8)).save(stream, "JPEG", exif=exif)
-    found = client.post(PATH, json={"image": base64.b64encode(stream.getvalue()).decode()}).json()
+def test_a_picture_as_the_body(client: TestClient) -> None:
+    data = with_exif("JPEG", unicode("a castle\nSteps: 9, Seed: 5, CFG scale: 4"))
+    found = client.post(PATH, json={"image": base64.b64encode(data).decode()}).json()
     assert (found["prompt"], found["steps"], found["seed"]) == ("a castle", 9, "5")
+    assert client.post(PATH, content=data, headers={"Content-Type": "image/jpeg"}).json() == found
+    for kind, body, status in (("text/plain", data, 415), ("image/png", b"no picture", 400), ("image/png", b"", 400)):
+        answer = client.post(PATH, content=body, headers={"Content-Type": kind})
+        assert answer.status_code == status
+        assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+
+
+def test_the_pictures_of_others(client: TestClient, service: Service) -> None:
+    """Which LoRAs are lacking is told, and strengths are numbers."""
+    told = {"c": "a castle", "uc": "", "sampler": "Euler", "seed": 5, "steps": 9, "size": "64x32"}
+    told["lora"] = [{"model": "ink.ckpt", "weight": 0.5}]
+    data = with_exif("WEBP", json.dumps(told).encode())
+    found = client.post(PATH, content=data, headers={"Content-Type": "image/webp"}).json()
+    assert (found["program"], found["loras"]) == ("Draw Things", {"ink": 0.5})
+    assert found["unread"] == ["the LoRA ink (0.5): load it, as one of loras, or take it out of prompt"]
+    assert told_of(Settings("ComfyUI", "", {"loras": {"ink": jaxl.Strength(0.5, 1.0)}}))["loras"] == {"ink": 0.5}
+
+
+def test_limits(client: TestClient, service: Service) -> None:
+    service.settings = replace(service.settings, max_pixels=63)
+    answer = client.post(PATH, json={"image": png(jaxl=json.dumps(MADE))})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "image")
+    assert "more than 63 pixels" in answer.json()["error"]["message"]
 
 
 def test_what_cannot_be_read_is_told(client: TestClient) -> None:
@@ -154,7 +179,7 @@ def test_what_cannot_be_read_is_told(client: TestClient) -> None:
     unread = found.pop("unread")
     assert found == {"prompt": "a castle", "prompt_syntax": "lenient", "program": "A1111"}
     assert [line.partition(";")[0] for line in unread] == [
-        "the checkpoint other (hash 0123456789): draw with it, as `model`",
+        "the checkpoint other (hash 0123456789): draw with it, as model",
         "Sampler: Own sampler",
         "the second pass: Hires upscale: 2, Hires upscaler: Latent, Denoising strength: 0.3",
         f"Eta: {'9' * 195}",

@@ -18,7 +18,7 @@ from jaxl.weights.adapters.strength import Strength
 
 # of what is missing: lines, and characters of a value in one
 MOST_LINES, LONGEST = 100, 200
-MOST_SEED, MOST_SIDE = 2**64, 2**16
+MOST_SEED, MOST_SIDE, MOST_STEPS = 2**64, 2**16, 1000
 # characters of a prompt that is read; the rest of jaxl has limits of its own
 LONGEST_PROMPT = 100_000
 # what files say where nothing was chosen
@@ -57,8 +57,8 @@ class Settings:
 
     program: who drew it, such as "A1111", "ComfyUI" or "jaxl"; "unknown" if the file has settings but no name.
     version: the program's own, "" if the file does not say.
-    arguments: of `Pipeline.generate`, each one in order. They have a `strength`, which needs an `image`, where the
-        picture was drawn from another, which no file has. LoRAs, in `loras` or in tags of the prompt, may be lacking.
+    arguments: of `Pipeline.generate`. They have a `strength`, which needs an `image`, where the picture was drawn from
+        another, which no file has. LoRAs, in `loras` or in tags of the prompt, may be lacking.
     networks: the model, LoRAs and the like that it was drawn with.
     controls, image_prompts: what the file says of those, by the names of `Control` and `ImagePrompt`, without pictures.
     missing: what else it was made with, a line each: what it is, and what can be done.
@@ -143,7 +143,7 @@ class Reading:
         self.number("seed", value, int, label, least=0, most=MOST_SEED - 1)
 
     def steps(self, value: object, label: str = "steps") -> None:
-        self.number("steps", value, int, label, least=1, most=10_000)
+        self.number("steps", value, int, label, least=1, most=MOST_STEPS)
 
     def size(self, width: object, height: object, label: str = "size") -> None:
         sides = [as_number(side, int) for side in (width, height)]

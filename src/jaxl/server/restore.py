@@ -12,6 +12,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel, Field, ValidationError
 from starlette.requests import Request as HttpRequest
 
+from jaxl.errors import respelled
 from jaxl.metadata import Settings, settings_of
 from jaxl.metadata.a1111 import from_pairs, program_of
 from jaxl.metadata.settings import Reading
@@ -93,7 +94,7 @@ def told(
     found: Settings, has: Mapping[str, Collection[str]] | None = None, ip_adapters: Collection[str] = ()
 ) -> dict[str, Any]:
     """Return what a client is told of settings; a server `has` networks by their kinds, and `ip_adapters`."""
-    unread = found.lacking(has)
+    unread = [respelled(line, _spelled) for line in found.lacking(has)]
     arguments = dict(found.arguments)
     if "seed" in arguments:
         arguments["seed"] = str(arguments["seed"])
@@ -107,6 +108,10 @@ def told(
         "image_prompts": [*adapters, *found.image_prompts],
     }
     return {**arguments, **_pictured(asked, unread), "program": found.program, "unread": unread}
+
+
+def _spelled(name: str, value: str | None) -> str:
+    return name if value is None else f"{name}={value}"
 
 
 def _pictured(asked: Mapping[str, Sequence[Mapping[str, Any]]], unread: list[str]) -> dict[str, Any]:
