@@ -529,8 +529,8 @@ def test_like_another_picture(capsys: pytest.CaptureFixture[str], small: Any) ->
     names = "guidance_scale, noise, prompt, prompt_syntax, scheduler, seed"
     assert taken == f"jaxl: settings of theirs.png, by A1111 v1.10.1: {names}"
     lines = [
-        "the checkpoint base: draw with it, as --model",
-        "the LoRA pencil (0.8): load it, as one of --lora, or take it out of PROMPT",
+        "the checkpoint base; draw with it, as --model",
+        "the LoRA pencil (0.8); load it, as one of --lora, or take it out of PROMPT",
         "the picture that it was drawn from; give it as --init-image",
     ]
     assert lacking == [f"jaxl: not taken: {line}" for line in lines]

@@ -161,6 +161,22 @@ def test_loras_and_what_else_changes_a_model() -> None:
     assert lines(found) == ["node 15 (HyperTile)"]
 
 
+def test_nodes_that_many_have() -> None:
+    found = read(
+        graph(
+            n3=sampler(model="10:0"),
+            n6=node("smZ CLIPTextEncode", text="a [red] castle", parser="A1111", clip="10:1"),
+            n10=node(
+                "Power Lora Loader (rgthree)",
+                lora_1={"on": True, "lora": "art/pencil.safetensors", "strength": 0.8},
+                lora_2={"on": False, "lora": "ink.safetensors", "strength": 1},
+                **{"Add Lora": "", "model": "4:0", "clip": "4:1"},
+            ),
+        )
+    )
+    assert found.arguments == {**BASICS, "prompt": "a [red] castle", "loras": {"pencil": 0.8}}
+
+
 def test_texts() -> None:
     found = read(
         graph(
@@ -316,6 +332,9 @@ def test_from_a_picture() -> None:
     assert found.arguments["strength"] == 0.5
     assert "width" not in found.arguments
     assert lines(found) == ["the mask", "the picture that it was drawn from"]
+    late = sampler("KSamplerAdvanced", **{**ADDS, "start_at_step": 5}, noise_seed=5, end_at_step=10000)
+    pixels = {"n5": node("VAEEncode", pixels="10:0", vae="4:2"), "n10": node("LoadImage", image="castle.png")}
+    assert read(graph(n3=late, **pixels)).arguments["strength"] == 0.75
 
 
 def test_afterwards_and_batches() -> None:
@@ -391,3 +410,29 @@ def test_a_text_beside_a_graph_that_is_not_understood() -> None:
     found = settings_of(png({"prompt": graph(n5=node("OwnLatent")), "parameters": text}))
     assert (found.program, found.arguments["seed"], found.arguments["noise"]) == ("ComfyUI", 5, "torch")
     assert found.missing[0].startswith("its graph was not read: node 5 (OwnLatent)")
+
+
+SIZES = {"width": 4096, "height": 2048, "crop_w": 1, "crop_h": 2, "target_width": 832, "target_height": 1216}
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        graph(n6=node("CLIPTextEncodeSDXL", **SIZES, text_g="a castle", text_l="a [hill", clip="4:1")),
+        graph(
+            n3=sampler(model="10:0"),
+            n10=node("FreeU_V2", b1=1.3, b2=1.4, s1=0.9, s2=0.2, model="11:0"),
+            n11=node("RescaleCFG", multiplier=0.7, model="12:0"),
+            n12=node("PerturbedAttentionGuidance", scale=3.0, model="4:0"),
+        ),
+        graph(
+            n3=node("SamplerCustom", **CUSTOM),
+            n10=SELECT,
+            n11=node("SDTurboScheduler", steps=3, denoise=1.0, model="4:0"),
+        ),
+    ],
+)
+def test_plans_can_be_made(nodes: Any, small: Any) -> None:
+    """`generate` takes what was read."""
+    settings = read(nodes)
+    assert small[0].plan(**settings.arguments).scheduler == settings.arguments["scheduler"]

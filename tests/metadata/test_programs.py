@@ -118,10 +118,10 @@ def test_what_a1111_had_besides() -> None:
     assert found.arguments["eta"] == 0.5
     assert "strength" not in found.arguments  # of the second pass
     lacking = found.lacking({"model": ["other"], "lora": ["ink"], "embedding": ["c74b4e"]})
-    assert {line.partition("; ")[0].partition(": load")[0] for line in lacking} == {
-        "the checkpoint sd_xl_base_1.0 (hash 31e35c80fc): draw with it, as `model`",
+    assert {line.partition(";")[0] for line in lacking} == {
+        "the checkpoint sd_xl_base_1.0 (hash 31e35c80fc)",
         "the autoencoder sdxl_vae (hash 235745af8d)",
-        "the refiner sd_xl_refiner_1.0 (`refiner_at`=0.8, hash 7440042bbd): give it, as `refiner`",
+        "the refiner sd_xl_refiner_1.0 (`refiner_at`=0.8, hash 7440042bbd)",
         "the LoRA pencil (0.8, hash 0123456789ab)",
         "the second pass: Hires upscale: 1.5, Hires steps: 10, Hires upscaler: Latent, Denoising strength: 0.4",
         "ENSD: 31337",
@@ -416,8 +416,31 @@ def test_jaxls_own() -> None:
     assert found.arguments == {**drawn, "strength": 0.5, "loras": {"chalk": 1.0}}
     assert found.networks[1:] == (Network("refiner", "refiner"), Network("lora", "chalk", "0123"))
     assert found.controls == ({"name": "edges", "strength": 1.0},)
+    odd = settings_of(png({"jaxl": {"prompt": 5, "loras": "chalk", "steps": 9, "controls": 5}}))
+    assert odd == Settings("jaxl", "", {"steps": 9}, missing=("prompt: 5", "loras: chalk"))
     assert found.missing == (
         "precision: int8",
         "the picture that it was drawn from: castle.png; give it as `image`",
         "the mask: mask.png; give it as `mask`",
     )
+
+
+PICTURES: dict[str, dict[str, Any]] = {
+    "A1111": {"parameters": a1111()},
+    "Forge": {"parameters": a1111("Euler a, Schedule type: SGM Uniform", "Eta: 0.5, Version: f2.0.1v1.10.1")},
+    "unknown": {"parameters": A1111.format("DDIM")},
+    "Fooocus": {"parameters": FOOOCUS},
+    "InvokeAI": {"invokeai_metadata": INVOKE},
+    "SwarmUI": {"parameters": {"sui_image_params": SWARM}},
+    "jaxl": {"jaxl": {"prompt": "a castle", "seed": 2**64 - 1, "scheduler": "ddim", "pag_scale": 3.0}},
+}
+
+
+@pytest.mark.parametrize("program", PICTURES)
+def test_plans_can_be_made(program: str, small: Any) -> None:
+    """`generate` takes what was read, but for LoRAs, which the model lacks."""
+    settings = settings_of(png(PICTURES[program]))
+    assert settings.program == program
+    plan = small[0].plan(**{name: value for name, value in settings.arguments.items() if name != "loras"})
+    assert plan.scheduler == settings.arguments["scheduler"]
+    assert plan.seeds == [settings.arguments["seed"]]

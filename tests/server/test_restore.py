@@ -120,7 +120,7 @@ def test_textual_inversions(client: TestClient, service: Service) -> None:
     service.settings = replace(service.settings, embeddings=(Summary("EasyNegative", 3, 2048, "c74b4e810b03"),))
 
     def line(name: str, hash: str) -> str:
-        return f"the textual inversion {name} (hash {hash}): load it, as embedding"
+        return f"the textual inversion {name} (hash {hash}); load it, as embedding"
 
     for embeddings, unread in (
         ({"EasyNegative": "c74b4e810b03"}, []),
@@ -160,7 +160,7 @@ def test_the_pictures_of_others(client: TestClient, service: Service) -> None:
     data = with_exif("WEBP", json.dumps(told).encode())
     found = client.post(PATH, content=data, headers={"Content-Type": "image/webp"}).json()
     assert (found["program"], found["loras"]) == ("Draw Things", {"ink": 0.5})
-    assert found["unread"] == ["the LoRA ink (0.5): load it, as one of loras, or take it out of prompt"]
+    assert found["unread"] == ["the LoRA ink (0.5); load it, as one of loras, or take it out of prompt"]
     assert told_of(Settings("ComfyUI", "", {"loras": {"ink": jaxl.Strength(0.5, 1.0)}}))["loras"] == {"ink": 0.5}
 
 
@@ -179,7 +179,7 @@ def test_what_cannot_be_read_is_told(client: TestClient) -> None:
     unread = found.pop("unread")
     assert found == {"prompt": "a castle", "prompt_syntax": "lenient", "program": "A1111"}
     assert [line.partition(";")[0] for line in unread] == [
-        "the checkpoint other (hash 0123456789): draw with it, as model",
+        "the checkpoint other (hash 0123456789)",
         "Sampler: Own sampler",
         "the second pass: Hires upscale: 2, Hires upscaler: Latent, Denoising strength: 0.3",
         f"Eta: {'9' * 195}",

@@ -101,7 +101,7 @@ def test_settings_of_a_picture(user: User, server: Quick) -> None:
     drop(user, "jaxl-board", "theirs.png", stream.getvalue())
     kept(user, '{"pencil":0.5}')
     lost = "not offered here: LoRA gone, LoRA my ink, v2"
-    gone = "the LoRA gone: load it, as one of loras, or take it out of prompt"
+    gone = "the LoRA gone; load it, as one of loras, or take it out of prompt"
     assert user.said() == f"Settings restored; {lost}; not restored: {gone}"
 
 

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from jaxl.cli.like import Like
 from jaxl.cli.machine import find_chips
 from jaxl.cli.options import (
     TIMEOUT,
@@ -240,6 +239,7 @@ def generate(
     from jaxl.call.image_prompt import ImagePrompt
     from jaxl.call.images import read_image
     from jaxl.call.options import OF_PICTURES, DrawOptions
+    from jaxl.cli.like import Like
 
     began = time.perf_counter()
     taken = None if like is None else Like(like, given)
@@ -324,16 +324,15 @@ def generate(
     from jaxl import __version__
 
     images: list[Image.Image] = list(result.images)
+    scale = options["guidance_scale"]
     found = {
         "steps": plan.steps,
-        "guidance_scale": options["guidance_scale"],
+        "guidance_scale": plan.preset.guidance_scale if scale is None else scale,
         "scheduler": result.scheduler,
         "dtype": str(pipe.dtype),
         "embeddings": {name: pipe.lexicon.inversions[name].summary.hash for name in plan.inversions} or None,
         "lora_hashes": plan.lora_hashes or None,
     }
-    if found["guidance_scale"] is None:
-        found["guidance_scale"] = plan.preset.guidance_scale
     if options["scheduler"] is None and options["eta"] is None:
         found["eta"] = plan.preset.eta
     if all(options[name] is None for name in ("timestep_spacing", "timesteps", "sigmas")):
@@ -357,8 +356,8 @@ def generate(
     width, height = images[0].size if images else sides
     if not quiet:
         numbers = _numbered(result.seeds) if number is None else f"host {number}, {_numbered(result.seeds)}"
-        scale = f"guidance {found['guidance_scale']:g}"
-        how = f"{width}x{height}, {found['steps']} steps of {found['scheduler']}, {scale}, {found['dtype']}"
+        guided = f"guidance {found['guidance_scale']:g}"
+        how = f"{width}x{height}, {found['steps']} steps of {found['scheduler']}, {guided}, {found['dtype']}"
         note(f"{numbers}: {how}, {ended - began:.1f} s")
     if as_json:
         timings = {**result.timings, "load": loading, "write": ended - drawn, "total": ended - began}

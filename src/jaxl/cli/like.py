@@ -18,7 +18,7 @@ from jaxl.text.tags import TAG, TAGGED, written
 from jaxl.weights.adapters.strength import Strength
 
 # options that say the same in different ways: where one is given, the picture's others are not taken
-SAME = ({"steps", "timesteps", "sigmas", "timestep_spacing"}, {"size", "width", "height"})
+SAME = ({"steps", "timesteps", "sigmas"}, {"timestep_spacing", "timesteps", "sigmas"}, {"size", "width", "height"})
 # what belongs to a scheduler
 OF_SCHEDULER = {"eta", "timesteps", "sigmas", "timestep_spacing"}
 
@@ -33,7 +33,7 @@ class Like:
         self.name = Path(file).name
         self.settings = settings_of(file, argument="like")
         flags = {name for name, value in given.items() if value is not None}
-        replaced = flags | {name for group in SAME if group & flags for name in group}
+        replaced = (flags | {name for group in SAME if group & flags for name in group}) - {"loras"}
         if "scheduler" in flags:
             replaced |= OF_SCHEDULER
             with suppress(InputError):

@@ -9,13 +9,13 @@ import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 
-from jaxl.call.infotext import EMBEDDINGS, LABELS, READERS, read_a1111_text
+from jaxl.call.infotext import EMBEDDINGS, LABELS, READERS
 from jaxl.call.unit_texts import take_units
 from jaxl.diffusion.names import AUTOMATIC, find_name
 from jaxl.diffusion.other_noise import RNG_NAMES
 from jaxl.diffusion.schedulers import SCHEDULERS
 from jaxl.errors import InputError
-from jaxl.metadata.container import COMMENT, HIDDEN, Texts, read_json
+from jaxl.metadata.container import Texts, read_json
 from jaxl.metadata.settings import NOTHING, Reading, Settings, as_number
 from jaxl.text.tags import split_tags
 
@@ -36,26 +36,15 @@ NOISE = {**dict.fromkeys(WEB_UIS, "cuda"), "ComfyUI": "torch", "Fooocus": "torch
 USUAL_CLIP_SKIP = 2
 # names that tell of a picture but change nothing in it
 NOTES = {"Version", "App", "Created Date", "User", "Init image hash", "Source Identifier", "Hardware", "Time taken"}
+HYPERNETWORK = re.compile(r"<hypernet:([^<>:]+)[^<>]*>")
 MASKED = ("Mask ", "Masked ", "Inpaint area")
 SECOND_PASS = "jaxl draws the first; draw on from its picture, enlarged, as `image` with `strength`"
 
 
 def read(texts: Texts) -> Settings | None:
     """Read the text of a web UI, or of a program that is not known by name."""
-    pairs = text_in(texts)
+    pairs = texts.pairs()
     return None if pairs is None else from_pairs(Reading(program_of(pairs), pairs.get("Version", "")), pairs)
-
-
-def text_in(texts: Texts) -> dict[str, str] | None:
-    """Return the prompts and pairs in a file that has them as A1111 writes them, in whichever place; None without.
-
-    A text with a name of its own may be a prompt alone; elsewhere it may be anything.
-    """
-    for name in ("parameters", COMMENT, HIDDEN, "ImageDescription"):
-        pairs = read_a1111_text(texts.get(name, ""))
-        if set(pairs) - {"Prompt", "Negative prompt"} or (pairs and name == "parameters"):
-            return pairs
-    return None
 
 
 def program_of(pairs: Mapping[str, str]) -> str:
@@ -132,7 +121,8 @@ def _networks(reading: Reading, left: dict[str, str]) -> None:
     """Take the networks that the text names, with hashes."""
     hashes = read_json(left.pop("Hashes", ""))
     known = {str(name): hash for name, hash in hashes.items()} if isinstance(hashes, dict) else {}
-    reading.network("model", left.pop("Model", None), left.pop("Model hash", None) or known.get("model"))
+    hash = left.pop("Model hash", None) or known.get("model")
+    reading.network("model", left.pop("Model", None) or hash, hash)
     reading.network("vae", left.pop("VAE", None), left.pop("VAE hash", None) or known.get("vae"))
     if refiner := left.pop("Refiner", None):
         name, _, hash = refiner.partition(" [")
@@ -143,9 +133,12 @@ def _networks(reading: Reading, left: dict[str, str]) -> None:
         named |= {name.removeprefix(start): hash for name, hash in known.items() if name.startswith(start)}
         for name, hash in named.items():
             reading.network(kind, name, hash)
+    prompt = reading.arguments.get("prompt", "")
     with suppress(InputError):
-        for tag in split_tags(reading.arguments.get("prompt", ""))[1]:
+        for tag in split_tags(prompt)[1]:
             reading.network("lora", tag.name, detail=f"{tag.unet:g}")
+    for name in HYPERNETWORK.findall(prompt):
+        reading.miss("the hypernetwork", name, "jaxl has none; take it out of `prompt`")
 
 
 def _named(parts: Iterable[str]) -> Iterable[tuple[str, str]]:

@@ -5,7 +5,7 @@ https://github.com/civitai/civitai, `src/utils/metadata/automatic.metadata.ts` r
 
 from __future__ import annotations
 
-from jaxl.metadata.a1111 import from_pairs, text_in
+from jaxl.metadata.a1111 import from_pairs
 from jaxl.metadata.container import Texts, read_json
 from jaxl.metadata.settings import Reading, Settings, as_number
 
@@ -18,7 +18,7 @@ MOST_RESOURCES = 100
 
 def read(texts: Texts) -> Settings | None:
     """Read the text of Civitai's generator. Which noise it drew is not known, and set aside."""
-    pairs = text_in(texts)
+    pairs = texts.pairs()
     if pairs is None or not {RESOURCES, METADATA} & pairs.keys():
         return None
     reading = Reading("Civitai")

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from jaxl.errors import InputError
-from jaxl.metadata.a1111 import from_pairs, text_in
+from jaxl.metadata.a1111 import from_pairs
 from jaxl.metadata.comfyui_graph import Graph, Node, from_workflow
 from jaxl.metadata.comfyui_names import comfyui_sampler
 from jaxl.metadata.comfyui_parts import LACKED, UNKNOWN, read_levels, read_model, read_text
@@ -75,7 +75,7 @@ def read(texts: Texts) -> Settings | None:
     try:
         return _of_graph(graph, texts.size)
     except InputError as error:
-        pairs = text_in(texts)
+        pairs = texts.pairs()
         if pairs is None:
             raise
         reading = Reading(PROGRAM)
@@ -131,9 +131,12 @@ def _settings(graph: Graph, sink: Node) -> Settings:
         reading.steps(first.levels.get("steps"))
     if first.levels.get("odd"):
         reading.miss("noise levels", first.levels["odd"], LACKED)
-    denoise = as_number(first.levels.get("denoise", 1), float)
-    if denoise != 1 or start == "picture":
-        reading.strength(first.levels.get("denoise", 1))
+    share = first.levels.get("denoise", 1)
+    steps = as_number(first.levels.get("steps"), int)
+    if first.first and steps:
+        share = max(steps - first.first, 0) / steps
+    if as_number(share, float) != 1 or start == "picture":
+        reading.strength(share)
     _texts(graph, first, reading)
     read_model(graph, first.asking, reading)
     for later, earlier in zip(passes[-2::-1], passes[:0:-1], strict=True):

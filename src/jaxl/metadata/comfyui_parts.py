@@ -15,33 +15,25 @@ from jaxl.metadata.comfyui_graph import Graph, Node
 from jaxl.metadata.comfyui_names import comfyui_text
 from jaxl.metadata.settings import LONGEST_PROMPT, Reading, as_number, shown, stem
 
-UNKNOWN = (
-    "is of a class that jaxl does not understand, so what the picture owes to it is unknown; give settings yourself"
-)
+UNKNOWN = "is of a class that jaxl does not understand, nor what the picture owes to it; give the settings yourself"
 LONG = f"has a text of more than {LONGEST_PROMPT} characters; give a shorter one yourself"
 LACKED = "jaxl has nothing like it, and draws without"
 # which end a chain, and the input with a file's name
 CHECKPOINTS = ("CheckpointLoaderSimple", "CheckpointLoader", "unCLIPCheckpointLoader", "CheckpointLoader|pysssss")
 CHECKPOINTS += ("ImageOnlyCheckpointLoader", "CheckpointLoaderSimpleWithNoiseSelect")
+# several LoRAs in one node
+LORAS = "Power Lora Loader (rgthree)"
 # which change a model in ways that jaxl lacks, or that are set elsewhere
-MODEL_LACKED = (
-    "SelfAttentionGuidance",
-    "HyperTile",
-    "TomePatchModel",
-    "PatchModelAddDownscale",
-    "DifferentialDiffusion",
-)
+MODEL_LACKED = ("SelfAttentionGuidance", "HyperTile", "TomePatchModel", "PatchModelAddDownscale")
+MODEL_LACKED += ("DifferentialDiffusion", "PerturbedAttention", "DynamicThresholdingFull", "DynamicThresholdingSimple")
 MODEL_LACKED += ("ModelSamplingContinuousEDM", "ModelSamplingContinuousV", "FreeU", "PerpNeg", "SkipLayerGuidance")
 MODEL_LACKED += ("IPAdapter", "IPAdapterAdvanced", "IPAdapterUnifiedLoader", "ApplyInstantID", "CFGZeroStar", "CFGNorm")
-MODEL_LACKED += ("TCFG", "AutomaticCFG", "DynamicThresholdingFull", "DynamicThresholdingSimple", "Epsilon Scaling")
+MODEL_LACKED += ("TCFG", "AutomaticCFG")
 TEXT_LACKED = ("ConditioningAverage", "ConditioningSetArea", "ConditioningSetAreaPercentage", "ConditioningSetMask")
-TEXT_LACKED += (
-    "ConditioningSetTimestepRange",
-    "ConditioningSetAreaStrength",
-    "unCLIPConditioning",
-    "ConditioningCombine",
-)
-TEXT_LACKED += ("GLIGENTextBoxApply",)
+TEXT_LACKED += ("ConditioningSetAreaStrength", "ConditioningSetTimestepRange", "ConditioningCombine")
+TEXT_LACKED += ("unCLIPConditioning", "GLIGENTextBoxApply")
+# a node of prompt control, which may read a text as A1111 does
+SMZ = "smZ CLIPTextEncode"
 CONTROLS = ("ControlNetApply", "ControlNetApplyAdvanced", "ControlNetApplySD3", "ACN_AdvancedControlNetApply")
 # SDXL's usual layer of the text encoders, counted from the end
 USUAL_LAYER = -2
@@ -68,6 +60,10 @@ def read_model(graph: Graph, node: Node, reading: Reading) -> None:
             unet = graph.value(each, "strength_model", 1.0)
             text = graph.value(each, "strength_clip", 1.0) if each.kind == "LoraLoader" else 0.0
             reading.lora(graph.value(each, "lora_name"), unet, text)
+        elif each.kind == LORAS:
+            for told in each.inputs.values():
+                if isinstance(told, dict) and told.get("on"):
+                    reading.lora(told.get("lora"), told.get("strength", 1.0), told.get("strengthTwo"))
         elif each.kind in CHECKPOINTS:
             name = graph.value(each, "ckpt_name")
             reading.network("model", name.get("content") if isinstance(name, dict) else name)
@@ -109,12 +105,12 @@ def _text(graph: Graph, node: Node, output: int, reading: Reading, depth: int) -
         value = graph.value(node, name, "")
         if not isinstance(value, str):
             node.refuse(f"has {shown(value)[:30]} for {name}, where a text belongs")
-        return comfyui_text(value) if len(value) <= LONGEST_PROMPT else node.refuse(LONG)
+        if len(value) > LONGEST_PROMPT:
+            node.refuse(LONG)
+        return value if node.kind == SMZ and graph.value(node, "parser") == "A1111" else comfyui_text(value)
 
-    if node.kind in ("CLIPTextEncode", "smZ CLIPTextEncode"):
+    if node.kind in ("CLIPTextEncode", SMZ):
         _clip(graph, node, reading)
-        if node.kind != "CLIPTextEncode":
-            reading.miss(str(node), graph.value(node, "parser"), "it may read weights in another way")
         return Text(told("text"))
     if node.kind == "CLIPTextEncodeSDXL":
         _clip(graph, node, reading)
@@ -129,7 +125,9 @@ def _text(graph: Graph, node: Node, output: int, reading: Reading, depth: int) -
         if first.text_2 is not None or second.text_2 is not None:
             reading.miss(str(node), remedy="its texts differ between encoders; only the first are read")
         text = f"{first.text or ''} BREAK {second.text or ''}"
-        return Text(text, None, first.sizes) if len(text) <= LONGEST_PROMPT else node.refuse(LONG)
+        if len(text) > LONGEST_PROMPT:
+            node.refuse(LONG)
+        return Text(text, None, first.sizes)
     if node.kind == "ConditioningZeroOut":
         return Text()
     if node.kind in TEXT_LACKED:
@@ -170,7 +168,7 @@ def _clip(graph: Graph, node: Node, reading: Reading) -> None:
         elif each.kind in ("DualCLIPLoader", "CLIPLoader"):
             names = [graph.value(each, name) for name in ("clip_name", "clip_name1", "clip_name2")]
             reading.miss("text encoders", ", ".join(stem(name) for name in names if isinstance(name, str)))
-        elif each.kind not in (*CHECKPOINTS, "LoraLoader"):
+        elif each.kind not in (*CHECKPOINTS, "LoraLoader", LORAS):
             each.refuse(UNKNOWN)
 
 

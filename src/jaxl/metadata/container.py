@@ -8,13 +8,14 @@ import json
 import os
 import re
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from jaxl.call.images import MAX_FILE_BYTES, MAX_PIXELS
-from jaxl.call.infotext import decode_comment
+from jaxl.call.infotext import decode_comment, read_a1111_text
 from jaxl.errors import InputError
 from jaxl.metadata.stealth import hidden_text
 
@@ -23,6 +24,8 @@ File = str | os.PathLike[str] | bytes | Image.Image
 FORMATS = ("PNG", "JPEG", "WEBP")
 # characters of a text that is read as JSON: graphs of ComfyUI may have millions
 MAX_CHARACTERS = 8 * 2**20
+# characters of an XMP packet that are looked at
+MAX_PACKET = 2**20
 # levels of lists and objects, far from what makes a parser or anything behind it run out of stack
 MAX_DEPTH = 100
 # names of texts that have none of their own
@@ -40,26 +43,41 @@ _LABELLED = re.compile(r"(prompt|workflow):(?=\s*\{)")
 class Texts(dict[str, str]):
     """The texts in a file by their names: keywords of PNG's chunks, EXIF's fields, COMMENT, HIDDEN and XMP.
 
-    `size` is that of the picture, (width, height).
+    `size` is that of the picture, (width, height). What texts say is read once, however many readers ask.
     """
 
-    size: tuple[int, int] = (0, 0)
-
-    def json(self, name: str) -> Any:
-        """Return what a text says in JSON; None where there is no text or it is not JSON.
-
-        NaN is a number here, as Python writes it. Nothing is deeper than MAX_DEPTH.
-        """
-        return read_json(self.get(name, ""))
+    def __init__(self, size: tuple[int, int]):
+        self.size = size
+        self._objects: dict[str, Mapping[str, Any]] = {}
 
     def object(self, name: str) -> Mapping[str, Any]:
         """Return the object in a text of JSON; one without names if it is something else."""
-        found = self.json(name)
-        return found if isinstance(found, dict) else {}
+        if name not in self._objects:
+            found = read_json(self.get(name))
+            self._objects[name] = found if isinstance(found, dict) else {}
+        return self._objects[name]
+
+    def pairs(self) -> dict[str, str] | None:
+        """Return the prompts and pairs in a text as A1111 writes it, in whichever place; None without.
+
+        A text under A1111's own name may be a prompt alone; elsewhere that may be anything.
+        """
+        return None if self._pairs is None else dict(self._pairs)
+
+    @cached_property
+    def _pairs(self) -> Mapping[str, str] | None:
+        for name in ("parameters", COMMENT, HIDDEN, "ImageDescription"):
+            pairs = read_a1111_text(self.get(name, ""))
+            if set(pairs) - {"Prompt", "Negative prompt"} or (pairs and name == "parameters"):
+                return pairs
+        return None
 
 
 def read_json(text: object) -> Any:
-    """Return what a text says in JSON, or None; see `Texts.json`."""
+    """Return what a text says in JSON; None where it is no text, no JSON, too long or deeper than MAX_DEPTH.
+
+    NaN is a number here, as Python writes it.
+    """
     if not isinstance(text, str) or len(text) > MAX_CHARACTERS or text.lstrip()[:1] not in ("{", "["):
         return None
     if _depth(text) > MAX_DEPTH:
@@ -105,8 +123,7 @@ def read_texts(file: File, argument: str, max_pixels: int = MAX_PIXELS) -> Texts
 
 
 def _texts_of(image: Image.Image) -> Texts:
-    texts = Texts()
-    texts.size = image.size
+    texts = Texts(image.size)
     _gather(texts, image)
     if not WRITTEN & {*texts}:
         image.load()  # PNG's chunks may come after the pixels
@@ -122,7 +139,7 @@ def _gather(texts: Texts, image: Image.Image) -> None:
             texts[name] = value
         elif name in ("xmp", "XML:com.adobe.xmp"):
             texts[XMP] = value.decode("utf-8", "replace") if isinstance(value, bytes) else ""
-    packet = texts.pop("XML:com.adobe.xmp", texts.get(XMP, ""))[:MAX_CHARACTERS]
+    packet = texts.pop("XML:com.adobe.xmp", texts.get(XMP, ""))[:MAX_PACKET]
     if comment := _XMP_COMMENT.search(packet):
         texts[XMP] = html.unescape(comment[1])
     else:

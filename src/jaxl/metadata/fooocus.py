@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from jaxl.metadata.a1111 import from_pairs, text_in
+from jaxl.metadata.a1111 import from_pairs
 from jaxl.metadata.comfyui_names import comfyui_prompt, comfyui_sampler
 from jaxl.metadata.container import COMMENT, Texts
 from jaxl.metadata.settings import Reading, Settings, as_number
@@ -46,7 +46,7 @@ def read(texts: Texts) -> Settings | None:
             return _ruined(told)
         if told.get("metadata_scheme") == "fooocus" or str(told.get("version")).startswith(PROGRAM):
             return _own(told)
-    pairs = text_in(texts)
+    pairs = texts.pairs()
     if pairs is None or not pairs.get("Version", "").startswith(PROGRAM):
         return None
     return from_pairs(Reading(PROGRAM, _version(pairs["Version"])), pairs)

@@ -13,6 +13,7 @@ from jaxl.png import read_settings_text
 PICTURES = {"image": "the picture that it was drawn from", "mask": "the mask"}
 # what says nothing that `generate` has to know
 NOTES = {"version", "dtype", "lora_hashes", "refiner_at", "num_images", *PICTURES, *OF_PICTURES}
+TEXTS = ("prompt", "prompt_2", "negative_prompt", "negative_prompt_2")
 # how the model was loaded, as networks and else
 LOADED = {"model": "model", "unet": "model", "vae": "vae", "refiner": "refiner"}
 
@@ -24,7 +25,11 @@ def read(texts: Texts) -> Settings | None:
     told = read_settings_text(texts["jaxl"], "image", "a picture")
     reading = Reading("jaxl", told.get("version", ""))
     for name, value in told.items():
-        if name == "prompt" or name in DrawOptions.__annotations__:
+        if name in TEXTS:
+            reading.text(name, value)
+        elif name == "loras" and not isinstance(value, dict):
+            reading.miss(name, value)
+        elif name in DrawOptions.__annotations__:
             if name not in NOTES and value is not None:
                 reading.arguments[name] = value
         elif name in LOADED:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jaxl.metadata.a1111 import from_pairs, text_in
+from jaxl.metadata.a1111 import from_pairs
 from jaxl.metadata.container import Texts
 from jaxl.metadata.settings import Reading, Settings
 
@@ -15,7 +15,7 @@ DISCRETE = " discrete"
 
 def read(texts: Texts) -> Settings | None:
     """Read the text of stable-diffusion.cpp."""
-    pairs = text_in(texts)
+    pairs = texts.pairs()
     if pairs is None or not (pairs.get("Version", "").startswith(VERSION) or "SDCPP" in pairs):
         return None
     generator = pairs.get("RNG", "cuda")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jaxl.metadata.a1111 import from_pairs, text_in
+from jaxl.metadata.a1111 import from_pairs
 from jaxl.metadata.container import Texts
 from jaxl.metadata.settings import Reading, Settings
 
@@ -14,7 +14,7 @@ NOTES = ("Scheduler", "Pipeline", "Operations", "Parser", "Backend", "Batch")
 
 def read(texts: Texts) -> Settings | None:
     """Read SD.Next's text. Its noise has the dtype of the device, which the text does not say."""
-    pairs = text_in(texts)
+    pairs = texts.pairs()
     if pairs is None or pairs.get("App") != "SD.Next":
         return None
     reading = Reading("SD.Next", pairs.get("Version", ""))

@@ -83,7 +83,7 @@ class Settings:
             if not {_plain(each.name), _plain(each.hash)} & (there.get(each.kind, set()) - {""}):
                 called, remedy = KINDS[each.kind]
                 told = ", ".join(part for part in (each.detail, each.hash and f"hash {each.hash}") if part)
-                lines.append(f"{called} {shown(each.name)}{f' ({told})' if told else ''}: {remedy}")
+                lines.append(f"{called} {shown(each.name)}{f' ({told})' if told else ''}; {remedy}")
         return [*lines, *self.missing]
 
 
@@ -129,7 +129,7 @@ class Reading:
         least: float = -math.inf,
         most: float = math.inf,
     ) -> bool:
-        """Set a number; return whether it is one, of its kind and in its range."""
+        """Set a number, unless it is None; return whether it is one of its kind and in its range."""
         if value is None:
             return False
         found = as_number(value, kind)
