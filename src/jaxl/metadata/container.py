@@ -23,10 +23,10 @@ File = str | os.PathLike[str] | bytes | Image.Image
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 # characters of a text that is read as JSON: graphs of ComfyUI may have millions
-MAX_CHARACTERS = 8 * 2**20
+MAX_CHARACTERS = 4 * 2**20
 # characters of an XMP packet that are looked at
 MAX_PACKET = 2**20
-# levels of lists and objects, far from what makes a parser or anything behind it run out of stack
+# levels of lists, or of objects, far from what makes a parser or anything behind it run out of stack
 MAX_DEPTH = 100
 # names of texts that have none of their own
 COMMENT, HIDDEN, XMP = "UserComment", "hidden", "XMP"
@@ -35,8 +35,8 @@ WRITTEN = {"parameters", "prompt", "workflow", "jaxl", "Comment", "invokeai_meta
 WRITTEN |= {COMMENT, XMP}
 
 _XMP_COMMENT = re.compile(r"<exif:UserComment>.{0,200}?<rdf:li[^<>]{0,100}>([^<]*)</rdf:li>", re.DOTALL)
-# a text, closed or not, so that none is read twice; or a bracket
-_TOKEN = re.compile(r'"[^"\\]*+(?:\\[\s\S][^"\\]*+)*+"?|[\[\]{}]')
+# a text of JSON, closed or not, so that none is looked at twice; and what is no bracket
+_TEXT, _OTHERS = re.compile(r'"[^"\\]*+(?:\\[\s\S][^"\\]*+)*+"?'), re.compile(r"[^\[\]{}]+")
 _LABELLED = re.compile(r"(prompt|workflow):(?=\s*\{)")
 
 
@@ -80,10 +80,8 @@ def read_json(text: object) -> Any:
     """
     if not isinstance(text, str) or len(text) > MAX_CHARACTERS or text.lstrip()[:1] not in ("{", "["):
         return None
-    if _depth(text) > MAX_DEPTH:
-        return None
     try:
-        return json.loads(text)
+        return json.loads(text) if _is_shallow(text) else None
     except (ValueError, RecursionError):
         return None
 
@@ -162,13 +160,11 @@ def _exif_of(image: Image.Image) -> dict[str, Any]:
         return {}
 
 
-def _depth(text: str) -> int:
-    """Return how deep lists and objects go; brackets in JSON's texts do not count."""
-    deep = most = 0
-    for token in _TOKEN.finditer(text):
-        mark = token[0][0]
-        deep += 1 if mark in "[{" else -1 if mark in "]}" else 0
-        most = max(most, deep)
-        if most > MAX_DEPTH:
+def _is_shallow(text: str) -> bool:
+    """Return whether lists and objects are closed, and no deeper than a parser can take; JSON's texts do not count."""
+    brackets = _OTHERS.sub("", _TEXT.sub("", text))
+    for _ in range(MAX_DEPTH):
+        if not brackets:
             break
-    return most
+        brackets = brackets.replace("[]", "").replace("{}", "")
+    return not brackets

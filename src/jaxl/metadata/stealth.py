@@ -18,7 +18,7 @@ MARKS = {
     "RGB": {b"stealth_rgbinfo": False, b"stealth_rgbcomp": True},
 }
 # bytes of a text, unpacked
-MAX_BYTES = 8 * 2**20
+MAX_BYTES = 4 * 2**20
 LOWEST_BITS = bytes(b"01"[value & 1] for value in range(256))
 
 
