@@ -209,6 +209,8 @@ def test_fooocus(data: bytes) -> None:
         "noise": "torch",
         "prompt_syntax": "lenient",
     }
+    fast = settings_of(png({"parameters": {**FOOOCUS, "performance": "Lightning"}}))
+    assert "performance: Lightning; load the LoRA that makes it fast, as one of `loras`" in fast.missing
     assert [network.name for network in found.networks] == ["juggernautXL_v8Rundiffusion", "offset-1.0"]
     assert [line.partition(";")[0] for line in found.missing] == [
         "adaptive_cfg: 7",
@@ -276,6 +278,9 @@ def test_invokeai() -> None:
     }
     assert found.networks == (Network("model", "base", "blake3:ab12"), Network("lora", "pencil", "blake3:cd34", "0.75"))
     assert found.controls == ({"name": "edges", "strength": 0.5},)
+    followed = "the picture that edges followed (strength 0.5); give it as one of `controls`"
+    assert followed in found.lacking()
+    assert followed not in found.lacking({"controls": ["edges"]})
     assert [line.partition(";")[0] for line in found.missing] == ["the noise", "hrf_enabled: True"]
     weighted = settings_of(png({"invokeai_metadata": {**INVOKE, "positive_prompt": "a (green)1.2 castle++"}}))
     assert any("InvokeAI's syntax" in line for line in weighted.missing)

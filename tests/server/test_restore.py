@@ -65,7 +65,10 @@ def test_controls_are_told_without_their_pictures(client: TestClient, odd: Any) 
     told = {**MADE, "controls": [{**edges, "resize_mode": "Just Resize"}, {"name": "depth", "strength": "much"}]}
     found = client.post(PATH, json={"image": png(jaxl=json.dumps(told))}).json()
     assert found["controls"] == [edges]
-    assert found["unread"] == ["controls: the picture of edges", "controls: the picture of depth"]
+    assert [line.partition(" (")[0] for line in found["unread"]] == [
+        "the picture that edges followed",
+        "the picture that depth followed",
+    ]
     assert client.post(PATH, json={"image": png(jaxl=json.dumps({**MADE, "controls": odd}))}).status_code == 200
 
 
@@ -91,7 +94,8 @@ def test_units_of_a1111(client: TestClient) -> None:
     for text in (line, a1111_text({**MADE, "guidance_scale": 4.5, "controls": [edges]})):
         found = client.post(PATH, json={"image": png(parameters=text)}).json()
         assert found["controls"] == [edges]
-        assert found["unread"][-1] == "controls: the picture of edges"
+        followed = "the picture that edges followed (strength 0.8, start 0.0, end 0.5, weighting prompt)"
+        assert found["unread"][-1] == f"{followed}; give it as one of controls"
     assert f'ControlNet 0: "{unit.replace(" [d14c016b]", "")}"' in text
     odd = line.replace("100.0", "nan").replace("Weight: 0.8", "Weight: much")
     (read,) = client.post(PATH, json={"image": png(parameters=odd)}).json()["controls"]
@@ -112,7 +116,8 @@ def test_image_prompts_of_a1111(client: TestClient, service: Service) -> None:
         found = client.post(PATH, json={"image": png(parameters=read)}).json()
         assert [each["name"] for each in found["controls"]] == ["edges"]
         assert found["image_prompts"] == [like, {"name": "other", "strength": 1.0, "start": 0.0, "end": 1.0}]
-        assert found["unread"][1:] == [f"image_prompts: the pictures of {name}" for name in ("like", "other")]
+        told_of_pictures = [line.partition(" (")[0] for line in found["unread"][1:]]
+        assert told_of_pictures == [f"the pictures that {name} read" for name in ("like", "other")]
 
 
 def test_textual_inversions(client: TestClient, service: Service) -> None:

@@ -316,7 +316,9 @@ def generate(
             for each, file in itertools.product([pipe] if second is None else [pipe, second], sources):
                 each.add_embedding(None, file)
             if taken is not None:
-                lacking.extend(taken.tell(_networks(pipe, model, vae, refiner), quiet=quiet))
+                shown_to = {name: [each.name for each in asked[name] or ()] for name in OF_PICTURES}
+                has = {**_networks(pipe, model, vae, refiner), **shown_to}
+                lacking.extend(taken.tell(has, quiet=quiet))
             return pipe, *_draw(pipe, asked, second, progress, show)
 
         pipe, result, plan, loading = in_background(draw)

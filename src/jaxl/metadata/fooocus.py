@@ -22,17 +22,10 @@ OWN_WAYS += ("inpaint_mode", "inpaint_method")
 OTHERS = "Fooocus' own way, which jaxl lacks"
 # what says nothing more of the picture
 NOTES = {"prompt", "negative_prompt", "full_prompt", "full_negative_prompt", "steps", "resolution", "guidance_scale"}
-NOTES |= {
-    "clip_skip",
-    "base_model",
-    "base_model_hash",
-    "refiner_model",
-    "refiner_model_hash",
-    "refiner_switch",
-    "sampler",
-}
-NOTES |= {"scheduler", "vae", "seed", "loras", "version", "metadata_scheme", "created_by", "performance", "styles"}
-NOTES |= {"sampler"}
+NOTES |= {"clip_skip", "base_model", "base_model_hash", "refiner_model", "refiner_model_hash", "refiner_switch"}
+NOTES |= {"sampler", "scheduler", "vae", "seed", "loras", "version", "metadata_scheme", "created_by", "styles"}
+# numbers of steps, which are said too; others bring a LoRA that is not among those in the file
+PERFORMANCES = ("Speed", "Quality")
 # the usual layer counts as 2, in Fooocus for both encoders
 USUAL_CLIP_SKIP = 2
 LORA = re.compile(r"lora_combined_[0-9]+")
@@ -90,6 +83,9 @@ def _own(told: Mapping[str, Any]) -> Settings:
     for name, value in told.items():
         if name in OWN_WAYS:
             reading.miss(name, value, OTHERS)
+        elif name == "performance":
+            if value not in PERFORMANCES:
+                reading.miss(name, value, "load the LoRA that makes it fast, as one of `loras`")
         elif name not in NOTES and not LORA.fullmatch(name):
             reading.miss(name, value)
     return reading.done()

@@ -19,27 +19,13 @@ NOISE = "it is drawn in the dtype of InvokeAI's GPU, which the file does not say
 # what says nothing more of the picture
 NOTES = {"type", "generation_mode", "rand_device", "app_version", "positive_prompt", "negative_prompt", "seed", "steps"}
 NOTES |= {"scheduler", "cfg_scale", "width", "height", "model", "loras", "vae", "strength", "cfg_rescale_multiplier"}
-NOTES |= {
-    "positive_style_prompt",
-    "negative_style_prompt",
-    "refiner_model",
-    "refiner_start",
-    "clip_skip",
-    "controlnets",
-}
-NOTES |= {"ipAdapters", "t2iAdapters", "init_image"}
+NOTES |= {"positive_style_prompt", "negative_style_prompt", "refiner_model", "refiner_start", "clip_skip"}
+NOTES |= {"controlnets", "ipAdapters", "t2iAdapters", "init_image"}
 # pictures that it followed: keys of lists, and of the network in an entry
 FOLLOWED = {"controlnets": "control_model", "t2iAdapters": "t2i_adapter_model", "ipAdapters": "ip_adapter_model"}
 # of its command line; older versions wrote the value without a space
-FLAGS = {
-    "-s": "steps",
-    "-S": "seed",
-    "-W": "width",
-    "-H": "height",
-    "-C": "cfg_scale",
-    "-A": "sampler",
-    "-f": "strength",
-}
+FLAGS = {"-s": "steps", "-S": "seed", "-W": "width", "-H": "height", "-C": "cfg_scale", "-A": "sampler"}
+FLAGS |= {"-f": "strength"}
 FLAG = re.compile(r"(-[sSWHCf])([0-9.]*)|(-A)(\w*)")
 
 

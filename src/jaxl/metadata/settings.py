@@ -35,6 +35,11 @@ KINDS: Mapping[str, tuple[str, str]] = {
     "embedding": ("the textual inversion", "load it, as `embedding`"),
     "refiner": ("the refiner", "give it, as `refiner`"),
 }
+# and what has pictures of its own, which no file has
+PICTURED: Mapping[str, str] = {
+    "controls": "the picture that {} followed{}; give it as one of `controls`",
+    "image_prompts": "the pictures that {} read{}; give them as one of `image_prompts`",
+}
 
 
 @dataclass(frozen=True)
@@ -75,7 +80,8 @@ class Settings:
     def lacking(self, has: Mapping[str, Collection[str]] | None = None) -> list[str]:
         """Return a line for each thing that the arguments do not bring, and what can be done.
 
-        `has` are names or hashes of networks that are there, by their kind.
+        `has` are names or hashes of networks that are there, by their kind, and names of `controls` and `image_prompts`
+        whose pictures are.
         """
         there = {kind: {*map(_plain, names)} for kind, names in (has or {}).items()}
         lines = []
@@ -84,7 +90,14 @@ class Settings:
                 called, remedy = KINDS[each.kind]
                 told = ", ".join(part for part in (each.detail, each.hash and f"hash {each.hash}") if part)
                 lines.append(f"{called} {shown(each.name)}{f' ({told})' if told else ''}; {remedy}")
-        return [*lines, *self.missing]
+        lines += self.missing
+        for kind, told in (("controls", self.controls), ("image_prompts", self.image_prompts)):
+            for each in told:
+                name, facts = shown(each.get("name")), {**each, "name": None}
+                if _plain(name) not in there.get(kind, ()):
+                    how = ", ".join(f"{key} {shown(value)}" for key, value in facts.items() if _is_plain(value))
+                    lines.append(PICTURED[kind].format(name, f" ({how[:LONGEST]})" if how else ""))
+        return lines
 
 
 class Reading:
@@ -285,6 +298,10 @@ def _brief(value: object) -> str:
             "[" + ", ".join(shown(each) if isinstance(each, str | int | float) else "..." for each in value[:10]) + "]"
         )
     return "an object" if isinstance(value, dict) else str(value)
+
+
+def _is_plain(value: object) -> bool:
+    return isinstance(value, str | int | float) and not isinstance(value, bool)
 
 
 def _offer(error: InputError) -> str:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter
@@ -26,8 +26,6 @@ from jaxl.weights.adapters.strength import Strength
 
 router = APIRouter(prefix="/v1/images", tags=["jaxl"], responses=RESPONSES)
 
-# characters of a line of `unread`
-LONGEST_UNREAD = 200
 PATH = "/settings"
 # the schema describes a path once: the JSON, with the picture itself beside it
 AS_FILE = {media: {"schema": {"type": "string", "format": "binary"}} for media in MEDIA_TYPES.values()}
@@ -37,18 +35,17 @@ AS_FILE = {media: {"schema": {"type": "string", "format": "binary"}} for media i
 class Pictured:
     """What a request has several of, each with pictures of its own, of which a file tells all but these pictures.
 
-    fields, most: as requests have it. pictures: what they are called; lacking: what stands for them.
+    fields, most: as requests have it. lacking: what stands for the pictures.
     """
 
     fields: type[ControlField | ImagePromptField]
     most: int
-    pictures: str
     lacking: Mapping[str, Any]
 
 
 PICTURED: Mapping[str, Pictured] = {
-    "controls": Pictured(ControlField, MOST_CONTROLS, "picture", {"image": ""}),
-    "image_prompts": Pictured(ImagePromptField, MOST_PROMPTS, "pictures", {"images": [""]}),
+    "controls": Pictured(ControlField, MOST_CONTROLS, {"image": ""}),
+    "image_prompts": Pictured(ImagePromptField, MOST_PROMPTS, {"images": [""]}),
 }
 
 
@@ -94,7 +91,6 @@ def told(
     found: Settings, has: Mapping[str, Collection[str]] | None = None, ip_adapters: Collection[str] = ()
 ) -> dict[str, Any]:
     """Return what a client is told of settings; a server `has` networks by their kinds, and `ip_adapters`."""
-    unread = [respelled(line, _spelled) for line in found.lacking(has)]
     arguments = dict(found.arguments)
     if "seed" in arguments:
         arguments["seed"] = str(arguments["seed"])
@@ -102,25 +98,23 @@ def told(
         strengths = arguments["loras"].items()
         arguments["loras"] = {name: own.unet if isinstance(own, Strength) else own for name, own in strengths}
     # a name may say more than the text of A1111 does
-    adapters = [each for each in found.controls if each.get("name") in ip_adapters]
-    asked = {
-        "controls": [each for each in found.controls if each not in adapters],
-        "image_prompts": [*adapters, *found.image_prompts],
-    }
-    return {**arguments, **_pictured(asked, unread), "program": found.program, "unread": unread}
+    adapters = tuple(each for each in found.controls if each.get("name") in ip_adapters)
+    controls = tuple(each for each in found.controls if each not in adapters)
+    found = replace(found, controls=controls, image_prompts=(*adapters, *found.image_prompts))
+    unread = [respelled(line, _spelled) for line in found.lacking(has)]
+    return {**arguments, **_pictured(found), "program": found.program, "unread": unread}
 
 
 def _spelled(name: str, value: str | None) -> str:
     return name if value is None else f"{name}={value}"
 
 
-def _pictured(asked: Mapping[str, Sequence[Mapping[str, Any]]], unread: list[str]) -> dict[str, Any]:
-    """Return controls and image prompts, as far as requests can have them; their pictures are unread."""
+def _pictured(settings: Settings) -> dict[str, Any]:
+    """Return controls and image prompts without their pictures, as far as requests can have them."""
     found = {}
     for label, kind in PICTURED.items():
         read = []
-        for each in asked[label]:
-            unread.append(f"{label}: the {kind.pictures} of {each.get('name')}"[:LONGEST_UNREAD])
+        for each in getattr(settings, label):
             with suppress(ValidationError):
                 facts = {name: value for name, value in each.items() if name in kind.fields.model_fields}
                 read.append(kind.fields.model_validate({**facts, **kind.lacking}))
