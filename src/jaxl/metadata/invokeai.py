@@ -1,6 +1,7 @@
 """What InvokeAI writes: `invokeai_metadata`, and before version 3 `sd-metadata` and `Dream`.
 
-https://github.com/invoke-ai/InvokeAI, `invokeai/app/invocations/metadata.py`; the older two are of its command line.
+https://github.com/invoke-ai/InvokeAI, `invokeai/app/invocations/metadata.py`; the older two are of its command line. Its
+noise has the dtype of its GPU, which files do not say.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from jaxl.metadata.settings import Reading, Settings, as_number
 PROGRAM = "InvokeAI"
 # weights of words, in which its syntax differs from all of jaxl's
 WEIGHTED = re.compile(r"[\w)\"][+]+(?=[\s,.)]|$)|\)-+(?=[\s,.)]|$)|\)[0-9.]+|\)\.(?:and|blend|swap)\(|\bblend\(")
-NOISE = "it is drawn in the dtype of InvokeAI's GPU, which the file does not say; the picture will be another one"
 # what says nothing more of the picture
 NOTES = {"type", "generation_mode", "rand_device", "app_version", "positive_prompt", "negative_prompt", "seed", "steps"}
 NOTES |= {"scheduler", "cfg_scale", "width", "height", "model", "loras", "vae", "strength", "cfg_rescale_multiplier"}
@@ -127,7 +127,6 @@ def _basics(reading: Reading, told: Mapping[str, Any], scheduler: object) -> Non
     reading.steps(told.get("steps"))
     reading.size(told.get("width"), told.get("height"))
     reading.sampler(scheduler)
-    reading.miss("the noise", remedy=NOISE)
 
 
 def _bracketed(prompt: str) -> tuple[str, str]:

@@ -23,5 +23,4 @@ def read(texts: Texts) -> Settings | None:
     for name, usual in SAME.items():
         if name in pairs:
             pairs[usual] = pairs.pop(name)
-    reading.miss("the noise", remedy="it depends on SD.Next's device and dtype, which the file does not say")
     return from_pairs(reading, pairs)

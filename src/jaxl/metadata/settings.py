@@ -233,7 +233,9 @@ class Reading:
 
     def done(self) -> Settings:
         """Return the settings."""
-        if self.noise is not None:
+        if self.noise is None and self.program != "jaxl" and "seed" in self.arguments:
+            self.miss("the noise", remedy="the file does not say what drew it, and jaxl's own makes another picture")
+        elif self.noise is not None:
             solver = SCHEDULERS[self.arguments["scheduler"]].solver if "scheduler" in self.arguments else None
             if self.noise not in SOURCES:
                 self.miss("the noise", self.noise, "jaxl cannot draw it; the picture will be another one")
