@@ -1,7 +1,7 @@
 """What InvokeAI writes: `invokeai_metadata`, and before version 3 `sd-metadata` and `Dream`.
 
-https://github.com/invoke-ai/InvokeAI, `invokeai/app/invocations/metadata.py`; the older two are of its command line. Its
-noise has the dtype of its GPU, which files do not say.
+https://github.com/invoke-ai/InvokeAI, `invokeai/app/invocations/metadata.py`; the older two are of its command line.
+Its noise has the dtype of its GPU, which files do not say.
 """
 
 from __future__ import annotations
