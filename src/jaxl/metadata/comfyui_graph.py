@@ -32,6 +32,7 @@ WIDGETS: Mapping[str, Sequence[str | None]] = {
     "BasicScheduler": ("scheduler", "steps", "denoise"),
     "KarrasScheduler": ("steps", "sigma_max", "sigma_min", "rho"),
     "ExponentialScheduler": ("steps", "sigma_max", "sigma_min"),
+    "PolyexponentialScheduler": ("steps", "sigma_max", "sigma_min", "rho"),
     "SDTurboScheduler": ("steps", "denoise"),
     "AlignYourStepsScheduler": ("model_type", "steps", "denoise"),
     "BetaSamplingScheduler": ("steps", "alpha", "beta"),
@@ -58,14 +59,7 @@ WIDGETS: Mapping[str, Sequence[str | None]] = {
     "RescaleCFG": ("multiplier",),
     "FreeU_V2": ("b1", "b2", "s1", "s2"),
     "PerturbedAttentionGuidance": ("scale",),
-    "ConditioningCombine": (),
-    "ConditioningConcat": (),
-    "ConditioningZeroOut": (),
-    "VAEDecode": (),
-    "VAEEncode": (),
-    "SamplerCustomAdvanced": (),
     "SaveImage": ("filename_prefix",),
-    "PreviewImage": (),
     "PrimitiveNode": ("value",),
 }
 # nodes of the editor that say nothing, and one that only leads on
