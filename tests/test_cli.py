@@ -21,6 +21,7 @@ from controlnets import write_folder
 from ip_adapters import write as write_adapters
 from lora_files import write_lora
 from PIL import Image
+from written_pictures import png
 
 import jaxl
 from jaxl import Control, ImagePrompt
@@ -139,7 +140,9 @@ def test_a_prompt_that_is_cut_is_one_line(capsys: pytest.CaptureFixture[str], sm
 
 # arguments, and what the one line says
 BAD_ARGUMENTS = [
-    (["generate"], "Missing argument 'PROMPT'"),
+    (["generate"], "PROMPT '': say what to draw, or give a picture that says it, as --like"),
+    (["generate", "--like", "missing.png"], "--like 'missing.png': No such file or directory; give a picture's file"),
+    (["generate", "--like", "file"], "--like 'file': not a PNG, JPEG or WebP picture"),
     (["generate", "x", "--sede", "3"], "No such option: --sede"),
     (["generate", "x", "y"], "unexpected extra argument"),
     (["draw", "x"], "No such command 'draw'"),
@@ -511,6 +514,42 @@ def test_controls(capsys: pytest.CaptureFixture[str], small: Any) -> None:
         assert out == ""
         assert message in err
         assert err.count("\n") == 1
+
+
+def test_like_another_picture(capsys: pytest.CaptureFixture[str], small: Any) -> None:
+    """Flags win, what the picture has besides is told, and the file says what was drawn."""
+    model = small[0].checkpoint.source
+    text = "a cat <lora:pencil:0.8>\nNegative prompt: rain\nSteps: 2, Sampler: Euler, CFG scale: 4, Seed: 5"
+    text += ", Size: 512x512, Denoising strength: 0.4, Model: base, Version: v1.10.1"
+    Path("theirs.png").write_bytes(png({"parameters": text}))
+    flags = ("--model", model, *SMALL, "--negative", "fog", "-o", "out.png", "--json")
+    assert run(["generate", "--like", "theirs.png", *flags]) == 0
+    out, err = capsys.readouterr()
+    taken, *lacking, summary = err.splitlines()
+    names = "guidance_scale, noise, prompt, prompt_syntax, scheduler, seed"
+    assert taken == f"jaxl: settings of theirs.png, by A1111 v1.10.1: {names}"
+    lines = [
+        "the checkpoint base; draw with it, as --model",
+        "the LoRA pencil (0.8); load it, as one of --lora, or take it out of PROMPT",
+        "the picture that it was drawn from; give it as --init-image",
+    ]
+    assert lacking == [f"jaxl: not taken: {line}" for line in lines]
+    assert "seed 5: 64x64, 1 steps of euler_uniform, guidance 4" in summary
+    assert json.loads(out)["like"] == {"program": "A1111", "lacking": lines}
+    made = read_settings("out.png")
+    told = {"prompt": "a cat ", "negative_prompt": "fog", "steps": 1, "guidance_scale": 4.0, "seed": 5, "noise": "cuda"}
+    assert made.items() >= (told | {"scheduler": "euler_uniform", "width": 64, "prompt_syntax": "lenient"}).items()
+
+    # jaxl's own says all, and another prompt and scheduler replace what belongs to them
+    assert run(["generate", "--like", "out.png", "--model", model, "-o", "same.png"]) == 0
+    assert "not taken" not in capsys.readouterr().err
+    with Image.open("out.png") as first, Image.open("same.png") as second:
+        np.testing.assert_array_equal(np.asarray(first), np.asarray(second))
+    more = ("--scheduler", "euler_a", "--seed", "6", "--quiet")
+    assert run(["generate", "a dog", "--like", "out.png", "--model", model, *more, "-o", "other.png"]) == 0
+    other = read_settings("other.png")
+    assert other.items() >= {"prompt": "a dog", "height": 64, "seed": 6, "negative_prompt": "fog", "steps": 1}.items()
+    assert "noise" not in other
 
 
 @pytest.mark.parametrize(

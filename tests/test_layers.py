@@ -23,6 +23,7 @@ LAYERS = (
     ("call",),
     ("pipeline",),
     ("loading", "png"),
+    ("metadata",),
     ("compat", "backend"),
     ("server",),
     ("bench",),
@@ -107,6 +108,7 @@ def test_exported_names() -> None:
         "from_pretrained",
         "make_mesh",
         "preprocess",
+        "settings_of",
     ]
     for name in jaxl.__all__:
         assert hasattr(jaxl, name)

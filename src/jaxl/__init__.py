@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from jaxl.call.image_prompt import ImagePrompt
     from jaxl.call.preprocess import preprocess
     from jaxl.loading import from_pretrained
+    from jaxl.metadata import settings_of
     from jaxl.pipeline import Pipeline, Result
     from jaxl.run.bucket import Bucket
     from jaxl.run.sharding import make_mesh
@@ -42,6 +43,7 @@ __all__ = [
     "from_pretrained",
     "make_mesh",
     "preprocess",
+    "settings_of",
 ]
 
 _MODULES = {
@@ -54,6 +56,7 @@ _MODULES = {
     "from_pretrained": "loading",
     "make_mesh": "run.sharding",
     "preprocess": "call.preprocess",
+    "settings_of": "metadata",
 }
 
 

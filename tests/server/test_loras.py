@@ -174,9 +174,8 @@ def test_a_file_of_a1111_keeps_its_tags(client: TestClient) -> None:
 
     info, stream = PngInfo(), io.BytesIO()
     prompt = "a (cat:1.2) <lora:pencil:0.7:0.5>"
-    info.add_text(
-        "parameters", f'{prompt}\nSteps: 4, Sampler: Euler, Seed: 1, Size: 32x32, Lora hashes: "pencil: 0123456789ab"'
-    )
+    line = 'Steps: 4, Sampler: Euler, Seed: 1, Size: 32x32, Lora hashes: "pencil: 0123456789ab", Version: v1.10.1'
+    info.add_text("parameters", f"{prompt}\n{line}")
     Image.new("RGB", (32, 32)).save(stream, "PNG", pnginfo=info)
     data = base64.b64encode(stream.getvalue()).decode()
     found = client.post("/v1/images/settings", json={"image": data}).json()

@@ -12,10 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+from written_pictures import unicode, with_exif
 
+import jaxl
 from jaxl.call.infotext import LABELS, a1111_text, read_a1111_text
+from jaxl.metadata import Settings
 from jaxl.server.a1111.fields import scheduler_of
 from jaxl.server.restore import a1111_settings
+from jaxl.server.restore import told as told_of
 from jaxl.server.service import Service
 from jaxl.weights.inversions import Summary
 
@@ -47,7 +51,7 @@ def test_what_the_server_drew(client: TestClient) -> None:
 
 def test_every_digit_of_a_seed(client: TestClient) -> None:
     found = client.post(PATH, json={"image": png(jaxl=json.dumps(MADE))}).json()
-    assert found == {**MADE, "seed": str(2**64 - 1), "unread": []}
+    assert found == {**MADE, "seed": str(2**64 - 1), "program": "jaxl", "unread": []}
 
 
 @pytest.mark.parametrize("odd", [5, "edges", [1], [{"name": None}], {}])
@@ -61,7 +65,10 @@ def test_controls_are_told_without_their_pictures(client: TestClient, odd: Any) 
     told = {**MADE, "controls": [{**edges, "resize_mode": "Just Resize"}, {"name": "depth", "strength": "much"}]}
     found = client.post(PATH, json={"image": png(jaxl=json.dumps(told))}).json()
     assert found["controls"] == [edges]
-    assert found["unread"] == ["controls: the picture of edges", "controls: the picture of depth"]
+    assert [line.partition(" (")[0] for line in found["unread"]] == [
+        "the picture that edges followed",
+        "the picture that depth followed",
+    ]
     assert client.post(PATH, json={"image": png(jaxl=json.dumps({**MADE, "controls": odd}))}).status_code == 200
 
 
@@ -70,7 +77,8 @@ def test_files_of_a1111(client: TestClient) -> None:
     told |= {"strength": 0.5, "guidance_rescale": 0.7, "eta": 0.25}
     text = a1111_text({**MADE, **told, "model": "a/tiny.safetensors", "version": "1"})
     found = client.post(PATH, json={"image": png(parameters=text)}).json()
-    assert found == {**MADE, **told, "prompt_syntax": "lenient", "seed": str(2**64 - 1), "unread": []}
+    assert found.pop("unread") == ["the picture that it was drawn from; give it as image"]
+    assert found == {**MADE, **told, "prompt_syntax": "lenient", "seed": str(2**64 - 1), "program": "jaxl"}
 
 
 def test_units_of_a1111(client: TestClient) -> None:
@@ -86,7 +94,8 @@ def test_units_of_a1111(client: TestClient) -> None:
     for text in (line, a1111_text({**MADE, "guidance_scale": 4.5, "controls": [edges]})):
         found = client.post(PATH, json={"image": png(parameters=text)}).json()
         assert found["controls"] == [edges]
-        assert found["unread"][-1] == "controls: the picture of edges"
+        followed = "the picture that edges followed (strength 0.8, start 0.0, end 0.5, weighting prompt)"
+        assert found["unread"][-1] == f"{followed}; give it as one of controls"
     assert f'ControlNet 0: "{unit.replace(" [d14c016b]", "")}"' in text
     odd = line.replace("100.0", "nan").replace("Weight: 0.8", "Weight: much")
     (read,) = client.post(PATH, json={"image": png(parameters=odd)}).json()["controls"]
@@ -98,7 +107,7 @@ def test_image_prompts_of_a1111(client: TestClient, service: Service) -> None:
     service.settings = replace(service.settings, ip_adapters=("like",))
     like = {"name": "like", "strength": 0.6, "start": 0.25, "end": 1.0}
     told = {"controls": [{"name": "edges"}], "image_prompts": [{**like, "blocks": "style"}, {"name": "other"}]}
-    text = a1111_text({**MADE, "guidance_scale": 4.5, **told})
+    text = a1111_text({**MADE, "guidance_scale": 4.5, "version": "1", **told})
     unit = "Model: like, Weight: 0.6, Resize Mode: Crop and Resize, Guidance Start: 0.25, Guidance End: 1.0, "
     unit += "Pixel Perfect: False, Control Mode: Balanced"
     assert f'ControlNet 1: "Module: ip-adapter-auto, {unit}"' in text
@@ -107,38 +116,64 @@ def test_image_prompts_of_a1111(client: TestClient, service: Service) -> None:
         found = client.post(PATH, json={"image": png(parameters=read)}).json()
         assert [each["name"] for each in found["controls"]] == ["edges"]
         assert found["image_prompts"] == [like, {"name": "other", "strength": 1.0, "start": 0.0, "end": 1.0}]
-        assert found["unread"][1:] == [f"image_prompts: the pictures of {name}" for name in ("like", "other")]
+        told_of_pictures = [line.partition(" (")[0] for line in found["unread"][1:]]
+        assert told_of_pictures == [f"the pictures that {name} read" for name in ("like", "other")]
 
 
 def test_textual_inversions(client: TestClient, service: Service) -> None:
     """Those that this server has need no word: the prompt names them."""
     service.settings = replace(service.settings, embeddings=(Summary("EasyNegative", 3, 2048, "c74b4e810b03"),))
+
+    def line(name: str, hash: str) -> str:
+        return f"the textual inversion {name} (hash {hash}); load it, as embedding"
+
     for embeddings, unread in (
-        ({"EasyNegative": "c74b4e810b03"}, {"jaxl": [], "parameters": []}),
+        ({"EasyNegative": "c74b4e810b03"}, []),
         (
             {"EasyNegative": "c74b4e810b03", "x": "0123456789ab"},
-            {"jaxl": ["TI hashes: x"], "parameters": ["TI hashes: EasyNegative: c74b4e810b03, x: 0123456789ab"]},
+            [line("x", "0123456789ab")],
         ),
         (
             {"EasyNegative": "another"},
-            {"jaxl": ["TI hashes: EasyNegative"], "parameters": ["TI hashes: EasyNegative: another"]},
+            [line("EasyNegative", "another")],
         ),
     ):
-        told = {**MADE, "guidance_scale": 4.5, "embeddings": embeddings}
+        told = {**MADE, "guidance_scale": 4.5, "version": "1", "embeddings": embeddings}
         for kind, text in (("jaxl", json.dumps(told)), ("parameters", a1111_text(told))):
             found = client.post(PATH, json={"image": png(**{kind: text})}).json()
-            assert found["unread"] == unread[kind]
+            assert found["unread"] == unread
             assert "embeddings" not in found
     for odd in (5, ["x"], "x", None):
         assert client.post(PATH, json={"image": png(jaxl=json.dumps({**MADE, "embeddings": odd}))}).status_code == 200
 
 
-def test_the_comment_of_a_jpeg(client: TestClient) -> None:
-    exif, stream = Image.Exif(), io.BytesIO()
-    exif.get_ifd(0x8769)[0x9286] = b"UNICODE\0" + "a castle\nSteps: 9, Seed: 5, CFG scale: 4".encode("utf-16-be")
-    Image.new("RGB", (8, 8)).save(stream, "JPEG", exif=exif)
-    found = client.post(PATH, json={"image": base64.b64encode(stream.getvalue()).decode()}).json()
+def test_a_picture_as_the_body(client: TestClient) -> None:
+    data = with_exif("JPEG", unicode("a castle\nSteps: 9, Seed: 5, CFG scale: 4"))
+    found = client.post(PATH, json={"image": base64.b64encode(data).decode()}).json()
     assert (found["prompt"], found["steps"], found["seed"]) == ("a castle", 9, "5")
+    assert client.post(PATH, content=data, headers={"Content-Type": "image/jpeg"}).json() == found
+    for kind, body, status in (("text/plain", data, 415), ("image/png", b"no picture", 400), ("image/png", b"", 400)):
+        answer = client.post(PATH, content=body, headers={"Content-Type": kind})
+        assert answer.status_code == status
+        assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+
+
+def test_the_pictures_of_others(client: TestClient, service: Service) -> None:
+    """Which LoRAs are lacking is told, and strengths are numbers."""
+    told = {"c": "a castle", "uc": "", "sampler": "Euler", "seed": 5, "steps": 9, "size": "64x32"}
+    told["lora"] = [{"model": "ink.ckpt", "weight": 0.5}]
+    data = with_exif("WEBP", json.dumps(told).encode())
+    found = client.post(PATH, content=data, headers={"Content-Type": "image/webp"}).json()
+    assert (found["program"], found["loras"]) == ("Draw Things", {"ink": 0.5})
+    assert found["unread"][0] == "the LoRA ink (0.5); load it, as one of loras, or take it out of prompt"
+    assert told_of(Settings("ComfyUI", "", {"loras": {"ink": jaxl.Strength(0.5, 1.0)}}))["loras"] == {"ink": 0.5}
+
+
+def test_limits(client: TestClient, service: Service) -> None:
+    service.settings = replace(service.settings, max_pixels=63)
+    answer = client.post(PATH, json={"image": png(jaxl=json.dumps(MADE))})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "image")
+    assert "more than 63 pixels" in answer.json()["error"]["message"]
 
 
 def test_what_cannot_be_read_is_told(client: TestClient) -> None:
@@ -146,21 +181,20 @@ def test_what_cannot_be_read_is_told(client: TestClient) -> None:
     text = f"a castle\n{line}, Clip skip: two, Denoising strength: 0.3, Hires upscale: 2, Hires upscaler: Latent, "
     text += f"RNG: unknown, Version: v1.10.1, Model hash: 0123456789, Refiner: None, {'ab' * 20}: {'c' * 1000}"
     found = client.post(PATH, json={"image": png(parameters=text)}).json()
-    assert (found["prompt"], found["negative_prompt"], len(found)) == ("a castle", "", 4)
-    assert found["unread"] == [
-        "Steps: many",
+    unread = found.pop("unread")
+    assert found == {"prompt": "a castle", "prompt_syntax": "lenient", "program": "A1111"}
+    assert [line.partition(";")[0] for line in unread] == [
+        "the checkpoint other (hash 0123456789)",
         "Sampler: Own sampler",
-        "CFG scale: inf",
-        "Seed: 1.5",
-        "Size: large",
+        "the second pass: Hires upscale: 2, Hires upscaler: Latent, Denoising strength: 0.3",
         f"Eta: {'9' * 195}",
-        "Model: other",
+        "Seed: 1.5",
+        "Steps: many",
+        "CFG scale: inf",
+        "Size: large",
         "Clip skip: two",
-        "Denoising strength: 0.3",  # of the second pass
-        "Hires upscale: 2",
-        "Hires upscaler: Latent",
-        "RNG: unknown",
         f"{'ab' * 20}: {'c' * 158}",
+        "the noise: RNG unknown",
     ]
 
 
@@ -178,7 +212,7 @@ def test_other_noise(sampler: str, label: str, noise: str | None) -> None:
     told = {"Prompt": "a", "Sampler": sampler, "Schedule type": "Uniform", "RNG": label}
     found = a1111_settings(told, "euler")
     assert found.get("noise") == noise
-    assert found["unread"] == ([] if noise else [f"RNG: {label}"])
+    assert [line.partition(";")[0] for line in found["unread"]] == ([] if noise else ["the noise: nv"])
     written = a1111_text({**MADE, "guidance_scale": 5.0, "scheduler": found["scheduler"], "noise": noise or "jaxl"})
     assert read_a1111_text(written).get("RNG") == (label if noise else None)
 
@@ -200,7 +234,7 @@ def test_other_noise(sampler: str, label: str, noise: str | None) -> None:
 )
 def test_samplers(told: dict[str, str], scheduler: str | None, unread: list[str]) -> None:
     found = a1111_settings(told, "euler")
-    assert (found.get("scheduler"), found["unread"]) == (scheduler, unread)
+    assert (found.get("scheduler"), [line.partition(";")[0] for line in found["unread"]]) == (scheduler, unread)
 
 
 @pytest.mark.parametrize("sampler", ["DPM++ 2M", "dpmpp_2m"])
@@ -224,7 +258,7 @@ def test_any_settings(told: dict[str, str]) -> None:
     ("image", "word"),
     [
         (png(), "no settings"),
-        (png(parameters='{"sui_image_params": {"prompt": "a"}}'), "no settings"),
+        (png(parameters='{"settings": {"prompt": "a"}}'), "no settings"),
         (png(jaxl="{"), "damaged settings"),
         (png(jaxl="[]"), "damaged settings"),
         (png(jaxl='{"steps": 1e999}'), "1e999 is no JSON number"),

@@ -100,7 +100,9 @@ def test_settings_of_a_picture(user: User, server: Quick) -> None:
     Image.new("RGB", (8, 8)).save(stream, "PNG", pnginfo=info)
     drop(user, "jaxl-board", "theirs.png", stream.getvalue())
     kept(user, '{"pencil":0.5}')
-    assert user.said() == "Settings restored; not offered here: LoRA gone, LoRA my ink, v2"
+    lost = "not offered here: LoRA gone, LoRA my ink, v2"
+    gone = "the LoRA gone; load it, as one of loras, or take it out of prompt"
+    assert user.said() == f"Settings restored; {lost}; not restored: {gone}"
 
 
 def test_files_come_and_go(user: User, server: Quick) -> None:

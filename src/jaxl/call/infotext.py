@@ -42,21 +42,6 @@ TEMPLATE = re.compile(r"\s*(?:Negative )?Template:")
 # textual inversions in the prompts, as "name: hash, name: hash", without these marks in the names
 EMBEDDINGS, MARKS = "TI hashes", {ord(mark): None for mark in ":,"}
 
-# Fooocus' own names (https://github.com/lllyasviel/Fooocus, `modules/meta_parser.py`) for those of A1111
-FOOOCUS = {
-    "prompt": "Prompt",
-    "negative_prompt": "Negative prompt",
-    "steps": "Steps",
-    "sampler": "Sampler",
-    "scheduler": "Scheduler",
-    "guidance_scale": "CFG scale",
-    "seed": "Seed",
-    "resolution": "Size",
-    "base_model": "Model",
-    "clip_skip": "Clip skip",
-    "version": "Version",
-}
-
 # the options that stand in the text as numbers: their names in it, and how each is read
 _HINTS = {
     name: get_args(hint)
@@ -137,15 +122,13 @@ def read_a1111_text(text: str) -> dict[str, str]:
     """Read such a text: the settings by their names in it, "Prompt" and "Negative prompt". Never raises.
 
     The settings are the last lines from "Steps: " on, or the last line, if that has three pairs. JSON in them is one
-    value. Fooocus' JSON is read too, under A1111's names. The result is empty for other JSON objects and for texts of
-    more than MAX_CHARACTERS.
+    value. The result is empty for JSON alone, which other programs write, and for texts of more than MAX_CHARACTERS.
     """
     text = text.strip()
     if not text or len(text) > MAX_CHARACTERS:
         return {}
-    told = _json_object(text)
-    if told is not None:
-        return _fooocus(told)
+    if text.startswith("{") and _is_json(text):
+        return {}
     lines, pairs = _split(re.split(r"\r?\n", text))
     start = next((i for i, line in enumerate(lines) if line.startswith("Negative prompt:")), len(lines))
     negative = "\n".join(lines[start:]).removeprefix("Negative prompt:").strip()
@@ -161,8 +144,11 @@ def text_of(image: Image.Image) -> str:
         comment = image.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment)
     except Exception:  # damaged metadata raises all kinds of errors
         return ""
-    if not isinstance(comment, bytes):
-        return comment if isinstance(comment, str) else ""
+    return decode_comment(comment) if isinstance(comment, bytes) else comment if isinstance(comment, str) else ""
+
+
+def decode_comment(comment: bytes) -> str:
+    """Return the text of EXIF's UserComment, in whichever order of bytes it was written."""
     head, rest = comment[:8], comment[8:]
     if head == WIDE:
         # the order of the bytes is not said; the upper bytes of Latin letters are zeros
@@ -221,27 +207,12 @@ def _end(pattern: re.Pattern[str], line: str, place: int) -> int:
     return place if match is None else match.end()
 
 
-def _json_object(text: str) -> dict[str, Any] | None:
-    if not text.startswith("{"):
-        return None
+def _is_json(text: str) -> bool:
     try:
-        value = json.loads(text)
+        json.loads(text)
     except (ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None
-
-
-def _fooocus(told: Mapping[str, Any]) -> dict[str, str]:
-    """Return the settings of Fooocus' JSON; none of an object that another program wrote."""
-    if told.get("metadata_scheme") != "fooocus" and not str(told.get("version")).startswith("Fooocus"):
-        return {}
-    found = {"Prompt": "", "Negative prompt": ""}
-    for name, value in told.items():
-        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        found[_whole(FOOOCUS.get(name, name))] = _whole(text)
-    if "Size" in found:
-        found["Size"] = "x".join(re.findall(r"[0-9]+", found["Size"]))
-    return found
+        return False
+    return True
 
 
 def _quoted(value: str) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -32,11 +32,11 @@ def unit_texts(controls: Iterable[Mapping[str, Any]], image_prompts: Iterable[Ma
     return {f"ControlNet {i}": text for i, text in enumerate(texts)}
 
 
-def take_units(pairs: dict[str, str], adapters: Collection[str]) -> dict[str, list[dict[str, Any]]]:
+def take_units(pairs: dict[str, str]) -> dict[str, list[dict[str, Any]]]:
     """Take the units out of such pairs, as far as they can be read.
 
-    Return `controls` by the names of `Control`, and `image_prompts` by those of `ImagePrompt`: these have a module for
-    IP-Adapters, or a name that is in `adapters`.
+    Return `controls` by the names of `Control`, and `image_prompts`, those with a module for IP-Adapters, by those of
+    `ImagePrompt`.
     """
     found: dict[str, list[dict[str, Any]]] = {"controls": [], "image_prompts": []}
     for label in [each for each in pairs if UNIT.fullmatch(each)]:
@@ -45,7 +45,7 @@ def take_units(pairs: dict[str, str], adapters: Collection[str]) -> dict[str, li
         if name in ("", "None"):
             continue
         facts = {"name": name, **_numbers(told, NUMBERS)}
-        if name in adapters or OF_ADAPTERS.fullmatch(told.get("Module", "")):
+        if OF_ADAPTERS.fullmatch(told.get("Module", "")):
             found["image_prompts"].append(facts)
         else:
             found["controls"].append(facts | _of_control(told))

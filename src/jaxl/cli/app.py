@@ -24,6 +24,7 @@ from jaxl.cli.cache import cache
 from jaxl.cli.compile import compile_programs
 from jaxl.cli.demo import demo
 from jaxl.cli.estimate import estimate
+from jaxl.cli.flags import flag
 from jaxl.cli.fuse import fuse
 from jaxl.cli.generate import generate
 from jaxl.cli.inspect import inspect
@@ -35,35 +36,6 @@ from jaxl.cli.terminal import fail, in_background, note, one_line, print_line
 from jaxl.errors import CheckpointError, InputError, JaxlError, PromptWarning, respelled
 
 INTERRUPTED = 130
-
-QUOTES = "'\""
-
-# the command's names for arguments of `Pipeline.generate`, where not the same
-FLAGS = {
-    "prompt": "PROMPT",
-    "negative_prompt": "--negative",
-    "negative_prompt_2": "--negative-2",
-    "num_images": "--count",
-    "guidance_scale": "--guidance",
-    "height": "--size, height",
-    "width": "--size, width",
-    "image": "--init-image",
-    "pag_scale": "--pag",
-    "padding_mask_crop": "--mask-padding",
-    "denoising_end": "--refiner-at",
-    "timestep_spacing": "--spacing",
-    "controls": "--control",
-    "image_prompts": "--image-prompt",
-    "loras": "--lora",
-    "strict": "--lora-partial",
-    "token": "HF_TOKEN in the environment",
-    **{name: name for name in ("IMAGE", "OUTPUT")},
-    "name": "NAME",
-    "url": "URL",
-    "results": "RESULTS",
-    "JAXL_API_KEYS": "JAXL_API_KEYS",
-    "JAXL_CACHE_DIR": "JAXL_CACHE_DIR",
-}
 
 app = typer.Typer(
     add_completion=False,
@@ -178,11 +150,5 @@ def _message(error: JaxlError | typer.TyperException) -> str:
     if isinstance(error, typer.TyperException):
         return error.format_message()
     if isinstance(error, InputError):
-        return f"{_flag(error.argument)} {error.shown}: {respelled(error.remedy, _flag)}"
-    return respelled(str(error), _flag)
-
-
-def _flag(argument: str, value: str | None = None) -> str:
-    """Return an argument as users write it on the command line."""
-    flag = FLAGS.get(argument, f"--{argument.replace('_', '-')}")
-    return flag if value in (None, "True", "False") else f"{flag} {value.strip(QUOTES)}"
+        return f"{flag(error.argument)} {error.shown}: {respelled(error.remedy, flag)}"
+    return respelled(str(error), flag)

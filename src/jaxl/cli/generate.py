@@ -7,7 +7,7 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -69,8 +69,14 @@ OTHER_FORMATS = (".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".tif", ".tiff", ".we
 
 
 def generate(
-    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What to draw.")],
+    prompt: Annotated[
+        str | None, typer.Argument(metavar="PROMPT", show_default=False, help="What to draw; that of --like, if given.")
+    ] = None,
     model: ModelOption = "tiny",
+    like: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Take the settings of a picture, of any program; options given here win."),
+    ] = None,
     negative_prompt: Annotated[str | None, typer.Option("--negative", metavar="TEXT", help="What not to draw.")] = None,
     seed: Annotated[int | None, typer.Option(help="Counts up from image to image; random by default.")] = None,
     noise: Annotated[
@@ -181,17 +187,21 @@ def generate(
         str | None, typer.Option(metavar="S,S,...", help="Instead of --steps; the last is the end.")
     ] = None,
     prompt_syntax: Annotated[
-        Literal["a1111", "lenient", "literal", "plain"],
+        Literal["a1111", "lenient", "literal", "plain"] | None,
         typer.Option(
+            show_default="a1111",
             help="a1111 knows (word:1.3), [a:b:0.5] and BREAK, lenient forgives mistakes in it, literal knows nothing, "
-            "and plain also cuts at 75 tokens."
+            "and plain also cuts at 75 tokens.",
         ),
-    ] = "a1111",
+    ] = None,
     prompt_2: Annotated[str | None, typer.Option(metavar="TEXT", help="PROMPT of the second text encoder.")] = None,
     negative_prompt_2: Annotated[
         str | None, typer.Option("--negative-2", metavar="TEXT", help="--negative of the second one.")
     ] = None,
-    clip_skip: Annotated[int, typer.Option(help="Last layers of the text encoders to skip beyond the usual.")] = 0,
+    clip_skip: Annotated[
+        int | None,
+        typer.Option(show_default="0", help="Last layers of the text encoders to skip beyond the usual."),
+    ] = None,
     dtype: DtypeOption = "auto",
     precision: PrecisionOption = None,
     kernels: Annotated[
@@ -221,6 +231,7 @@ def generate(
     jaxl generate "a (green:1.3) castle" --init-image castle.png --strength 0.7
     jaxl generate "a llama" --init-image castle.png --mask mask.png
     jaxl generate "a cat" --lora pencil.safetensors:0.8
+    jaxl generate --like castle.png --model ./sdxl.safetensors --seed 7
 
     The PNG files are called jaxl-SEED.png and replace no other; one that --output names for a single image is replaced.
     They tell how they were made, in A1111's text and in jaxl's own. Write -- before a prompt that begins with a dash.
@@ -231,18 +242,26 @@ def generate(
     from jaxl.call.image_prompt import ImagePrompt
     from jaxl.call.images import read_image
     from jaxl.call.options import OF_PICTURES, DrawOptions
+    from jaxl.cli.like import Like
 
     began = time.perf_counter()
+    taken = None if like is None else Like(like, given)
+    if prompt is None and (taken is None or "prompt" not in taken.options):
+        raise InputError("prompt", "", "say what to draw, or give a picture that says it, as `like`")
     whole_number("num_images", num_images, least=1)
     if guidance_scale is not None:
         per_image("guidance_scale", guidance_scale, num_images)
-    # 32 bits, because many other programs read no more
-    seeds = seeds_per_image(secrets.randbelow(2**32) if seed is None else seed, num_images)
     destination = _destination(output, num_images)
     source = {"model": model, "revision": revision, "variant": variant}
     # flags have the names of the library's options, so that none is forgotten on the way
     options = {name: given[name] for name in ("prompt", *DrawOptions.__annotations__) if name in given}
     options |= {name: _numbers(name, given[name], mark) for name, mark in LISTS.items()}
+    options |= {} if taken is None else taken.options
+    any_seed = options["seed"] is None
+    # 32 bits, because many other programs read no more
+    usual = {"prompt_syntax": "a1111", "clip_skip": 0, "seed": secrets.randbelow(2**32)}
+    options |= {name: value for name, value in usual.items() if options[name] is None}
+    seeds = seeds_per_image(options["seed"], num_images)
     asked: dict[str, Any] = {
         **options,
         "seed": seeds,
@@ -263,9 +282,10 @@ def generate(
     # whoever shows progress calls the programs row by row, and all hosts have to make the same calls
     shown = not quiet and to_terminal() and not machines.several
     with machines.joined() as number, progress_bars(shown) as progress:
+        lacking: list[str] = []
 
         def draw() -> tuple[Pipeline, Result, Plan, float]:
-            if machines.several and seed is None:
+            if machines.several and any_seed:
                 asked["seed"] = seeds_per_image(_seed_of_host_0(seeds[0]), num_images)
             open_model = Opener(dtype, shard_params, num_images, local_files_only, progress, kernels, split)
             pipe = open_model(
@@ -283,8 +303,12 @@ def generate(
             if pipe.quantised is not None and not quiet and not pipe.quantised.measured:
                 count_of = len(pipe.quantised.prompts)
                 note(f"measuring on {count_of} prompts, once for this model, for --precision {precision}")
-            asked.update(_size(size, pipe))
-            asked["loras"] = options["loras"] = add_loras(pipe, loras or [], lora_dir, strict=not lora_partial) or None
+            if size is not None or "width" not in options:
+                asked.update(_size(size, pipe))
+            added = add_loras(pipe, loras or [], lora_dir, strict=not lora_partial)
+            adapted = {"loras": added or None} if taken is None else taken.adapted(pipe.loras, added)
+            asked.update(adapted)
+            options.update(adapted)
             how: Any = {"local_files_only": local_files_only, "progress": progress}
             for name, model_of in read_named("controlnet", controlnet or ()):
                 pipe.add_control(name, model_of, **how)
@@ -294,6 +318,10 @@ def generate(
             sources = [*(embedding or ()), *(() if embedding_dir is None else (embedding_dir,))]
             for each, file in itertools.product([pipe] if second is None else [pipe, second], sources):
                 each.add_embedding(None, file)
+            if taken is not None:
+                shown_to = {name: [each.name for each in asked[name] or ()] for name in OF_PICTURES}
+                has = {**_networks(pipe, model, vae, refiner), **shown_to}
+                lacking.extend(taken.tell(has, quiet=quiet))
             return pipe, *_draw(pipe, asked, second, progress, show)
 
         pipe, result, plan, loading = in_background(draw)
@@ -301,17 +329,18 @@ def generate(
     from jaxl import __version__
 
     images: list[Image.Image] = list(result.images)
+    scale = options["guidance_scale"]
     found = {
         "steps": plan.steps,
-        "guidance_scale": plan.preset.guidance_scale if guidance_scale is None else guidance_scale,
+        "guidance_scale": plan.preset.guidance_scale if scale is None else scale,
         "scheduler": result.scheduler,
         "dtype": str(pipe.dtype),
         "embeddings": {name: pipe.lexicon.inversions[name].summary.hash for name in plan.inversions} or None,
         "lora_hashes": plan.lora_hashes or None,
     }
-    if scheduler is None and eta is None:
+    if options["scheduler"] is None and options["eta"] is None:
         found["eta"] = plan.preset.eta
-    if timestep_spacing is None and timesteps is None and sigmas is None:
+    if all(options[name] is None for name in ("timestep_spacing", "timesteps", "sigmas")):
         found["timestep_spacing"] = plan.preset.timestep_spacing
     named = {"unet": unet, "vae": vae, "precision": precision, "refiner": refiner, "refiner_at": refiner and refiner_at}
     # names alone: a folder would tell strangers about the machine
@@ -332,8 +361,8 @@ def generate(
     width, height = images[0].size if images else sides
     if not quiet:
         numbers = _numbered(result.seeds) if number is None else f"host {number}, {_numbered(result.seeds)}"
-        scale = f"guidance {found['guidance_scale']:g}"
-        how = f"{width}x{height}, {found['steps']} steps of {found['scheduler']}, {scale}, {found['dtype']}"
+        guided = f"guidance {found['guidance_scale']:g}"
+        how = f"{width}x{height}, {found['steps']} steps of {found['scheduler']}, {guided}, {found['dtype']}"
         note(f"{numbers}: {how}, {ended - began:.1f} s")
     if as_json:
         timings = {**result.timings, "load": loading, "write": ended - drawn, "total": ended - began}
@@ -349,6 +378,7 @@ def generate(
             "dtype": found["dtype"],
             "timings": {name: round(seconds, 4) for name, seconds in timings.items()},
             "version": __version__,
+            **({} if taken is None else {"like": {"program": taken.settings.program, "lacking": lacking}}),
         }
         print_line(json.dumps(report))
 
@@ -429,6 +459,14 @@ def _draw(
             f"out of memory for {bucket.batch} images of {bucket.width}x{bucket.height}; "
             "draw fewer or smaller ones, use --vae-tile, or --shard-params on several devices"
         ) from error
+
+
+def _networks(pipe: Pipeline, *named: str | None) -> dict[str, Collection[str]]:
+    """Return names and hashes of the networks that are there, by kind; `named` are the model, VAE and refiner."""
+    summaries = [each.summary for each in pipe.lexicon.inversions.values()]
+    embeddings = [known for each in summaries for known in (each.name, each.hash) if known]
+    there = zip(("model", "vae", "refiner"), named, strict=True)
+    return {**{kind: [name] for kind, name in there if name}, "lora": [*pipe.loras], "embedding": embeddings}
 
 
 def _size(size: str | None, pipe: Pipeline) -> dict[str, int | None]:

@@ -24,6 +24,7 @@ from jaxl.server import logs
 from jaxl.server.errors import RETRY_ELSEWHERE, ApiError, answer, api_error
 from jaxl.server.origins import is_address, is_own, names_itself, web_host
 from jaxl.server.paths import routed
+from jaxl.server.pictures import MEDIA_TYPES
 from jaxl.server.service import Service
 
 ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -33,7 +34,11 @@ OPEN = ("/health/", "/metrics")
 KEYLESS = (*OPEN, "/v1/images/files/")
 JSON, FORM = "application/json", "multipart/form-data"
 # the content types of some routes' bodies; those of all others are JSON
-BODIES = {"/v1/images/edits": (FORM, JSON), "/v1/images/variations": (FORM,)}
+BODIES = {
+    "/v1/images/edits": (FORM, JSON),
+    "/v1/images/variations": (FORM,),
+    "/v1/images/settings": (JSON, *MEDIA_TYPES.values()),
+}
 PREFLIGHT_SECONDS = "600"
 # the longest wait for the next part of a body
 BODY_SECONDS = 60.0

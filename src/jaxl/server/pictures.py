@@ -126,7 +126,7 @@ def decode(data: bytes | str, param: str, max_pixels: int) -> Image.Image:
     are refused: a server that fetches what strangers name reaches what they cannot.
     """
     if isinstance(data, str):
-        data = _from_base64(data, param)
+        data = from_base64(data, param)
     shown = f"{len(data)} bytes"
     large = InputError(param, shown, f"the picture has too many pixels; scale it down to at most {max_pixels} in all")
     try:
@@ -145,7 +145,8 @@ def decode(data: bytes | str, param: str, max_pixels: int) -> Image.Image:
     return image
 
 
-def _from_base64(text: str, param: str) -> bytes:
+def from_base64(text: str, param: str) -> bytes:
+    """Return the bytes of a file in base64, or in a data URL. Raises InputError, naming `param`."""
     start = text[:100]
     if start.startswith("data:"):
         head, comma, text = text.partition(",")

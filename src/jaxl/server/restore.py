@@ -3,58 +3,49 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Collection, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter
 from pydantic import BaseModel, Field, ValidationError
+from starlette.requests import Request as HttpRequest
 
-from jaxl.call.infotext import EMBEDDINGS, LABELS, READERS, read_a1111_text, text_of
-from jaxl.call.sizes import read_size
-from jaxl.call.unit_texts import take_units
-from jaxl.diffusion.names import AUTOMATIC, find_name
-from jaxl.diffusion.other_noise import RNG_NAMES
-from jaxl.diffusion.schedulers import SCHEDULERS
-from jaxl.errors import InputError
-from jaxl.png import read_settings_text
-from jaxl.server.a1111.fields import scheduler_of
-from jaxl.server.a1111.options import USUAL_CLIP_SKIP
+from jaxl.errors import respelled
+from jaxl.metadata import Settings, settings_of
+from jaxl.metadata.a1111 import from_pairs, program_of
+from jaxl.metadata.settings import Reading
 from jaxl.server.controls import MOST_CONTROLS, ControlField
-from jaxl.server.errors import RESPONSES, ApiError
+from jaxl.server.errors import RESPONSES
 from jaxl.server.image_prompts import MOST_PROMPTS, ImagePromptField
-from jaxl.server.pictures import decode
-from jaxl.server.service import CurrentService
-from jaxl.server.settings import Settings
+from jaxl.server.openai.images import JsonRoute
+from jaxl.server.pictures import MEDIA_TYPES, from_base64
+from jaxl.server.service import CurrentService, Service
+from jaxl.weights.adapters.strength import Strength
 
 router = APIRouter(prefix="/v1/images", tags=["jaxl"], responses=RESPONSES)
 
-# names that tell of a picture but change nothing in it, and values that ask for nothing
-NOTES = {"Version", "Model hash", "VAE hash", "Lora hashes", "Created Date", "User", "Init image hash"}
-NOTES |= {"metadata_scheme"}
-NOTHING = ("", "None", "[]", "{}", "False", "false", "null", "Automatic")
-# limits of `unread`: entries, and characters of each
-MOST_UNREAD, LONGEST_UNREAD = 100, 200
+PATH = "/settings"
+# the schema describes a path once: the JSON, with the picture itself beside it
+AS_FILE = {media: {"schema": {"type": "string", "format": "binary"}} for media in MEDIA_TYPES.values()}
 
 
 @dataclass(frozen=True)
 class Pictured:
     """What a request has several of, each with pictures of its own, of which a file tells all but these pictures.
 
-    fields, most: as requests have it. pictures: what they are called; lacking: what stands for them.
+    fields, most: as requests have it. lacking: what stands for the pictures.
     """
 
     fields: type[ControlField | ImagePromptField]
     most: int
-    pictures: str
     lacking: Mapping[str, Any]
 
 
 PICTURED: Mapping[str, Pictured] = {
-    "controls": Pictured(ControlField, MOST_CONTROLS, "picture", {"image": ""}),
-    "image_prompts": Pictured(ImagePromptField, MOST_PROMPTS, "pictures", {"images": [""]}),
+    "controls": Pictured(ControlField, MOST_CONTROLS, {"image": ""}),
+    "image_prompts": Pictured(ImagePromptField, MOST_PROMPTS, {"images": [""]}),
 }
 
 
@@ -62,112 +53,72 @@ class PictureFile(BaseModel):
     image: Annotated[str, Field(description="A PNG, JPEG or WebP picture, in base64.")]
 
 
-@router.post("/settings")
 async def settings(asked: PictureFile, service: CurrentService) -> dict[str, Any]:
-    """What made a picture, by the names of `Pipeline.generate`: what jaxl wrote into its file, or A1111 and its kin.
+    """What made a picture, by the names of `Pipeline.generate`, whichever program wrote it into the file.
 
-    The seed is a text, because it has up to 64 bits, and JSON's readers often 53. `unread` is what else the file asks
-    for, as "name: value".
+    The seed is a text, because it has up to 64 bits, and JSON's readers often 53. `program` drew it. `unread` has a
+    line for each thing that it was made with and that is not among these settings, or not on this server.
     """
-    return await asyncio.to_thread(_settings, asked.image, service.settings)
+    data = await asyncio.to_thread(from_base64, asked.image, "image")
+    return await _settings(data, service)
 
 
-def _settings(data: str, server: Settings) -> dict[str, Any]:
-    image = decode(data, "image", server.max_pixels)
-    own, hashes = image.info.get("jaxl"), [each.hash for each in server.embeddings]
-    if isinstance(own, str):
-        found = {**read_settings_text(own, "image"), "unread": []}
-        told = found.pop("embeddings", None)  # the prompt names them, as far as this server has them
-        if isinstance(told, dict):
-            found["unread"] = [f"{EMBEDDINGS}: {name}" for name, hash in told.items() if hash not in hashes]
-        _add_pictured(found, {name: found.pop(name, None) for name in PICTURED})
-    elif known := read_a1111_text(text_of(image)):
-        found = a1111_settings(known, server.scheduler, server.model, hashes, server.ip_adapters)
-    else:
-        raise InputError("image", "a picture", "no settings that can be read; give one as jaxl or A1111 wrote it")
-    return {**found, "seed": str(found["seed"])} if "seed" in found else found
+IN_A_FILE = {"requestBody": {"content": AS_FILE}}
+router.add_api_route(PATH, settings, methods=["POST"], route_class_override=JsonRoute, openapi_extra=IN_A_FILE)
 
 
-def a1111_settings(
-    known: Mapping[str, str],
-    default: str,
-    model: str = "",
-    hashes: Collection[str | None] = (),
-    adapters: Collection[str] = (),
+@router.post(PATH, include_in_schema=False)
+async def settings_of_file(http: HttpRequest, service: CurrentService) -> dict[str, Any]:
+    """`settings` of a picture that is the body."""
+    return await _settings(await http.body(), service)
+
+
+async def _settings(data: bytes, service: Service) -> dict[str, Any]:
+    found = await asyncio.to_thread(settings_of, data, argument="image", max_pixels=service.settings.max_pixels)
+    loras = [each.name for each in await service.loras()] if any(n.kind == "lora" for n in found.networks) else []
+    server = service.settings
+    embeddings = [each.hash or each.name for each in server.embeddings]
+    return told(found, {"model": server.names, "lora": loras, "embedding": embeddings}, server.ip_adapters)
+
+
+def a1111_settings(known: Mapping[str, str], scheduler: str = "euler") -> dict[str, Any]:
+    """Return what a client is told of the pairs of A1111's text; `scheduler` is meant where a schedule stands alone."""
+    alone = {"Sampler": scheduler} if "Schedule type" in known else {}
+    return told(from_pairs(Reading(program_of(known)), {**alone, **known}))
+
+
+def told(
+    found: Settings, has: Mapping[str, Collection[str]] | None = None, ip_adapters: Collection[str] = ()
 ) -> dict[str, Any]:
-    """Return the settings of a text of A1111 by jaxl's names. The list `unread` has those that cannot be read.
-
-    `default` is the scheduler to which a type of schedule alone applies, `model` the name of the model that draws,
-    `hashes` are those of its textual inversions, and `adapters` the names of its IP-Adapters.
-    """
-    left = dict(known)
-    found: dict[str, Any] = {
-        "prompt": left.pop("Prompt", ""),
-        "negative_prompt": left.pop("Negative prompt", ""),
-        "prompt_syntax": "lenient",  # A1111 read it so
-        **_scheduler(left, default),
-    }
-    for name, label in LABELS.items():
-        # the strength is that of a second pass where there is one
-        if name == "strength" and any(other.startswith("Hires ") for other in left):
-            continue
-        with suppress(KeyError, ValueError, OverflowError):
-            number = READERS[name](left[label])
-            if math.isfinite(number):
-                found[name] = number
-                del left[label]
-    # other noise is drawn for schedulers that add none on their way
-    if left.get("RNG") in RNG_NAMES and not SCHEDULERS[found.get("scheduler", default)].solver.eta:
-        found["noise"] = RNG_NAMES[left.pop("RNG")]
-    if size := read_size(left.get("Size", "")):
-        found["width"], found["height"] = size
-        del left["Size"]
-    with suppress(KeyError, ValueError, OverflowError):
-        skip = max(int(left["Clip skip"]) - USUAL_CLIP_SKIP, 0)
-        found |= {"clip_skip": skip} if skip else {}
-        del left["Clip skip"]
-    if {each.rpartition(": ")[2] for each in left.get(EMBEDDINGS, "").split(", ")} <= {*hashes}:
-        left.pop(EMBEDDINGS, None)
-    if left.get("Model", "").removesuffix(".safetensors") == model:
-        left.pop("Model", None)
-    pictured = take_units(left, adapters)
-    unread = [f"{name}: {value}" for name, value in left.items() if name not in NOTES and value not in NOTHING]
-    found["unread"] = [each[:LONGEST_UNREAD] for each in unread[:MOST_UNREAD]]
-    _add_pictured(found, pictured)
-    return found
+    """Return what a client is told of settings; a server `has` networks by their kinds, and `ip_adapters`."""
+    arguments = dict(found.arguments)
+    if "seed" in arguments:
+        arguments["seed"] = str(arguments["seed"])
+    if isinstance(arguments.get("loras"), Mapping):
+        strengths = arguments["loras"].items()
+        arguments["loras"] = {name: own.unet if isinstance(own, Strength) else own for name, own in strengths}
+    # a name may say more than the text of A1111 does
+    adapters = tuple(each for each in found.controls if each.get("name") in ip_adapters)
+    controls = tuple(each for each in found.controls if each not in adapters)
+    found = replace(found, controls=controls, image_prompts=(*adapters, *found.image_prompts))
+    unread = [respelled(line, _spelled) for line in found.lacking(has)]
+    return {**arguments, **_pictured(found), "program": found.program, "unread": unread}
 
 
-def _add_pictured(found: dict[str, Any], asked: Mapping[str, Any]) -> None:
-    """Add the controls and image prompts of a picture, as far as requests can have them; their pictures are unread."""
+def _spelled(name: str, value: str | None) -> str:
+    return name if value is None else f"{name}={value}"
+
+
+def _pictured(settings: Settings) -> dict[str, Any]:
+    """Return controls and image prompts without their pictures, as far as requests can have them."""
+    found = {}
     for label, kind in PICTURED.items():
-        own, read = asked[label], []
-        for each in own[:MOST_UNREAD] if isinstance(own, list) else ():
-            if not isinstance(each, dict):
-                continue
-            found["unread"].append(f"{label}: the {kind.pictures} of {each.get('name')}"[:LONGEST_UNREAD])
+        read = []
+        for each in getattr(settings, label):
             with suppress(ValidationError):
                 facts = {name: value for name, value in each.items() if name in kind.fields.model_fields}
                 read.append(kind.fields.model_validate({**facts, **kind.lacking}))
         if read:
             shown = read[: kind.most]
             found[label] = [each.model_dump(exclude={*kind.lacking}, exclude_unset=True) for each in shown]
-
-
-def _scheduler(left: dict[str, str], default: str) -> dict[str, str]:
-    """Read the scheduler, if that can be, and take the fields it was read from out of `left`."""
-    sampler, label = left.get("Sampler"), "Schedule type" if "Schedule type" in left else "Scheduler"
-    schedule = left.get(label) or None
-    name, read = None, ("Sampler", label)
-    if schedule is not None:
-        with suppress(InputError, ApiError):
-            name = scheduler_of(sampler, schedule, default)
-    if name is None and sampler:
-        with suppress(InputError):
-            name, read = find_name(sampler), ("Sampler",)
-            if name in AUTOMATIC:  # before A1111 1.9 a name without a schedule had none of these
-                name = scheduler_of(name, "Uniform", default)
-    if name is None:
-        return {}
-    for each in read:
-        left.pop(each, None)
-    return {"scheduler": name}
+    return found

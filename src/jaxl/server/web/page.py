@@ -26,6 +26,7 @@ from jaxl.call.image_prompt import BLOCKS
 from jaxl.call.options import STRENGTH
 from jaxl.diffusion.names import a1111_name
 from jaxl.server.a1111.fields import offered, solver_of
+from jaxl.server.pictures import MEDIA_TYPES
 from jaxl.server.settings import Settings
 from jaxl.server.web.examples import examples
 from jaxl.text.prompt import SYNTAXES, Syntax
@@ -64,8 +65,8 @@ TITLE = (
     '<button type="button" class="jaxl-button jaxl-theme">Light or dark</button></div>'
 )
 RESTORE = (
-    '<label class="jaxl-restore"><input type="file" accept="image/png" class="jaxl-file" '
-    'aria-label="PNG file to take the settings from">Settings of a PNG …</label>'
+    '<label class="jaxl-restore"><input type="file" accept="{}" class="jaxl-file" '
+    'aria-label="Picture to take the settings from">Settings of a picture …</label>'
 )
 LORAS = '<jaxl-loras class="jaxl-networks" hidden></jaxl-loras>'
 NETWORKS = '<jaxl-{0} class="jaxl-networks" data-names="{1}" data-choices="{2}"{3}></jaxl-{0}>'
@@ -185,7 +186,7 @@ def _blocks(gr: Any, settings: Settings) -> Any:
                         feather = gr.Slider(0, 64, FEATHER, step=1, label=label)
                         only = gr.Checkbox(False, label="Only masked: draw what is painted alone, larger")
                         padding = gr.Slider(0, 256, PADDING, step=4, label="Pixels around it, with only masked")
-                    own(RESTORE)
+                    own(RESTORE.format(", ".join(MEDIA_TYPES.values())))
                     gr.Markdown("Try one of these")
                     given = [gr.Button(text, size="sm") for text in examples(settings.model)]
                 with gr.Column(scale=3, min_width=300, elem_id="jaxl-pictures"):

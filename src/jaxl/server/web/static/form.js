@@ -11,7 +11,7 @@ const OLD = 24 * 3600_000;
 // what a picture has whose settings do not say it
 const USUAL = { negative_prompt: "", prompt_syntax: "lenient" };
 // what the form has no field for, and what needs none
-const SILENT = ["version", "width", "height", "model", "num_images", "whole", "size", "scheduler", "loras", "lora_hashes", ...NETWORKS, "unread"];
+const SILENT = ["version", "width", "height", "model", "num_images", "whole", "size", "scheduler", "loras", "lora_hashes", ...NETWORKS, "program", "unread"];
 
 // of the pictures of networks
 const pictured = (name) => `${tab}/${name}`;
@@ -97,9 +97,10 @@ export function fill(names, offered, settings, values) {
 
 function restored(names, settings, lost) {
   const more = Object.keys(settings).filter((name) => ![...names, ...SILENT].includes(name) && settings[name] !== null);
-  const parts = ["Settings restored"];
-  if (settings.strength !== undefined) parts.push("it was drawn from another picture, which is not in it");
+  const { program = "jaxl", unread } = settings;
+  const parts = [["jaxl", "unknown"].includes(program) ? "Settings restored" : `Settings of ${program} restored`];
+  if (settings.strength !== undefined && !unread) parts.push("it was drawn from another picture, which is not in it");
   if (lost.length || more.length) parts.push(`not offered here: ${[...lost, ...more].join(", ")}`);
-  if (settings.unread?.length) parts.push(`not understood: ${settings.unread.join(", ")}`);
+  if (unread?.length) parts.push(`not restored: ${unread.join(" · ")}`);
   return parts.join("; ");
 }

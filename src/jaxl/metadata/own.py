@@ -1,0 +1,58 @@
+"""What jaxl itself writes, in JSON beside A1111's text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jaxl.call.options import OF_PICTURES, DrawOptions
+from jaxl.metadata.container import Texts
+from jaxl.metadata.settings import Reading, Settings
+from jaxl.png import read_settings_text
+
+# what a picture was drawn from, by the names of their files
+PICTURES = {"image": "the picture that it was drawn from", "mask": "the mask"}
+# what says nothing that `generate` has to know
+NOTES = {"version", "dtype", "lora_hashes", "refiner_at", "num_images", *PICTURES, *OF_PICTURES}
+TEXTS = ("prompt", "prompt_2", "negative_prompt", "negative_prompt_2")
+# how the model was loaded, as networks and else
+LOADED = {"model": "model", "unet": "model", "vae": "vae", "refiner": "refiner"}
+
+
+def read(texts: Texts) -> Settings | None:
+    """Read jaxl's own settings. Raises InputError for those that are damaged."""
+    if "jaxl" not in texts:
+        return None
+    told = read_settings_text(texts["jaxl"], "image", "a picture")
+    reading = Reading("jaxl", told.get("version", ""))
+    for name, value in told.items():
+        if name in TEXTS:
+            reading.text(name, value)
+        elif name == "loras" and not isinstance(value, dict):
+            reading.miss(name, value)
+        elif name in DrawOptions.__annotations__:
+            if name not in NOTES and value is not None:
+                reading.arguments[name] = value
+        elif name in LOADED:
+            reading.network(LOADED[name], value, detail="the U-Net" if name == "unet" else "")
+        elif name == "embeddings":
+            for each, hash in _items(value):
+                reading.network("embedding", each, hash)
+        elif name not in NOTES and value is not None:
+            reading.miss(name, value)
+    hashes = dict(_items(told.get("lora_hashes")))
+    for name in {**dict(_items(told.get("loras"))), **hashes}:
+        reading.network("lora", name, hashes.get(name))
+    for name, what in PICTURES.items():
+        if told.get(name) or (name == "image" and "strength" in told):
+            reading.miss(what, told.get(name), f"give it as `{name}`")
+    for name, kept in (("controls", reading.controls), ("image_prompts", reading.image_prompts)):
+        kept += [each for each in _list(told.get(name)) if isinstance(each, dict) and each]
+    return reading.done()
+
+
+def _items(value: Any) -> list[tuple[str, Any]]:
+    return list(value.items()) if isinstance(value, dict) else []
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
