@@ -103,10 +103,12 @@ def test_exported_names() -> None:
         "Result",
         "Strength",
         "TruncationWarning",
+        "Upscaler",
         "__version__",
         "from_pretrained",
         "make_mesh",
         "preprocess",
+        "upscale",
     ]
     for name in jaxl.__all__:
         assert hasattr(jaxl, name)

@@ -32,6 +32,7 @@ from jaxl.cli.options import JsonOption
 from jaxl.cli.preprocess import preprocess
 from jaxl.cli.serve import serve
 from jaxl.cli.terminal import fail, in_background, note, one_line, print_line
+from jaxl.cli.upscale import upscale
 from jaxl.errors import CheckpointError, InputError, JaxlError, PromptWarning, respelled
 
 INTERRUPTED = 130
@@ -57,7 +58,7 @@ FLAGS = {
     "loras": "--lora",
     "strict": "--lora-partial",
     "token": "HF_TOKEN in the environment",
-    **{name: name for name in ("IMAGE", "OUTPUT")},
+    **{name: name for name in ("IMAGE", "OUTPUT", "PICTURE")},
     "name": "NAME",
     "url": "URL",
     "results": "RESULTS",
@@ -127,6 +128,7 @@ app.command("compile")(compile_programs)
 app.command()(cache)
 app.command()(fuse)
 app.command()(preprocess)
+app.command()(upscale)
 app.command()(estimate)
 app.command()(inspect)
 

@@ -68,7 +68,7 @@ def _in_tiles(run: Callable[[Array], Array], x: Array, tile: int, overlap: int, 
     if all(len(each) == 1 for each in starts):
         return run(x)
     row_weights, column_weights = (
-        jnp.array(_weights(each, span, outputs)) for each, span in zip(starts, spans, strict=True)
+        jnp.array(tile_weights(each, span, outputs)) for each, span in zip(starts, spans, strict=True)
     )
     rows, columns = (jnp.array(each) for each in starts)
 
@@ -94,7 +94,7 @@ def tile_starts(size: int, tile: int, overlap: int) -> list[int]:
     return [i * (size - tile) // steps for i in range(steps + 1)]
 
 
-def _weights(starts: list[int], tile: int, scale: int) -> np.ndarray:
+def tile_weights(starts: list[int], tile: int, scale: int) -> np.ndarray:
     """What each pixel of each tile counts, [tiles, tile * scale] float32; a place's weights sum to 1 over the tiles.
 
     They fall linearly over all that two neighbours share, so that no tile ends in a step.
