@@ -42,7 +42,7 @@ def upscale(
     """
     from jaxl.call.images import read_image
     from jaxl.call.upscale import check_upscaler, upscale
-    from jaxl.png import check_writable, write_png
+    from jaxl.png import check_writable, kept_texts, write_png
 
     path = Path(output)
     if path.suffix.lower() != ".png":
@@ -60,7 +60,7 @@ def upscale(
                 network = check_upscaler(upscaler)
             told = None if progress is None else partial(progress, "upscale")
             made = upscale(image, network, scale, progress=told)
-        write_png(path, made, None)
+        write_png(path, made, None, kept_texts(image))
         return made.size
 
     width, height = in_background(make)

@@ -131,7 +131,7 @@ class Upscaler:
         x = np.pad(x, ((0, 0), *((0, max(self.tile - side, 0)) for side in (height, width)), (0, 0)), mode="reflect")
         made = np.zeros((batch, *(side * self.scale for side in x.shape[1:3]), 3), np.float32)
         starts = [tile_starts(side, self.tile, self.overlap) for side in x.shape[1:3]]
-        rows, columns = (tile_weights(own, self.tile, self.scale) for own in starts)
+        rows, columns = (tile_weights(own, self.tile, self.scale, self.overlap // 4) for own in starts)
         places = list(product(range(batch), *(range(len(own)) for own in starts)))
         done = 0
         for some, tiles in self._run(x, places, starts):
