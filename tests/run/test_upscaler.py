@@ -48,7 +48,7 @@ def test_what_it_is(upscaler: jaxl.Upscaler) -> None:
 
 
 def test_tiles_are_the_whole(upscaler: jaxl.Upscaler, whole: np.ndarray) -> None:
-    """The network sees five pixels far: where tiles count that end within so many, little differs, elsewhere nothing."""
+    """The network sees five pixels far: little differs where tiles fade into others, and nothing elsewhere."""
     told: list[Any] = []
     made = upscaler(np.asarray(PICTURE)[None], lambda *done: told.append(done))
     assert told[-1] == (9, 9)

@@ -154,6 +154,18 @@ def test_a_program_is_refused(tmp_path: Path) -> None:
         read_torch_file(file)
 
 
+def test_dictionaries_that_hold_each_other(tmp_path: Path) -> None:
+    """A thousand keys for one dictionary, four times over, are a million million; and one may hold itself."""
+    inner: dict[str, Any] = {"weight": torch.ones(2)}
+    for _ in range(3):
+        inner = dict.fromkeys(map(str, range(1000)), inner)
+    with pytest.raises(CheckpointError, match="without end"):
+        read_torch_file(saved(tmp_path / "a.pth", inner))
+    own: dict[str, Any] = {"weight": torch.ones(2)}
+    own["own"] = own
+    assert len(read_torch_file(saved(tmp_path / "b.pth", own))) == 5
+
+
 def test_tensors_that_reach_beyond_their_storage(tmp_path: Path) -> None:
     """A pickle may say anything of its storages, which hold 4 elements here."""
 

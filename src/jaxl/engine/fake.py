@@ -19,6 +19,7 @@ from jaxl.engine.backend import Lora, Mark, Stage
 from jaxl.errors import InputError, nearest
 
 MOST_STEPS = 1000
+UPSCALERS = ("4x-Sharp",)
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,9 @@ class FakeBackend:
         return [FakeDrawing(settings, seed + i, scheduler, (width, height), stages, facts) for i in range(images)]
 
     def upscale(self, name: str, picture: Image.Image, size: tuple[int, int]) -> Image.Image:
-        """Make pixels larger, whatever the name of the upscaler is."""
+        """Make pixels larger."""
+        if name not in UPSCALERS:
+            raise InputError("upscaler", name, nearest(name, UPSCALERS))
         return picture.resize(size, Image.Resampling.NEAREST)
 
     def _hash(self, name: str) -> str:

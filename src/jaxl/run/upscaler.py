@@ -49,7 +49,7 @@ class Upscaler:
     """A network that makes pictures `scale` times as large (Wang et al. 2018, arXiv:1809.00219, and later ones).
 
     Any thread may call it. It works in tiles of `tile` pixels, which are compiled once for pictures of all sizes; a
-    tile for each device at a time.
+    tile for each device at a time. Neighbours share `overlap` pixels or more, over which one fades into the other.
     """
 
     name: str
@@ -57,6 +57,7 @@ class Upscaler:
     config: UpscalerConfig
     params: Params
     tile: int
+    overlap: int
     mesh: Mesh
 
     @classmethod
@@ -77,29 +78,26 @@ class Upscaler:
             dtype: of weights and compute, bfloat16 or float32; "auto" is float32 on a CPU.
             tile: pixels of the tiles that pictures are enlarged in; about 272 by default. Larger ones take more memory
                 and see more.
-            mesh: the devices, all by default.
+            mesh: the devices, by default all of this process.
 
         Raises CheckpointError for a file that is missing, damaged or another network's, and InputError.
         """
         file = Path(path)
         opened = open_upscaler(file)
         enable_disk_cache()
-        mesh = make_mesh() if mesh is None else mesh
+        mesh = make_mesh(None if jax.process_count() == 1 else jax.local_devices()) if mesh is None else mesh
         shapes, _ = NETWORKS[type(opened.config)]
         auto = jnp.float32 if mesh.devices.flat[0].platform == "cpu" else jnp.bfloat16
         own = with_sharding(shapes(opened.config, read_dtype("dtype", dtype, auto)), replicated(mesh))
         checkpoint = Checkpoint(opened.source, {}, {COMPONENT: opened.tensors}, {})
         params = read_params(checkpoint, {COMPONENT: own}, lambda done, total: None)[COMPONENT]
-        return cls(name or file.stem, opened.source, opened.config, params, _tile(tile, opened.config.multiple), mesh)
+        side = _tile(tile, opened.config.multiple)
+        overlap = min(OVERLAP, side // 4)
+        return cls(name or file.stem, opened.source, opened.config, params, side, overlap, mesh)
 
     @property
     def scale(self) -> int:
         return self.config.scale
-
-    @property
-    def overlap(self) -> int:
-        """Pixels that neighbouring tiles share, or more."""
-        return min(OVERLAP, self.tile // 4)
 
     @cached_property
     def program(self) -> Callable[[Params, Any], jax.Array]:

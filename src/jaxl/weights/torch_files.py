@@ -20,6 +20,7 @@ import io
 import pickletools
 import struct
 import zipfile
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,7 +36,7 @@ MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 MOST_OPCODES = 500_000
 MOST_PICKLE_BYTES = 2**26
 MOST_NAME = 200
-DEEPEST = 4  # dictionaries in dictionaries
+DEEPEST = 4  # dictionaries that are looked into, in dictionaries
 
 STORAGES: Mapping[str, str] = {
     f"torch {name}Storage": dtype
@@ -297,15 +298,20 @@ def _legacy(stream: BinaryIO) -> tuple[Any, Places]:
     return made, places
 
 
-def _flat(made: dict[Any, Any], prefix: str = "", depth: int = DEEPEST) -> Iterator[tuple[str, _Part]]:
-    """Return the tensors in a dictionary, and in those in it."""
-    if not depth:
-        raise _DamagedError
-    for key, value in made.items():
+def _flat(made: dict[Any, Any]) -> Iterator[tuple[str, _Part]]:
+    """Return the tensors in a dictionary, and in those in it, which may hold each other any number of times."""
+    waiting = deque((str(key), value, DEEPEST) for key, value in made.items())
+    for _ in range(MOST_OPCODES):
+        if not waiting:
+            return
+        name, value, depth = waiting.popleft()
         if isinstance(value, _Part):
-            yield f"{prefix}{key}", value
-        elif isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.", depth - 1)
+            yield name, value
+        elif isinstance(value, dict) and depth:
+            waiting.extend((f"{name}.{key}", inner, depth - 1) for key, inner in value.items())
+        if len(waiting) > MOST_OPCODES:
+            break
+    raise _RefusedError("has dictionaries in dictionaries without end")
 
 
 def _placed(file: Path, key: str, part: _Part, places: Places) -> Tensor:
