@@ -58,7 +58,7 @@ def main() -> None:
             made = network.eval()(torch.from_numpy(picture).permute(0, 3, 1, 2)).permute(0, 2, 3, 1).numpy()
         arrays[f"{name}.shapes"] = np.array(json.dumps({key: list(leaf.shape) for key, leaf in own.items()}))
         arrays[f"{name}.picture"], arrays[f"{name}.made"] = picture, made
-    np.savez_compressed(GOLDEN, **arrays)
+    np.savez_compressed(GOLDEN, allow_pickle=False, **arrays)
     print(GOLDEN)
 
 

@@ -130,7 +130,7 @@ class Upscaler:
         made = np.zeros((batch, *(side * self.scale for side in x.shape[1:3]), 3), np.float32)
         starts = [tile_starts(side, self.tile, self.overlap) for side in x.shape[1:3]]
         rows, columns = (tile_weights(own, self.tile, self.scale, self.overlap // 4) for own in starts)
-        places = list(product(range(batch), *(range(len(own)) for own in starts)))
+        places = list(product(range(batch), range(len(rows)), range(len(columns))))
         done = 0
         for some, tiles in self._run(x, places, starts):
             if not np.isfinite(tiles).all():

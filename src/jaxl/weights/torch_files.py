@@ -60,6 +60,7 @@ TENSOR, PARAMETER, DICTIONARY = (
 )
 KNOWN = {*STORAGES, TENSOR, PARAMETER, DICTIONARY}
 
+BY_CODE = {each.code: each for each in pickletools.opcodes}
 # opcodes that push the value beside them
 VALUES = {
     *("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"),
@@ -128,7 +129,7 @@ class _Machine:
     def run(self, stream: BinaryIO) -> Any:
         """Return what the next pickle of a stream makes."""
         for _ in range(MOST_OPCODES):
-            opcode = pickletools.code2op[stream.read(1).decode("latin-1")]
+            opcode = BY_CODE[stream.read(1).decode("latin-1")]
             if opcode.name not in OPCODES:  # before what stands beside it is read
                 raise _RefusedError(f"has the opcode {opcode.name}")
             argument = _argument(opcode, stream)

@@ -317,4 +317,4 @@ def _depthwise(p: Params, x: Array) -> Array:
     _, h, w, _ = x.shape
     padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     taps = (padded[:, i : i + h, j : j + w] * p["weight"][i, j, 0] for i in range(3) for j in range(3))
-    return sum(taps, p["bias"])
+    return jnp.asarray(sum(taps, p["bias"]))
