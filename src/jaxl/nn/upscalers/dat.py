@@ -208,11 +208,11 @@ def _spatial_attention(p: Params, x: Array, heads: int, split: tuple[int, int], 
     """Half of the channels attend within windows of `split`, half within such that lie on their side."""
     parts = jnp.stack(jnp.split(linear(p["qkv"], x), 3, axis=-1))  # [3, B, H, W, C]
     moved = (split[0] // 2, split[1] // 2) if shifted else (0, 0)
+    upright, lying = jnp.split(parts, 2, axis=-1)
+    biases = [p["attns"][str(i)]["pos"] for i in range(2)]
     made = [
-        _windows(
-            p["attns"][str(i)]["pos"], half, heads // 2, *((split, moved) if i == 0 else (split[::-1], moved[::-1]))
-        )
-        for i, half in enumerate(jnp.split(parts, 2, axis=-1))
+        _windows(biases[0], upright, heads // 2, split, moved),
+        _windows(biases[1], lying, heads // 2, (split[1], split[0]), (moved[1], moved[0])),
     ]
     attended = jnp.concatenate(made, axis=-1)
     convolved = _convolved(p, parts[2])
