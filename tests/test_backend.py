@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
+from upscaler_files import golden, saved, weights_of
 
 import jaxl
 from jaxl.backend import PipelineBackend
@@ -17,17 +18,38 @@ from jaxl.bench.measure import compilations
 from jaxl.engine import Engine, Request, Ticket
 from jaxl.errors import InputError, NonFiniteError
 from jaxl.run.bucket import Bucket
+from jaxl.run.sharding import make_mesh
+from jaxl.run.upscaler import Upscaler
 
 A_WHILE = 600.0  # no measure of anything: only who fails waits so long
 
 
 @pytest.fixture(scope="module")
-def backend(small: Any, optimised: None) -> PipelineBackend:
+def backend(small: Any, optimised: None, tmp_path_factory: pytest.TempPathFactory) -> PipelineBackend:
     pipe, params = jaxl.from_pretrained(small[0].checkpoint.source, dtype="float32")
     lanes = [Bucket(1, 64, width, guided=True, chunks=2) for width in (64, 96)] + [Bucket(1, 64, 64, guided=False)]
-    backend = PipelineBackend(pipe, params, lanes, [2])
+    weights = saved(tmp_path_factory.mktemp("upscaler") / "x4.pth", weights_of(golden("compact_4x")[0]))
+    upscaler = Upscaler.from_file(weights, tile=16, mesh=make_mesh(jax.devices()[-1:]))
+    backend = PipelineBackend(pipe, params, lanes, [2], upscalers=[upscaler])
     backend.warm_up()
     return backend
+
+
+def test_pictures_are_enlarged_beside_rows(backend: PipelineBackend) -> None:
+    """Nothing is compiled for it, the rows of others go on, and both are what they are alone."""
+    assert backend.defaults["upscalers"] == (("x4", 4),)
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (20, 30, 3), np.uint8))
+    kind = {"prompt": "a red apple", "steps": 12, "width": 64, "height": 64}
+    alone = jaxl.upscale(picture, backend.upscalers["x4"], 3)
+    with compilations() as compiled, Engine(backend) as engine:
+        ticket = engine.submit(Request(kind))
+        beside = [engine.upscale("x4", picture, (90, 60)) for _ in range(3)]
+        drawn, again = images(ticket), images(engine.submit(Request(kind)))
+        with pytest.raises(InputError, match=r"upscaler='x5': did you mean 'x4'\?"):
+            engine.upscale("x5", picture, (90, 60))
+    assert compiled == []
+    assert all(each == alone for each in beside)
+    np.testing.assert_array_equal(drawn, again)
 
 
 def images(ticket: Ticket) -> list[np.ndarray]:

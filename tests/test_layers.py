@@ -104,11 +104,13 @@ def test_exported_names() -> None:
         "Result",
         "Strength",
         "TruncationWarning",
+        "Upscaler",
         "__version__",
         "from_pretrained",
         "make_mesh",
         "preprocess",
         "settings_of",
+        "upscale",
     ]
     for name in jaxl.__all__:
         assert hasattr(jaxl, name)

@@ -17,11 +17,13 @@ if TYPE_CHECKING:
     from jaxl.call.control import Control
     from jaxl.call.image_prompt import ImagePrompt
     from jaxl.call.preprocess import preprocess
+    from jaxl.call.upscale import upscale
     from jaxl.loading import from_pretrained
     from jaxl.metadata import settings_of
     from jaxl.pipeline import Pipeline, Result
     from jaxl.run.bucket import Bucket
     from jaxl.run.sharding import make_mesh
+    from jaxl.run.upscaler import Upscaler
     from jaxl.weights.adapters.strength import Strength
 
 __version__ = "0.2.0"
@@ -39,11 +41,13 @@ __all__ = [
     "Result",
     "Strength",
     "TruncationWarning",
+    "Upscaler",
     "__version__",
     "from_pretrained",
     "make_mesh",
     "preprocess",
     "settings_of",
+    "upscale",
 ]
 
 _MODULES = {
@@ -53,10 +57,12 @@ _MODULES = {
     "Pipeline": "pipeline",
     "Result": "pipeline",
     "Strength": "weights.adapters.strength",
+    "Upscaler": "run.upscaler",
     "from_pretrained": "loading",
     "make_mesh": "run.sharding",
     "preprocess": "call.preprocess",
     "settings_of": "metadata",
+    "upscale": "call.upscale",
 }
 
 

@@ -16,16 +16,18 @@ import numpy as np
 from PIL import Image
 
 from jaxl.call.arguments import whole_number
+from jaxl.call.images import MAX_PIXELS
 from jaxl.call.inputs import Inputs
 from jaxl.call.lanes import check_lanes
 from jaxl.call.options import LoadOptions
 from jaxl.call.plan import PAG_LAYERS, Plan
+from jaxl.call.upscale import enlarged
 from jaxl.config import Dtype, check_pag_layers
 from jaxl.diffusion.loop import Slots
 from jaxl.diffusion.schedulers import SCHEDULERS
 from jaxl.diffusion.tables import scheduler_name
 from jaxl.engine.backend import Lora, Mark, Stage
-from jaxl.errors import InputError
+from jaxl.errors import InputError, nearest
 from jaxl.loading import open_pipeline
 from jaxl.pipeline import Decoded, Params, Pipeline, ShowProgress
 from jaxl.run.adapters import NO_ROOM, Room, rounded
@@ -49,6 +51,7 @@ from jaxl.run.programs import (
     of_pictures,
 )
 from jaxl.run.sharding import make_mesh, replicated, spare_device, use_cores, with_sharding
+from jaxl.run.upscaler import Upscaler
 from jaxl.weights.adapters.combined import AdapterSet
 from jaxl.weights.adapters.library import check_folder
 from jaxl.weights.inversions import Summary
@@ -165,7 +168,7 @@ class PipelineBackend:
     An image goes to the cheapest lane that has room for all that it is. With one size an image is the same bit for bit
     whatever runs beside it; with several it is the same to rounding, and fewer images take less time. `decode_on` is a
     device outside of the pipeline's mesh, so that the next rows need not wait for what is decoded. `embeddings` are the
-    textual inversions that the pipeline was given, and those that it could not take.
+    textual inversions that the pipeline was given, and those that it could not take. `upscalers` enlarge pictures.
     """
 
     def __init__(
@@ -176,9 +179,11 @@ class PipelineBackend:
         sizes: Sequence[int],
         decode_on: Any | None = None,
         embeddings: Sequence[Summary] = (),
+        upscalers: Sequence[Upscaler] = (),
     ):
         self.pipe = pipe
         self.embeddings = tuple(embeddings)
+        self.upscalers = {each.name: each for each in upscalers}
         self.lanes = list(lanes)
         self.sizes = sizes
         self._decoder, self._decode_on = pipe.programs, decode_on
@@ -196,8 +201,8 @@ class PipelineBackend:
     @property
     def defaults(self) -> dict[str, Any]:
         """What a server's settings take from the model: the names of `schedulers`, the `embeddings`, the names of
-        `controlnets` and `ip_adapters`, `sizes`, the `chunks` that a prompt may have, and what is drawn where a request
-        does not say, which is the first size, `scheduler`, `steps` and `guidance_scale`.
+        `controlnets` and `ip_adapters`, the `upscalers`, `sizes`, the `chunks` that a prompt may have, and what is
+        drawn where a request does not say, which is the first size, `scheduler`, `steps` and `guidance_scale`.
         """
         preset = self.pipe.preset
         return {
@@ -205,6 +210,7 @@ class PipelineBackend:
             "embeddings": self.embeddings,
             "controlnets": tuple(self.pipe.controls),
             "ip_adapters": tuple(self.pipe.ip_adapters),
+            "upscalers": tuple((each.name, each.scale) for each in self.upscalers.values()),
             "sizes": tuple(dict.fromkeys((lane.width, lane.height) for lane in self.lanes)),
             "chunks": max(lane.chunks for lane in self.lanes),
             "scheduler": scheduler_name(self.pipe.model.scheduler, preset.scheduler),
@@ -229,6 +235,11 @@ class PipelineBackend:
 
     def warm_loras(self) -> list[str]:
         return self.pipe.loras.held()
+
+    def upscale(self, name: str, picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+        if name not in self.upscalers:
+            raise InputError("upscaler", name, nearest(name, self.upscalers))
+        return enlarged(picture, self.upscalers[name], size, "size", MAX_PIXELS)
 
     def read(self, arguments: Mapping[str, Any]) -> list[PlannedImage]:
         plan = self.pipe.plan(**arguments)
@@ -292,6 +303,8 @@ class PipelineBackend:
             batch.mark()
             batch.previews()
             jax.block_until_ready(self._decode(bucket.single, batch.take(0).latents))
+        for upscaler in self.upscalers.values():
+            upscaler.warm_up()
         if progress is not None:
             progress(len(futures), len(futures))
 
@@ -337,6 +350,7 @@ def open_backend(
     controlnets: Sequence[tuple[str, str]] = (),
     ip_adapters: Sequence[tuple[str, str]] = (),
     image_encoder: str | None = None,
+    upscalers: Sequence[tuple[str, str]] = (),
     dtype: Dtype = "auto",
     embedding_dir: str | os.PathLike[str] | None = None,
     progress: ShowProgress | None = None,
@@ -360,6 +374,7 @@ def open_backend(
         lanes of their own, which have a place for each.
     ip_adapters: the same for IP-Adapters, with their image_encoder where none lies beside them. The lanes of images
         with ControlNets have two places for image prompts too, or there are lanes for these.
+    upscalers: names of networks that enlarge pictures, each with its file.
     dtype: auto is float32 on a CPU, else bfloat16. embedding_dir: a folder with textual inversions, see
         `Pipeline.add_embedding`. options: further ones of `LoadOptions`.
 
@@ -410,7 +425,10 @@ def open_backend(
         for own, (room, text_room), n in product(lane_kinds(bucket, lanes), rooms, sorted({1, chunks})):
             lane = replace(own, chunks=n, room=room, text_room=text_room)
             made += dict.fromkeys([lane, replace(lane, **pictures)])
-    backend = PipelineBackend(pipe, {}, made, at_once, spare_device(), embeddings)
+    spare = spare_device()
+    beside = make_mesh([mesh.devices.flat[0] if spare is None else spare])
+    enlarging = [Upscaler.from_file(file, name=name, dtype=dtype, mesh=beside) for name, file in upscalers]
+    backend = PipelineBackend(pipe, {}, made, at_once, spare, embeddings, enlarging)
     backend.begin()
     backend.take_params(pipe.load_params(progress))
     backend.warm_up(None if progress is None else lambda done, total: progress("compile", done, total))

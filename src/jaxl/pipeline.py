@@ -43,7 +43,7 @@ from jaxl.run.bucket import Bucket, Conditioning
 from jaxl.run.controls import ControlNet, ControlNets, parameter_shapes
 from jaxl.run.embeddings import Embeddings
 from jaxl.run.image_prompts import CONTEXT, ENCODER, IPAdapter, context_shapes, encoder_shapes
-from jaxl.run.model import Model
+from jaxl.run.model import Model, read_dtype
 from jaxl.run.programs import (
     ADVANCE,
     DECODE,
@@ -103,7 +103,7 @@ from jaxl.weights.winograd import with_winograd_shapes
 
 Params = dict[str, Any]
 ShowPreview = Callable[[int, int, np.ndarray], None]
-ShowProgress = Callable[[Literal["load", "calibrate", "compile", "generate", "write"], int, int], None]
+ShowProgress = Callable[[Literal["load", "calibrate", "compile", "generate", "upscale", "write"], int, int], None]
 Callback = Callable[[int, int, np.ndarray], bool | None]
 Decoded = tuple[jax.Array, jax.Array, jax.Array]  # floats, bytes, whether all is finite
 Output = Literal["pil", "numpy", "latents"]
@@ -843,15 +843,6 @@ def _forget(name: str, known: dict[str, Any]) -> None:
 def _telling(progress: ShowProgress | None) -> Callable[[int, int], None]:
     """Return what tells `progress`, if that is there, how many tensors are loaded."""
     return lambda done, total: None if progress is None else progress("load", done, total)
-
-
-def read_dtype(argument: str, value: DTypeLike, auto: DTypeLike) -> np.dtype:
-    """Return bfloat16 or float32, or `auto` for "auto". Raises InputError for others."""
-    if value == "auto":
-        return jnp.dtype(auto)
-    if value not in (jnp.bfloat16, jnp.float32, "bfloat16", "float32"):
-        raise InputError(argument, value, "use jax.numpy.bfloat16 or jax.numpy.float32")
-    return jnp.dtype(value)
 
 
 def _read_file_dtype(value: DTypeLike | None) -> DTypeLike | None:

@@ -30,15 +30,21 @@ __all__ = ["png_bytes", "read_settings", "write_new_png", "write_png"]
 
 MAX_SETTINGS_CHARACTERS = 1_000_000
 MAX_FILE_BYTES = 256 * 2**20
+XMP_CHUNK = "XML:com.adobe.xmp"  # which may say that a machine made the picture
+KEPT = ("parameters", "jaxl", XMP_CHUNK)
 
 
-def write_png(path: Path, image: Image.Image, settings: Mapping[str, Any] | None) -> None:
+def write_png(
+    path: Path, image: Image.Image, settings: Mapping[str, Any] | None, texts: Mapping[str, str] | None = None
+) -> None:
     """Write an image with its settings, if any, replacing a regular file at `path`, or the file a link there points to.
+
+    `texts` are as in `png_bytes`.
 
     The folder is made if need be. Raises OutputError, with the old file untouched and nothing new left behind.
     """
     target = Path(os.path.realpath(path))
-    with _failing(path), _temporary(target.parent, png_bytes(image, settings)) as temporary:
+    with _failing(path), _temporary(target.parent, png_bytes(image, settings, texts=texts)) as temporary:
         _check_replaceable(target)
         os.replace(temporary, target)
 
@@ -72,20 +78,36 @@ def check_writable(argument: str, path: Path, *, folder: bool) -> None:
         raise InputError(argument, str(path), f"{error.strerror}; choose another place") from None
 
 
-def png_bytes(image: Image.Image, settings: Mapping[str, Any] | None, xmp: str | None = None) -> bytes:
+def png_bytes(
+    image: Image.Image,
+    settings: Mapping[str, Any] | None,
+    xmp: str | None = None,
+    texts: Mapping[str, str] | None = None,
+) -> bytes:
     """Return the image as a PNG file, with both text chunks: tEXt, or iTXt for text that is not Latin-1.
 
-    `xmp` is an XMP packet, for an iTXt chunk as in part 3 of the XMP specification (section 1.1.5).
+    `xmp` is an XMP packet, for an iTXt chunk as in part 3 of the XMP specification (section 1.1.5). `texts` are further
+    ones by name, as `kept_texts` returns them of the picture that it was made of.
     """
     info = PngInfo()
+    for name, text in (texts or {}).items():
+        info.add_itxt(name, text) if name == XMP_CHUNK else info.add_text(name, text)
     if settings is not None:
         info.add_text("parameters", a1111_text(settings))
         info.add_text("jaxl", json.dumps(dict(settings)))
     if xmp is not None:
-        info.add_itxt("XML:com.adobe.xmp", xmp)
+        info.add_itxt(XMP_CHUNK, xmp)
     stream = io.BytesIO()
     image.save(stream, "PNG", pnginfo=info)
     return stream.getvalue()
+
+
+def kept_texts(image: Image.Image) -> dict[str, str]:
+    """Return the texts of a picture that one made of it keeps: its settings, and whether a machine made it."""
+    texts = {name: image.info.get(name) for name in KEPT}
+    return {
+        name: text for name, text in texts.items() if isinstance(text, str) and len(text) <= MAX_SETTINGS_CHARACTERS
+    }
 
 
 def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -255,7 +255,7 @@ class TestHostile:
     def test_unknown_models(self, client: TestClient, path: str, body: dict[str, Any]) -> None:
         assert refused(client, path, body, status=(404,))
 
-    @pytest.mark.parametrize("path", ["/v1/nothing", "/sdapi/v1/extra-single-image", "/sdapi/v1/train/embedding"])
+    @pytest.mark.parametrize("path", ["/v1/nothing", "/sdapi/v1/interrogate", "/sdapi/v1/train/embedding"])
     def test_unknown_routes(self, client: TestClient, path: str) -> None:
         assert refused(client, path, {}, status=(404,))
 

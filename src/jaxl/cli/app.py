@@ -33,6 +33,7 @@ from jaxl.cli.options import JsonOption
 from jaxl.cli.preprocess import preprocess
 from jaxl.cli.serve import serve
 from jaxl.cli.terminal import fail, in_background, note, one_line, print_line
+from jaxl.cli.upscale import upscale
 from jaxl.errors import CheckpointError, InputError, JaxlError, PromptWarning, respelled
 
 INTERRUPTED = 130
@@ -99,6 +100,7 @@ app.command("compile")(compile_programs)
 app.command()(cache)
 app.command()(fuse)
 app.command()(preprocess)
+app.command()(upscale)
 app.command()(estimate)
 app.command()(inspect)
 

@@ -23,7 +23,7 @@ FLAGS = {
     "loras": "--lora",
     "strict": "--lora-partial",
     "token": "HF_TOKEN in the environment",
-    **{name: name for name in ("IMAGE", "OUTPUT")},
+    **{name: name for name in ("IMAGE", "OUTPUT", "PICTURE")},
     "name": "NAME",
     "url": "URL",
     "results": "RESULTS",

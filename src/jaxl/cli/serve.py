@@ -59,6 +59,7 @@ from jaxl.server.settings import (
     read_name,
     read_named,
     read_sizes,
+    read_upscalers,
 )
 
 # what the extra installs; jax, and what imports it, is imported while the server listens
@@ -134,6 +135,13 @@ def serve(
     controlnet: ControlNetOption = None,
     ip_adapter: IPAdapterOption = None,
     image_encoder: ImageEncoderOption = ModelOptions.image_encoder,
+    upscaler: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FILE",
+            help="A network that enlarges pictures, .safetensors or .pth; NAME=FILE names it; repeatable.",
+        ),
+    ] = None,
     max_waiting: Annotated[
         int, typer.Option(help="Images that may wait; more are turned away with 429.")
     ] = EngineOptions.max_waiting,
@@ -249,6 +257,7 @@ def serve(
         controlnets=read_named("controlnet", controlnet or ()),
         ip_adapters=read_named("ip_adapter", ip_adapter or ()),
         image_encoder=image_encoder,
+        upscalers=read_upscalers(upscaler or ()),
         dtype=dtype,
         unet=unet,
         vae=vae,

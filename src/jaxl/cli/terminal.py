@@ -24,6 +24,7 @@ STAGES = {
     "calibrate": "Measuring",
     "compile": "Compiling",
     "generate": "Drawing",
+    "upscale": "Enlarging",
     "write": "Writing",
 }
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from PIL import Image
+
 from jaxl.engine.backend import Lora
 from jaxl.engine.engine import Stats
 from jaxl.engine.request import Event, Request, Status, Ticket
@@ -27,6 +29,8 @@ class AnyEngine(Protocol):
     def stats(self) -> Stats: ...
 
     def loras(self) -> Sequence[Lora]: ...
+
+    def upscale(self, name: str, picture: Image.Image, size: tuple[int, int]) -> Image.Image: ...
 
     def stalled(self, seconds: float) -> bool: ...
 

@@ -109,6 +109,10 @@ class Backend(Protocol):
         """Return the names of the LoRAs that it need not read first; any thread may call it, and does not wait."""
         ...
 
+    def upscale(self, name: str, picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+        """Return a picture in mode RGB in another size, by an upscaler; any thread may call it. Raises InputError."""
+        ...
+
     def keeps(self, lane: Any) -> bool:
         """Return whether the batch of a lane stays open while it has no images."""
         ...

@@ -168,6 +168,24 @@ class Engine:
         backend = self.backend
         return () if backend is None else backend.loras()
 
+    def upscale(self, name: str, picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+        """Return a picture in mode RGB in another size, (width, height), by an upscaler; it runs beside the lanes.
+
+        Raises InputError for a name that there is not, NonFiniteError, DrainingError, UnloadedError and EngineError.
+        """
+        if self.draining:
+            raise DrainingError("the server is stopping; try again later")
+        backend = self.backend
+        if backend is None:
+            raise UnloadedError("the model is unloaded; load it again")
+        try:
+            return backend.upscale(name, picture, size)
+        except JaxlError:
+            raise
+        except Exception as error:  # whatever failed on the devices
+            log.exception("a picture was not enlarged", exc_info=error)
+            raise _engine_error(error) from error
+
     @property
     def healthy(self) -> bool:
         """False once the loop has ended or several calls in a row have failed."""

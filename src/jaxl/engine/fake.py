@@ -19,6 +19,7 @@ from jaxl.engine.backend import Lora, Mark, Stage
 from jaxl.errors import InputError, nearest
 
 MOST_STEPS = 1000
+UPSCALERS = ("4x-Sharp",)
 
 
 @dataclass(frozen=True)
@@ -140,6 +141,12 @@ class FakeBackend:
         hashes = {name: self._hash(name) for name in given.get("loras", {})}
         facts = {"lora_hashes": hashes} if hashes else {}
         return [FakeDrawing(settings, seed + i, scheduler, (width, height), stages, facts) for i in range(images)]
+
+    def upscale(self, name: str, picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+        """Make pixels larger."""
+        if name not in UPSCALERS:
+            raise InputError("upscaler", name, nearest(name, UPSCALERS))
+        return picture.resize(size, Image.Resampling.NEAREST)
 
     def _hash(self, name: str) -> str:
         if all(name != lora.name for lora in self.known):

@@ -68,7 +68,7 @@ def _in_tiles(run: Callable[[Array], Array], x: Array, tile: int, overlap: int, 
     if all(len(each) == 1 for each in starts):
         return run(x)
     row_weights, column_weights = (
-        jnp.array(_weights(each, span, outputs)) for each, span in zip(starts, spans, strict=True)
+        jnp.array(tile_weights(each, span, outputs)) for each, span in zip(starts, spans, strict=True)
     )
     rows, columns = (jnp.array(each) for each in starts)
 
@@ -94,14 +94,15 @@ def tile_starts(size: int, tile: int, overlap: int) -> list[int]:
     return [i * (size - tile) // steps for i in range(steps + 1)]
 
 
-def _weights(starts: list[int], tile: int, scale: int) -> np.ndarray:
+def tile_weights(starts: list[int], tile: int, scale: int, margin: int = 0) -> np.ndarray:
     """What each pixel of each tile counts, [tiles, tile * scale] float32; a place's weights sum to 1 over the tiles.
 
-    They fall linearly over all that two neighbours share, so that no tile ends in a step.
+    They fall linearly over all that two neighbours share, so that no tile ends in a step; but for a `margin` at either
+    end, where one of them counts for nothing. That has to be less than half of what they share.
     """
     length = tile * scale
     shared = length - scale * max((b - a for a, b in pairwise(starts)), default=0)
-    rise = np.minimum(1.0, (np.arange(length) + 0.5) / max(shared, 1))
+    rise = ((np.arange(length) + 0.5 - margin * scale) / max(shared - 2 * margin * scale, 1)).clip(0.0, 1.0)
     weights = np.ones((len(starts), length))
     weights[1:] *= rise
     weights[:-1] *= rise[::-1]

@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 
 from jaxl.config import Json, TextConfig, TinyVAEConfig, UNetConfig, VAEConfig, read_vae_config
 from jaxl.diffusion.diffusers_config import read_scheduler_config
 from jaxl.diffusion.schedule import SchedulerConfig
-from jaxl.errors import CheckpointError
+from jaxl.errors import CheckpointError, InputError
 from jaxl.kernels import XLA, Kernels
 from jaxl.nn.clip import clip_shapes
 from jaxl.nn.layers import Shapes
@@ -132,6 +133,15 @@ class Model:
             **{name: clip_shapes(cfg, dtype) for name, cfg in self.text_encoders.items()},
             **({"preview": _vae_shapes(self.preview, vae_dtype or dtype)} if self.preview else {}),
         }
+
+
+def read_dtype(argument: str, value: DTypeLike, auto: DTypeLike) -> np.dtype:
+    """Return bfloat16 or float32, or `auto` for "auto". Raises InputError for others."""
+    if value == "auto":
+        return jnp.dtype(auto)
+    if value not in (jnp.bfloat16, jnp.float32, "bfloat16", "float32"):
+        raise InputError(argument, value, "use jax.numpy.bfloat16 or jax.numpy.float32")
+    return jnp.dtype(value)
 
 
 def inpainting_channels(vae: VAEConfig | TinyVAEConfig) -> int:

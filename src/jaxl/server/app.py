@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from jaxl import __version__
 from jaxl.server import errors, events, health, huggingface, loras, preprocess, restore, tokens
-from jaxl.server.a1111 import controlnet
+from jaxl.server.a1111 import controlnet, extras
 from jaxl.server.a1111 import routes as a1111
 from jaxl.server.errors import ApiError, answer
 from jaxl.server.guard import Guard, mark, request_id
@@ -40,6 +40,7 @@ def create_app(service: Service, page: ASGIApp | None = None) -> FastAPI:
         preprocess,
         events,
         a1111,
+        extras,
         controlnet,
         huggingface,
         health,

@@ -61,6 +61,7 @@ class Service:
         self._ids: set[str] = set()  # of requests that are live, or on their way into the queue
         self.files: Shelf[File] = Shelf(MOST_BYTES)
         self.requests: Shelf[KeptRequest] = Shelf(MOST_REQUESTS)
+        self.enlarging = 0  # requests for larger pictures that wait, or are worked on
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
@@ -160,6 +161,19 @@ class Service:
             given["seed"] = secrets.randbelow(2**32)  # 32 bits, because many other programs read no more
         given["width"], given["height"] = drawn_for(self.wanted(given), self.settings.sizes, policy)
         return given
+
+    def upscaled(self, name: str, picture: Image.Image, size: Size) -> Image.Image:
+        """Return a picture in another size by an upscaler of the engine's; if the model is unloaded, load it first.
+
+        It takes a while, and is not for the event loop. Raises what `AnyEngine.upscale` does.
+        """
+        while True:
+            try:
+                return self.engine.upscale(name, picture, size)
+            except UnloadedError:
+                if self.want_loaded is None:
+                    raise
+                self.want_loaded(True).result()
 
     async def loras(self) -> Sequence[Lora]:
         """Return the LoRAs that requests may ask for now."""

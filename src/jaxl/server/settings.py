@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from jaxl.weights.inversions import Summary
 
 MOST_NAME = 100
+# what A1111 calls what enlarges pictures and is no network, in lower case
+WITHOUT_NETWORK = ("none", "lanczos", "nearest")
 # "auto" is the API's own: "nearest" for A1111's and for whoever names an alias, else "strict"
 SizePolicy = Literal["auto", "nearest", "strict"]
 # the variable with keys of clients, and commas between them
@@ -41,6 +43,7 @@ class ModelOptions:
     lora_partial: leave out what a LoRA has for layers that the model lacks.
     controlnets: names of ControlNets that requests may ask for, each with what it is loaded from.
     ip_adapters: the same for IP-Adapters. image_encoder: theirs, where none lies beside them.
+    upscalers: names of networks that enlarge pictures, each with its file.
     unet, vae, preview: models in place of the checkpoint's U-Net and autoencoder, and a tiny one for previews.
     embedding_dir: a folder with textual inversions for prompts.
     vae_tile: pixels of the tiles that images are decoded in. preset, prediction_type, precision: see
@@ -61,6 +64,7 @@ class ModelOptions:
     controlnets: tuple[tuple[str, str], ...] = ()
     ip_adapters: tuple[tuple[str, str], ...] = ()
     image_encoder: str | None = None
+    upscalers: tuple[tuple[str, str], ...] = ()
     dtype: Dtype = "auto"
     unet: str | None = None
     vae: str | None = None
@@ -115,7 +119,7 @@ class Settings:
     sizes: (width, height) of the pictures that are drawn, those that are warmed; the first is the default.
     size_policy: what becomes of other sizes; see `jaxl.server.sizes`.
     schedulers: the names that are offered. embeddings: textual inversions, also those that could not be loaded.
-    controlnets, ip_adapters: the names of those that requests may ask for.
+    controlnets, ip_adapters: the names of those that requests may ask for. upscalers: the same, each with its scale.
     scheduler, steps, guidance_scale: the model's own, as pictures report them.
     chunks: parts of 75 tokens that a prompt may have.
     api_keys: any of them opens the server; none is no check.
@@ -137,6 +141,7 @@ class Settings:
     embeddings: tuple[Summary, ...] = ()
     controlnets: tuple[str, ...] = ()
     ip_adapters: tuple[str, ...] = ()
+    upscalers: tuple[tuple[str, int], ...] = ()
     scheduler: str = "euler"
     steps: int = 25
     guidance_scale: float = 5.0
@@ -197,6 +202,21 @@ def read_named(argument: str, texts: Iterable[str]) -> tuple[tuple[str, str], ..
         if not (name and mark and source):
             raise InputError(argument, f"{name}{mark}{source}", "give a name and a model: edges=canny.safetensors")
     return tuple((name, source) for name, _, source in pairs)
+
+
+def read_upscalers(texts: Iterable[str]) -> tuple[tuple[str, str], ...]:
+    """Return names of upscalers, each with its file, of texts such as 4x-UltraSharp.pth or sharp=4x-UltraSharp.pth.
+
+    Raises InputError for a name that is taken.
+    """
+    pairs = [text.rpartition("=") for text in texts]
+    found = [(name or Path(file).stem, file) for name, _, file in pairs]
+    taken = {*WITHOUT_NETWORK}
+    for name, file in found:
+        if not name or name.lower() in taken:
+            raise InputError("upscaler", file, f"the name {name!r} is taken; give another: NAME={file}")
+        taken.add(name.lower())
+    return tuple(found)
 
 
 def read_sizes(texts: Iterable[str]) -> tuple[Size, ...]:

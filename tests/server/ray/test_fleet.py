@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import pytest
 from fastapi.testclient import TestClient
+from PIL import Image
 
 from jaxl.engine import Event, Lora, Progress, Request
 from jaxl.errors import CancelledError, DeadlineError, DrainingError, InputError, QueueFullError
@@ -67,6 +68,12 @@ def test_loras_are_those_of_the_replicas(engine: Fleet) -> None:
     ticket.future.result(600)
     with pytest.raises(InputError, match="did you mean 'pencil'"):
         engine.submit(asked(loras={"pensil": 0.5}))
+
+
+def test_a_replica_enlarges_pictures(engine: Fleet) -> None:
+    assert engine.upscale("4x-Sharp", Image.new("RGB", (4, 3), "red"), (8, 6)) == Image.new("RGB", (8, 6), "red")
+    with pytest.raises(InputError, match="did you mean '4x-Sharp'"):
+        engine.upscale("4x-Sharpp", Image.new("RGB", (4, 3)), (8, 6))
 
 
 def images_in(fleet: Fleet) -> list[int]:

@@ -24,7 +24,13 @@ PARTS = (ModelOptions, EngineOptions, HttpOptions, Settings)
 
 # what users call otherwise, and the flags that say the opposite
 NAMES = {
-    ModelOptions: {"sizes": "size", "preview": "preview_vae", "controlnets": "controlnet", "ip_adapters": "ip_adapter"},
+    ModelOptions: {
+        "sizes": "size",
+        "preview": "preview_vae",
+        "controlnets": "controlnet",
+        "ip_adapters": "ip_adapter",
+        "upscalers": "upscaler",
+    },
     EngineOptions: {"joins": "static"},
     HttpOptions: {},
     Settings: {
@@ -43,7 +49,7 @@ OF_THE_MODEL = "the model says it when it is loaded"
 A_LIMIT = "a limit that nobody needed to change yet"
 NO_OPTION = {
     **dict.fromkeys(("sizes", "chunks", "schedulers", "scheduler", "steps", "guidance_scale"), OF_THE_MODEL),
-    **dict.fromkeys(("embeddings", "controlnets", "ip_adapters"), OF_THE_MODEL),
+    **dict.fromkeys(("embeddings", "controlnets", "ip_adapters", "upscalers"), OF_THE_MODEL),
     **dict.fromkeys(("max_pixels", "max_body", "max_prompt"), A_LIMIT),
     "usd_per_hour": "what --prices has for the devices that are found",
 }
@@ -134,6 +140,7 @@ SPECIAL = {
     "lanes": "pag,cached",
     "controlnet": "edges=canny",
     "ip_adapter": "like=plus",
+    "upscaler": "sharp=4x.pth",
 }
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from jaxl.engine import Drawn, Lora, Progress, Request, Started, Status
 from jaxl.engine.fake import FakeBackend
@@ -45,6 +46,12 @@ def test_loras(one: Replica) -> None:
     heard = asyncio.run(messages(one, Request({**ASKED, "loras": {"pencil": 1.0}})))
     assert isinstance(heard[0], Accepted)
     assert list(heard[0].facts["lora_hashes"]) == ["pencil"]
+
+
+def test_pictures_are_enlarged(one: Replica) -> None:
+    made = asyncio.run(one.upscale("4x-Sharp", Image.new("RGB", (4, 3), "red"), (8, 6)))
+    assert made == Image.new("RGB", (8, 6), "red")
+    assert isinstance(asyncio.run(one.upscale("5x", Image.new("RGB", (4, 3)), (8, 6))), InputError)
 
 
 def test_what_the_router_is_told(one: Replica) -> None:

@@ -43,7 +43,6 @@ PREVIEWS = 5
 
 # routes that jaxl lacks, and why
 LACKING: Mapping[str, str] = {
-    **dict.fromkeys(("extra-single-image", "extra-batch-images"), "pictures are not upscaled"),
     "interrogate": "pictures are not described",
     **dict.fromkeys(
         ("create/embedding", "create/hypernetwork", "train/embedding", "train/hypernetwork"), "nothing is trained"
@@ -219,11 +218,6 @@ async def schedulers(service: CurrentService) -> list[dict[str, Any]]:
         {"name": name, "label": label, "aliases": None, "default_rho": -1.0, "need_inner_model": False}
         for name, label in types.items()
     ]
-
-
-@router.get("/upscalers")
-async def upscalers() -> list[dict[str, Any]]:
-    return [{"name": "None", "model_name": None, "model_path": None, "model_url": None, "scale": 1.0}]
 
 
 @router.get("/loras", response_model=list[dict[str, Any]])

@@ -22,6 +22,7 @@ from jaxl.server.settings import (
     read_name,
     read_named,
     read_sizes,
+    read_upscalers,
 )
 
 T = TypeVar("T")
@@ -49,6 +50,7 @@ class Arguments(BaseModel):
     controlnet: str = Field("", description="NAME=MODEL of each ControlNet, with commas between several.")
     ip_adapter: str = Field("", description="NAME=FILE of each IP-Adapter, with commas between several.")
     image_encoder: str | None = ModelOptions.image_encoder
+    upscaler: str = Field("", description="FILE or NAME=FILE of each upscaler, with commas between several.")
     dtype: Dtype = ModelOptions.dtype
     unet: str | None = ModelOptions.unet
     vae: str | None = ModelOptions.vae
@@ -99,6 +101,7 @@ def app(arguments: dict[str, Any]) -> Any:
         preview=given.preview_vae,
         controlnets=read_named("controlnet", _several(given.controlnet)),
         ip_adapters=read_named("ip_adapter", _several(given.ip_adapter)),
+        upscalers=read_upscalers(_several(given.upscaler)),
     )
     settings = _part(
         given,

@@ -16,6 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
+from PIL import Image
 from ray.exceptions import RayError, RayTaskError, TaskCancelledError
 from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
@@ -153,6 +154,18 @@ class Fleet:
         except (RayError, DeploymentUnavailableError, TimeoutError):
             log.warning("no replica tells its LoRAs")
             return ()
+
+    def upscale(self, name: str, picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+        """Have a replica do what `Engine.upscale` does."""
+        if self.draining:
+            raise DrainingError("the server is stopping; try again later")
+        try:
+            made = self.handle.upscale.remote(name, picture, size).result()
+        except (RayError, DeploymentUnavailableError) as error:
+            raise EngineError(f"a replica failed: {' '.join(str(error).split())[-200:]}") from error
+        if isinstance(made, JaxlError):
+            raise made
+        return made
 
     def tickets(self) -> list[Ticket]:
         with self._wake:

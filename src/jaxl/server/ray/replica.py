@@ -10,6 +10,8 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from PIL import Image
+
 from jaxl.engine import Channel, Engine, Event, Request, Status
 from jaxl.engine.backend import Lora
 from jaxl.engine.engine import STALLED_SECONDS, Stats
@@ -66,6 +68,13 @@ class Replica:
 
     def loras(self) -> Sequence[Lora]:
         return self.engine.loras()
+
+    async def upscale(self, name: str, picture: Image.Image, size: tuple[int, int]) -> Image.Image | JaxlError:
+        """Return a picture in another size, or why there is none."""
+        try:
+            return await asyncio.to_thread(self.engine.upscale, name, picture, size)
+        except JaxlError as error:
+            return error
 
     def record_routing_stats(self) -> dict[str, Any]:
         """Return what the router needs: the places, the LoRAs that are warm, and the devices' seconds for an image."""
