@@ -71,6 +71,19 @@ CONFIG = SchedulerConfig()
         ("k_dpmpp_2s_a_ka", "dpm++2s_a_karras"),
         ("k_dpmpp_sde", "dpm++sde"),
         ("k_dpmpp_3m_sde_exp", "dpm++3m_sde_exponential"),
+        ("Restart Karras", "restart_karras"),
+        ("DPM fast", "dpm_fast"),
+        ("k_dpm_fast", "dpm_fast"),
+        ("DPM++ 2M SDE Heun Karras", "dpm++2m_sde_heun_karras"),
+        ("dpmpp_2m_sde_heun_gpu", "dpm++2m_sde_heun"),
+        ("HeunPP2", "heunpp2"),
+        ("DDIM CFG++", "ddim_cfg++"),
+        ("ipndm normal", "ipndm_uniform"),
+        ("ipndm_v", "ipndm_v"),
+        ("euler_cfg_pp", "euler_cfg++"),
+        ("euler_ancestral_cfg_pp sgm_uniform", "euler_a_cfg++_sgm_uniform"),
+        ("res_multistep_ancestral", "res_multistep_a"),
+        ("sa_solver_pece", "sa_solver_pece"),
         ("EulerAncestralDiscreteScheduler", "euler_a"),
         ("KDPM2DiscreteScheduler", "dpm2"),
         ("EDMDPMSolverMultistepScheduler", "edm_dpm++2m"),
@@ -102,8 +115,8 @@ def test_a1111_reads_back_what_is_written_for_it() -> None:
 @pytest.mark.parametrize(
     "theirs",
     [
-        *("Restart", "DPM fast", "DPM adaptive", "DPMSolverSinglestepScheduler", "k_dpm_ad", "k_dpm_fast"),
-        *("Restart Karras", "dpmpp_2s", "dpmpp_2s_k", "DPM++ 2M SDE Heun Karras", "ipndm normal"),
+        *("DPM adaptive", "DPMSolverSinglestepScheduler", "k_dpm_ad", "dpmpp_2s", "dpmpp_2s_k", "DPM adaptive Karras"),
+        *("dpmpp_2m_cfg_pp", "dpmpp_2s_ancestral_cfg_pp", "res_multistep_cfg_pp", "gradient_estimation_cfg_pp normal"),
     ],
 )
 def test_samplers_that_jaxl_lacks_are_refused_with_the_nearest(theirs: str) -> None:

@@ -148,7 +148,7 @@ def test_another_solver_s_fields_do_not_reach_dpm() -> None:
         config = config_for_solver(read_scheduler_config({**other, "solver_order": 3}), "dpm++2m")
         assert (config.solver_order, config.solver_type) == (None, None)
     heun = read_scheduler_config({**DPM, "solver_type": "heun"})
-    assert config_for_solver(heun, "dpm++3m_sde").solver_type == "heun"
+    assert config_for_solver(heun, "dpm++2m_sde").solver_type == "heun"
     assert config_for_solver(heun, "euler").solver_type is None
 
 

@@ -98,11 +98,16 @@ def read_scheduler_config(raw: Json, what: str = "scheduler/scheduler_config.jso
 
 
 def config_for_solver(config: SchedulerConfig, solver: str) -> SchedulerConfig:
-    """Return the config as a solver sees it: without the options that were stated for another kind of solver."""
-    own, other = (SOLVERS[name].diffusers if name in SOLVERS else None for name in (config.scheduler, solver))
-    if own and other and own.options == other.options:
+    """Return the config as a solver sees it: without the options that were stated for another kind of solver.
+
+    A solver that has options of its own has those, unless the checkpoint's scheduler is the solver.
+    """
+    if config.scheduler == solver:
         return config
-    return replace(config, **{f.name: f.default for f in fields(config) if f.name in _OPTIONS})
+    own, other = (SOLVERS[name].diffusers if name in SOLVERS else None for name in (config.scheduler, solver))
+    if not (own and other and own.options == other.options):
+        config = replace(config, **{f.name: f.default for f in fields(config) if f.name in _OPTIONS})
+    return replace(config, **SOLVERS[solver].options)
 
 
 def _noise_schedule(found: Json, edm: bool) -> NoiseSchedule:

@@ -37,20 +37,19 @@ _NO_SCHEDULE = ("", "automatic", "checkpoint")
 
 # what others have and jaxl lacks, with the nearest it has
 _LACKING: Mapping[str, str] = {
-    "restart": "heun_karras",
-    "dpmfast": "dpm2",
+    # its steps depend on the picture, so that images would leave a batch at different rows
     "dpmadaptive": "dpm++3m",
     "dpmad": "dpm++3m",
     "dpm++2s": "dpm++2s_a",
     "dpmsolversinglestepscheduler": "dpm++2s_a",
-    "dpm++2msdeheun": "dpm++2m_sde",
-    "ddimcfg++": "ddim",
-    "eulercfg++": "euler",
-    "eulerancestralcfg++": "euler_a",
-    "heun++2": "heun",
-    "ipndm": "lms",
-    "sasolver": "dpm++2m_sde",
-    "sasolverscheduler": "dpm++2m_sde",
+    "sasolverscheduler": "sa_solver",
+    "ipndmscheduler": "ipndm",
+    # the history would have to hold unguided estimates
+    "dpm++2mcfg++": "euler_cfg++",
+    "dpm++2sancestralcfg++": "euler_a_cfg++",
+    "resmultistepcfg++": "euler_cfg++",
+    "resmultistepancestralcfg++": "euler_a_cfg++",
+    "gradientestimationcfg++": "euler_cfg++",
 }
 
 

@@ -23,7 +23,8 @@ class Sampling(TypedDict, total=False):
     """Choices of sampling beyond the scheduler's name and the number of steps; None means that it is not chosen.
 
     `Randomness` explains the numbers. `timesteps` (whole, falling) or `sigmas` (falling, the result's last) replace
-    the steps; `timestep_spacing` and `final_sigmas_type` replace what the checkpoint says.
+    the steps; `timestep_spacing`, `final_sigmas_type` and `solver_type` ("midpoint" or "heun" for DPM++ multistep, "bh1"
+    or "bh2" for UniPC, "phi_1" or "phi_2" for SEEDS-2 and exponential Heun) replace what the checkpoint says.
     """
 
     # beside the type, its name in the settings that A1111 and its kin write into pictures
@@ -36,6 +37,7 @@ class Sampling(TypedDict, total=False):
     sigmas: Sequence[float] | np.ndarray | None
     timestep_spacing: str | None
     final_sigmas_type: str | None
+    solver_type: str | None
 
 
 def scheduler_name(config: SchedulerConfig, scheduler: str | None = None, *, custom: bool = False) -> str:
@@ -84,7 +86,7 @@ def build_table(
     if custom:
         levels = _custom_levels(config, name, chosen, steps, given)
     else:
-        levels = _levels(config, chosen)(config, _checked_steps(config, steps))
+        levels = _levels(config, chosen)(config, _checked_steps(config, steps, chosen))
     return chosen.solver.solve(config, levels if places is None else levels.at(places), randomness)
 
 
@@ -104,8 +106,8 @@ def _levels(config: SchedulerConfig, chosen: Scheduler) -> Callable[[SchedulerCo
     return TIMESTEP_SCHEDULES.get(config.sigma_schedule or "", chosen.solver.levels)
 
 
-def _checked_steps(config: SchedulerConfig, steps: int | None) -> int:
-    most = min(config.noise.num_train_timesteps, MAX_ROWS // 2)
+def _checked_steps(config: SchedulerConfig, steps: int | None, chosen: Scheduler) -> int:
+    most = min(config.noise.num_train_timesteps, MAX_ROWS // chosen.solver.rows)
     if isinstance(steps, bool) or not isinstance(steps, (int, np.integer)) or not 1 <= steps <= most:
         raise InputError("steps", steps, f"must be a whole number from 1 to {most}")
     return int(steps)
@@ -124,6 +126,12 @@ def _overridden(config: SchedulerConfig, name: str, chosen: Scheduler, given: Ma
         raise InputError("final_sigmas_type", final, "must be 'zero' or 'sigma_min'")
     if final == "sigma_min" and not chosen.solver.finals:
         raise InputError("final_sigmas_type", final, f"scheduler {name!r} has an end of its own; leave it out")
+    kind, kinds = given.get("solver_type"), chosen.solver.solver_types
+    if kind is not None:
+        if kind not in kinds:
+            remedy = f"must be {' or '.join(map(repr, kinds))}" if kinds else "has one form alone; leave it out"
+            raise InputError("solver_type", kind, f"scheduler {name!r}{': ' if kinds else ' '}{remedy}")
+        config = replace(config, solver_type=kind)
     return replace(config, final_sigmas_type=(final or config.final_sigmas_type) if chosen.solver.finals else "zero")
 
 
@@ -149,7 +157,7 @@ def _custom_levels(
     count = levels.size - (argument == "sigmas")
     if steps is not None and steps != count:
         raise InputError("steps", steps, f"the {argument} make {count} steps; leave it out")
-    _checked_steps(config, count)
+    _checked_steps(config, count, chosen)
     if argument == "timesteps":
         last = config.noise.num_train_timesteps - 1
         if (levels != levels.round()).any() or not 0 <= levels[-1] <= levels[0] <= last:

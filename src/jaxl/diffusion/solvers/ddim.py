@@ -5,11 +5,13 @@ from __future__ import annotations
 import numpy as np
 
 from jaxl.diffusion.randomness import Randomness
-from jaxl.diffusion.rows import Table, denoiser, pack
+from jaxl.diffusion.rows import COLUMNS, Table, denoiser, pack
 from jaxl.diffusion.schedule import NoiseSchedule, SchedulerConfig
 from jaxl.diffusion.solvers.solver import DiffusersClass, Solver
 from jaxl.diffusion.spacing import Levels, ddim_levels
 from jaxl.errors import CheckpointError
+
+A1111_SCALE = 12.5
 
 
 def ddim(config: SchedulerConfig, levels: Levels, randomness: Randomness) -> Table:
@@ -24,6 +26,16 @@ def ddim(config: SchedulerConfig, levels: Levels, randomness: Randomness) -> Tab
     there = signal_shares(config.noise, aims, before_first=config.set_alpha_to_one is not False)
     fresh = randomness.eta * posterior_deviation(here, there)
     return renoised(config.noise, levels, there, fresh, added=randomness.s_noise * fresh)
+
+
+def ddim_cfgpp(config: SchedulerConfig, levels: Levels, randomness: Randomness) -> Table:
+    """DDIM along the unguided noise: CFG++ of Chung et al. 2024 (arXiv:2406.08070), algorithm 2.
+
+    The scale of guidance is divided by 12.5, so that it means about what it means without, as in A1111's "DDIM CFG++".
+    """
+    table = ddim(config, levels, randomness)
+    weight = table.rows[: table.used, COLUMNS.index("x_d")]
+    return table.with_columns(guidance=table.alphas[1:] / np.where(weight > 0, weight, np.inf) / A1111_SCALE)
 
 
 def renoised(
@@ -92,4 +104,5 @@ SOLVERS = (
         diffusers=DiffusersClass("DDIMScheduler", defaults={"clip_sample": True}),
         a1111="DDIM",
     ),
+    Solver("ddim_cfg++", ddim_cfgpp, ddim_levels, eta=0.0, custom=(), schedules=(), a1111="DDIM CFG++"),
 )

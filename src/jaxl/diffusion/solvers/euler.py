@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from jaxl.diffusion.randomness import Randomness
-from jaxl.diffusion.rows import Table, pack, precondition
+from jaxl.diffusion.rows import COLUMNS, Table, pack_sigmas
 from jaxl.diffusion.schedule import SchedulerConfig
 from jaxl.diffusion.solvers.solver import EDM_FIXED, DiffusersClass, Solver
 from jaxl.diffusion.spacing import Levels, edm_levels, euler_levels, told
@@ -32,6 +32,25 @@ def euler_ancestral(config: SchedulerConfig, levels: Levels, randomness: Randomn
     """
     down, up = ancestral(levels.sigmas[:-1], levels.sigmas[1:], randomness.eta)
     return _table(config, levels, down, up * randomness.s_noise, start_scale(config, levels))
+
+
+def euler_cfgpp(config: SchedulerConfig, levels: Levels, randomness: Randomness) -> Table:
+    """CFG++ of Chung et al. 2024 (arXiv:2406.08070), algorithm 2: `euler` along the slope of the unguided estimate.
+
+    `x' = D + q (x - D_negative)`, with q the share of the level that is left, is Euler's step with a scale of guidance
+    that is divided by 1 - q. So it is with noise: `euler_ancestral_cfgpp`.
+    """
+    return _unguided_slope(euler(config, levels, randomness))
+
+
+def euler_ancestral_cfgpp(config: SchedulerConfig, levels: Levels, randomness: Randomness) -> Table:
+    """`euler_ancestral` with the guidance of `euler_cfgpp`."""
+    return _unguided_slope(euler_ancestral(config, levels, randomness))
+
+
+def _unguided_slope(table: Table) -> Table:
+    weight = table.rows[: table.used, COLUMNS.index("x_d")]
+    return table.with_columns(guidance=1 / np.where(weight > 0, weight, 1.0))
 
 
 def ancestral(here: np.ndarray, there: np.ndarray, eta: float) -> tuple[np.ndarray, np.ndarray]:
@@ -61,13 +80,12 @@ def start_scale(config: SchedulerConfig, levels: Levels, fresh: np.ndarray | Non
 
 def _table(config: SchedulerConfig, levels: Levels, target: np.ndarray, up: np.ndarray, init_scale: float) -> Table:
     """Rows that go along (x - D) / sigma from each sigma to `target`, and then add `up` times noise."""
-    here, ones = levels.sigmas[:-1], np.ones_like(levels.sigmas)
-    return pack(
+    here = levels.sigmas[:-1]
+    return pack_sigmas(
+        config.noise,
         timesteps=levels.times,
         init_scale=init_scale,
-        alphas=ones,
         sigmas=levels.sigmas,
-        **precondition(config.noise, ones[:-1], here),
         x_x=target / here,
         x_d=1 - target / here,
         x_noise=up,
@@ -94,6 +112,21 @@ SOLVERS = (
         diffusers=DiffusersClass("EulerAncestralDiscreteScheduler"),
         a1111="Euler a",
         aliases=("euler_ancestral",),
+    ),
+    Solver(
+        "euler_cfg++",
+        euler_cfgpp,
+        euler_levels,
+        churns=True,
+        finals=True,
+    ),
+    Solver(
+        "euler_a_cfg++",
+        euler_ancestral_cfgpp,
+        euler_levels,
+        eta=1.0,
+        follows=False,
+        aliases=("euler_ancestral_cfg_pp",),
     ),
     # models that were trained with EDM noise are spaced as Karras et al. do
     Solver(

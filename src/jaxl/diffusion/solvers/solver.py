@@ -47,7 +47,8 @@ class Solver:
     `eta` is the default of a solver that adds noise of its own, None for one that adds none. `churns` says that it
     knows churn, `finals` that it can end at another level than 0, and `custom` which levels of one's own it takes:
     `timesteps`, `sigmas`. `schedules` are the sigma schedules it can follow; a solver that counts timesteps has none.
-    `follows` says that it follows one where the checkpoint asks.
+    `follows` says that it follows one where the checkpoint asks. `rows` is the most that a step has, `solver_types` what
+    a call may choose as `solver_type`, and `options` are choices that a checkpoint with another scheduler has not made.
 
     `diffusers` is the class that does what it does, None if there is none. `a1111` is the sampler of A1111's web UI,
     and `automatic` the sigma schedule that "Automatic" is for it there (`modules/sd_samplers_kdiffusion.py`); None is
@@ -63,6 +64,9 @@ class Solver:
     custom: tuple[str, ...] = ("timesteps", "sigmas")
     schedules: tuple[str, ...] = SIGMA_SCHEDULES
     follows: bool = True
+    rows: int = 2
+    solver_types: tuple[str, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
     diffusers: DiffusersClass | None = None
     a1111: str | None = None
     automatic: str | None = None
