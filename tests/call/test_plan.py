@@ -87,7 +87,7 @@ def huge() -> bytes:
         ({"sigmas": [5.0, 1.0, 0.0], "steps": 9}, "steps=9: the sigmas make 2 steps"),
         ({"eta": 2.0, "scheduler": "euler_a"}, "eta=2.0"),
         ({"s_churn": 1.0, "scheduler": "unipc"}, "s_churn=1.0"),
-        ({"scheduler": "Restart"}, "scheduler='Restart': jaxl has no such sampler"),
+        ({"scheduler": "DPM adaptive"}, "scheduler='DPM adaptive': jaxl has no such sampler"),
     ],
 )
 def test_what_cannot_work(small: Any, compilations: Any, options: dict[str, Any], message: str) -> None:
@@ -107,6 +107,9 @@ def test_guidance_is_paid_for_where_it_is(small: Any) -> None:
 
     assert segments() == [(10, True, 0)]
     assert segments(guidance_scale=1.0) == [(10, False, 0)]
+    # CFG++ goes along the unguided slope, also where the scale is 1 or less; only the last step has none of it
+    assert segments(guidance_scale=1.0, scheduler="euler_cfg++") == [(9, True, 0), (1, False, 0)]
+    assert segments(guidance_scale=0.5, scheduler="euler_cfg++") == [(10, True, 0)]
     assert segments(guidance_interval=(0.2, 0.5)) == [(2, False, 0), (3, True, 0), (5, False, 0)]
     assert segments(guidance_interval=(0.2, 0.5), scheduler="heun") == [(4, False, 0), (6, True, 0), (9, False, 0)]
     assert segments(guidance_scale=1.0, pag_scale=2.0, guidance_interval=(0, 0.5)) == [(5, True, 0), (5, False, 0)]

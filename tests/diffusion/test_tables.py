@@ -113,7 +113,9 @@ def test_every_number_of_steps_gives_finite_rows(scheduler: str) -> None:
         assert table.used == table.timesteps.size == table.steps.size
         assert table.alphas.shape == table.sigmas.shape == (table.used + 1,)
         assert (np.diff(table.steps) >= 0).all()
-        assert set(table.steps) == set(range(steps))
+        assert set(table.steps) == set(range(table.steps[-1] + 1))
+        if not scheduler.endswith(("ddim_uniform", "beta_comfyui")):  # these may have more or fewer
+            assert table.steps[-1] + 1 == steps
 
 
 @pytest.mark.parametrize("scheduler", NAMES)
@@ -134,7 +136,8 @@ def test_a_perfect_estimate_leads_from_each_level_to_the_next(scheduler: str) ->
             simulate(table, x, lambda row, x, basis=basis: basis[0], lambda row, basis=basis: basis[2 + row])
         )
         # diffusers' DDIM aims at t - T // steps, which linspace does not visit
-        visited = slice(None) if (scheduler.removesuffix("_cfg++"), spacing) != ("ddim", "linspace") else slice(-1, None)
+        skips = (scheduler.removesuffix("_cfg++"), spacing) == ("ddim", "linspace")
+        visited = slice(-1, None) if skips else slice(None)
         np.testing.assert_allclose(states[visited, 0], table.alphas[visited], rtol=1e-4, atol=1e-5)
         deviation = np.sqrt((states[visited, 1:] ** 2).sum(1))
         np.testing.assert_allclose(deviation, table.sigmas[visited], rtol=1e-4, atol=1e-5)
@@ -168,6 +171,8 @@ def test_ddim_is_euler_in_other_variables() -> None:
     scale = ddim.alphas[1:] / ddim.alphas[:-1]
     np.testing.assert_allclose(column(ddim, "x_x"), column(euler, "x_x") * scale, rtol=1e-6)
     np.testing.assert_allclose(column(ddim, "x_d"), column(euler, "x_d") * ddim.alphas[1:], rtol=1e-6)
+    guided = [build_table(config, 20, name).factors for name in ("ddim_cfg++", "euler_cfg++")]
+    np.testing.assert_allclose(12.5 * guided[0], guided[1], rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -296,6 +301,44 @@ def test_what_a_scheduler_cannot_do_with_the_checkpoint_is_said() -> None:
         build_table(EDM_CONFIG, 20, "ddim")
     with pytest.raises(CheckpointError, match="'ays' is made of timesteps"):
         build_table(EDM_CONFIG, 20, "euler_ays")
+
+
+# what the programs' own code gives for SDXL: the first levels and the last ones
+PUBLISHED = {
+    "simple": (20, [14.614641, 10.904236, 8.302803, 6.442955], [0.453819, 0.341674, 0.223003, 0]),
+    "turbo": (20, [14.614641, 10.904236, 8.302803, 6.442955], [0.453819, 0.341674, 0.223003, 0]),
+    "sgm_uniform": (20, [14.614640, 10.907317, 8.307171, 6.447690], [0.455736, 0.343705, 0.225452, 0]),
+    "ddim_uniform": (20, [11.028331, 8.390685], [0.228147, 0.041314, 0]),
+    "beta_comfyui": (20, [14.614641, 13.515696, 11.542770, 9.388924], [0.291284, 0.199059, 0.111419, 0]),
+    "kl_optimal": (20, [14.614641, 6.995652, 4.565035], [0.029167]),
+    "kl_optimal_comfyui": (20, [14.614633, 6.807148, 4.401471], [0.029167, 0]),
+    "linear_quadratic": (20, [14.614641, 14.578105, 14.541568, 14.505032], [7.190403, 5.071280, 2.674479, 0]),
+    "ays_a1111": (20, [14.615, 9.397145, 6.145939, 4.685299], [0.117413, 0.059331, 0.029, 0]),
+    "ays_comfyui": (10, [14.6146412293, 6.3184485287, 3.7681790315], [0.2332364134, 0.1114188177, 0]),
+    "gits": (4, [14.61464119, 2.36326075, 0.92192322, 0.36617002], [0]),
+}
+
+
+@pytest.mark.parametrize("schedule", PUBLISHED)
+def test_sigma_schedules_are_those_of_other_programs(schedule: str) -> None:
+    steps, first, last = PUBLISHED[schedule]
+    sigmas = build_table(CONFIG, steps, f"euler_{schedule}").sigmas
+    assert sigmas.size == steps + 1
+    np.testing.assert_allclose(sigmas[: len(first)], first, rtol=3e-5)
+    np.testing.assert_allclose(sigmas[-len(last) :], last, rtol=3e-5)
+
+
+def test_sigma_schedules_whose_steps_are_not_those_asked_for() -> None:
+    assert build_table(CONFIG, 30, "euler_ddim_uniform").used == 31
+    assert build_table(CONFIG, 900, "euler_beta_comfyui").used < 900
+    with pytest.raises(InputError, match="steps=600: scheduler 'seeds_3_ddim_uniform' makes 999 of them"):
+        build_table(CONFIG, 600, "seeds_3_ddim_uniform")
+
+
+def test_sigma_schedules_of_a_range_are_for_edm_noise_too() -> None:
+    table = build_table(EDM_CONFIG, 8, "euler_kl_optimal")
+    np.testing.assert_allclose(table.sigmas[[0, -1]], [80, 0.002])
+    np.testing.assert_allclose(np.diff(np.arctan(table.sigmas), 2), 0, atol=1e-12)
 
 
 def test_sigma_schedules_are_laid_out_as_published() -> None:

@@ -15,9 +15,6 @@ from numpy.typing import DTypeLike
 
 from jaxl.errors import CheckpointError
 
-# `karras`, `exponential` and `beta` are options of diffusers' classes, so a checkpoint may ask for them
-SIGMA_SCHEDULES = ("karras", "exponential", "beta", "sgm_uniform", "uniform", "ays")
-
 
 @dataclass(frozen=True)
 class EDM:
@@ -99,7 +96,7 @@ class SchedulerConfig:
     """A noise schedule and the choices of sampling that come with a checkpoint; field names are diffusers'.
 
     `scheduler` is one of jaxl's names, or the class name of a diffusers scheduler that jaxl lacks. `sigma_schedule` is
-    one of SIGMA_SCHEDULES. A field that is None was not stated, and each scheduler has its own default for it.
+    the name of one. A field that is None was not stated, and each scheduler has its own default for it.
     """
 
     noise: NoiseSchedule = NoiseSchedule()

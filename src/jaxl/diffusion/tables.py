@@ -15,7 +15,8 @@ from jaxl.diffusion.randomness import Randomness
 from jaxl.diffusion.rows import MAX_ROWS, Table
 from jaxl.diffusion.schedule import SchedulerConfig
 from jaxl.diffusion.schedulers import SCHEDULERS, SOLVERS, Scheduler
-from jaxl.diffusion.spacing import TIMESTEP_SCHEDULES, Levels, edm_levels, sigma_levels, timestep_levels
+from jaxl.diffusion.sigma_schedules import SIGMA_SCHEDULES
+from jaxl.diffusion.spacing import Levels, edm_levels, sigma_levels, timestep_levels
 from jaxl.errors import CheckpointError, InputError
 
 
@@ -23,8 +24,9 @@ class Sampling(TypedDict, total=False):
     """Choices of sampling beyond the scheduler's name and the number of steps; None means that it is not chosen.
 
     `Randomness` explains the numbers. `timesteps` (whole, falling) or `sigmas` (falling, the result's last) replace
-    the steps; `timestep_spacing`, `final_sigmas_type` and `solver_type` ("midpoint" or "heun" for DPM++ multistep, "bh1"
-    or "bh2" for UniPC, "phi_1" or "phi_2" for SEEDS-2 and exponential Heun) replace what the checkpoint says.
+    the steps; `timestep_spacing`, `final_sigmas_type` and `solver_type` replace what the checkpoint says. The last is
+    "midpoint" or "heun" for DPM++ multistep, "bh2" or "bh1" for UniPC, "phi_1" or "phi_2" for SEEDS-2 and exponential
+    Heun.
     """
 
     # beside the type, its name in the settings that A1111 and its kin write into pictures
@@ -87,6 +89,8 @@ def build_table(
         levels = _custom_levels(config, name, chosen, steps, given)
     else:
         levels = _levels(config, chosen)(config, _checked_steps(config, steps, chosen))
+        if levels.times.size * chosen.solver.rows > MAX_ROWS:  # some schedules have more steps than are asked for
+            raise InputError("steps", steps, f"scheduler {name!r} makes {levels.times.size} of them; ask for fewer")
     return chosen.solver.solve(config, levels if places is None else levels.at(places), randomness)
 
 
@@ -101,9 +105,15 @@ def check_gaps(argument: str, value: int, name: str, table: Table) -> None:
 
 
 def _levels(config: SchedulerConfig, chosen: Scheduler) -> Callable[[SchedulerConfig, int], Levels]:
-    if config.noise.edm is not None:
-        return edm_levels
-    return TIMESTEP_SCHEDULES.get(config.sigma_schedule or "", chosen.solver.levels)
+    schedule, edm = SIGMA_SCHEDULES.get(chosen.sigma_schedule or ""), config.noise.edm is not None
+    if schedule is None or schedule.levels is None:
+        return edm_levels if edm else chosen.solver.levels
+    if edm and not schedule.by_range:
+        raise CheckpointError(
+            f"the sigma schedule {schedule.name!r} is made of timesteps, which a model with EDM noise lacks; use "
+            "'karras' or 'exponential'"
+        )
+    return schedule.levels
 
 
 def _checked_steps(config: SchedulerConfig, steps: int | None, chosen: Scheduler) -> int:
@@ -119,7 +129,8 @@ def _overridden(config: SchedulerConfig, name: str, chosen: Scheduler, given: Ma
     if spacing is not None:
         if spacing not in ("leading", "linspace", "trailing"):
             raise InputError("timestep_spacing", spacing, "must be 'leading', 'linspace' or 'trailing'")
-        if config.noise.edm is not None or config.sigma_schedule in TIMESTEP_SCHEDULES:
+        schedule = SIGMA_SCHEDULES.get(config.sigma_schedule or "")
+        if config.noise.edm is not None or (schedule is not None and schedule.levels is not None):
             raise InputError("timestep_spacing", spacing, f"scheduler {name!r} has its own levels here; leave it out")
         config = replace(config, timestep_spacing=spacing)
     if final not in (None, "zero", "sigma_min"):

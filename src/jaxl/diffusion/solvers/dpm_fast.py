@@ -9,15 +9,16 @@ import numpy as np
 from jaxl.diffusion.randomness import Randomness
 from jaxl.diffusion.rows import Table
 from jaxl.diffusion.schedule import SchedulerConfig
+from jaxl.diffusion.sigma_schedules import uniform
 from jaxl.diffusion.solvers.euler import ancestral, start_scale
 from jaxl.diffusion.solvers.slopes import from_row_to_row, pack_slopes
 from jaxl.diffusion.solvers.solver import Solver
-from jaxl.diffusion.spacing import Levels, told, uniform_levels
+from jaxl.diffusion.spacing import Levels, told
 
 
 def dpm_fast_levels(config: SchedulerConfig, steps: int) -> Levels:
     """The model's highest and lowest level, which the result stays at; those between are not visited."""
-    return uniform_levels(replace(config, final_sigmas_type="sigma_min"), steps)
+    return uniform(replace(config, final_sigmas_type="sigma_min"), steps)
 
 
 def dpm_fast(config: SchedulerConfig, levels: Levels, randomness: Randomness) -> Table:
@@ -70,6 +71,4 @@ def _phi(h: float) -> float:
     return np.expm1(h) / h - 1
 
 
-SOLVERS = (
-    Solver("dpm_fast", dpm_fast, dpm_fast_levels, eta=0.0, custom=("sigmas",), schedules=(), a1111="DPM fast"),
-)
+SOLVERS = (Solver("dpm_fast", dpm_fast, dpm_fast_levels, eta=0.0, custom=("sigmas",), schedules=(), a1111="DPM fast"),)

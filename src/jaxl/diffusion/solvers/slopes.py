@@ -1,4 +1,4 @@
-"""Rows that go along slopes (x - D) / sigma, the earlier ones out of the history, on latents `image + sigma * noise`."""
+"""Rows that go along slopes (x - D) / sigma, earlier ones out of the history, on latents `image + sigma * noise`."""
 
 from __future__ import annotations
 

@@ -9,7 +9,8 @@ from typing import Any
 from jaxl.config import Json
 from jaxl.diffusion.randomness import Randomness
 from jaxl.diffusion.rows import Table
-from jaxl.diffusion.schedule import SIGMA_SCHEDULES, SchedulerConfig
+from jaxl.diffusion.schedule import SchedulerConfig
+from jaxl.diffusion.sigma_schedules import SIGMA_SCHEDULES
 from jaxl.diffusion.spacing import Levels
 
 # defaults of classes that were written for latent diffusion
@@ -47,8 +48,8 @@ class Solver:
     `eta` is the default of a solver that adds noise of its own, None for one that adds none. `churns` says that it
     knows churn, `finals` that it can end at another level than 0, and `custom` which levels of one's own it takes:
     `timesteps`, `sigmas`. `schedules` are the sigma schedules it can follow; a solver that counts timesteps has none.
-    `follows` says that it follows one where the checkpoint asks. `rows` is the most that a step has, `solver_types` what
-    a call may choose as `solver_type`, and `options` are choices that a checkpoint with another scheduler has not made.
+    `follows` says that it follows one where the checkpoint asks. `rows` is the most that a step has, `solver_types` is
+    what a call may choose for `solver_type`, and `options` are the fields of SchedulerConfig that its name stands for.
 
     `diffusers` is the class that does what it does, None if there is none. `a1111` is the sampler of A1111's web UI,
     and `automatic` the sigma schedule that "Automatic" is for it there (`modules/sd_samplers_kdiffusion.py`); None is
@@ -62,7 +63,7 @@ class Solver:
     churns: bool = False
     finals: bool = False
     custom: tuple[str, ...] = ("timesteps", "sigmas")
-    schedules: tuple[str, ...] = SIGMA_SCHEDULES
+    schedules: tuple[str, ...] = tuple(SIGMA_SCHEDULES)
     follows: bool = True
     rows: int = 2
     solver_types: tuple[str, ...] = ()
