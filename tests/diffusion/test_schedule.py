@@ -17,6 +17,7 @@ from jaxl.errors import CheckpointError
 SDXL = NoiseSchedule(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
 EULER = {"_class_name": "EulerDiscreteScheduler"}
 DPM = {"_class_name": "DPMSolverMultistepScheduler"}
+FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler"}
 EDM_EULER = {"_class_name": "EDMEulerScheduler"}
 EDM_DPM = {"_class_name": "EDMDPMSolverMultistepScheduler"}
 
@@ -70,7 +71,10 @@ def test_zero_terminal_snr_ends_at_no_signal_and_keeps_the_first_level() -> None
         ({"use_beta_sigmas": True, "use_karras_sigmas": True}, "cannot be karras and beta at once"),
         ({"sigma_max": 700.0}, "sigma_max=700.0"),
         ({"brightness": 2}, "brightness=2"),
-        ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, "'FlowMatchEulerDiscreteScheduler'.*EulerDiscrete"),
+        ({"_class_name": "FlowMapEulerDiscreteScheduler"}, "'FlowMapEulerDiscreteScheduler'.*EulerDiscrete"),
+        ({**FLOW, "use_dynamic_shifting": True}, "use_dynamic_shifting=True"),
+        ({**FLOW, "shift_terminal": 0.1}, "shift_terminal=0.1"),
+        ({**FLOW, "shift": 0}, "shift=0.0 must be a number above 0"),
         ({"_class_name": None}, "scheduler class None"),
         ({**DPM, "algorithm_type": "dpmsolver"}, "algorithm_type='dpmsolver'"),
         ({**DPM, "solver_order": 4}, "solver_order=4"),
@@ -127,6 +131,8 @@ def test_fields_that_are_switched_off_or_empty_are_taken() -> None:
         ({"_class_name": "KDPM2AncestralDiscreteScheduler"}, "dpm2_a"),
         ({"_class_name": "DPMSolverSDEScheduler"}, "dpm++sde"),
         (EDM_EULER, "edm_euler"),
+        (FLOW, "euler"),
+        ({"_class_name": "FlowMatchHeunDiscreteScheduler"}, "heun"),
         (EDM_DPM, "edm_dpm++2m"),
         ({**EDM_DPM, "algorithm_type": "sde-dpmsolver++"}, "dpm++2m_sde"),
         ({"_class_name": "DPMSolverSinglestepScheduler"}, "DPMSolverSinglestepScheduler"),

@@ -299,7 +299,7 @@ def test_what_a_scheduler_cannot_do_with_the_checkpoint_is_said() -> None:
         build_table(CONFIG, 20, "edm_euler")
     with pytest.raises(CheckpointError, match="EDM noise, which has no timesteps to count; use `scheduler='euler'`"):
         build_table(EDM_CONFIG, 20, "ddim")
-    with pytest.raises(CheckpointError, match="'ays' is made of timesteps"):
+    with pytest.raises(CheckpointError, match="'ays' is made of timesteps that a model with EDM"):
         build_table(EDM_CONFIG, 20, "euler_ays")
 
 

@@ -116,15 +116,18 @@ def pack_sigmas(
     steps: np.ndarray | None = None,
     **columns: ArrayLike,
 ) -> Table:
-    """The table for latents `image + sigma * noise`, with `sigmas` [used + 1] as `pack` has them."""
-    ones = np.ones_like(sigmas)
+    """The table for latents `image + sigma * noise`, with `sigmas` [used + 1] as `pack` has them.
+
+    On a straight path the image's scale is `1 - sigma`, and what goes along (x - D) / sigma goes along the velocity.
+    """
+    alphas = noise.alphas(sigmas)
     return pack(
         timesteps=timesteps,
         init_scale=init_scale,
-        alphas=ones,
+        alphas=alphas,
         sigmas=sigmas,
         steps=steps,
-        **precondition(noise, ones[:-1], sigmas[:-1]),
+        **precondition(noise, alphas[:-1], sigmas[:-1]),
         **columns,
     )
 
@@ -153,8 +156,11 @@ def precondition(noise: NoiseSchedule, alphas: np.ndarray, sigmas: np.ndarray) -
     """The columns `c_in`, `c_skip` and `c_out` for latents `alphas * image + sigmas * noise` of any scale.
 
     Karras et al. 2022 (arXiv:2206.00364), table 1. EDM's network predicts the velocity of Salimans and Ho 2022
-    (arXiv:2202.00512) on divided data, with the sign turned for `epsilon`.
+    (arXiv:2202.00512) on divided data, with the sign turned for `epsilon`; on a straight path it predicts noise less
+    image.
     """
+    if noise.flow is not None:
+        return {"c_in": 1 / (alphas + sigmas), "c_skip": 1 / (alphas + sigmas), "c_out": -sigmas / (alphas + sigmas)}
     data = 1.0 if noise.edm is None else noise.edm.sigma_data
     scale = np.hypot(data * alphas, sigmas)
     kind = noise.prediction_type if noise.edm is None else "v_prediction"

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from jaxl.diffusion.schedule import SchedulerConfig
-from jaxl.diffusion.spacing import Levels, beta_quantiles, final_sigma, sigma_levels
+from jaxl.diffusion.spacing import Levels, beta_quantiles, final_sigma, sigma_levels, told
 
 # Sabour et al. 2024 (arXiv:2404.14507): SDXL's levels for 10 steps, from the authors' page; the last is the result's
 AYS = (14.615, 6.315, 3.771, 2.181, 1.342, 0.862, 0.555, 0.380, 0.234, 0.113, 0.029)
@@ -44,7 +44,7 @@ GITS = (
 
 def sgm_uniform(config: SchedulerConfig, steps: int) -> Levels:
     """Stability's generative-models: evenly spaced timesteps, fractional, the last of which is left out."""
-    return _at(config, np.linspace(config.noise.num_train_timesteps - 1, 0, steps + 1)[:-1])
+    return _at(config, _even_times(config, steps + 1)[:-1])
 
 
 def uniform(config: SchedulerConfig, steps: int) -> Levels:
@@ -53,7 +53,7 @@ def uniform(config: SchedulerConfig, steps: int) -> Levels:
     A1111 calls it "Uniform", ComfyUI "normal". diffusers' `linspace` has other sigmas at the same timesteps, since it
     interpolates them, and not their logarithms.
     """
-    return _at(config, np.linspace(config.noise.num_train_timesteps - 1, 0, steps))
+    return _at(config, _even_times(config, steps))
 
 
 def simple(config: SchedulerConfig, steps: int) -> Levels:
@@ -169,47 +169,62 @@ def _ending(config: SchedulerConfig, sigmas: np.ndarray) -> Levels:
 
 
 def _at(config: SchedulerConfig, times: ArrayLike) -> Levels:
-    """Timesteps, falling, with their sigmas interpolated in the logarithm."""
-    trained, times = config.noise.sigmas(), np.asarray(times, np.float64)
-    sigmas = np.exp(np.interp(times, np.arange(trained.size), np.log(trained)))
+    """Timesteps, falling and counted from 0, with their sigmas, interpolated in the logarithm."""
+    noise, times = config.noise, np.asarray(times, np.float64)
+    trained = noise.sigmas()
+    if noise.flow is not None:
+        sigmas = noise.flow.shifted((times + 1) / trained.size)
+        times = told(noise, sigmas)
+    else:
+        sigmas = np.exp(np.interp(times, np.arange(trained.size), np.log(trained)))
     return Levels(times, np.append(sigmas, final_sigma(config, trained)), times.size)
+
+
+def _even_times(config: SchedulerConfig, points: int) -> np.ndarray:
+    """Timesteps from the highest to the lowest, fractional; the shift of a straight path is in the lowest already."""
+    noise = config.noise
+    lowest = 0.0 if noise.flow is None else noise.sigmas()[0] * noise.num_train_timesteps - 1
+    return np.linspace(noise.num_train_timesteps - 1, lowest, points)
 
 
 @dataclass(frozen=True)
 class SigmaSchedule:
     """A sigma schedule: its `levels`, or None where they span those of a solver's own spacing.
 
-    `by_range` says that it needs no timesteps, so that a model with EDM noise can have it. `a1111` is the schedule type
-    of A1111's web UI or of Forge, and `aliases` are further names; they are spelled freely as `names` reads them.
+    `kinds` are the kinds of noise that can have it. `a1111` is the schedule type of A1111's web UI or of Forge, and
+    `aliases` are further names; they are spelled freely as `names` reads them.
     """
 
     name: str
     levels: Callable[[SchedulerConfig, int], Levels] | None
-    by_range: bool = False
+    kinds: tuple[str, ...] = ("betas", "flow")
     a1111: str | None = None
     aliases: tuple[str, ...] = ()
 
+
+RANGE = ("betas", "edm", "flow")  # of what needs the highest and the lowest level alone
+KNOTS = ("betas",)  # of what was measured for SDXL's betas
 
 # `karras`, `exponential` and `beta` are options of diffusers' classes, so a checkpoint may ask for them
 SIGMA_SCHEDULES: Mapping[str, SigmaSchedule] = {
     each.name: each
     for each in (
-        SigmaSchedule("karras", None, True, "Karras", ("k", "ka")),
-        SigmaSchedule("exponential", None, True, "Exponential", ("exp",)),
-        SigmaSchedule("beta", None, True, "Beta"),
+        SigmaSchedule("karras", None, RANGE, "Karras", ("k", "ka")),
+        SigmaSchedule("exponential", None, RANGE, "Exponential", ("exp",)),
+        SigmaSchedule("beta", None, RANGE, "Beta"),
         SigmaSchedule("sgm_uniform", sgm_uniform, a1111="SGM Uniform"),
         SigmaSchedule("uniform", uniform, a1111="Uniform", aliases=("normal",)),
         SigmaSchedule("simple", simple, a1111="Simple"),
         SigmaSchedule("ddim_uniform", ddim_uniform, a1111="DDIM"),
         SigmaSchedule("turbo", turbo, a1111="Turbo"),
         SigmaSchedule("beta_comfyui", beta_comfyui),
-        SigmaSchedule("polyexponential", polyexponential, True, "Polyexponential"),
-        SigmaSchedule("kl_optimal", kl_optimal, True, "KL Optimal"),
-        SigmaSchedule("kl_optimal_comfyui", kl_optimal_comfyui, True),
-        SigmaSchedule("linear_quadratic", linear_quadratic, True),
-        SigmaSchedule("ays", ays),
-        SigmaSchedule("ays_a1111", ays_a1111, a1111="Align Your Steps"),
-        SigmaSchedule("ays_comfyui", ays_comfyui),
-        SigmaSchedule("gits", gits),
+        SigmaSchedule("polyexponential", polyexponential, RANGE, "Polyexponential"),
+        SigmaSchedule("kl_optimal", kl_optimal, RANGE, "KL Optimal"),
+        SigmaSchedule("kl_optimal_comfyui", kl_optimal_comfyui, RANGE),
+        SigmaSchedule("linear_quadratic", linear_quadratic, RANGE),
+        SigmaSchedule("ays", ays, KNOTS),
+        SigmaSchedule("ays_a1111", ays_a1111, KNOTS, a1111="Align Your Steps"),
+        SigmaSchedule("ays_comfyui", ays_comfyui, KNOTS),
+        SigmaSchedule("gits", gits, KNOTS),
     )
 }

@@ -85,7 +85,12 @@ def timestep_to_sigma(timesteps: np.ndarray, trained: np.ndarray) -> np.ndarray:
 
 
 def told(noise: NoiseSchedule, sigmas: np.ndarray) -> np.ndarray:
-    """What the network is told at each sigma above 0: the fractional timestep, or EDM's `log(sigma) / 4`."""
+    """What the network is told at each sigma above 0: the fractional timestep, or EDM's `log(sigma) / 4`.
+
+    On a straight path it is sigma, counted in timesteps.
+    """
+    if noise.flow is not None:
+        return sigmas * noise.num_train_timesteps
     return np.log(sigmas) / 4 if noise.edm is not None else sigma_to_timestep(sigmas, noise.sigmas())
 
 
@@ -143,6 +148,20 @@ def edm_levels(config: SchedulerConfig, steps: int) -> Levels:
     sigmas = _scheduled(kind, edm.sigma_max, edm.sigma_min, steps, edm.rho)
     final = edm.sigma_min if config.final_sigmas_type == "sigma_min" else 0.0
     return Levels(told(config.noise, sigmas), np.append(sigmas, final), steps)
+
+
+def flow_levels(config: SchedulerConfig, steps: int) -> Levels:
+    """Those of diffusers' FlowMatchEulerDiscreteScheduler, from 1 to the lowest trained level, evenly before the shift.
+
+    As there, the shift has been in the lowest level before it is in all of them.
+    """
+    noise = config.noise
+    trained = noise.sigmas()
+    sigmas = np.linspace(1.0, trained[0], steps)
+    sigmas = sigmas if noise.flow is None else noise.flow.shifted(sigmas)
+    if config.sigma_schedule is not None:
+        sigmas = _scheduled(config.sigma_schedule, sigmas[0], sigmas[-1], steps)
+    return sigma_levels(config, np.append(sigmas, final_sigma(config, trained)))
 
 
 def timestep_levels(config: SchedulerConfig, timesteps: ArrayLike) -> Levels:

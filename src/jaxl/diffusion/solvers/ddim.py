@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from jaxl.diffusion.randomness import Randomness
-from jaxl.diffusion.rows import COLUMNS, Table, denoiser, pack
+from jaxl.diffusion.rows import Table, denoiser, pack
 from jaxl.diffusion.schedule import NoiseSchedule, SchedulerConfig
+from jaxl.diffusion.solvers.euler import unguided_slope
 from jaxl.diffusion.solvers.solver import DiffusersClass, Solver
 from jaxl.diffusion.spacing import Levels, ddim_levels
 from jaxl.errors import CheckpointError
@@ -33,9 +34,8 @@ def ddim_cfgpp(config: SchedulerConfig, levels: Levels, randomness: Randomness) 
 
     The scale of guidance is divided by 12.5, so that it means about what it means without, as in A1111's "DDIM CFG++".
     """
-    table = ddim(config, levels, randomness)
-    weight = table.rows[: table.used, COLUMNS.index("x_d")]
-    return table.with_columns(guidance=table.alphas[1:] / np.where(weight > 0, weight, np.inf) / A1111_SCALE)
+    table = unguided_slope(ddim(config, levels, randomness))
+    return table.with_columns(guidance=table.factors / A1111_SCALE)
 
 
 def renoised(

@@ -40,17 +40,18 @@ def euler_cfgpp(config: SchedulerConfig, levels: Levels, randomness: Randomness)
     `x' = D + q (x - D_negative)`, with q the share of the level that is left, is Euler's step with a scale of guidance
     that is divided by 1 - q. So it is with noise: `euler_ancestral_cfgpp`.
     """
-    return _unguided_slope(euler(config, levels, randomness))
+    return unguided_slope(euler(config, levels, randomness))
 
 
 def euler_ancestral_cfgpp(config: SchedulerConfig, levels: Levels, randomness: Randomness) -> Table:
     """`euler_ancestral` with the guidance of `euler_cfgpp`."""
-    return _unguided_slope(euler_ancestral(config, levels, randomness))
+    return unguided_slope(euler_ancestral(config, levels, randomness))
 
 
-def _unguided_slope(table: Table) -> Table:
+def unguided_slope(table: Table) -> Table:
+    """The table of a first-order method with the factors of guidance that leave the slope unguided, as in CFG++."""
     weight = table.rows[: table.used, COLUMNS.index("x_d")]
-    return table.with_columns(guidance=1 / np.where(weight > 0, weight, 1.0))
+    return table.with_columns(guidance=table.alphas[1:] / np.where(weight > 0, weight, np.inf))
 
 
 def ancestral(here: np.ndarray, there: np.ndarray, eta: float) -> tuple[np.ndarray, np.ndarray]:
@@ -74,7 +75,7 @@ def start_scale(config: SchedulerConfig, levels: Levels, fresh: np.ndarray | Non
     diffusers starts `leading` and EDM's levels from the variance of noise and image together.
     """
     highest = levels.sigmas.max()
-    together = config.timestep_spacing == "leading" or config.noise.edm is not None
+    together = config.noise.flow is None and (config.timestep_spacing == "leading" or config.noise.edm is not None)
     return math.hypot(highest, 1.0 if together else 0.0, 0.0 if fresh is None else fresh[0])
 
 
@@ -98,10 +99,12 @@ SOLVERS = (
         "euler",
         euler,
         euler_levels,
+        flows=True,
         churns=True,
         finals=True,
         diffusers=DiffusersClass("EulerDiscreteScheduler"),
         a1111="Euler",
+        aliases=("FlowMatchEulerDiscreteScheduler",),
     ),
     Solver(
         "euler_a",
@@ -117,6 +120,7 @@ SOLVERS = (
         "euler_cfg++",
         euler_cfgpp,
         euler_levels,
+        flows=True,
         churns=True,
         finals=True,
     ),

@@ -32,4 +32,4 @@ def gradient_estimation(config: SchedulerConfig, levels: Levels, randomness: Ran
     )
 
 
-SOLVERS = (Solver("gradient_estimation", gradient_estimation, euler_levels),)
+SOLVERS = (Solver("gradient_estimation", gradient_estimation, euler_levels, flows=True),)

@@ -73,9 +73,11 @@ SOLVERS = (
         "heun",
         heun,
         euler_levels,
+        flows=True,
         churns=True,
         diffusers=DiffusersClass("HeunDiscreteScheduler", defaults=LATENT_BETAS),
         a1111="Heun",
+        aliases=("FlowMatchHeunDiscreteScheduler",),
     ),
-    Solver("heunpp2", heunpp2, euler_levels, churns=True, rows=3, a1111="HeunPP2"),
+    Solver("heunpp2", heunpp2, euler_levels, flows=True, churns=True, rows=3, a1111="HeunPP2"),
 )

@@ -65,4 +65,4 @@ def _table(config: SchedulerConfig, levels: Levels, weights: np.ndarray) -> Tabl
     )
 
 
-SOLVERS = (Solver("ipndm", ipndm, euler_levels), Solver("ipndm_v", ipndm_v, euler_levels))
+SOLVERS = (Solver("ipndm", ipndm, euler_levels, flows=True), Solver("ipndm_v", ipndm_v, euler_levels, flows=True))

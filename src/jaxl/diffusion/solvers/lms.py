@@ -54,4 +54,4 @@ def adams_bashforth(sigmas: np.ndarray) -> np.ndarray:
     return weights
 
 
-SOLVERS = (Solver("lms", lms, euler_levels, diffusers=DiffusersClass("LMSDiscreteScheduler"), a1111="LMS"),)
+SOLVERS = (Solver("lms", lms, euler_levels, flows=True, diffusers=DiffusersClass("LMSDiscreteScheduler"), a1111="LMS"),)

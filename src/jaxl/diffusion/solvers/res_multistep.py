@@ -43,6 +43,6 @@ def res_multistep(config: SchedulerConfig, levels: Levels, randomness: Randomnes
 
 
 SOLVERS = (
-    Solver("res_multistep", res_multistep, euler_levels),
+    Solver("res_multistep", res_multistep, euler_levels, flows=True),
     Solver("res_multistep_a", res_multistep, euler_levels, eta=1.0, aliases=("res_multistep_ancestral",)),
 )
