@@ -76,6 +76,9 @@ CONFIG = SchedulerConfig()
         ("k_dpmpp_2s_a_ka", "dpm++2s_a_karras"),
         ("k_dpmpp_sde", "dpm++sde"),
         ("k_dpmpp_3m_sde_exp", "dpm++3m_sde_exponential"),
+        ("dpmpp_2s", "dpm++2s"),
+        ("dpmpp_2s_k", "dpm++2s_karras"),
+        ("DPMSolverSinglestepScheduler", "dpm++2s"),
         ("Restart Karras", "restart_karras"),
         ("DPM fast", "dpm_fast"),
         ("k_dpm_fast", "dpm_fast"),
@@ -120,7 +123,7 @@ def test_a1111_reads_back_what_is_written_for_it() -> None:
 @pytest.mark.parametrize(
     "theirs",
     [
-        *("DPM adaptive", "DPMSolverSinglestepScheduler", "k_dpm_ad", "dpmpp_2s", "dpmpp_2s_k", "DPM adaptive Karras"),
+        *("DPM adaptive", "SASolverScheduler", "k_dpm_ad", "DPM adaptive Karras", "IPNDMScheduler"),
         *("dpmpp_2m_cfg_pp", "dpmpp_2s_ancestral_cfg_pp", "res_multistep_cfg_pp", "gradient_estimation_cfg_pp normal"),
     ],
 )

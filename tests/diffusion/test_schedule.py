@@ -95,7 +95,6 @@ def test_what_would_change_the_result_is_refused_by_name(fields: dict[str, Any],
 @pytest.mark.parametrize(
     ("fields", "own"),
     [
-        ({"_class_name": "DPMSolverSinglestepScheduler"}, "DPMSolverSinglestepScheduler"),
         ({"_class_name": "SASolverScheduler", "tau_func": None, "predictor_order": 2}, "SASolverScheduler"),
         ({"_class_name": "IPNDMScheduler"}, "IPNDMScheduler"),
         ({**DPM, "use_lu_lambdas": True}, "DPMSolverMultistepScheduler with use_lu_lambdas"),
@@ -135,7 +134,7 @@ def test_fields_that_are_switched_off_or_empty_are_taken() -> None:
         ({"_class_name": "FlowMatchHeunDiscreteScheduler"}, "heun"),
         (EDM_DPM, "edm_dpm++2m"),
         ({**EDM_DPM, "algorithm_type": "sde-dpmsolver++"}, "dpm++2m_sde"),
-        ({"_class_name": "DPMSolverSinglestepScheduler"}, "DPMSolverSinglestepScheduler"),
+        ({"_class_name": "DPMSolverSinglestepScheduler"}, "dpm++2s"),
     ],
 )
 def test_the_class_decides_the_scheduler(raw: dict[str, Any], name: str) -> None:

@@ -270,8 +270,8 @@ def test_a_name_without_suffix_follows_the_checkpoint_s_sigmas() -> None:
 
 
 def test_an_unknown_scheduler_is_answered_with_the_nearest() -> None:
-    with pytest.raises(InputError, match=r"scheduler='dpm\+\+2k': did you mean 'dpm\+\+2m'\? known: ddim, "):
-        build_table(CONFIG, 20, "dpm++2k")
+    with pytest.raises(InputError, match=r"scheduler='dpm\+\+3k': did you mean 'dpm\+\+3m'\? known: ddim, "):
+        build_table(CONFIG, 20, "dpm++3k")
 
 
 @pytest.mark.parametrize("steps", [0, -1, 1001, 20.0, "20", True, None])

@@ -17,8 +17,6 @@ from jaxl.errors import CheckpointError
 CLASSES: Mapping[str, DiffusersClass] = {
     kind.name: kind for kind in (solver.diffusers for solver in SOLVERS.values()) if kind is not None
 } | {
-    # jaxl has no solver for it, but knows what is in its config
-    "DPMSolverSinglestepScheduler": DiffusersClass("DPMSolverSinglestepScheduler"),
     # on straight paths solvers are the same
     "FlowMatchEulerDiscreteScheduler": DiffusersClass("FlowMatchEulerDiscreteScheduler", lambda _: "euler", flow=True),
     "FlowMatchHeunDiscreteScheduler": DiffusersClass("FlowMatchHeunDiscreteScheduler", lambda _: "heun", flow=True),

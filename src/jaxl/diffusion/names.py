@@ -26,8 +26,6 @@ _LACKING: Mapping[str, str] = {
     # its steps depend on the picture, so that images would leave a batch at different rows
     "dpmadaptive": "dpm++3m",
     "dpmad": "dpm++3m",
-    "dpm++2s": "dpm++2s_a",
-    "dpmsolversinglestepscheduler": "dpm++2s_a",
     "sasolverscheduler": "sa_solver",
     "ipndmscheduler": "ipndm",
     # the history would have to hold unguided estimates
