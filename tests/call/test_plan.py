@@ -87,6 +87,8 @@ def huge() -> bytes:
         ({"sigmas": [5.0, 1.0, 0.0], "steps": 9}, "steps=9: the sigmas make 2 steps"),
         ({"eta": 2.0, "scheduler": "euler_a"}, "eta=2.0"),
         ({"s_churn": 1.0, "scheduler": "unipc"}, "s_churn=1.0"),
+        ({"scheduler": "ddim_inverse"}, "scheduler='ddim_inverse': leads from a picture to its noise; give `image`"),
+        ({"scheduler": "ddim_inverse", "image": PICTURE, "strength": 0.5}, "scheduler='ddim_inverse'.*strength=1"),
         ({"scheduler": "DPM adaptive"}, "scheduler='DPM adaptive': jaxl has no such sampler"),
     ],
 )

@@ -156,7 +156,15 @@ def singlestep() -> Iterator[Case]:
             yield Case(scheduler_json("dpm++2s", **solver, final_sigmas_type="sigma_min"), steps)
 
 
-BATCH = Batch([*grid(), *edm(), *corners(), *starts(), *custom(), *singlestep()])
+def inverse() -> Iterator[Case]:
+    """From a picture up to noise."""
+    for spacing, prediction, steps in itertools.product(SPACINGS[::2], PREDICTIONS[:2], STEPS):
+        options = {"timestep_spacing": spacing, "prediction_type": prediction, "clip_sample": False}
+        for one in (True, False):
+            yield Case(scheduler_json("ddim_inverse", set_alpha_to_one=one, **options), steps)
+
+
+BATCH = Batch([*grid(), *edm(), *corners(), *starts(), *custom(), *singlestep(), *inverse()])
 
 
 def correct_curvature(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,7 +184,7 @@ def correct_curvature(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kind, "multistep_dpm_solver_third_order_update", update)
 
 
-@pytest.mark.parametrize("scheduler", [*NAMES, "dpm++2s"])
+@pytest.mark.parametrize("scheduler", [*NAMES, "dpm++2s", "ddim_inverse"])
 def test_every_step_of_every_trajectory_agrees_with_diffusers(scheduler: str, monkeypatch: pytest.MonkeyPatch) -> None:
     correct_curvature(monkeypatch)
     for number, case in enumerate(BATCH.cases):
@@ -190,7 +198,7 @@ def test_every_step_of_every_trajectory_agrees_with_diffusers(scheduler: str, mo
             # diffusers would take weights of order 4 for the one slope it has
             theirs.sigmas, theirs.timesteps = theirs.sigmas[skip:], theirs.timesteps[skip:]
         timesteps, states = follow(theirs, case, BATCH.initial[number], BATCH.noises[:, number])
-        whole = scheduler in ("ddim", "dpm++2s", *DPM)
+        whole = scheduler in ("ddim", "ddim_inverse", "dpm++2s", *DPM)
         np.testing.assert_allclose(
             case.table.timesteps, timesteps, rtol=0, atol=0 if whole else 0.02, err_msg=str(case)
         )

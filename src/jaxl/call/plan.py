@@ -208,12 +208,14 @@ def make_plan(
     named = scheduler or preset.scheduler
     spacing = preset.timestep_spacing or model.scheduler.timestep_spacing
     config = replace(model.scheduler, timestep_spacing=spacing)
+    full_name = scheduler_name(config, named, custom=custom)
     whole = build_table(config, steps, named, **sampling)
     times = whole.timesteps[np.unique(whole.steps, return_index=True)[1]]
     skip, stop = span(begin, model, times)
     run = build_table(config, steps, named, places=range(skip, len(times)), **sampling) if skip else whole
+    if whole.sigmas[0] < whole.sigmas[-1] and (pictures is None or skip):
+        raise InputError("scheduler", full_name, "leads from a picture to its noise; give `image`, and strength=1")
     interval = arguments.whole_number("step_interval", options.get("step_interval", 1), least=1)
-    full_name = scheduler_name(config, named, custom=custom)
     made, table = np.arange(skip, len(times)), run
     if interval > 1:
         check_gaps("step_interval", interval, full_name, run)
