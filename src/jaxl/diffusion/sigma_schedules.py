@@ -154,7 +154,8 @@ def _range(config: SchedulerConfig) -> tuple[float, float]:
 
 
 def _even_angles(config: SchedulerConfig, points: int) -> np.ndarray:
-    return np.tan(np.linspace(*np.arctan(_range(config)), points))
+    highest, lowest = np.arctan(_range(config))
+    return np.tan(np.linspace(highest, lowest, points))
 
 
 def _interpolated(knots: Sequence[float] | np.ndarray, points: int) -> np.ndarray:
