@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ from PIL import Image
 import jaxl
 from jaxl.call.options import LoadOptions
 from jaxl.call.plan import Plan
+from jaxl.call.starts import span
+from jaxl.diffusion.schedule import Flow, NoiseSchedule, SchedulerConfig
 from jaxl.errors import PromptWarning
 
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
@@ -98,6 +100,18 @@ def test_what_cannot_work(small: Any, compilations: Any, options: dict[str, Any]
         pipe.generate(params, "a cat", **{**SMALL, **options})
     assert "\n" not in str(error.value)
     assert seen == []
+
+
+def test_a_straight_path_begins_at_its_very_start(small: Any) -> None:
+    model = replace(small[0].model, scheduler=SchedulerConfig(NoiseSchedule(prediction_type="flow", flow=Flow())))
+    times = np.array([1000.0, 700.0, 300.0])
+    assert span({}, model, times) == (0, 3)
+    assert span({"denoising_end": 0.5}, model, times) == (0, 2)
+    assert span({"denoising_start": 0.5, "image": PICTURE}, model, times) == (2, 3)
+
+
+def test_a_restart_is_cut_where_it_first_comes_below(small: Any) -> None:
+    assert span({"denoising_end": 0.5}, small[0].model, np.array([900.0, 400.0, 800.0, 100.0])) == (0, 1)
 
 
 def test_guidance_is_paid_for_where_it_is(small: Any) -> None:

@@ -40,6 +40,7 @@ class Flow:
     shift: float = 1.0
 
     def shifted(self, sigmas: np.ndarray) -> np.ndarray:
+        """Return the shares of noise, from 0 to 1, moved towards 1."""
         return self.shift * sigmas / (1 + (self.shift - 1) * sigmas)
 
 
