@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import re
+from pathlib import Path
 from typing import Any
 
 import diffusers
 import numpy as np
 import pytest
 import torch
+from pipelines import TINY, random_pipeline
+from torch_weights import randomize, relative_error
 
+import jaxl
 from jaxl.diffusion.diffusers_config import read_scheduler_config
 from jaxl.diffusion.rows import COLUMNS, MIXED, Table
 from jaxl.diffusion.schedulers import SOLVERS
@@ -133,3 +138,41 @@ def test_schedulers_that_are_not_for_straight_paths_are_refused() -> None:
         build_table(config, 4, "euler_ays")
     with pytest.raises(InputError, match=r"shift=3\.0: is for models that were trained on straight paths"):
         build_table(read_scheduler_config({"_class_name": "EulerDiscreteScheduler"}), 4, shift=3.0)
+
+
+def test_a_model_with_sixteen_channels_draws_what_diffusers_draws(tmp_path: Path) -> None:
+    """From the prompt to the image, with the VAE's shift; the whole way of a folder whose scheduler is FlowMatch's."""
+    unet = {key: value for key, value in json.loads((TINY / "unet/config.json").read_text()).items() if key[0] != "_"}
+    unet |= {"in_channels": 16, "out_channels": 16, "cross_attention_dim": 48}
+    unet["projection_class_embeddings_input_dim"] = 24 + 6 * unet["addition_time_embed_dim"]
+    pipe = random_pipeline(unet, {})
+    side = {"block_out_channels": (16, 16, 32, 32), "norm_num_groups": 8, "latent_channels": 16}
+    levels = {"scaling_factor": 0.3611, "shift_factor": 0.1159, "use_quant_conv": False, "use_post_quant_conv": False}
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+    vae: Any = diffusers.AutoencoderKL(**blocks, **side, **levels)  # pyright: ignore
+    pipe.vae = randomize(vae, seed=5)
+    pipe.save_pretrained(tmp_path)
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    (tmp_path / "model_index.json").write_text(json.dumps({**index, "scheduler": ["diffusers", EULER["_class_name"]]}))
+    (tmp_path / "scheduler/scheduler_config.json").write_text(json.dumps({**EULER, "shift": 3.0}))
+
+    ours, params = jaxl.from_pretrained(tmp_path, dtype="float32")
+    noise = np.random.default_rng(0).standard_normal((1, 8, 8, 16)).astype(np.float32)
+    calls = {"negative_prompt": "a dog", "guidance_scale": 5.0, "width": 64, "height": 64}
+    got = ours.generate(params, "a cat", **calls, steps=3, latents=noise, output="numpy")
+
+    theirs = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
+    theirs.set_timesteps(3)
+    x = torch.from_numpy(noise.transpose(0, 3, 1, 2))
+    with torch.no_grad():
+        positive, negative, pooled, other = pipe.encode_prompt("a cat", negative_prompt="a dog", device="cpu")
+        added = {"text_embeds": torch.cat([other, pooled]), "time_ids": torch.tensor([[64.0, 64, 0, 0, 64, 64]] * 2)}
+        context = torch.cat([negative, positive])
+        for t in theirs.timesteps:
+            out = pipe.unet(torch.cat([x, x]), t, encoder_hidden_states=context, added_cond_kwargs=added).sample
+            plain, prompted = out.chunk(2)
+            x = theirs.step(plain + 5 * (prompted - plain), t, x).prev_sample
+        image = pipe.vae.decode(x / levels["scaling_factor"] + levels["shift_factor"]).sample
+    assert relative_error(got.latents, x.permute(0, 2, 3, 1)) < 2e-4
+    wanted = np.clip(image.permute(0, 2, 3, 1).numpy() / 2 + 0.5, 0, 1)
+    assert np.mean(np.abs(got.images - wanted) <= 1 / 255) > 0.999
