@@ -172,6 +172,7 @@ def test_what_cannot_be_read_is_told(client: TestClient) -> None:
         ("Euler", "GPU", "cuda"),
         ("Euler", "cuda:t4", "cuda:t4"),
         ("Euler a", "NV", None),  # it adds noise at each step
+        ("Restart", "NV", None),
     ],
 )
 def test_other_noise(sampler: str, label: str, noise: str | None) -> None:

@@ -117,7 +117,8 @@ def a1111_settings(
                 found[name] = number
                 del left[label]
     # other noise is drawn for schedulers that add none on their way
-    if left.get("RNG") in RNG_NAMES and not SCHEDULERS[found.get("scheduler", default)].solver.eta:
+    solver = SCHEDULERS[found.get("scheduler", default)].solver
+    if left.get("RNG") in RNG_NAMES and not (solver.eta or solver.draws):
         found["noise"] = RNG_NAMES[left.pop("RNG")]
     if size := read_size(left.get("Size", "")):
         found["width"], found["height"] = size
