@@ -480,6 +480,7 @@ class VAEConfig:
                 "scaling_factor": 0.18215,
                 "latents_mean": None,
                 "latents_std": None,
+                "shift_factor": None,
                 "use_quant_conv": True,
                 "use_post_quant_conv": True,
                 "mid_block_add_attention": True,
@@ -489,7 +490,6 @@ class VAEConfig:
                 "act_fn": ("silu", "swish"),
                 "down_block_types": (("DownEncoderBlock2D",) * n,),
                 "up_block_types": (("UpDecoderBlock2D",) * n,),
-                "shift_factor": (None,),
             },
             inert=("sample_size",),
         )
@@ -497,6 +497,12 @@ class VAEConfig:
         mean, std = (
             None if f[name] is None else tuple(map(float, f[name])) for name in ("latents_mean", "latents_std")
         )
+        if f["shift_factor"] is not None:  # the same mean for all channels
+            if mean is not None:
+                raise CheckpointError(
+                    f"{what}: there are both shift_factor={f['shift_factor']} and latents_mean={mean}"
+                )
+            mean, std = ((float(number),) * f["latent_channels"] for number in (f["shift_factor"], 1.0))
         lengths = {None if each is None else len(each) for each in (mean, std)}
         if lengths not in ({None}, {f["latent_channels"]}):
             raise CheckpointError(

@@ -67,8 +67,9 @@ def from_pretrained(
         preview: an autoencoder of TAESD's kind for previews, in place of a linear map.
         preset: a name in `jaxl.presets.PRESETS`, such as "turbo", "lightning" or "hyper": what `generate` does where it
             is not told the steps, the guidance or the scheduler. By default, what the checkpoint's name or configs say.
-        prediction_type: "epsilon", "v_prediction" or "sample", where the checkpoint does not say, or wrongly, what its
-            network predicts. A single file says it in a tensor `v_pred`, in its metadata or in a .yaml beside it.
+        prediction_type: "epsilon", "v_prediction", "sample" or "flow" (the velocity of a straight path), where the
+            checkpoint does not say, or wrongly, what its network predicts. A single file says it in a tensor `v_pred`,
+            in its metadata or in a .yaml beside it.
         batch_sizes: the numbers of images that programs are compiled for; other numbers are filled up, or drawn in
             several rounds. By default every number of images compiles programs of its own.
         precision: "fp8" or "int8": the linear layers of the U-Net's transformer blocks in eight bits, faster on chips

@@ -597,7 +597,7 @@ class Pipeline:
                 image in any batch and on any number of devices.
             steps: 1 to the schedule's training steps; 25 by default, or what the model's preset says.
             guidance_scale: finite, one, one for each image, or [images or 1, steps]; 5 by default, or what the preset
-                says. Where it is 1 or below the negative branch is not computed.
+                says. Where it is 1 or below the negative branch is not computed, but for CFG++, which takes any.
             width, height: pixels, multiples of 8; by default the size the model was trained for, or, with `image`, the
                 one of SDXL's sizes that is nearest to its shape.
             num_images: for each prompt.

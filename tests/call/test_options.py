@@ -38,7 +38,7 @@ NO_FLAG: Mapping[str, str] = {
     "latents": RARE,
     "denoising_start": RARE,
     "denoising_end": "--refiner-at",
-    **dict.fromkeys(("s_churn", "s_tmin", "s_tmax", "s_noise", "final_sigmas_type"), RARE),
+    **dict.fromkeys(("s_churn", "s_tmin", "s_tmax", "s_noise", "final_sigmas_type", "solver_type", "shift"), RARE),
     **dict.fromkeys(("pag_adaptive_scale", "pag_layers"), RARE),
     **dict.fromkeys(options.MicroConditioning.__annotations__, RARE),
 }
@@ -49,7 +49,9 @@ NO_FIELD: Mapping[str, str] = {
     "height": "size, as OpenAI calls it",
     "latents": ONE_BY_ONE,
     **dict.fromkeys(("prompt_2", "negative_prompt_2"), PROMPT_PARTS),
-    **dict.fromkeys(("timesteps", "sigmas", "timestep_spacing", "final_sigmas_type"), ONE_BY_ONE),
+    **dict.fromkeys(
+        ("timesteps", "sigmas", "timestep_spacing", "final_sigmas_type", "solver_type", "shift"), ONE_BY_ONE
+    ),
     **dict.fromkeys(("s_churn", "s_tmin", "s_tmax", "s_noise"), RARE),
     **dict.fromkeys(("pag_adaptive_scale", "pag_layers"), NOT_OFFERED),
     **dict.fromkeys(("denoising_start", "denoising_end"), "a server has one model"),
@@ -67,7 +69,7 @@ NO_LABEL: Mapping[str, str] = {
     "noise": "RNG, by A1111's names",
     "latents": "too large",
     **dict.fromkeys(("prompt_2", "negative_prompt_2", "prompt_syntax"), OWN_JSON),
-    **dict.fromkeys(("timesteps", "sigmas", "timestep_spacing", "final_sigmas_type"), OWN_JSON),
+    **dict.fromkeys(("timesteps", "sigmas", "timestep_spacing", "final_sigmas_type", "solver_type", "shift"), OWN_JSON),
     **dict.fromkeys(("s_churn", "s_tmin", "s_tmax", "s_noise"), OWN_JSON),
     **dict.fromkeys(("guidance_interval", "pag_scale", "pag_adaptive_scale", "pag_layers", "freeu"), OWN_JSON),
     **dict.fromkeys(("cache_interval", "step_interval", "speed"), OWN_JSON),

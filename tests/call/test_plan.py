@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ from PIL import Image
 import jaxl
 from jaxl.call.options import LoadOptions
 from jaxl.call.plan import Plan
+from jaxl.call.starts import span
+from jaxl.diffusion.schedule import Flow, NoiseSchedule, SchedulerConfig
 from jaxl.errors import PromptWarning
 
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
@@ -87,7 +89,9 @@ def huge() -> bytes:
         ({"sigmas": [5.0, 1.0, 0.0], "steps": 9}, "steps=9: the sigmas make 2 steps"),
         ({"eta": 2.0, "scheduler": "euler_a"}, "eta=2.0"),
         ({"s_churn": 1.0, "scheduler": "unipc"}, "s_churn=1.0"),
-        ({"scheduler": "Restart"}, "scheduler='Restart': jaxl has no such sampler"),
+        ({"scheduler": "ddim_inverse"}, "scheduler='ddim_inverse': leads from a picture to its noise; give `image`"),
+        ({"scheduler": "ddim_inverse", "image": PICTURE, "strength": 0.5}, "scheduler='ddim_inverse'.*strength=1"),
+        ({"scheduler": "DPM adaptive"}, "scheduler='DPM adaptive': jaxl has no such sampler"),
     ],
 )
 def test_what_cannot_work(small: Any, compilations: Any, options: dict[str, Any], message: str) -> None:
@@ -96,6 +100,18 @@ def test_what_cannot_work(small: Any, compilations: Any, options: dict[str, Any]
         pipe.generate(params, "a cat", **{**SMALL, **options})
     assert "\n" not in str(error.value)
     assert seen == []
+
+
+def test_a_straight_path_begins_at_its_very_start(small: Any) -> None:
+    model = replace(small[0].model, scheduler=SchedulerConfig(NoiseSchedule(prediction_type="flow", flow=Flow())))
+    times = np.array([1000.0, 700.0, 300.0])
+    assert span({}, model, times) == (0, 3)
+    assert span({"denoising_end": 0.5}, model, times) == (0, 2)
+    assert span({"denoising_start": 0.5, "image": PICTURE}, model, times) == (2, 3)
+
+
+def test_a_restart_is_cut_where_it_first_comes_below(small: Any) -> None:
+    assert span({"denoising_end": 0.5}, small[0].model, np.array([900.0, 400.0, 800.0, 100.0])) == (0, 1)
 
 
 def test_guidance_is_paid_for_where_it_is(small: Any) -> None:
@@ -107,6 +123,9 @@ def test_guidance_is_paid_for_where_it_is(small: Any) -> None:
 
     assert segments() == [(10, True, 0)]
     assert segments(guidance_scale=1.0) == [(10, False, 0)]
+    # CFG++ goes along the unguided slope, also where the scale is 1 or less; only the last step has none of it
+    assert segments(guidance_scale=1.0, scheduler="euler_cfg++") == [(9, True, 0), (1, False, 0)]
+    assert segments(guidance_scale=0.5, scheduler="euler_cfg++") == [(10, True, 0)]
     assert segments(guidance_interval=(0.2, 0.5)) == [(2, False, 0), (3, True, 0), (5, False, 0)]
     assert segments(guidance_interval=(0.2, 0.5), scheduler="heun") == [(4, False, 0), (6, True, 0), (9, False, 0)]
     assert segments(guidance_scale=1.0, pag_scale=2.0, guidance_interval=(0, 0.5)) == [(5, True, 0), (5, False, 0)]

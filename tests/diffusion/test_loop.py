@@ -10,7 +10,8 @@ from jaxl.diffusion.loop import Row, Slots, advance, init_slots
 from jaxl.diffusion.noise import image_key, initial_noise, step_noise
 from jaxl.diffusion.rows import COLUMNS, MIXED
 from jaxl.diffusion.schedule import EDM, NoiseSchedule, SchedulerConfig
-from jaxl.diffusion.schedulers import SCHEDULERS
+from jaxl.diffusion.schedulers import SOLVERS
+from jaxl.diffusion.sigma_schedules import SIGMA_SCHEDULES
 from jaxl.diffusion.tables import build_table
 
 SHAPE = (5, 6, 4)
@@ -67,7 +68,7 @@ def test_slots_start_at_row_0_with_scaled_noise() -> None:
 
 
 def test_every_scheduler_side_by_side_gives_what_it_gives_alone() -> None:
-    names, traced = list(SCHEDULERS), []
+    names, traced = [*SOLVERS, *(f"euler_{each}" for each in SIGMA_SCHEDULES)], []
 
     def counted(slots: Slots) -> Slots:
         traced.append(slots.latents.shape)

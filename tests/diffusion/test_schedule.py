@@ -17,6 +17,7 @@ from jaxl.errors import CheckpointError
 SDXL = NoiseSchedule(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
 EULER = {"_class_name": "EulerDiscreteScheduler"}
 DPM = {"_class_name": "DPMSolverMultistepScheduler"}
+FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler"}
 EDM_EULER = {"_class_name": "EDMEulerScheduler"}
 EDM_DPM = {"_class_name": "EDMDPMSolverMultistepScheduler"}
 
@@ -70,7 +71,10 @@ def test_zero_terminal_snr_ends_at_no_signal_and_keeps_the_first_level() -> None
         ({"use_beta_sigmas": True, "use_karras_sigmas": True}, "cannot be karras and beta at once"),
         ({"sigma_max": 700.0}, "sigma_max=700.0"),
         ({"brightness": 2}, "brightness=2"),
-        ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, "'FlowMatchEulerDiscreteScheduler'.*EulerDiscrete"),
+        ({"_class_name": "FlowMapEulerDiscreteScheduler"}, "'FlowMapEulerDiscreteScheduler'.*EulerDiscrete"),
+        ({**FLOW, "use_dynamic_shifting": True}, "use_dynamic_shifting=True"),
+        ({**FLOW, "shift_terminal": 0.1}, "shift_terminal=0.1"),
+        ({**FLOW, "shift": 0}, "shift=0.0 must be a number above 0"),
         ({"_class_name": None}, "scheduler class None"),
         ({**DPM, "algorithm_type": "dpmsolver"}, "algorithm_type='dpmsolver'"),
         ({**DPM, "solver_order": 4}, "solver_order=4"),
@@ -91,7 +95,6 @@ def test_what_would_change_the_result_is_refused_by_name(fields: dict[str, Any],
 @pytest.mark.parametrize(
     ("fields", "own"),
     [
-        ({"_class_name": "DPMSolverSinglestepScheduler"}, "DPMSolverSinglestepScheduler"),
         ({"_class_name": "SASolverScheduler", "tau_func": None, "predictor_order": 2}, "SASolverScheduler"),
         ({"_class_name": "IPNDMScheduler"}, "IPNDMScheduler"),
         ({**DPM, "use_lu_lambdas": True}, "DPMSolverMultistepScheduler with use_lu_lambdas"),
@@ -127,9 +130,11 @@ def test_fields_that_are_switched_off_or_empty_are_taken() -> None:
         ({"_class_name": "KDPM2AncestralDiscreteScheduler"}, "dpm2_a"),
         ({"_class_name": "DPMSolverSDEScheduler"}, "dpm++sde"),
         (EDM_EULER, "edm_euler"),
+        (FLOW, "euler"),
+        ({"_class_name": "FlowMatchHeunDiscreteScheduler"}, "heun"),
         (EDM_DPM, "edm_dpm++2m"),
         ({**EDM_DPM, "algorithm_type": "sde-dpmsolver++"}, "dpm++2m_sde"),
-        ({"_class_name": "DPMSolverSinglestepScheduler"}, "DPMSolverSinglestepScheduler"),
+        ({"_class_name": "DPMSolverSinglestepScheduler"}, "dpm++2s"),
     ],
 )
 def test_the_class_decides_the_scheduler(raw: dict[str, Any], name: str) -> None:
@@ -148,7 +153,7 @@ def test_another_solver_s_fields_do_not_reach_dpm() -> None:
         config = config_for_solver(read_scheduler_config({**other, "solver_order": 3}), "dpm++2m")
         assert (config.solver_order, config.solver_type) == (None, None)
     heun = read_scheduler_config({**DPM, "solver_type": "heun"})
-    assert config_for_solver(heun, "dpm++3m_sde").solver_type == "heun"
+    assert config_for_solver(heun, "dpm++2m_sde").solver_type == "heun"
     assert config_for_solver(heun, "euler").solver_type is None
 
 

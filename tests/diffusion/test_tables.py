@@ -23,6 +23,7 @@ SDXL = NoiseSchedule(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_l
 CONFIG = SchedulerConfig(noise=SDXL, timestep_spacing="leading", steps_offset=1)
 EDM_CONFIG = SchedulerConfig(NoiseSchedule(edm=EDM()), scheduler="edm_euler")
 SPACINGS = ("leading", "linspace", "trailing")
+SEVERAL = ("dpm++2m", "edm_euler", "euler", "heun", "restart", "sa_solver")
 
 
 def column(table: Table, name: str) -> np.ndarray:
@@ -80,12 +81,21 @@ def simulate(table: Table, x: Any, estimate: Callable[[int, Any], Any], noise: C
     return states
 
 
-@pytest.mark.parametrize("scheduler", SCHEDULERS)
+# every solver, and every sigma schedule with some of them
+NAMES = [
+    *(name for name, each in SCHEDULERS.items() if each.sigma_schedule is None),
+    *(name for name, each in SCHEDULERS.items() if each.sigma_schedule and each.solver.name in SEVERAL),
+]
+
+
+@pytest.mark.parametrize("scheduler", NAMES)
 def test_every_number_of_steps_gives_finite_rows(scheduler: str) -> None:
     predictions = itertools.cycle(("epsilon", "v_prediction", "sample"))
     finals = ("zero", "sigma_min") if SCHEDULERS[scheduler].solver.finals else ("zero",)
     spacings = SPACINGS if SCHEDULERS[scheduler].sigma_schedule is None else ("leading",)
-    for steps, spacing, zero_snr, final in itertools.product((1, 2, 3, 25, 999, 1000), spacings, (False, True), finals):
+    most = min(1000, MAX_ROWS // SCHEDULERS[scheduler].solver.rows)
+    counts = (1, 2, 3, 25, most - 1, most)
+    for steps, spacing, zero_snr, final in itertools.product(counts, spacings, (False, True), finals):
         config = config_for(scheduler)
         if steps > config.original_inference_steps and scheduler in ("lcm", "tcd"):
             continue
@@ -93,6 +103,8 @@ def test_every_number_of_steps_gives_finite_rows(scheduler: str) -> None:
             noise = replace(SDXL, prediction_type=next(predictions), rescale_betas_zero_snr=zero_snr)
             # what counts timesteps cannot find an image in pure noise from the noise that is predicted
             if noise.prediction_type == "epsilon" and zero_snr and not SCHEDULERS[scheduler].solver.schedules:
+                continue
+            if noise.prediction_type == "sample" and scheduler == "ddim_inverse":  # there is no noise in a picture
                 continue
             config = replace(CONFIG, noise=noise, timestep_spacing=spacing)
         table = build_table(replace(config, final_sigmas_type=final), steps, scheduler)
@@ -103,14 +115,22 @@ def test_every_number_of_steps_gives_finite_rows(scheduler: str) -> None:
         assert table.used == table.timesteps.size == table.steps.size
         assert table.alphas.shape == table.sigmas.shape == (table.used + 1,)
         assert (np.diff(table.steps) >= 0).all()
-        assert set(table.steps) == set(range(steps))
+        assert set(table.steps) == set(range(table.steps[-1] + 1))
+        if not scheduler.endswith(("ddim_uniform", "beta_comfyui")):  # these may have more or fewer
+            assert table.steps[-1] + 1 == steps
 
 
-@pytest.mark.parametrize("scheduler", SCHEDULERS)
+@pytest.mark.parametrize("scheduler", NAMES)
 def test_a_perfect_estimate_leads_from_each_level_to_the_next(scheduler: str) -> None:
     # latents as sums of the image, the first noise and each row's: a row must give the next level's mean and variance
     for spacing in SPACINGS if SCHEDULERS[scheduler].sigma_schedule is None else ("leading",):
         config = replace(config_for(scheduler), timestep_spacing=spacing)
+        # the weights that iPNDM-v has been published with do not sum to one where steps' lengths change
+        if scheduler.startswith("ipndm_v"):
+            continue
+        # the rows of a way up have the network's output in place of the estimate
+        if scheduler == "ddim_inverse":
+            continue
         # nor do PNDM's rows lead to a level of linspace, and each goes on from where the one before led
         if (scheduler, spacing) in (("plms", "linspace"), ("pndm", "linspace")):
             continue
@@ -121,7 +141,8 @@ def test_a_perfect_estimate_leads_from_each_level_to_the_next(scheduler: str) ->
             simulate(table, x, lambda row, x, basis=basis: basis[0], lambda row, basis=basis: basis[2 + row])
         )
         # diffusers' DDIM aims at t - T // steps, which linspace does not visit
-        visited = slice(None) if (scheduler, spacing) != ("ddim", "linspace") else slice(-1, None)
+        skips = (scheduler.removesuffix("_cfg++"), spacing) == ("ddim", "linspace")
+        visited = slice(-1, None) if skips else slice(None)
         np.testing.assert_allclose(states[visited, 0], table.alphas[visited], rtol=1e-4, atol=1e-5)
         deviation = np.sqrt((states[visited, 1:] ** 2).sum(1))
         np.testing.assert_allclose(deviation, table.sigmas[visited], rtol=1e-4, atol=1e-5)
@@ -131,7 +152,7 @@ def test_a_perfect_estimate_leads_from_each_level_to_the_next(scheduler: str) ->
 @pytest.mark.parametrize("scheduler", SOLVERS)
 def test_every_prediction_gives_the_same_estimate(scheduler: str, prediction: str) -> None:
     config = config_for(scheduler)
-    if config is EDM_CONFIG and prediction == "sample":
+    if (config is EDM_CONFIG and prediction == "sample") or scheduler == "ddim_inverse":
         return
     table = build_table(replace(config, noise=replace(config.noise, prediction_type=prediction)), 20, scheduler)
     alphas, sigmas = table.alphas[:-1], table.sigmas[:-1]
@@ -155,6 +176,8 @@ def test_ddim_is_euler_in_other_variables() -> None:
     scale = ddim.alphas[1:] / ddim.alphas[:-1]
     np.testing.assert_allclose(column(ddim, "x_x"), column(euler, "x_x") * scale, rtol=1e-6)
     np.testing.assert_allclose(column(ddim, "x_d"), column(euler, "x_d") * ddim.alphas[1:], rtol=1e-6)
+    guided = [build_table(config, 20, name).factors for name in ("ddim_cfg++", "euler_cfg++")]
+    np.testing.assert_allclose(12.5 * guided[0], guided[1], rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -164,7 +187,8 @@ def test_ddim_is_euler_in_other_variables() -> None:
 @pytest.mark.parametrize("suffix", ["", "_karras"])
 def test_without_noise_the_stochastic_schedulers_are_the_plain_ones(noisy: str, plain: str, suffix: str) -> None:
     quiet = build_table(CONFIG, 20, noisy + suffix, eta=0)
-    np.testing.assert_array_equal(quiet.rows, build_table(CONFIG, 20, plain + suffix).rows)
+    kind = "heun" if noisy == "dpm++3m_sde" else None
+    np.testing.assert_array_equal(quiet.rows, build_table(CONFIG, 20, plain + suffix, solver_type=kind).rows)
     assert build_table(CONFIG, 20, noisy + suffix).rows[:, COLUMNS.index("x_noise")].max() > 0.1
 
 
@@ -251,8 +275,8 @@ def test_a_name_without_suffix_follows_the_checkpoint_s_sigmas() -> None:
 
 
 def test_an_unknown_scheduler_is_answered_with_the_nearest() -> None:
-    with pytest.raises(InputError, match=r"scheduler='dpm\+\+2k': did you mean 'dpm\+\+2m'\? known: ddim, "):
-        build_table(CONFIG, 20, "dpm++2k")
+    with pytest.raises(InputError, match=r"scheduler='dpm\+\+3k': did you mean 'dpm\+\+3m'\? known: ddim, "):
+        build_table(CONFIG, 20, "dpm++3k")
 
 
 @pytest.mark.parametrize("steps", [0, -1, 1001, 20.0, "20", True, None])
@@ -274,14 +298,54 @@ def test_what_a_scheduler_cannot_do_with_the_checkpoint_is_said() -> None:
         build_table(pure_noise, 20, "ddim")
     with pytest.raises(CheckpointError, match="clip_sample=True"):
         build_table(replace(CONFIG, clip_sample=True), 20, "ddim")
+    with pytest.raises(CheckpointError, match="prediction_type='sample' is not supported by scheduler='ddim_inverse'"):
+        build_table(replace(CONFIG, noise=replace(SDXL, prediction_type="sample")), 20, "ddim_inverse")
     with pytest.raises(CheckpointError, match="'NoScheduler' is not supported; choose one with `scheduler`: ddim"):
         build_table(replace(CONFIG, scheduler="NoScheduler"), 20)
     with pytest.raises(CheckpointError, match="not trained with EDM noise"):
         build_table(CONFIG, 20, "edm_euler")
     with pytest.raises(CheckpointError, match="EDM noise, which has no timesteps to count; use `scheduler='euler'`"):
         build_table(EDM_CONFIG, 20, "ddim")
-    with pytest.raises(CheckpointError, match="'ays' is made of timesteps"):
+    with pytest.raises(CheckpointError, match="'ays' is made of timesteps that a model with EDM"):
         build_table(EDM_CONFIG, 20, "euler_ays")
+
+
+# what the programs' own code gives for SDXL: the first levels and the last ones
+PUBLISHED = {
+    "simple": (20, [14.614641, 10.904236, 8.302803, 6.442955], [0.453819, 0.341674, 0.223003, 0]),
+    "turbo": (20, [14.614641, 10.904236, 8.302803, 6.442955], [0.453819, 0.341674, 0.223003, 0]),
+    "sgm_uniform": (20, [14.614640, 10.907317, 8.307171, 6.447690], [0.455736, 0.343705, 0.225452, 0]),
+    "ddim_uniform": (20, [11.028331, 8.390685], [0.228147, 0.041314, 0]),
+    "beta_comfyui": (20, [14.614641, 13.515696, 11.542770, 9.388924], [0.291284, 0.199059, 0.111419, 0]),
+    "kl_optimal": (20, [14.614641, 6.995652, 4.565035], [0.029167]),
+    "kl_optimal_comfyui": (20, [14.614633, 6.807148, 4.401471], [0.029167, 0]),
+    "linear_quadratic": (20, [14.614641, 14.578105, 14.541568, 14.505032], [7.190403, 5.071280, 2.674479, 0]),
+    "ays_a1111": (20, [14.615, 9.397145, 6.145939, 4.685299], [0.117413, 0.059331, 0.029, 0]),
+    "ays_comfyui": (10, [14.6146412293, 6.3184485287, 3.7681790315], [0.2332364134, 0.1114188177, 0]),
+    "gits": (4, [14.61464119, 2.36326075, 0.92192322, 0.36617002], [0]),
+}
+
+
+@pytest.mark.parametrize("schedule", PUBLISHED)
+def test_sigma_schedules_are_those_of_other_programs(schedule: str) -> None:
+    steps, first, last = PUBLISHED[schedule]
+    sigmas = build_table(CONFIG, steps, f"euler_{schedule}").sigmas
+    assert sigmas.size == steps + 1
+    np.testing.assert_allclose(sigmas[: len(first)], first, rtol=3e-5)
+    np.testing.assert_allclose(sigmas[-len(last) :], last, rtol=3e-5)
+
+
+def test_sigma_schedules_whose_steps_are_not_those_asked_for() -> None:
+    assert build_table(CONFIG, 30, "euler_ddim_uniform").used == 31
+    assert build_table(CONFIG, 900, "euler_beta_comfyui").used < 900
+    with pytest.raises(InputError, match="steps=600: scheduler 'seeds_3_ddim_uniform' makes 999 of them"):
+        build_table(CONFIG, 600, "seeds_3_ddim_uniform")
+
+
+def test_sigma_schedules_of_a_range_are_for_edm_noise_too() -> None:
+    table = build_table(EDM_CONFIG, 8, "euler_kl_optimal")
+    np.testing.assert_allclose(table.sigmas[[0, -1]], [80, 0.002])
+    np.testing.assert_allclose(np.diff(np.arctan(table.sigmas), 2), 0, atol=1e-12)
 
 
 def test_sigma_schedules_are_laid_out_as_published() -> None:
@@ -328,6 +392,16 @@ def test_options_of_one_solver_do_not_reach_another() -> None:
     assert (build_table(CONFIG, 20, "dpm++2m").rows != own.rows).any()
     other = replace(config, scheduler="euler")
     np.testing.assert_array_equal(build_table(other, 20, "dpm++2m").rows, build_table(CONFIG, 20, "dpm++2m").rows)
+
+
+def test_a_solver_s_own_options_hold_unless_it_is_the_checkpoint_s() -> None:
+    by_name = build_table(CONFIG, 10, "dpm++3m_sde")
+    checkpoint = replace(CONFIG, scheduler="dpm++2m", solver_type="midpoint")
+    np.testing.assert_array_equal(build_table(checkpoint, 10, "dpm++3m_sde").rows, by_name.rows)
+    own = replace(checkpoint, scheduler="dpm++3m_sde")
+    assert (build_table(own, 10).rows != by_name.rows).any()
+    heun = build_table(CONFIG, 10, "dpm++2m_sde", solver_type="heun")
+    np.testing.assert_array_equal(build_table(CONFIG, 10, "dpm++2m_sde_heun").rows, heun.rows)
 
 
 def test_churn_raises_a_level_and_tells_the_network() -> None:
@@ -387,6 +461,9 @@ def test_timesteps_and_sigmas_of_one_s_own_replace_the_steps() -> None:
         ("heun", {"final_sigmas_type": "sigma_min", "steps": 3}, "'heun' has an end of its own"),
         ("lms", {"s_churn": 3, "steps": 3}, "s_churn=3: scheduler 'lms' has no churn"),
         ("euler", {"s_noise": float("inf"), "steps": 3}, "s_noise=inf: must be finite"),
+        ("euler", {"solver_type": "heun", "steps": 3}, "solver_type='heun': scheduler 'euler' has one form alone"),
+        ("unipc", {"solver_type": "heun", "steps": 3}, "solver_type='heun': scheduler 'unipc': must be 'bh2' or 'bh1'"),
+        ("seeds_3", {"steps": 683}, "steps=683: must be a whole number from 1 to 682"),
         ("euler", {"s_tmin": "low", "steps": 3}, "s_tmin='low': must be a number of at least 0"),
     ],
 )

@@ -114,7 +114,8 @@ def k_diffusion(case: Case, x: np.ndarray, noises: np.ndarray) -> Iterator[np.nd
     draws = iter(noises.astype(np.float64))
     if kind.startswith(("dpm++2m", "dpm++3m")):
         noisy = kind.endswith("sde")
-        order, second = int(kind[5]), case.raw.get("solver_type", "midpoint")
+        order = int(kind[5])
+        second = case.raw["solver_type"] if order == 2 else "heun"
         yield from multistep(x, sigmas, order, eta if noisy else 0.0, second, lambda: next(draws))
         return
     churn = min(case.options.get("s_churn", 0.0) / (len(sigmas) - 1), np.sqrt(2) - 1)
@@ -130,7 +131,7 @@ def k_diffusion(case: Case, x: np.ndarray, noises: np.ndarray) -> Iterator[np.nd
 
 
 def cases() -> Iterator[Case]:
-    dpm = {"_class_name": "DPMSolverMultistepScheduler", **SDXL, "lower_order_final": False}
+    dpm = {"_class_name": "DPMSolverMultistepScheduler", **SDXL}
     long, short = (np.append(karras_sigmas(14.6, 0.03, steps), 0.0) for steps in (20, 6))
     for sigmas in (long, short, long[:-3]):
         for kind, eta in itertools.product(("euler_a", "dpm2_a", "dpm++2s_a", "dpm++sde"), (1.0, 0.4, 0.0)):
@@ -140,7 +141,8 @@ def cases() -> Iterator[Case]:
             yield Case(raw, None, {"scheduler": "dpm++2m", "sigmas": sigmas})
             for eta in (1.0, 0.4, 0.0):
                 yield Case(raw, None, {"scheduler": "dpm++2m_sde", "sigmas": sigmas, "eta": eta})
-                yield Case(raw, None, {"scheduler": "dpm++3m_sde", "sigmas": sigmas, "eta": eta})
+        for eta in (1.0, 0.4, 0.0):
+            yield Case(dpm, None, {"scheduler": "dpm++3m_sde", "sigmas": sigmas, "eta": eta})
         for kind, churn in itertools.product(("euler", "heun", "dpm2"), (0.0, 3.0, 1000.0)):
             yield Case(dpm, None, {"scheduler": kind, "sigmas": sigmas, "s_churn": churn, "s_noise": 1.003})
             limits = {"s_tmin": 0.5, "s_tmax": 5.0}

@@ -143,7 +143,28 @@ def custom() -> Iterator[Case]:
         yield Case(scheduler_json("euler"), None, {"sigmas": sigmas})
 
 
-BATCH = Batch([*grid(), *edm(), *corners(), *starts(), *custom()])
+def singlestep() -> Iterator[Case]:
+    """DPM-Solver++ in steps that begin anew; the class has one spacing."""
+    extras: list[dict[str, Any]] = [{}, {"use_karras_sigmas": True}, {"lower_order_final": True}]
+    extras.append({"use_beta_sigmas": True, "prediction_type": "v_prediction"})
+    for order, kind, steps in itertools.product((1, 2, 3), ("midpoint", "heun"), (1, 2, 3, 5, 6, 20)):
+        solver = {"solver_order": order, "solver_type": kind}
+        for extra in extras:
+            yield Case(scheduler_json("dpm++2s", **solver, **extra), steps)
+        # for other numbers diffusers sets lower_order_final, for good
+        if steps % order == 0:
+            yield Case(scheduler_json("dpm++2s", **solver, final_sigmas_type="sigma_min"), steps)
+
+
+def inverse() -> Iterator[Case]:
+    """From a picture up to noise."""
+    for spacing, prediction, steps in itertools.product(SPACINGS[::2], PREDICTIONS[:2], STEPS):
+        options = {"timestep_spacing": spacing, "prediction_type": prediction, "clip_sample": False}
+        for one in (True, False):
+            yield Case(scheduler_json("ddim_inverse", set_alpha_to_one=one, **options), steps)
+
+
+BATCH = Batch([*grid(), *edm(), *corners(), *starts(), *custom(), *singlestep(), *inverse()])
 
 
 def correct_curvature(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,7 +184,7 @@ def correct_curvature(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kind, "multistep_dpm_solver_third_order_update", update)
 
 
-@pytest.mark.parametrize("scheduler", NAMES)
+@pytest.mark.parametrize("scheduler", [*NAMES, "dpm++2s", "ddim_inverse"])
 def test_every_step_of_every_trajectory_agrees_with_diffusers(scheduler: str, monkeypatch: pytest.MonkeyPatch) -> None:
     correct_curvature(monkeypatch)
     for number, case in enumerate(BATCH.cases):
@@ -177,7 +198,7 @@ def test_every_step_of_every_trajectory_agrees_with_diffusers(scheduler: str, mo
             # diffusers would take weights of order 4 for the one slope it has
             theirs.sigmas, theirs.timesteps = theirs.sigmas[skip:], theirs.timesteps[skip:]
         timesteps, states = follow(theirs, case, BATCH.initial[number], BATCH.noises[:, number])
-        whole = scheduler in ("ddim", *DPM)
+        whole = scheduler in ("ddim", "ddim_inverse", "dpm++2s", *DPM)
         np.testing.assert_allclose(
             case.table.timesteps, timesteps, rtol=0, atol=0 if whole else 0.02, err_msg=str(case)
         )
@@ -214,6 +235,6 @@ def test_the_noise_schedule_of_other_classes_is_theirs(name: str) -> None:
 
 
 def test_a_checkpoint_s_own_scheduler_that_jaxl_lacks_is_named() -> None:
-    config = read_scheduler_config({"_class_name": "DPMSolverSinglestepScheduler"})
-    with pytest.raises(CheckpointError, match=r"DPMSolverSinglestepScheduler.*choose one with `scheduler`"):
+    config = read_scheduler_config({"_class_name": "SASolverScheduler", **SDXL})
+    with pytest.raises(CheckpointError, match=r"SASolverScheduler.*choose one with `scheduler`"):
         build_table(config, 10)

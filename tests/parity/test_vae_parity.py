@@ -100,6 +100,10 @@ def test_the_config() -> None:
     assert (normalised.latents_mean, normalised.latents_std) == tuple(
         tuple(NORMALISED[name]) for name in ("latents_mean", "latents_std")
     )
+    shifted = VAEConfig.from_json({"latent_channels": 16, "shift_factor": 0.1159})
+    assert (shifted.latents_mean, shifted.latents_std) == ((0.1159,) * 16, (1.0,) * 16)
+    with pytest.raises(CheckpointError, match=r"both shift_factor=0\.1 and latents_mean"):
+        VAEConfig.from_json({**NORMALISED, "shift_factor": 0.1})
     assert not VAEConfig.from_json({"force_upcast": False}).force_upcast
     for raw in ({"latents_mean": [0.0] * 4}, NORMALISED | {"latents_std": [1.0]}, NORMALISED | {"latent_channels": 8}):
         with pytest.raises(CheckpointError, match=r"latents_mean=.* and latents_std=.* are not both of"):

@@ -465,7 +465,7 @@ class TestRefused:
         assert "at most 10" in line
 
     def test_names_are_those_of_the_api(self, client: TestClient) -> None:
-        assert refused(client, "txt2img", 400, sampler_name="Restart").startswith("sampler_name='Restart'")
+        assert refused(client, "txt2img", 400, sampler_name="DPM adaptive").startswith("sampler_name='DPM adaptive'")
         assert refused(client, "txt2img", 400, width=4096, height=4096).startswith("height=4096")
         start = encoded(GREY)
         assert refused(client, "img2img", 400, init_images=[start], denoising_strength=0).startswith(

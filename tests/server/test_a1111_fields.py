@@ -18,8 +18,11 @@ from jaxl.server.errors import ApiError
         ("Euler a", None, "euler_a"),
         ("euler a", "automatic", "euler_a"),
         ("Euler", "Karras", "euler_karras"),
-        ("Euler", "Align Your Steps", "euler_ays"),
-        ("Euler", "align_your_steps", "euler_ays"),
+        ("Euler", "Align Your Steps", "euler_ays_a1111"),
+        ("Euler", "align_your_steps", "euler_ays_a1111"),
+        ("Restart", None, "restart_karras"),
+        ("DPM++ 2M SDE Heun", "Automatic", "dpm++2m_sde_heun_exponential"),
+        ("Euler", "KL Optimal", "euler_kl_optimal"),
         ("DPM++ 2M", None, "dpm++2m_karras"),
         ("DPM++ 2M", "Automatic", "dpm++2m_karras"),
         ("DPM++ 2M", "Uniform", "dpm++2m_uniform"),
@@ -45,12 +48,12 @@ def test_what_is_written_for_the_web_ui_is_read_back(name: str) -> None:
     assert read == {"edm_euler": "euler_karras", "edm_dpm++2m": "dpm++2m_karras"}.get(name, name.removeprefix("edm_"))
 
 
-@pytest.mark.parametrize("schedule", ["KL Optimal", "a", "sde", "2m"])
+@pytest.mark.parametrize("schedule", ["Kohaku", "a", "sde", "2m"])
 def test_unknown_schedules(schedule: str) -> None:
     with pytest.raises(ApiError, match=r"scheduler=.*Karras"):
         scheduler_of("Euler", schedule, "euler")
 
 
 def test_unknown_samplers() -> None:
-    with pytest.raises(InputError, match="nearest is 'heun_karras'"):
-        scheduler_of("Restart", None, "euler")
+    with pytest.raises(InputError, match="nearest is 'dpm\\+\\+3m'"):
+        scheduler_of("DPM adaptive", None, "euler")

@@ -206,6 +206,7 @@ def test_what_cannot_be_read_is_told(client: TestClient) -> None:
         ("Euler", "GPU", "cuda"),
         ("Euler", "cuda:t4", "cuda:t4"),
         ("Euler a", "NV", None),  # it adds noise at each step
+        ("Restart", "NV", None),
     ],
 )
 def test_other_noise(sampler: str, label: str, noise: str | None) -> None:
@@ -225,9 +226,9 @@ def test_other_noise(sampler: str, label: str, noise: str | None) -> None:
         ({"Sampler": "dpmpp_3m_sde_gpu", "Scheduler": "exponential"}, "dpm++3m_sde_exponential", []),
         ({"Sampler": "DPM++ 2M", "Schedule type": "Automatic"}, "dpm++2m_karras", []),
         ({"Sampler": "DPM++ 2M Karras"}, "dpm++2m_karras", []),
-        ({"Sampler": "Euler a", "Schedule type": "Turbo"}, "euler_a", ["Schedule type: Turbo"]),
+        ({"Sampler": "Euler a", "Schedule type": "Bong"}, "euler_a", ["Schedule type: Bong"]),
         ({"Sampler": "Euler a", "Schedule type": ""}, "euler_a", []),
-        ({"Sampler": "Restart", "Schedule type": "Karras"}, None, ["Sampler: Restart", "Schedule type: Karras"]),
+        ({"Sampler": "Kohaku", "Schedule type": "Karras"}, None, ["Sampler: Kohaku", "Schedule type: Karras"]),
         ({"Schedule type": "Karras"}, "euler_karras", []),
         ({}, None, []),
     ],

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from jaxl.diffusion.diffusers_config import read_scheduler_config
+from jaxl.diffusion.schedule import Flow
 from jaxl.errors import InputError
 from jaxl.weights.prediction import MAX_YAML_BYTES, find_prediction, with_prediction
 from jaxl.weights.source import open_checkpoint
@@ -18,6 +20,7 @@ from jaxl.weights.source import open_checkpoint
         ({"modelspec.prediction_type": "epsilon"}, ("epsilon", "its metadata, modelspec.prediction_type")),
         ({"modelspec.predict_key": "noise"}, ("epsilon", "its metadata, modelspec.predict_key")),
         ({"modelspec.prediction_type": "x0"}, ("sample", "its metadata, modelspec.prediction_type")),
+        ({"modelspec.prediction_type": "rectified_flow"}, ("flow", "its metadata, modelspec.prediction_type")),
         ({"modelspec.predict_key": "?", "modelspec.title": "v"}, ("epsilon", "nothing that says otherwise")),
     ],
 )
@@ -50,6 +53,15 @@ def test_names_and_tensors() -> None:
 def test_what_the_caller_says(value: str, known: str) -> None:
     checkpoint = with_prediction(open_checkpoint("tiny"), value)
     assert (checkpoint.configs["scheduler"]["prediction_type"], checkpoint.predicts_by) == (known, "the caller")
+
+
+def test_a_straight_path_has_a_scheduler_of_its_own() -> None:
+    flow = with_prediction(open_checkpoint("tiny"), "flow")
+    noise = read_scheduler_config(flow.configs["scheduler"]).noise
+    assert (noise.prediction_type, noise.flow) == ("flow", Flow(shift=1.0))
+    assert with_prediction(flow, "rf").configs["scheduler"] is flow.configs["scheduler"]
+    with pytest.raises(InputError, match="prediction_type='epsilon': the checkpoint's scheduler is for straight paths"):
+        with_prediction(flow, "epsilon")
 
 
 def test_what_is_no_prediction_type() -> None:

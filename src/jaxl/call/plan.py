@@ -217,12 +217,14 @@ def make_plan(
     named = scheduler or preset.scheduler
     spacing = preset.timestep_spacing or model.scheduler.timestep_spacing
     config = replace(model.scheduler, timestep_spacing=spacing)
+    full_name = scheduler_name(config, named, custom=custom)
     whole = build_table(config, steps, named, **sampling)
     times = whole.timesteps[np.unique(whole.steps, return_index=True)[1]]
     skip, stop = span(begin, model, times)
     run = build_table(config, steps, named, places=range(skip, len(times)), **sampling) if skip else whole
+    if whole.sigmas[0] < whole.sigmas[-1] and (pictures is None or skip):
+        raise InputError("scheduler", full_name, "leads from a picture to its noise; give `image`, and strength=1")
     interval = arguments.whole_number("step_interval", options.get("step_interval", 1), least=1)
-    full_name = scheduler_name(config, named, custom=custom)
     made, table = np.arange(skip, len(times)), run
     if interval > 1:
         check_gaps("step_interval", interval, full_name, run)
@@ -233,10 +235,11 @@ def make_plan(
     places = made[table.steps]  # of each row, in the whole schedule
 
     scale = options.get("guidance_scale", preset.guidance_scale)
-    guidance, pag = _scales(part(options, Guidance), scale, batch, times)
-    guidance, pag = guidance[:, places], pag[:, places]
+    guidance, pag = _scales(part(options, Guidance), scale, batch, times, places, table.factors)
     distilled = model.unet.time_cond_proj_dim is not None  # takes the scale as an input, in one evaluation
-    guided_rows = np.any(guidance > 1, axis=0) & (not distilled)
+    if distilled and table.factors.any():
+        raise InputError("scheduler", full_name, "this model has no unguided estimate to go by; use another scheduler")
+    guided_rows = np.any(guidance != 1, axis=0) & (not distilled)
     perturbed_rows = np.any(pag > 0, axis=0)
     guided, perturbed = bool(guided_rows.any()), bool(perturbed_rows.any())
     layers = tuple(options.get("pag_layers", PAG_LAYERS)) if perturbed else ()
@@ -337,16 +340,22 @@ def _noise(options: Options, table: Table, seeds: Sequence[int], shape: tuple[in
     return np.stack([other_noise(source, seed, shape) for seed in seeds])
 
 
-def _scales(options: Guidance, scale: Any, batch: int, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Scales of classifier-free and of perturbed-attention guidance, [B, steps] each; 1 and 0 where they are off."""
+def _scales(
+    options: Guidance, scale: Any, batch: int, times: np.ndarray, places: np.ndarray, factors: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Scales of classifier-free and of perturbed-attention guidance, [B, rows] each; 1 and 0 where they are off.
+
+    `places` are the rows' steps, and `factors` their scheduler's, 0 where it has none.
+    """
     steps = len(times)
-    # a scale of 1 gives the positive branch alone, which is what a scale below 1 asks for
-    guidance = np.maximum(arguments.guidance_per_step(scale, batch, steps), 1.0)
+    guidance = arguments.guidance_per_step(scale, batch, steps)[:, places]
+    # a scale of 1 gives the positive branch alone, which is what a scale below 1 asks for; not where it has a factor
+    guidance = np.where(factors > 0, guidance * factors, np.maximum(guidance, 1.0))
     pag = arguments.per_image("pag_scale", options.get("pag_scale", 0.0), batch, least=0)[:, None]
     fall = arguments.per_image("pag_adaptive_scale", options.get("pag_adaptive_scale", 0.0), 1, least=0)
-    pag = np.maximum(pag - fall * (1000 - times), 0.0) * (pag > 0)
+    pag = np.maximum(pag - fall * (1000 - times[places]), 0.0) * (pag > 0)
     start, end = arguments.interval("guidance_interval", options.get("guidance_interval", (0.0, 1.0)))
-    done = np.arange(steps) / steps
+    done = places / steps
     inside = (done >= start) & (done < end)
     return np.where(inside, guidance, 1.0), np.where(inside, pag, 0.0)
 

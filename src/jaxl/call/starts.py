@@ -132,7 +132,10 @@ def span(start: Start, model: Model, times: np.ndarray) -> tuple[int, int]:
     if begin >= end:
         raise InputError("denoising_start", begin, f"must lie below denoising_end, which is {end:g}")
     # shares of the noise levels, not of the steps, so that two models with other spacings hand over at the same level
-    skip, stop = (int(np.count_nonzero(times >= round(total - bound * total))) for bound in (begin, end))
+    # the first below the level; a straight path begins at `total` itself, and a restart goes back up
+    below = (np.append(times < round(total - bound * total), True) for bound in (begin, end))
+    skip, stop = (int(each.argmax()) for each in below)
+    skip = skip if begin else 0
     stop = steps if end == 1 else stop
     if "strength" in start or ("image" in start and "denoising_start" not in start):
         strength = arguments.share("strength", start.get("strength", default_strength(start, model)))

@@ -58,7 +58,7 @@ PredictionOption = Annotated[
     typer.Option(
         "--prediction-type",
         metavar="TYPE",
-        help="epsilon, v_prediction or sample, where the checkpoint does not say what it predicts.",
+        help="epsilon, v_prediction, sample or flow, where the checkpoint does not say what it predicts.",
     ),
 ]
 UnetOption = Annotated[

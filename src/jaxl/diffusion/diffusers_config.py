@@ -9,7 +9,7 @@ from dataclasses import asdict, fields, replace
 from typing import Any
 
 from jaxl.config import Json, read_fields
-from jaxl.diffusion.schedule import EDM, NoiseSchedule, SchedulerConfig
+from jaxl.diffusion.schedule import EDM, Flow, NoiseSchedule, SchedulerConfig
 from jaxl.diffusion.schedulers import SOLVERS, USUAL_SOLVERS
 from jaxl.diffusion.solvers.solver import DiffusersClass
 from jaxl.errors import CheckpointError
@@ -17,8 +17,9 @@ from jaxl.errors import CheckpointError
 CLASSES: Mapping[str, DiffusersClass] = {
     kind.name: kind for kind in (solver.diffusers for solver in SOLVERS.values()) if kind is not None
 } | {
-    # jaxl has no solver for it, but knows what is in its config
-    "DPMSolverSinglestepScheduler": DiffusersClass("DPMSolverSinglestepScheduler")
+    # on straight paths solvers are the same
+    "FlowMatchEulerDiscreteScheduler": DiffusersClass("FlowMatchEulerDiscreteScheduler", lambda _: "euler", flow=True),
+    "FlowMatchHeunDiscreteScheduler": DiffusersClass("FlowMatchHeunDiscreteScheduler", lambda _: "heun", flow=True),
 }
 
 # fields that classes share, so that those in a file of one class also hold for others
@@ -34,6 +35,10 @@ _FIXED: Mapping[str, tuple[Any, ...]] = {
     "interpolation_type": ("linear",),
     "timestep_type": ("discrete",),
     "lambda_min_clipped": (-math.inf,),
+    "use_dynamic_shifting": (False,),
+    "invert_sigmas": (False,),
+    "shift_terminal": (None,),
+    "stochastic_sampling": (False,),
 }
 
 # options of sampling that jaxl lacks, so that the checkpoint's own scheduler cannot be run
@@ -45,6 +50,7 @@ _OTHER_NOISE = ("use_flow_sigmas",)
 _INERT = (
     *("clip_sample_range", "dynamic_thresholding_ratio", "sample_max_value", "flow_shift", "time_shift_type"),
     *("skip_prk_steps", "noise_sampler_seed"),
+    *("base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len"),
 )
 
 
@@ -68,7 +74,7 @@ def read_scheduler_config(raw: Json, what: str = "scheduler/scheduler_config.jso
         kind = DiffusersClass(" with ".join((name, *lacking)), defaults=kind.defaults)
     stated = {**kind.defaults, **{key: value for key, value in raw.items() if value is not None}}
     choices = {f.name: f.default for f in fields(SchedulerConfig) if f.name in (*_SHARED, *kind.options)}
-    noise = asdict(NoiseSchedule()) | (asdict(EDM()) if kind.edm else {})
+    noise = asdict(NoiseSchedule()) | (asdict(EDM()) if kind.edm else {}) | (asdict(Flow()) if kind.flow else {})
     used = choices | noise | dict.fromkeys(_SIGMA_FLAGS, False)
     found = read_fields(
         stated,
@@ -86,7 +92,7 @@ def read_scheduler_config(raw: Json, what: str = "scheduler/scheduler_config.jso
         schedules = ["exponential"]
     try:
         config = SchedulerConfig(
-            noise=_noise_schedule(found, kind.edm),
+            noise=_noise_schedule(found, kind),
             scheduler=kind.choose(stated) if kind.choose else USUAL_SOLVERS.get(kind.name, kind.name),
             sigma_schedule=schedules[0] if schedules else None,
             **{key: found[key] for key in choices},
@@ -98,14 +104,19 @@ def read_scheduler_config(raw: Json, what: str = "scheduler/scheduler_config.jso
 
 
 def config_for_solver(config: SchedulerConfig, solver: str) -> SchedulerConfig:
-    """Return the config as a solver sees it: without the options that were stated for another kind of solver."""
-    own, other = (SOLVERS[name].diffusers if name in SOLVERS else None for name in (config.scheduler, solver))
-    if own and other and own.options == other.options:
+    """Return the config as a solver sees it: without the options that were stated for another kind of solver.
+
+    A solver that has options of its own has those, unless the checkpoint's scheduler is the solver.
+    """
+    if config.scheduler == solver:
         return config
-    return replace(config, **{f.name: f.default for f in fields(config) if f.name in _OPTIONS})
+    own, other = (SOLVERS[name].diffusers if name in SOLVERS else None for name in (config.scheduler, solver))
+    if not (own and other and own.options == other.options):
+        config = replace(config, **{f.name: f.default for f in fields(config) if f.name in _OPTIONS})
+    return replace(config, **SOLVERS[solver].options)
 
 
-def _noise_schedule(found: Json, edm: bool) -> NoiseSchedule:
+def _noise_schedule(found: Json, kind: DiffusersClass) -> NoiseSchedule:
     """The noise schedule of these fields. Raises CheckpointError, TypeError or ValueError where they make none."""
     betas = found["trained_betas"]
     noise = NoiseSchedule(
@@ -114,11 +125,15 @@ def _noise_schedule(found: Json, edm: bool) -> NoiseSchedule:
         beta_end=float(found["beta_end"]),
         beta_schedule=found["beta_schedule"],
         trained_betas=None if betas is None else tuple(float(beta) for beta in betas),
-        prediction_type=found["prediction_type"],
+        prediction_type="flow" if kind.flow else found["prediction_type"],
         rescale_betas_zero_snr=bool(found["rescale_betas_zero_snr"]),
-        edm=EDM(**{f.name: float(found[f.name]) for f in fields(EDM)}) if edm else None,
+        edm=EDM(**{f.name: float(found[f.name]) for f in fields(EDM)}) if kind.edm else None,
+        flow=Flow(float(found["shift"])) if kind.flow else None,
     )
-    if noise.edm is None:
+    if noise.flow is not None:
+        if not 0 < noise.flow.shift < math.inf:
+            raise CheckpointError(f"shift={noise.flow.shift} must be a number above 0")
+    elif noise.edm is None:
         noise.alphas_cumprod()
     elif not 0 < noise.edm.sigma_min < noise.edm.sigma_max < math.inf or min(noise.edm.sigma_data, noise.edm.rho) <= 0:
         raise CheckpointError(f"{noise.edm} is no range of noise")

@@ -9,48 +9,31 @@ import difflib
 import re
 from collections.abc import Mapping
 
-from jaxl.diffusion.schedule import SIGMA_SCHEDULES
 from jaxl.diffusion.schedulers import SCHEDULERS, SOLVERS, USUAL_SOLVERS
+from jaxl.diffusion.sigma_schedules import SIGMA_SCHEDULES
 from jaxl.diffusion.solvers.solver import Solver
 from jaxl.errors import InputError
 
-_A1111_SCHEDULES: Mapping[str, str] = {
-    "karras": "Karras",
-    "exponential": "Exponential",
-    "beta": "Beta",
-    "sgm_uniform": "SGM Uniform",
-    "uniform": "Uniform",
-    "ays": "Align Your Steps",
-}
 # the sigma schedule that "Automatic" is there for a solver; for the others it is uniform
 AUTOMATIC: Mapping[str, str] = {name: solver.automatic for name, solver in SOLVERS.items() if solver.automatic}
 # the levels that the checkpoint's config asks for, which have no name elsewhere
 CHECKPOINT = "Checkpoint"
 
-# InvokeAI's and A1111's older short forms, and ComfyUI's "normal"
-_SCHEDULE_ALIASES: Mapping[str, tuple[str, ...]] = {
-    "karras": ("k", "ka"),
-    "exponential": ("exp",),
-    "uniform": ("normal",),
-}
 _NO_SCHEDULE = ("", "automatic", "checkpoint")
 
 # what others have and jaxl lacks, with the nearest it has
 _LACKING: Mapping[str, str] = {
-    "restart": "heun_karras",
-    "dpmfast": "dpm2",
+    # its steps depend on the picture, so that images would leave a batch at different rows
     "dpmadaptive": "dpm++3m",
     "dpmad": "dpm++3m",
-    "dpm++2s": "dpm++2s_a",
-    "dpmsolversinglestepscheduler": "dpm++2s_a",
-    "dpm++2msdeheun": "dpm++2m_sde",
-    "ddimcfg++": "ddim",
-    "eulercfg++": "euler",
-    "eulerancestralcfg++": "euler_a",
-    "heun++2": "heun",
-    "ipndm": "lms",
-    "sasolver": "dpm++2m_sde",
-    "sasolverscheduler": "dpm++2m_sde",
+    "sasolverscheduler": "sa_solver",
+    "ipndmscheduler": "ipndm",
+    # the history would have to hold unguided estimates
+    "dpm++2mcfg++": "euler_cfg++",
+    "dpm++2sancestralcfg++": "euler_a_cfg++",
+    "resmultistepcfg++": "euler_cfg++",
+    "resmultistepancestralcfg++": "euler_a_cfg++",
+    "gradientestimationcfg++": "euler_cfg++",
 }
 
 
@@ -78,11 +61,12 @@ def a1111_name(name: str) -> tuple[str, str]:
     A solver alone has the levels of the checkpoint. They are "Automatic" where A1111 reads that as no wish, and
     CHECKPOINT where it would make Karras or exponential sigmas of it.
     """
-    schedule = next((each for each in SIGMA_SCHEDULES if name.endswith(f"_{each}")), None)
-    solver = name.removesuffix(f"_{schedule}")
+    full = SCHEDULERS.get(name)
+    schedule = None if full is None else full.sigma_schedule
+    solver = name if full is None else full.solver.name
     known = SOLVERS.get(solver)
     if schedule is not None:
-        own = _A1111_SCHEDULES[schedule]
+        own = SIGMA_SCHEDULES[schedule].a1111 or schedule
     elif known is not None and known.edm:
         own = "Karras"
     else:
@@ -110,12 +94,13 @@ def spellings(solver: Solver) -> list[str]:
     return sorted({_plain(name) for name in names}, key=len, reverse=True)
 
 
-def _schedule_spellings(schedule: str) -> tuple[str, ...]:
-    return (_plain(schedule), _plain(_A1111_SCHEDULES[schedule]), *_SCHEDULE_ALIASES.get(schedule, ()))
+def _schedule_spellings(schedule: str) -> list[str]:
+    known = SIGMA_SCHEDULES[schedule]
+    return [_plain(name) for name in (known.name, known.a1111, *known.aliases) if name is not None]
 
 
 def _plain(name: str) -> str:
-    return re.sub(r"[\s_-]", "", name).lower().replace("pp", "++")
+    return re.sub(r"[\s_-]", "", name.lower().replace("pp", "++"))
 
 
 def _nearest(name: object) -> str:

@@ -13,7 +13,8 @@ leaves the history as it is.
 Six more columns belong to the request rather than to the scheduler. Where an image's mask keeps the picture that was
 given, x' is replaced by `known_image * picture + known_noise * noise`. `guidance` and `pag` are the scales of
 classifier-free and of perturbed-attention guidance at this row, `rescale` is guidance_rescale. Where `shallow` is 1 the
-network may go by what it kept of an earlier row, where it is 0 it goes by nothing but x.
+network may go by what it kept of an earlier row, where it is 0 it goes by nothing but x. A scheduler may leave factors
+in `guidance`, by which the scale that is asked for is multiplied: see `Table.factors`.
 """
 
 from __future__ import annotations
@@ -62,6 +63,11 @@ class Table:
         """Whether any row does."""
         return bool(self.rows[:, [COLUMNS.index("x_noise"), COLUMNS.index("saved_noise")]].any())
 
+    @property
+    def factors(self) -> np.ndarray:
+        """What the scale of guidance is multiplied by at each row, [used]; 0 where the scheduler leaves it as it is."""
+        return self.rows[: self.used, COLUMNS.index("guidance")].astype(np.float64)
+
     def until(self, step: int) -> Table:
         """The rows of the steps before `step`: a run that stops there."""
         used = int(np.searchsorted(self.steps, step))
@@ -101,6 +107,31 @@ def pack(
     return table.with_columns(t=timesteps, known_image=known_image, known_noise=known_noise, **columns)
 
 
+def pack_sigmas(
+    noise: NoiseSchedule,
+    *,
+    timesteps: np.ndarray,
+    init_scale: float,
+    sigmas: np.ndarray,
+    steps: np.ndarray | None = None,
+    **columns: ArrayLike,
+) -> Table:
+    """The table for latents `image + sigma * noise`, with `sigmas` [used + 1] as `pack` has them.
+
+    On a straight path the image's scale is `1 - sigma`, and what goes along (x - D) / sigma goes along the velocity.
+    """
+    alphas = noise.alphas(sigmas)
+    return pack(
+        timesteps=timesteps,
+        init_scale=init_scale,
+        alphas=alphas,
+        sigmas=sigmas,
+        steps=steps,
+        **precondition(noise, alphas[:-1], sigmas[:-1]),
+        **columns,
+    )
+
+
 def denoiser(prediction_type: str, alphas: np.ndarray, sigmas: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """`c_skip` and `c_out` for latents `alphas * image + sigmas * noise` with alphas^2 + sigmas^2 = 1.
 
@@ -125,8 +156,11 @@ def precondition(noise: NoiseSchedule, alphas: np.ndarray, sigmas: np.ndarray) -
     """The columns `c_in`, `c_skip` and `c_out` for latents `alphas * image + sigmas * noise` of any scale.
 
     Karras et al. 2022 (arXiv:2206.00364), table 1. EDM's network predicts the velocity of Salimans and Ho 2022
-    (arXiv:2202.00512) on divided data, with the sign turned for `epsilon`.
+    (arXiv:2202.00512) on divided data, with the sign turned for `epsilon`; on a straight path it predicts noise less
+    image.
     """
+    if noise.flow is not None:
+        return {"c_in": 1 / (alphas + sigmas), "c_skip": 1 / (alphas + sigmas), "c_out": -sigmas / (alphas + sigmas)}
     data = 1.0 if noise.edm is None else noise.edm.sigma_data
     scale = np.hypot(data * alphas, sigmas)
     kind = noise.prediction_type if noise.edm is None else "v_prediction"

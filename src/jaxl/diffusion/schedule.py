@@ -15,9 +15,6 @@ from numpy.typing import DTypeLike
 
 from jaxl.errors import CheckpointError
 
-# `karras`, `exponential` and `beta` are options of diffusers' classes, so a checkpoint may ask for them
-SIGMA_SCHEDULES = ("karras", "exponential", "beta", "sgm_uniform", "uniform", "ays")
-
 
 @dataclass(frozen=True)
 class EDM:
@@ -33,10 +30,25 @@ class EDM:
 
 
 @dataclass(frozen=True)
+class Flow:
+    """A straight path from noise to image, whose velocity the network predicts (Liu et al. 2022, arXiv:2209.03003).
+
+    Latents are `(1 - sigma) * image + sigma * noise`, and the network is told sigma times the number of timesteps.
+    `shift` moves the levels of a run towards noise (Esser et al. 2024, arXiv:2403.03206, equation 23).
+    """
+
+    shift: float = 1.0
+
+    def shifted(self, sigmas: np.ndarray) -> np.ndarray:
+        """Return the shares of noise, from 0 to 1, moved towards 1."""
+        return self.shift * sigmas / (1 + (self.shift - 1) * sigmas)
+
+
+@dataclass(frozen=True)
 class NoiseSchedule:
     """The noise a network was trained with, and what it predicts; field names and defaults are diffusers'.
 
-    With `edm` there are no betas, and the three fields of them mean nothing.
+    With `edm` or `flow` there are no betas, and the three fields of them mean nothing.
     """
 
     num_train_timesteps: int = 1000
@@ -47,15 +59,31 @@ class NoiseSchedule:
     prediction_type: str = "epsilon"
     rescale_betas_zero_snr: bool = False
     edm: EDM | None = None
+    flow: Flow | None = None
+
+    @property
+    def kind(self) -> str:
+        """Where its levels come from: "betas", "edm" or "flow"."""
+        return "edm" if self.edm is not None else "flow" if self.flow is not None else "betas"
+
+    def alphas(self, sigmas: np.ndarray) -> np.ndarray:
+        """The image's scale in latents that have the noise's scale `sigmas`: 1, or on a straight path `1 - sigmas`."""
+        return np.ones_like(sigmas) if self.flow is None else 1 - sigmas
 
     def alphas_cumprod(self, dtype: DTypeLike = np.float64) -> np.ndarray:
         """The signal's share of the variance at each training timestep, [T] of `dtype`, falling.
 
         It is Ho et al. 2020 (arXiv:2006.11239), equation 4. With `rescale_betas_zero_snr` the last one is exactly 0
         (Lin et al. 2023, arXiv:2305.08891, algorithm 1). In float32 it is rounded as diffusers' is.
-        Raises CheckpointError unless every beta lies between 0 and 1, and for EDM noise, which has no timesteps.
+        Raises CheckpointError unless every beta lies between 0 and 1, and for EDM noise and straight paths, which have
+        none.
         """
         total = self.num_train_timesteps
+        if self.flow is not None:
+            raise CheckpointError(
+                "the model was trained on straight paths, which have no betas; use `scheduler='euler'` or another that "
+                "goes by sigmas"
+            )
         if self.edm is not None:
             raise CheckpointError(
                 "the model was trained with EDM noise, which has no timesteps to count; use `scheduler='euler'`, "
@@ -86,8 +114,13 @@ class NoiseSchedule:
     def sigmas(self, dtype: DTypeLike = np.float64) -> np.ndarray:
         """Noise over signal at each training timestep, [T] of `dtype`, rising and finite.
 
-        At zero terminal SNR the last share of signal is taken as 2^-24, as diffusers does, which makes sigma 4096.
+        At zero terminal SNR the last share of signal is taken as 2^-24, as diffusers does, which makes sigma 4096. On a
+        straight path they are the shares of noise.
         """
+        if self.flow is not None:
+            return self.flow.shifted(np.arange(1, self.num_train_timesteps + 1) / self.num_train_timesteps).astype(
+                dtype
+            )
         cumprod = self.alphas_cumprod(dtype)
         if self.rescale_betas_zero_snr:
             cumprod[-1] = 2.0**-24
@@ -99,7 +132,7 @@ class SchedulerConfig:
     """A noise schedule and the choices of sampling that come with a checkpoint; field names are diffusers'.
 
     `scheduler` is one of jaxl's names, or the class name of a diffusers scheduler that jaxl lacks. `sigma_schedule` is
-    one of SIGMA_SCHEDULES. A field that is None was not stated, and each scheduler has its own default for it.
+    the name of one. A field that is None was not stated, and each scheduler has its own default for it.
     """
 
     noise: NoiseSchedule = NoiseSchedule()

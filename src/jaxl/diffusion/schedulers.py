@@ -5,10 +5,54 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from jaxl.diffusion.solvers import consistency, ddim, ddpm, deis, dpm, dpm2, dpm_sde, euler, heun, lms, pndm, unipc
+from jaxl.diffusion.solvers import (
+    consistency,
+    ddim,
+    ddpm,
+    deis,
+    dpm,
+    dpm2,
+    dpm_fast,
+    dpm_sde,
+    dpm_singlestep,
+    er_sde,
+    euler,
+    gradient_estimation,
+    heun,
+    ipndm,
+    lms,
+    pndm,
+    res_multistep,
+    restart,
+    sa_solver,
+    seeds,
+    unipc,
+)
 from jaxl.diffusion.solvers.solver import Solver
 
-_FILES = (consistency, ddim, ddpm, deis, dpm, dpm2, dpm_sde, euler, heun, lms, pndm, unipc)
+_FILES = (
+    consistency,
+    ddim,
+    ddpm,
+    deis,
+    dpm,
+    dpm2,
+    dpm_fast,
+    dpm_sde,
+    dpm_singlestep,
+    er_sde,
+    euler,
+    gradient_estimation,
+    heun,
+    ipndm,
+    lms,
+    pndm,
+    res_multistep,
+    restart,
+    sa_solver,
+    seeds,
+    unipc,
+)
 
 # in the order in which they are listed to users
 SOLVERS: Mapping[str, Solver] = {

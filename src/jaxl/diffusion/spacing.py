@@ -7,7 +7,7 @@ jaxl follows each class, because its timesteps are what users compare.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,9 +15,6 @@ from numpy.typing import ArrayLike
 
 from jaxl.diffusion.schedule import NoiseSchedule, SchedulerConfig
 from jaxl.errors import CheckpointError
-
-# Sabour et al. 2024 (arXiv:2404.14507): SDXL's levels for 10 steps, from the authors' page; the last is the result's
-AYS_SIGMAS = (14.615, 6.315, 3.771, 2.181, 1.342, 0.862, 0.555, 0.380, 0.234, 0.113, 0.029)
 
 
 @dataclass(frozen=True)
@@ -67,15 +64,14 @@ def exponential_sigmas(highest: float, lowest: float, steps: int) -> np.ndarray:
 
 def beta_sigmas(highest: float, lowest: float, steps: int) -> np.ndarray:
     """Sigmas at the quantiles of a beta distribution, [steps] (Lee et al. 2024, arXiv:2407.12173)."""
+    return lowest + beta_quantiles(np.linspace(1, 0, steps)) * (highest - lowest)
+
+
+def beta_quantiles(shares: np.ndarray) -> np.ndarray:
+    """The quantiles of the beta distribution with both parameters 0.6, which denoising has been found to like."""
     from scipy.special import betaincinv  # a quarter of a second to import, for one of many spacings
 
-    return lowest + betaincinv(0.6, 0.6, np.linspace(1, 0, steps)) * (highest - lowest)
-
-
-def ays_sigmas(steps: int) -> np.ndarray:
-    """SDXL's Align Your Steps, [steps + 1]; for other numbers than 10 interpolated in log sigma, as its authors do."""
-    knots = np.linspace(0, 1, len(AYS_SIGMAS))
-    return np.exp(np.interp(np.linspace(0, 1, steps + 1), knots, np.log(AYS_SIGMAS)))
+    return betaincinv(0.6, 0.6, shares)
 
 
 def sigma_to_timestep(sigmas: np.ndarray, trained: np.ndarray) -> np.ndarray:
@@ -89,7 +85,12 @@ def timestep_to_sigma(timesteps: np.ndarray, trained: np.ndarray) -> np.ndarray:
 
 
 def told(noise: NoiseSchedule, sigmas: np.ndarray) -> np.ndarray:
-    """What the network is told at each sigma above 0: the fractional timestep, or EDM's `log(sigma) / 4`."""
+    """What the network is told at each sigma above 0: the fractional timestep, or EDM's `log(sigma) / 4`.
+
+    On a straight path it is sigma, counted in timesteps.
+    """
+    if noise.flow is not None:
+        return sigmas * noise.num_train_timesteps
     return np.log(sigmas) / 4 if noise.edm is not None else sigma_to_timestep(sigmas, noise.sigmas())
 
 
@@ -105,7 +106,7 @@ def euler_levels(config: SchedulerConfig, steps: int) -> Levels:
     if config.sigma_schedule is not None:
         sigmas = _scheduled(config.sigma_schedule, sigmas[0], sigmas[-1], steps)
         times = sigma_to_timestep(sigmas, trained)
-    return Levels(times, np.append(sigmas, _final_sigma(config, trained)), steps)
+    return Levels(times, np.append(sigmas, final_sigma(config, trained)), steps)
 
 
 def kdpm2_levels(config: SchedulerConfig, steps: int) -> Levels:
@@ -144,43 +145,30 @@ def edm_levels(config: SchedulerConfig, steps: int) -> Levels:
             "`scheduler='euler'` or 'dpm++2m'"
         )
     kind = config.sigma_schedule or "karras"
-    if kind in TIMESTEP_SCHEDULES:
-        raise CheckpointError(
-            f"the sigma schedule {kind!r} is made of timesteps, which a model with EDM noise lacks; use 'karras' or "
-            "'exponential'"
-        )
     sigmas = _scheduled(kind, edm.sigma_max, edm.sigma_min, steps, edm.rho)
     final = edm.sigma_min if config.final_sigmas_type == "sigma_min" else 0.0
     return Levels(told(config.noise, sigmas), np.append(sigmas, final), steps)
 
 
-def sgm_uniform_levels(config: SchedulerConfig, steps: int) -> Levels:
-    """Stability's generative-models: evenly spaced timesteps, fractional, the last of which is left out."""
-    return _uniform(config, steps, points=steps + 1)
+def flow_levels(config: SchedulerConfig, steps: int) -> Levels:
+    """Those of diffusers' FlowMatchEulerDiscreteScheduler, from 1 to the lowest trained level, evenly before the shift.
 
-
-def uniform_levels(config: SchedulerConfig, steps: int) -> Levels:
-    """k-diffusion's `get_sigmas`: evenly spaced timesteps, fractional, down to 0.
-
-    A1111 calls it "Uniform", ComfyUI "normal". diffusers' `linspace` has other sigmas at the same timesteps, since it
-    interpolates them, and not their logarithms.
+    As there, the shift has been in the lowest level before it is in all of them.
     """
-    return _uniform(config, steps, points=steps)
-
-
-def ays_levels(config: SchedulerConfig, steps: int) -> Levels:
-    """Align Your Steps, down to 0 unless `final_sigmas_type` is `sigma_min`."""
-    sigmas = ays_sigmas(steps)
-    if config.final_sigmas_type == "zero":
-        sigmas[-1] = 0.0
-    return sigma_levels(config, sigmas)
+    noise = config.noise
+    trained = noise.sigmas()
+    sigmas = np.linspace(1.0, trained[0], steps)
+    sigmas = sigmas if noise.flow is None else noise.flow.shifted(sigmas)
+    if config.sigma_schedule is not None:
+        sigmas = _scheduled(config.sigma_schedule, sigmas[0], sigmas[-1], steps)
+    return sigma_levels(config, np.append(sigmas, final_sigma(config, trained)))
 
 
 def timestep_levels(config: SchedulerConfig, timesteps: ArrayLike) -> Levels:
     """The given timesteps, falling."""
     trained = config.noise.sigmas()
     times = np.asarray(timesteps, np.float64)
-    return Levels(times, np.append(timestep_to_sigma(times, trained), _final_sigma(config, trained)), times.size)
+    return Levels(times, np.append(timestep_to_sigma(times, trained), final_sigma(config, trained)), times.size)
 
 
 def sigma_levels(config: SchedulerConfig, sigmas: ArrayLike) -> Levels:
@@ -207,14 +195,7 @@ def _dpm_levels(config: SchedulerConfig, steps: int, *, rounds: bool) -> Levels:
         single = config.noise.sigmas(np.float32)
         times = sigma_to_timestep(_scheduled(schedule, float(single[-1]), float(single[0]), steps), single)
         times = times.round() if rounds and schedule == "karras" else np.floor(times)
-    return Levels(times, np.append(sigmas, _final_sigma(config, trained)), steps)
-
-
-def _uniform(config: SchedulerConfig, steps: int, *, points: int) -> Levels:
-    trained = config.noise.sigmas()
-    times = np.linspace(trained.size - 1, 0, points)[:steps]
-    sigmas = np.exp(np.interp(times, np.arange(trained.size), np.log(trained)))
-    return Levels(times, np.append(sigmas, _final_sigma(config, trained)), steps)
+    return Levels(times, np.append(sigmas, final_sigma(config, trained)), steps)
 
 
 def _scheduled(schedule: str, highest: float, lowest: float, steps: int, rho: float = 7.0) -> np.ndarray:
@@ -223,13 +204,6 @@ def _scheduled(schedule: str, highest: float, lowest: float, steps: int, rho: fl
     return (exponential_sigmas if schedule == "exponential" else beta_sigmas)(highest, lowest, steps)
 
 
-def _final_sigma(config: SchedulerConfig, trained: np.ndarray) -> float:
+def final_sigma(config: SchedulerConfig, trained: np.ndarray) -> float:
+    """The sigma of the result: 0 unless `final_sigmas_type` is `sigma_min`."""
     return float(trained[0]) if config.final_sigmas_type == "sigma_min" else 0.0
-
-
-# sigma schedules that are made of the trained timesteps, whatever the solver
-TIMESTEP_SCHEDULES: Mapping[str, Callable[[SchedulerConfig, int], Levels]] = {
-    "sgm_uniform": sgm_uniform_levels,
-    "uniform": uniform_levels,
-    "ays": ays_levels,
-}

@@ -13,9 +13,10 @@ from jaxl.diffusion.diffusers_config import config_for_solver
 from jaxl.diffusion.names import find_name
 from jaxl.diffusion.randomness import Randomness
 from jaxl.diffusion.rows import MAX_ROWS, Table
-from jaxl.diffusion.schedule import SchedulerConfig
+from jaxl.diffusion.schedule import Flow, SchedulerConfig
 from jaxl.diffusion.schedulers import SCHEDULERS, SOLVERS, Scheduler
-from jaxl.diffusion.spacing import TIMESTEP_SCHEDULES, Levels, edm_levels, sigma_levels, timestep_levels
+from jaxl.diffusion.sigma_schedules import SIGMA_SCHEDULES
+from jaxl.diffusion.spacing import Levels, edm_levels, flow_levels, sigma_levels, timestep_levels
 from jaxl.errors import CheckpointError, InputError
 
 
@@ -23,7 +24,9 @@ class Sampling(TypedDict, total=False):
     """Choices of sampling beyond the scheduler's name and the number of steps; None means that it is not chosen.
 
     `Randomness` explains the numbers. `timesteps` (whole, falling) or `sigmas` (falling, the result's last) replace
-    the steps; `timestep_spacing` and `final_sigmas_type` replace what the checkpoint says.
+    the steps; `timestep_spacing`, `final_sigmas_type` and `solver_type` replace what the checkpoint says. The last is
+    "midpoint" or "heun" for DPM++ multistep, "bh2" or "bh1" for UniPC, "phi_1" or "phi_2" for SEEDS-2 and exponential
+    Heun. `shift` moves the levels of a model that was trained on straight paths towards noise; 1 leaves them even.
     """
 
     # beside the type, its name in the settings that A1111 and its kin write into pictures
@@ -36,6 +39,8 @@ class Sampling(TypedDict, total=False):
     sigmas: Sequence[float] | np.ndarray | None
     timestep_spacing: str | None
     final_sigmas_type: str | None
+    solver_type: str | None
+    shift: float | None
 
 
 def scheduler_name(config: SchedulerConfig, scheduler: str | None = None, *, custom: bool = False) -> str:
@@ -79,12 +84,19 @@ def build_table(
     name = scheduler_name(config, scheduler, custom=bool(custom))
     chosen = SCHEDULERS[name]
     config = replace(config_for_solver(config, chosen.solver.name), sigma_schedule=chosen.sigma_schedule)
+    if config.noise.flow is not None and not chosen.solver.flows:
+        able = ", ".join(each.name for each in SOLVERS.values() if each.flows)
+        raise CheckpointError(f"scheduler {name!r} is not for a model that was trained on straight paths; use {able}")
     config = _overridden(config, name, chosen, given)
     randomness = _randomness(name, chosen, given)
+    if config.noise.flow is not None and randomness.s_churn:
+        raise InputError("s_churn", randomness.s_churn, "a straight path has no churn; leave it out")
     if custom:
         levels = _custom_levels(config, name, chosen, steps, given)
     else:
-        levels = _levels(config, chosen)(config, _checked_steps(config, steps))
+        levels = _levels(config, chosen)(config, _checked_steps(config, steps, chosen))
+        if levels.times.size * chosen.solver.rows > MAX_ROWS:  # some schedules have more steps than are asked for
+            raise InputError("steps", steps, f"scheduler {name!r} makes {levels.times.size} of them; ask for fewer")
     return chosen.solver.solve(config, levels if places is None else levels.at(places), randomness)
 
 
@@ -99,13 +111,20 @@ def check_gaps(argument: str, value: int, name: str, table: Table) -> None:
 
 
 def _levels(config: SchedulerConfig, chosen: Scheduler) -> Callable[[SchedulerConfig, int], Levels]:
-    if config.noise.edm is not None:
-        return edm_levels
-    return TIMESTEP_SCHEDULES.get(config.sigma_schedule or "", chosen.solver.levels)
+    schedule, kind = SIGMA_SCHEDULES.get(chosen.sigma_schedule or ""), config.noise.kind
+    if schedule is None or schedule.levels is None:
+        return {"edm": edm_levels, "flow": flow_levels}.get(kind, chosen.solver.levels)
+    if kind not in schedule.kinds:
+        noise = {"edm": "EDM noise", "flow": "straight paths"}[kind]
+        raise CheckpointError(
+            f"the sigma schedule {schedule.name!r} is made of timesteps that a model with {noise} lacks; use 'karras' "
+            "or 'exponential'"
+        )
+    return schedule.levels
 
 
-def _checked_steps(config: SchedulerConfig, steps: int | None) -> int:
-    most = min(config.noise.num_train_timesteps, MAX_ROWS // 2)
+def _checked_steps(config: SchedulerConfig, steps: int | None, chosen: Scheduler) -> int:
+    most = min(config.noise.num_train_timesteps, MAX_ROWS // chosen.solver.rows)
     if isinstance(steps, bool) or not isinstance(steps, (int, np.integer)) or not 1 <= steps <= most:
         raise InputError("steps", steps, f"must be a whole number from 1 to {most}")
     return int(steps)
@@ -117,13 +136,27 @@ def _overridden(config: SchedulerConfig, name: str, chosen: Scheduler, given: Ma
     if spacing is not None:
         if spacing not in ("leading", "linspace", "trailing"):
             raise InputError("timestep_spacing", spacing, "must be 'leading', 'linspace' or 'trailing'")
-        if config.noise.edm is not None or config.sigma_schedule in TIMESTEP_SCHEDULES:
+        schedule = SIGMA_SCHEDULES.get(config.sigma_schedule or "")
+        if config.noise.kind != "betas" or (schedule is not None and schedule.levels is not None):
             raise InputError("timestep_spacing", spacing, f"scheduler {name!r} has its own levels here; leave it out")
         config = replace(config, timestep_spacing=spacing)
     if final not in (None, "zero", "sigma_min"):
         raise InputError("final_sigmas_type", final, "must be 'zero' or 'sigma_min'")
     if final == "sigma_min" and not chosen.solver.finals:
         raise InputError("final_sigmas_type", final, f"scheduler {name!r} has an end of its own; leave it out")
+    shift = given.get("shift")
+    if shift is not None:
+        if config.noise.flow is None:
+            raise InputError("shift", shift, "is for models that were trained on straight paths; leave it out")
+        if isinstance(shift, bool) or not isinstance(shift, (int, float)) or not 0 < shift < math.inf:
+            raise InputError("shift", shift, "must be a number above 0, such as 3.0")
+        config = replace(config, noise=replace(config.noise, flow=Flow(float(shift))))
+    kind, kinds = given.get("solver_type"), chosen.solver.solver_types
+    if kind is not None:
+        if kind not in kinds:
+            remedy = f"must be {' or '.join(map(repr, kinds))}" if kinds else "has one form alone; leave it out"
+            raise InputError("solver_type", kind, f"scheduler {name!r}{': ' if kinds else ' '}{remedy}")
+        config = replace(config, solver_type=kind)
     return replace(config, final_sigmas_type=(final or config.final_sigmas_type) if chosen.solver.finals else "zero")
 
 
@@ -149,15 +182,17 @@ def _custom_levels(
     count = levels.size - (argument == "sigmas")
     if steps is not None and steps != count:
         raise InputError("steps", steps, f"the {argument} make {count} steps; leave it out")
-    _checked_steps(config, count)
+    _checked_steps(config, count, chosen)
+    if argument == "timesteps" and config.noise.flow is not None:
+        raise InputError(argument, values, "on straight paths levels are sigmas, from 1 down; give those")
     if argument == "timesteps":
         last = config.noise.num_train_timesteps - 1
         if (levels != levels.round()).any() or not 0 <= levels[-1] <= levels[0] <= last:
             raise InputError(argument, values, f"must be whole numbers from {last} down to 0")
         return timestep_levels(config, levels)
     highest = config.noise.sigmas()[-1] if config.noise.edm is None else config.noise.edm.sigma_max
-    # published sigmas are rounded, so the first may be a little more than the highest
-    if not 0 <= levels[-1] <= levels[0] <= 1.01 * highest:
+    # published sigmas are rounded, so the first may be a little more than the highest, unless that is noise alone
+    if not 0 <= levels[-1] <= levels[0] <= highest * (1.01 if config.noise.flow is None else 1):
         raise InputError(argument, values, f"must be numbers from {highest:.5g} down to 0")
     return sigma_levels(config, levels)
 

@@ -9,6 +9,7 @@ import dataclasses
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 from jaxl.errors import InputError, nearest
 from jaxl.weights.checkpoint import Checkpoint
@@ -18,7 +19,10 @@ PREDICTIONS: Mapping[str, tuple[str, ...]] = {
     "epsilon": ("eps", "noise"),
     "v_prediction": ("v", "v-prediction", "vpred", "v_pred", "velocity"),
     "sample": ("x0", "x_0"),
+    "flow": ("flow_prediction", "flow_matching", "rectified_flow", "rf"),
 }
+# of a model that was trained on straight paths; what shifts its levels the file does not say
+FLOW_SCHEDULER: Mapping[str, Any] = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 1.0}
 # Stability's model spec, as sd-scripts and ComfyUI write it
 METADATA = ("modelspec.predict_key", "modelspec.prediction_type")
 # a line of the original training configs, which A1111 and Forge read; jaxl reads no more of a .yaml
@@ -52,7 +56,12 @@ def with_prediction(checkpoint: Checkpoint, value: str) -> Checkpoint:
     known = _known(value)
     if known is None:
         raise InputError("prediction_type", value, nearest(str(value), PREDICTIONS))
-    scheduler = {**checkpoint.configs["scheduler"], "prediction_type": known}
+    scheduler = checkpoint.configs["scheduler"]
+    follows = str(scheduler.get("_class_name")).startswith("FlowMatch")
+    if follows and known != "flow":
+        raise InputError("prediction_type", value, "the checkpoint's scheduler is for straight paths; leave it out")
+    if not follows:
+        scheduler = FLOW_SCHEDULER if known == "flow" else {**scheduler, "prediction_type": known}
     return dataclasses.replace(
         checkpoint, configs={**checkpoint.configs, "scheduler": scheduler}, predicts_by="the caller"
     )

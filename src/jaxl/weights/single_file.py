@@ -24,7 +24,7 @@ from jaxl.weights.diffusers_unet import diffusers_unet_layout
 from jaxl.weights.folder import Part
 from jaxl.weights.original_layout import Layout, TensorShapes, clip_layout, openclip_layout, vae_layout
 from jaxl.weights.original_unet import unet_layout
-from jaxl.weights.prediction import find_prediction
+from jaxl.weights.prediction import FLOW_SCHEDULER, find_prediction
 from jaxl.weights.store import Tensor, read_metadata
 from jaxl.weights.tensors import put, read_tensors, with_outer_name
 
@@ -271,6 +271,8 @@ def _scheduler_config(tensors: Mapping[str, Tensor], prediction: str) -> dict[st
             "sigma_max": _numbers(tensors["edm_vpred.sigma_max"])[0],
             **({} if lowest is None else {"sigma_min": _numbers(lowest)[0]}),
         }
+    if prediction == "flow":
+        return {**FLOW_SCHEDULER}
     return {
         "_class_name": "EulerDiscreteScheduler",
         "beta_end": 0.012,

@@ -7,7 +7,7 @@ find in it the model that is to be written; so a model that no such file can hol
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxl.config import TextConfig, UNetConfig, VAEConfig, read_vae_config
 from jaxl.diffusion.diffusers_config import read_scheduler_config
-from jaxl.diffusion.schedule import NoiseSchedule
+from jaxl.diffusion.schedule import Flow, NoiseSchedule
 from jaxl.errors import CheckpointError
 from jaxl.weights.adapters.names import original_names
 from jaxl.weights.entries import Entries, Entry, write_entries
@@ -29,8 +29,10 @@ UNTOLD = ("sample_size", "force_upcast", "eos_token_id")
 
 
 def _noise(config: Mapping[str, Any]) -> NoiseSchedule:
-    """Return what the U-Net was trained with; of EDM noise without the fields that mean nothing."""
+    """Return what the U-Net was trained with; of EDM noise without the fields that mean nothing, of paths no shift."""
     noise = read_scheduler_config(config).noise
+    if noise.flow is not None:
+        return replace(noise, flow=Flow())
     return noise if noise.edm is None else NoiseSchedule(prediction_type=noise.prediction_type, edm=noise.edm)
 
 

@@ -67,6 +67,7 @@ SOLVERS = (
         consistency_levels,
         custom=("timesteps",),
         schedules=(),
+        draws=True,
         diffusers=DiffusersClass("LCMScheduler", defaults=LATENT_SCHEDULE, options=_OPTIONS),
         a1111="LCM",
     ),

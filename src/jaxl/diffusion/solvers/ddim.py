@@ -7,9 +7,12 @@ import numpy as np
 from jaxl.diffusion.randomness import Randomness
 from jaxl.diffusion.rows import Table, denoiser, pack
 from jaxl.diffusion.schedule import NoiseSchedule, SchedulerConfig
+from jaxl.diffusion.solvers.euler import unguided_slope
 from jaxl.diffusion.solvers.solver import DiffusersClass, Solver
 from jaxl.diffusion.spacing import Levels, ddim_levels
 from jaxl.errors import CheckpointError
+
+A1111_SCALE = 12.5
 
 
 def ddim(config: SchedulerConfig, levels: Levels, randomness: Randomness) -> Table:
@@ -24,6 +27,51 @@ def ddim(config: SchedulerConfig, levels: Levels, randomness: Randomness) -> Tab
     there = signal_shares(config.noise, aims, before_first=config.set_alpha_to_one is not False)
     fresh = randomness.eta * posterior_deviation(here, there)
     return renoised(config.noise, levels, there, fresh, added=randomness.s_noise * fresh)
+
+
+def ddim_cfgpp(config: SchedulerConfig, levels: Levels, randomness: Randomness) -> Table:
+    """DDIM along the unguided noise: CFG++ of Chung et al. 2024 (arXiv:2406.08070), algorithm 2.
+
+    The scale of guidance is divided by 12.5, so that it means about what it means without, as in A1111's "DDIM CFG++".
+    """
+    table = unguided_slope(ddim(config, levels, randomness))
+    return table.with_columns(guidance=table.factors / A1111_SCALE)
+
+
+def ddim_inverse_levels(config: SchedulerConfig, steps: int) -> Levels:
+    """`ddim_levels` the other way round: those of diffusers' DDIMInverseScheduler."""
+    levels = ddim_levels(config, steps)
+    return Levels(levels.times[::-1], np.append(0.0, levels.sigmas[-2::-1]), steps)
+
+
+def ddim_inverse(config: SchedulerConfig, levels: Levels, randomness: Randomness) -> Table:
+    """DDIM without noise from a picture up to the latents that it would be drawn from (Song et al., section 4.3).
+
+    A row leads from `t - T // steps` to t, and the network is told t. At the picture there is no noise to be found from
+    the estimate, so the network's output stands in its place. Raises CheckpointError for one that predicts the picture.
+    """
+    refuse_clipping(config, "ddim_inverse")
+    kind = config.noise.prediction_type
+    if kind not in ("epsilon", "v_prediction"):
+        raise CheckpointError(f"prediction_type={kind!r} is not supported by scheduler='ddim_inverse'")
+    before = levels.times - config.noise.num_train_timesteps // levels.total
+    here = signal_shares(config.noise, before, before_first=config.set_alpha_to_one is not False)
+    alphas, sigmas = np.sqrt(here), np.sqrt(1 - here)
+    there = signal_shares(config.noise, levels.times)
+    to_alphas, to_sigmas = np.sqrt(there), np.sqrt(1 - there)
+    c_skip, c_out = denoiser(kind, alphas, sigmas)
+    noise_x, noise_f = (0.0, 1.0) if kind == "epsilon" else (sigmas, alphas)
+    return pack(
+        timesteps=levels.times,
+        init_scale=1.0,
+        alphas=np.array([1.0, *to_alphas]),
+        sigmas=np.array([0.0, *to_sigmas]),
+        c_in=1,
+        c_out=1,
+        x_x=to_alphas * c_skip + to_sigmas * noise_x,
+        x_d=to_alphas * c_out + to_sigmas * noise_f,
+        push_d=1,
+    )
 
 
 def renoised(
@@ -92,4 +140,13 @@ SOLVERS = (
         diffusers=DiffusersClass("DDIMScheduler", defaults={"clip_sample": True}),
         a1111="DDIM",
     ),
+    Solver(
+        "ddim_inverse",
+        ddim_inverse,
+        ddim_inverse_levels,
+        custom=(),
+        schedules=(),
+        diffusers=DiffusersClass("DDIMInverseScheduler", defaults={"clip_sample": True}),
+    ),
+    Solver("ddim_cfg++", ddim_cfgpp, ddim_levels, eta=0.0, custom=(), schedules=(), a1111="DDIM CFG++"),
 )

@@ -36,6 +36,7 @@ SOLVERS = (
         ddim_levels,
         custom=("timesteps",),
         schedules=(),
+        draws=True,
         diffusers=DiffusersClass(
             "DDPMScheduler",
             defaults={"clip_sample": True},

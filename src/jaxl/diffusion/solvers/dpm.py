@@ -14,6 +14,8 @@ from jaxl.diffusion.solvers.multistep import growing_orders, latent_scales
 from jaxl.diffusion.solvers.solver import EDM_FIXED, DiffusersClass, Solver
 from jaxl.diffusion.spacing import Levels, dpm_levels, edm_levels
 
+SOLVER_TYPES = ("midpoint", "heun")
+
 
 def dpmpp_2m(config: SchedulerConfig, levels: Levels, randomness: Randomness) -> Table:
     """DPM-Solver++(2M), Lu et al. 2022 (arXiv:2211.01095), algorithm 2; `solver_order` 1 is DDIM in log-SNR."""
@@ -40,8 +42,9 @@ def dpmpp_3m(config: SchedulerConfig, levels: Levels, randomness: Randomness) ->
 def dpmpp_3m_sde(config: SchedulerConfig, levels: Levels, randomness: Randomness) -> Table:
     """`dpmpp_3m` with the noise of `dpmpp_2m_sde`.
 
-    With `solver_type` "heun" and without `lower_order_final` this is k-diffusion's `sample_dpmpp_3m_sde`. diffusers
-    differs in the weight of the bend alone, where a wrong sign makes it -1 instead of 0 for small steps.
+    With `solver_type` "heun" and without `lower_order_final`, as by its name, this is k-diffusion's
+    `sample_dpmpp_3m_sde`. diffusers differs in the weight of the bend alone, where a wrong sign makes it -1 instead of
+    0 for small steps.
     """
     return _multistep(config, levels, randomness, 3)
 
@@ -112,7 +115,7 @@ _MULTISTEP = DiffusersClass(
     options=("solver_order", "solver_type", "lower_order_final", "euler_at_final"),
     fixed={
         "algorithm_type": ("dpmsolver++", "sde-dpmsolver++"),
-        "solver_type": ("midpoint", "heun"),
+        "solver_type": SOLVER_TYPES,
         "solver_order": (2, 1, 3),
     },
 )
@@ -130,6 +133,7 @@ SOLVERS = (
         dpmpp_2m,
         dpm_levels,
         finals=True,
+        solver_types=SOLVER_TYPES,
         diffusers=_MULTISTEP,
         a1111="DPM++ 2M",
         automatic="karras",
@@ -141,18 +145,33 @@ SOLVERS = (
         dpm_levels,
         eta=1.0,
         finals=True,
+        solver_types=SOLVER_TYPES,
         diffusers=_MULTISTEP,
         a1111="DPM++ 2M SDE",
         automatic="exponential",
         aliases=("dpmpp_2m_sde_gpu",),
     ),
-    Solver("dpm++3m", dpmpp_3m, dpm_levels, finals=True, diffusers=_MULTISTEP),
+    Solver(
+        "dpm++2m_sde_heun",
+        dpmpp_2m_sde,
+        dpm_levels,
+        eta=1.0,
+        finals=True,
+        options={"solver_type": "heun"},
+        diffusers=_MULTISTEP,
+        a1111="DPM++ 2M SDE Heun",
+        automatic="exponential",
+        aliases=("dpmpp_2m_sde_heun_gpu",),
+    ),
+    Solver("dpm++3m", dpmpp_3m, dpm_levels, finals=True, solver_types=SOLVER_TYPES, diffusers=_MULTISTEP),
     Solver(
         "dpm++3m_sde",
         dpmpp_3m_sde,
         dpm_levels,
         eta=1.0,
         finals=True,
+        options={"solver_type": "heun", "lower_order_final": False},
+        solver_types=SOLVER_TYPES,
         diffusers=_MULTISTEP,
         a1111="DPM++ 3M SDE",
         automatic="exponential",
@@ -166,6 +185,7 @@ SOLVERS = (
         finals=True,
         custom=("sigmas",),
         schedules=("exponential",),
+        solver_types=SOLVER_TYPES,
         diffusers=_EDM_MULTISTEP,
         a1111="DPM++ 2M",
         aliases=("edm_dpmpp",),

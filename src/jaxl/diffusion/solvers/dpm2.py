@@ -71,6 +71,7 @@ SOLVERS = (
         "dpm2",
         dpm2,
         kdpm2_levels,
+        flows=True,
         churns=True,
         diffusers=DiffusersClass("KDPM2DiscreteScheduler", defaults=LATENT_BETAS),
         a1111="DPM2",

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from jaxl.diffusion.randomness import Randomness
-from jaxl.diffusion.rows import Table, pack, precondition
+from jaxl.diffusion.rows import COLUMNS, Table, pack_sigmas
 from jaxl.diffusion.schedule import SchedulerConfig
 from jaxl.diffusion.solvers.solver import EDM_FIXED, DiffusersClass, Solver
 from jaxl.diffusion.spacing import Levels, edm_levels, euler_levels, told
@@ -34,6 +34,26 @@ def euler_ancestral(config: SchedulerConfig, levels: Levels, randomness: Randomn
     return _table(config, levels, down, up * randomness.s_noise, start_scale(config, levels))
 
 
+def euler_cfgpp(config: SchedulerConfig, levels: Levels, randomness: Randomness) -> Table:
+    """CFG++ of Chung et al. 2024 (arXiv:2406.08070), algorithm 2: `euler` along the slope of the unguided estimate.
+
+    `x' = D + q (x - D_negative)`, with q the share of the level that is left, is Euler's step with a scale of guidance
+    that is divided by 1 - q. So it is with noise: `euler_ancestral_cfgpp`.
+    """
+    return unguided_slope(euler(config, levels, randomness))
+
+
+def euler_ancestral_cfgpp(config: SchedulerConfig, levels: Levels, randomness: Randomness) -> Table:
+    """`euler_ancestral` with the guidance of `euler_cfgpp`."""
+    return unguided_slope(euler_ancestral(config, levels, randomness))
+
+
+def unguided_slope(table: Table) -> Table:
+    """The table of a first-order method with the factors of guidance that leave the slope unguided, as in CFG++."""
+    weight = table.rows[: table.used, COLUMNS.index("x_d")]
+    return table.with_columns(guidance=table.alphas[1:] / np.where(weight > 0, weight, np.inf))
+
+
 def ancestral(here: np.ndarray, there: np.ndarray, eta: float) -> tuple[np.ndarray, np.ndarray]:
     """The level to go down to from each sigma `here`, and the noise that leads up from it to `there`, [n] each."""
     up = eta * there * np.sqrt(np.maximum(1 - (there / here) ** 2, 0))
@@ -55,19 +75,18 @@ def start_scale(config: SchedulerConfig, levels: Levels, fresh: np.ndarray | Non
     diffusers starts `leading` and EDM's levels from the variance of noise and image together.
     """
     highest = levels.sigmas.max()
-    together = config.timestep_spacing == "leading" or config.noise.edm is not None
+    together = config.noise.flow is None and (config.timestep_spacing == "leading" or config.noise.edm is not None)
     return math.hypot(highest, 1.0 if together else 0.0, 0.0 if fresh is None else fresh[0])
 
 
 def _table(config: SchedulerConfig, levels: Levels, target: np.ndarray, up: np.ndarray, init_scale: float) -> Table:
     """Rows that go along (x - D) / sigma from each sigma to `target`, and then add `up` times noise."""
-    here, ones = levels.sigmas[:-1], np.ones_like(levels.sigmas)
-    return pack(
+    here = levels.sigmas[:-1]
+    return pack_sigmas(
+        config.noise,
         timesteps=levels.times,
         init_scale=init_scale,
-        alphas=ones,
         sigmas=levels.sigmas,
-        **precondition(config.noise, ones[:-1], here),
         x_x=target / here,
         x_d=1 - target / here,
         x_noise=up,
@@ -80,10 +99,12 @@ SOLVERS = (
         "euler",
         euler,
         euler_levels,
+        flows=True,
         churns=True,
         finals=True,
         diffusers=DiffusersClass("EulerDiscreteScheduler"),
         a1111="Euler",
+        aliases=("FlowMatchEulerDiscreteScheduler",),
     ),
     Solver(
         "euler_a",
@@ -94,6 +115,22 @@ SOLVERS = (
         diffusers=DiffusersClass("EulerAncestralDiscreteScheduler"),
         a1111="Euler a",
         aliases=("euler_ancestral",),
+    ),
+    Solver(
+        "euler_cfg++",
+        euler_cfgpp,
+        euler_levels,
+        flows=True,
+        churns=True,
+        finals=True,
+    ),
+    Solver(
+        "euler_a_cfg++",
+        euler_ancestral_cfgpp,
+        euler_levels,
+        eta=1.0,
+        follows=False,
+        aliases=("euler_ancestral_cfg_pp",),
     ),
     # models that were trained with EDM noise are spaced as Karras et al. do
     Solver(

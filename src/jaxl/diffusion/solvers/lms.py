@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from jaxl.diffusion.randomness import Randomness
-from jaxl.diffusion.rows import Table, pack, precondition
+from jaxl.diffusion.rows import Table
 from jaxl.diffusion.schedule import SchedulerConfig
 from jaxl.diffusion.solvers.euler import start_scale
 from jaxl.diffusion.solvers.multistep import growing_orders
+from jaxl.diffusion.solvers.slopes import pack_slopes
 from jaxl.diffusion.solvers.solver import DiffusersClass, Solver
 from jaxl.diffusion.spacing import Levels, euler_levels
 
@@ -22,21 +23,12 @@ def lms(config: SchedulerConfig, levels: Levels, randomness: Randomness) -> Tabl
     holds slopes. diffusers keeps order 4 for a run that starts in the middle, whose earlier slopes are missing; jaxl
     begins anew.
     """
-    here, ones = levels.sigmas[:-1], np.ones_like(levels.sigmas)
-    weights = adams_bashforth(levels.sigmas)
-    return pack(
+    return pack_slopes(
+        config,
         timesteps=levels.times,
         init_scale=start_scale(config, levels),
-        alphas=ones,
         sigmas=levels.sigmas,
-        **precondition(config.noise, ones[:-1], here),
-        x_x=1 + weights[0] / here,
-        x_d=-weights[0] / here,
-        x_h1=weights[1],
-        x_h2=weights[2],
-        x_h3=weights[3],
-        push_x=1 / here,
-        push_d=-1 / here,
+        weights=adams_bashforth(levels.sigmas),
     )
 
 
@@ -62,4 +54,4 @@ def adams_bashforth(sigmas: np.ndarray) -> np.ndarray:
     return weights
 
 
-SOLVERS = (Solver("lms", lms, euler_levels, diffusers=DiffusersClass("LMSDiscreteScheduler"), a1111="LMS"),)
+SOLVERS = (Solver("lms", lms, euler_levels, flows=True, diffusers=DiffusersClass("LMSDiscreteScheduler"), a1111="LMS"),)

@@ -9,7 +9,8 @@ from typing import Any
 from jaxl.config import Json
 from jaxl.diffusion.randomness import Randomness
 from jaxl.diffusion.rows import Table
-from jaxl.diffusion.schedule import SIGMA_SCHEDULES, SchedulerConfig
+from jaxl.diffusion.schedule import SchedulerConfig
+from jaxl.diffusion.sigma_schedules import SIGMA_SCHEDULES
 from jaxl.diffusion.spacing import Levels
 
 # defaults of classes that were written for latent diffusion
@@ -29,7 +30,7 @@ class DiffusersClass:
     `choose` finds the solver that a config means; without it that is the first one of the class. `defaults` are those
     of its fields that differ from SchedulerConfig's, since an absent field means the default of the class. `options`
     are fields of SchedulerConfig that it has for its solvers alone, and `fixed` fields of which jaxl implements the
-    given values.
+    given values. `edm` and `flow` say that its noise is of that kind.
     """
 
     name: str
@@ -38,16 +39,20 @@ class DiffusersClass:
     options: tuple[str, ...] = ()
     fixed: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     edm: bool = False
+    flow: bool = False
 
 
 @dataclass(frozen=True)
 class Solver:
     """A solver, which makes a table: `solve(config, levels(config, steps), randomness)`.
 
-    `eta` is the default of a solver that adds noise of its own, None for one that adds none. `churns` says that it
+    `eta` is the default of a solver that adds noise of its own, None for one that has no such scale; `draws` says that
+    it adds noise all the same. `churns` says that it
     knows churn, `finals` that it can end at another level than 0, and `custom` which levels of one's own it takes:
     `timesteps`, `sigmas`. `schedules` are the sigma schedules it can follow; a solver that counts timesteps has none.
-    `follows` says that it follows one where the checkpoint asks.
+    `follows` says that it follows one where the checkpoint asks, `flows` that it is for straight paths too. `rows` is
+    the most that a step has, `solver_types` is what a call may choose for `solver_type`, and `options` are the fields
+    of SchedulerConfig that its name stands for.
 
     `diffusers` is the class that does what it does, None if there is none. `a1111` is the sampler of A1111's web UI,
     and `automatic` the sigma schedule that "Automatic" is for it there (`modules/sd_samplers_kdiffusion.py`); None is
@@ -61,8 +66,13 @@ class Solver:
     churns: bool = False
     finals: bool = False
     custom: tuple[str, ...] = ("timesteps", "sigmas")
-    schedules: tuple[str, ...] = SIGMA_SCHEDULES
+    schedules: tuple[str, ...] = tuple(SIGMA_SCHEDULES)
     follows: bool = True
+    flows: bool = False
+    draws: bool = False
+    rows: int = 2
+    solver_types: tuple[str, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
     diffusers: DiffusersClass | None = None
     a1111: str | None = None
     automatic: str | None = None

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import ArrayLike
 
-from jaxl.diffusion.rows import Table, pack, precondition
+from jaxl.diffusion.rows import Table, pack_sigmas
 from jaxl.diffusion.schedule import SchedulerConfig
 from jaxl.diffusion.spacing import Levels, told
 
@@ -48,13 +48,12 @@ def pack_two_rows(
     sigmas = alternate(levels.sigmas[:-1], safe(middle))
     times = told(config.noise, safe(middle)) if middle_times is None else middle_times
     columns = {name: alternate(first.get(name, 0.0), second.get(name, 0.0)) for name in {**first, **second}}
-    return pack(
+    return pack_sigmas(
+        config.noise,
         timesteps=alternate(levels.times, times),
         init_scale=init_scale,
-        alphas=np.ones(used + 1),
         sigmas=np.append(sigmas, levels.sigmas[-1]),
         steps=alternate(np.arange(n), np.arange(n)),
-        **precondition(config.noise, np.ones(used), sigmas),
         **columns,
         push_d=1,
     )

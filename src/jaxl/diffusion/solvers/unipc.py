@@ -122,6 +122,7 @@ SOLVERS = (
         unipc,
         multistep_levels,
         finals=True,
+        solver_types=("bh2", "bh1"),
         diffusers=DiffusersClass(
             "UniPCMultistepScheduler",
             options=("solver_order", "solver_type", "lower_order_final", "predict_x0", "disable_corrector"),
