@@ -28,7 +28,7 @@ from jaxl.bench.random_model import ensure_random_model
 from jaxl.config import ControlConfig, ControlNetConfig, LLLiteConfig, LLLiteModule, T2IAdapterConfig, UNetConfig
 from jaxl.nn.controlnet import controlnet
 from jaxl.nn.unet import unet, unet_context, unet_shapes
-from jaxl.run.control_kinds import Controlled, Evaluation, Kind, kind_of
+from jaxl.run.control_kinds import Control, Evaluation, Kind, kind_of
 from jaxl.run.model import Model
 from jaxl.weights.layout import flatten, to_torch
 from jaxl.weights.lllite import module_layers, scale
@@ -122,7 +122,7 @@ def share_of_operations(model: Model, cfg: ControlConfig, width: int, height: in
         return count(partial(_of_controlnet, cfg), own, latents, t, embedded) / whole
     picture = jax.ShapeDtypeStruct((2, height, width, cfg.picture_channels), jnp.float32)
     embedded, _ = jax.eval_shape(kind.embed, own, picture, None, None, None)
-    seen = own, embedded, jax.ShapeDtypeStruct((2, 1, cfg.parts), jnp.float32)
+    seen = own, embedded, jax.ShapeDtypeStruct((2, cfg.parts), jnp.float32)
     return count(partial(_of_both, model, kind), of_unet, latents, t, seen) / whole - 1
 
 
@@ -138,8 +138,8 @@ def _of_unet(model: Model, params: Any, *told: Any) -> Any:
 
 def _of_both(model: Model, kind: Kind[Any], params: Any, x: Any, t: Any, seen: Any, *told: Any) -> Any:
     (own, embedded, strengths), (context, *others) = seen, told
-    at = Evaluation(1, x, t, *others, lengths=None, shallow=None, kernels=model.kernels)
-    added = kind.added(own, Controlled(embedded, None, {}, strengths, None, None), strengths, at)
+    at = Evaluation(x, t, *others, lengths=None, shallow=None, kernels=model.kernels)
+    added = kind.added(own, Control(embedded, None, {}, strengths), at)
     return unet(params, model.unet, x, t, context, *others, added=added)[0]
 
 

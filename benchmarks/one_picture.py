@@ -34,9 +34,7 @@ def main() -> None:
     counts = [int(count) for count in args.devices.split(",")]
     rows: list[dict[str, Any]] = []
     first: Any = None
-    print(
-        "| devices | evaluations x rows | a step, GFLOP | temporaries, MiB | decode, GFLOP | temporaries, MiB | s | far |"
-    )
+    print("| devices | branches x rows | a step, GFLOP | MiB | decode, GFLOP | MiB | s | far |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for count in counts:
         mesh = jaxl.make_mesh(jax.devices()[:count])
@@ -46,6 +44,8 @@ def main() -> None:
         for program in (ADVANCE, DECODE):
             made = pipe.programs.trace(program, bucket).lower().compile(compiler_options={YNN: ""})
             cost, memory = made.cost_analysis(), made.memory_analysis()
+            assert cost is not None
+            assert memory is not None
             facts[program.name] = {
                 "gflop": cost["flops"] / 1e9,
                 "temporaries_mib": memory.temp_size_in_bytes / 2**20,

@@ -224,6 +224,7 @@ def test_loras_and_a_controlnet_are_told_beside_none(
 ) -> None:
     facts = {"own": 2**30, "temporaries": 0, "total": 2**30, "fits": True, "cycles": 1e6, "compile_s": 1.0}
     facts |= {"kinds": {"copy": 1e6}, "unknown": 0, "top": []}
+    facts |= {"received": {"transfers": 0, "bytes": 0.0}, "link_seconds": 0.0}
     times = ("step_s", "call_s", "image_s", "images_per_s", "images_per_s_per_chip")
     report: dict[str, Any] = {
         **{"chip": "TPU v5e", "chips": 4, "topology": "v5e:2x2", "model": "tiny", "batch": 4, "steps": 20},

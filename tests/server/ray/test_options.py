@@ -134,6 +134,7 @@ SPECIAL = {
     "size": "64x32",
     "size_policy": "strict",
     "dtype": "float32",
+    "split": "rows",
     "origin": "https://example.org",
     "root_path": "/jaxl",
     "batch_sizes": "2,3",

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from jaxl.call.lanes import check_lanes
-from jaxl.config import Dtype
+from jaxl.config import Dtype, Split
 from jaxl.server.origins import read_origin
 from jaxl.server.paths import read_root
 from jaxl.server.ray.deployment import replicas, with_ingress
@@ -55,6 +55,7 @@ class Arguments(BaseModel):
     unet: str | None = ModelOptions.unet
     vae: str | None = ModelOptions.vae
     vae_tile: int | None = ModelOptions.vae_tile
+    split: Split = ModelOptions.split
     preview_vae: str | None = ModelOptions.preview
     embedding_dir: str | None = ModelOptions.embedding_dir
     preset: str | None = ModelOptions.preset
