@@ -32,6 +32,7 @@ from jaxl.call.loras import adapter_set, read_loras
 from jaxl.call.options import DrawOptions, LoadOptions, Options
 from jaxl.call.plan import OTHER_PROMPTS, Devices, Plan, make_plan
 from jaxl.call.prompts import open_tokenizers
+from jaxl.call.row_noise import DrawnAhead, calls
 from jaxl.call.trials import Trials
 from jaxl.diffusion.loop import Slots
 from jaxl.errors import InputError, NonFiniteError, nearest
@@ -765,15 +766,19 @@ class Pipeline:
     ) -> tuple[Slots, int, bool]:
         """Run each segment in one dispatch, or row by row for a watcher; also the rows done, and whether it stopped."""
         done, plan = 0, inputs.plan
+        noises = plan.row_noise or []
+        drawn = {place: DrawnAhead(noises[place]) for place in self._own(plan) if noises}
+        for own in drawn.values():
+            own.begin()
         for segment, cond in zip(plan.segments, told, strict=True):
             bucket, network = plan.bucket_of(segment), inputs.network(segment)
             run = self.programs.get(ADVANCE, bucket)
             controls = tuple(each.params for each in plan.networks)
             slots = replace(slots, features=self.programs.no_features(bucket))
-            n = segment.rows if watch is None else 1
-            for _ in range(0, segment.rows, n):
-                slots = run(network, slots, cond, np.int32(n), controls)
-                done += n
+            most = segment.rows if watch is None else 1
+            for n, given in calls(self.programs, plan.bucket, drawn, segment.rows, most):
+                slots = run(network, slots, cond, n, controls, given)
+                done += int(n)
                 if watch is not None and watch(slots, plan, done):
                     return slots, done, True
         return slots, done, False

@@ -65,6 +65,8 @@ NO_LABEL: Mapping[str, str] = {
     "loras": "tags at the prompt's end",
     "num_images": "each picture has a file",
     "noise": "RNG, by A1111's names",
+    "seed_resize_from": "Seed resize from, a text",
+    **dict.fromkeys(("step_noise", "sde_noise", "noise_batch"), OWN_JSON),
     "latents": "too large",
     **dict.fromkeys(("prompt_2", "negative_prompt_2", "prompt_syntax"), OWN_JSON),
     **dict.fromkeys(("timesteps", "sigmas", "timestep_spacing", "final_sigmas_type"), OWN_JSON),

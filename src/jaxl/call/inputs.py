@@ -200,6 +200,8 @@ class Inputs:
             first=np.full(size, plan.first, np.int32),
             end=np.full(size, plan.first + plan.count, np.int32),
             keys=np.stack([image_key(plan.seeds[i]) for i in order]),
+            variation_keys=np.stack([image_key(plan.variation_seeds[i]) for i in order]),
+            variation=np.full(size, plan.variation_strength, np.float32),
             noise_scale=np.full(size, plan.noise_scale, np.float32),
             given=np.full(size, plan.noise is not None),
             noise=np.zeros(shape, np.float32) if plan.noise is None else plan.noise[order],

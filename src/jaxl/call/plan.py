@@ -14,13 +14,25 @@ from jaxl.call.controls import PlannedControl, networks_of, plan_controls, read_
 from jaxl.call.image_prompts import PlannedImagePrompt, places_of, plan_image_prompts, read_image_prompts
 from jaxl.call.lexicon import Lexicon
 from jaxl.call.loras import adapter_set, at_step, distilled_preset, read_loras, starts
-from jaxl.call.options import DEFAULTS, DrawOptions, Guidance, MicroConditioning, Options, Start, check_names, part
+from jaxl.call.noises import AskedNoise, first_noise, read_noise, row_noise
+from jaxl.call.options import (
+    DEFAULTS,
+    DrawOptions,
+    Guidance,
+    MicroConditioning,
+    Noise,
+    Options,
+    Start,
+    check_names,
+    part,
+)
 from jaxl.call.prompts import Chunk, read_prompts
+from jaxl.call.row_noise import RowNoise
 from jaxl.call.sizes import rounds, smallest_that_fits
 from jaxl.call.starts import Paste, Picture, default_size, read_sources, read_starts, span
 from jaxl.config import check_pag_layers
-from jaxl.diffusion.other_noise import OWN, check_source, other_noise
-from jaxl.diffusion.rows import Table
+from jaxl.diffusion.other_noise import OWN
+from jaxl.diffusion.schedulers import SCHEDULERS
 from jaxl.diffusion.tables import Sampling, build_table, check_gaps, scheduler_name
 from jaxl.errors import InputError
 from jaxl.presets import Preset, speed
@@ -67,7 +79,8 @@ class Plan:
     are [version][image]. `controls` are the ControlNets of each image, `networks` those of the bucket, in its order;
     `image_prompts` are what each image reads of pictures.
     The latents start as `noise_scale` times noise, each seed's own or `noise` [B, h, w, C], plus
-    `picture_scale` times the picture's latents.
+    `picture_scale` times the picture's latents. A share `variation_strength` of each seed's own is that of another,
+    `variation_seeds`. `row_noise` is what rows add, if it is not their own.
     """
 
     batch: int
@@ -90,7 +103,10 @@ class Plan:
     seeds: list[int] = field(metadata=OF_IMAGE)
     time_ids: dict[Branch, np.ndarray]
     freeu: np.ndarray | None
+    variation_seeds: list[int] = field(metadata=OF_IMAGE)
+    variation_strength: float
     noise: np.ndarray | None = field(metadata=OF_IMAGE)
+    row_noise: list[RowNoise] | None = field(metadata=OF_IMAGE)
     noise_scale: float
     pictures: list[Picture] | None = field(metadata=OF_IMAGE)
     picture_scale: float
@@ -265,10 +281,14 @@ def make_plan(
     networks = networks_of(controls)
     micro = part(options, MicroConditioning)
     h, w = height // model.vae.factor, width // model.vae.factor
+    shape = h, w, model.vae.latent_channels
     image_prompts = [
         plan_image_prompts(own, model.unet, (width, height), (h, w), first, numbers, run.used) for own in shown
     ]
-    seeds = arguments.seeds_per_image(asked.get("seed"), batch)
+    drawn = read_noise(part(options, Noise), asked.get("seed"), batch, model.vae.factor)
+    if drawn.step_source != OWN and table.noisy.any() and sampling.get("s_churn"):
+        remedy = "noise of other programs is not drawn for churn; leave one of the two out"
+        raise InputError("s_churn", sampling["s_churn"], remedy)
     bucket = Bucket(
         max(per_round),
         height,
@@ -303,10 +323,13 @@ def make_plan(
         image_prompts=image_prompts,
         inversions=texts.inversions,
         clip_skip=_clip_skip(model, asked.get("clip_skip")),
-        seeds=seeds,
+        seeds=drawn.seeds,
         time_ids=arguments.time_ids(micro, height, width, model.time_ids),
         freeu=_freeu(options),
-        noise=_noise(options, table, seeds, (h, w, model.vae.latent_channels)),
+        variation_seeds=drawn.variations,
+        variation_strength=drawn.strength,
+        noise=_latents(options, drawn, (batch, *shape)),
+        row_noise=row_noise(drawn, brownian=SCHEDULERS[full_name].solver.brownian, whole=whole, run=table, shape=shape),
         noise_scale=0.0 if goes_on else table.init_scale if from_noise else float(table.sigmas[0]),
         pictures=pictures and [pictures[i // each % len(pictures)] for i in range(batch)],
         picture_scale=1.0 if goes_on else 0.0 if from_noise else float(table.alphas[0]),
@@ -314,18 +337,15 @@ def make_plan(
     )
 
 
-def _noise(options: Options, table: Table, seeds: Sequence[int], shape: tuple[int, int, int]) -> np.ndarray | None:
-    """The noise [B, *shape] that images start from, if it is not jaxl's own."""
-    latents, source = options.get("latents"), check_source(options.get("noise", OWN))
-    if latents is not None:
-        if source != OWN:
-            raise InputError("noise", source, "`latents` are the noise already; give one of the two")
-        return arguments.check_latents(latents, (len(seeds), *shape))
-    if source == OWN:
-        return None
-    if table.adds_noise:
-        raise InputError("noise", source, "this scheduler adds noise of jaxl's own; give one that adds none, or eta=0")
-    return np.stack([other_noise(source, seed, shape) for seed in seeds])
+def _latents(options: DrawOptions, drawn: AskedNoise, shape: tuple[int, int, int, int]) -> np.ndarray | None:
+    """The noise [B, h, w, C] that images start from, if it is not jaxl's own."""
+    latents = options.get("latents")
+    if latents is None:
+        return first_noise(drawn, shape[1:])
+    for name in ("noise", "variation_strength", "seed_resize_from"):
+        if options.get(name) not in (None, OWN, 0):
+            raise InputError(name, options[name], "`latents` are the noise already; give one of the two")
+    return arguments.check_latents(latents, shape)
 
 
 def _scales(options: Guidance, scale: Any, batch: int, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

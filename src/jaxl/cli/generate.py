@@ -61,6 +61,8 @@ BRANCHES = 2
 
 # flags of several numbers, and the mark between them
 LISTS = {"guidance_interval": ":", "freeu": ",", "timesteps": ",", "sigmas": ","}
+# the same of whole numbers
+PAIRS = {"seed_resize_from": "x", "noise_batch": ":"}
 
 # names that ask for another format than PNG
 OTHER_FORMATS = (".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".tif", ".tiff", ".webp")
@@ -74,6 +76,26 @@ def generate(
     noise: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="Of another program, for its seeds: torch, nv, cuda, cuda:t4 ..."),
+    ] = None,
+    step_noise: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The same for the noise of steps, where it is another's.")
+    ] = None,
+    sde_noise: Annotated[
+        str | None, typer.Option(metavar="NAME", help="brownian, as A1111 draws it for SDE schedulers, or draws.")
+    ] = None,
+    eta_noise_seed_delta: Annotated[
+        int | None, typer.Option("--ensd", help="Steps draw from the seed and this, such as 31337.")
+    ] = None,
+    variation_seed: Annotated[int | None, typer.Option(help="Counts up from image to image, and the seed not.")] = None,
+    variation_strength: Annotated[
+        float | None, typer.Option(help="0 to 1: how much of the noise is that of --variation-seed.")
+    ] = None,
+    seed_resize_from: Annotated[
+        str | None, typer.Option(metavar="WxH", help="Noise of a picture of another size, in the middle.")
+    ] = None,
+    noise_batch: Annotated[
+        str | None,
+        typer.Option(metavar="PLACE:N", help="One generator draws N images, the first of these at a place, from 0 on."),
     ] = None,
     steps: Annotated[
         int | None, typer.Option(show_default=False, help="Of the scheduler; 25, or what the model was made for.")
@@ -228,18 +250,21 @@ def generate(
     from jaxl.call.image_prompt import ImagePrompt
     from jaxl.call.images import read_image
     from jaxl.call.options import OF_PICTURES, DrawOptions
+    from jaxl.call.seeds import counts_up, of_image
 
     began = time.perf_counter()
     whole_number("num_images", num_images, least=1)
     if guidance_scale is not None:
         per_image("guidance_scale", guidance_scale, num_images)
     # 32 bits, because many other programs read no more
-    seeds = seeds_per_image(secrets.randbelow(2**32) if seed is None else seed, num_images)
+    first_seed, counts = secrets.randbelow(2**32) if seed is None else seed, counts_up(given)
+    seeds = seeds_per_image("seed", first_seed, num_images, counts=counts)
     destination = _destination(output, num_images)
     source = {"model": model, "revision": revision, "variant": variant}
     # flags have the names of the library's options, so that none is forgotten on the way
     options = {name: given[name] for name in ("prompt", *DrawOptions.__annotations__) if name in given}
     options |= {name: _numbers(name, given[name], mark) for name, mark in LISTS.items()}
+    options |= {name: _numbers(name, given[name], mark, int) for name, mark in PAIRS.items()}
     asked: dict[str, Any] = {
         **options,
         "seed": seeds,
@@ -263,7 +288,7 @@ def generate(
 
         def draw() -> tuple[Pipeline, Result, Plan, float]:
             if machines.several and seed is None:
-                asked["seed"] = seeds_per_image(_seed_of_host_0(seeds[0]), num_images)
+                asked["seed"] = seeds_per_image("seed", _seed_of_host_0(seeds[0]), num_images, counts=counts)
             open_model = Opener(dtype, shard_params, num_images, local_files_only, progress, kernels)
             pipe = open_model(
                 **source,
@@ -316,8 +341,9 @@ def generate(
     followed = {name: [each.facts for each in asked[name] or ()] or None for name in OF_PICTURES}
     drawn = time.perf_counter()
     files = []
-    for made, own_seed in zip(images, result.seeds, strict=True):
-        own = {"seed": own_seed, "width": made.width, "height": made.height, "num_images": None}
+    for place, made in enumerate(images):
+        own = of_image(options, result.seeds[place], place)
+        own |= {"width": made.width, "height": made.height, "num_images": None}
         settings = {"version": __version__, **source, **options, **pictures, **followed, **named, **own, **found}
         settings = {name: value for name, value in settings.items() if value is not None}
         files.append(str(destination(made, settings)))
@@ -495,12 +521,12 @@ def _numbered(seeds: list[int]) -> str:
     return f"seed {seeds[0]}" if seeds else "no image"
 
 
-def _numbers(argument: str, text: str | None, mark: str) -> list[float] | None:
-    """Numbers with a mark between them."""
+def _numbers(argument: str, text: str | None, mark: str, kind: Callable[[str], float] = float) -> list[float] | None:
+    """Numbers of a kind with a mark between them."""
     if text is None:
         return None
     try:
-        return [float(number) for number in text.split(mark)]
+        return [kind(number) for number in text.split(mark)]
     except ValueError:
         raise InputError(argument, text, f"give numbers with {mark!r} between them") from None
 

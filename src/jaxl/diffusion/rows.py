@@ -58,9 +58,14 @@ class Table:
     steps: np.ndarray
 
     @property
+    def noisy(self) -> np.ndarray:
+        """Whether each row adds noise, bool [used]."""
+        return self.rows[: self.used, [COLUMNS.index("x_noise"), COLUMNS.index("saved_noise")]].any(1)
+
+    @property
     def adds_noise(self) -> bool:
         """Whether any row does."""
-        return bool(self.rows[:, [COLUMNS.index("x_noise"), COLUMNS.index("saved_noise")]].any())
+        return bool(self.noisy.any())
 
     def until(self, step: int) -> Table:
         """The rows of the steps before `step`: a run that stops there."""

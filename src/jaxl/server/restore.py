@@ -12,16 +12,15 @@ from typing import Annotated, Any
 from fastapi import APIRouter
 from pydantic import BaseModel, Field, ValidationError
 
-from jaxl.call.infotext import EMBEDDINGS, LABELS, READERS, read_a1111_text, text_of
+from jaxl.call.infotext import EMBEDDINGS, LABELS, READERS, RESIZED, read_a1111_text, text_of
 from jaxl.call.sizes import read_size
 from jaxl.call.unit_texts import take_units
 from jaxl.diffusion.names import AUTOMATIC, find_name
 from jaxl.diffusion.other_noise import RNG_NAMES
-from jaxl.diffusion.schedulers import SCHEDULERS
 from jaxl.errors import InputError
 from jaxl.png import read_settings_text
 from jaxl.server.a1111.fields import scheduler_of
-from jaxl.server.a1111.options import USUAL_CLIP_SKIP
+from jaxl.server.a1111.options import ENSD, USUAL_CLIP_SKIP, USUAL_NOISE
 from jaxl.server.controls import MOST_CONTROLS, ControlField
 from jaxl.server.errors import RESPONSES, ApiError
 from jaxl.server.image_prompts import MOST_PROMPTS, ImagePromptField
@@ -116,9 +115,13 @@ def a1111_settings(
             if math.isfinite(number):
                 found[name] = number
                 del left[label]
-    # other noise is drawn for schedulers that add none on their way
-    if left.get("RNG") in RNG_NAMES and not SCHEDULERS[found.get("scheduler", default)].solver.eta:
+    if size := read_size(left.get(RESIZED, "")):
+        found["seed_resize_from"] = size
+        del left[RESIZED]
+    if left.get("RNG") in RNG_NAMES:
         found["noise"] = RNG_NAMES[left.pop("RNG")]
+    elif "seed_resize_from" in found or ENSD in found:
+        found |= USUAL_NOISE
     if size := read_size(left.get("Size", "")):
         found["width"], found["height"] = size
         del left["Size"]

@@ -44,7 +44,8 @@ class DiffusersClass:
 class Solver:
     """A solver, which makes a table: `solve(config, levels(config, steps), randomness)`.
 
-    `eta` is the default of a solver that adds noise of its own, None for one that adds none. `churns` says that it
+    `eta` is the default of a solver that adds noise of its own, None for one that adds none; `brownian` says that this
+    is the noise of an SDE, which other programs take from a Brownian path over sigma. `churns` says that it
     knows churn, `finals` that it can end at another level than 0, and `custom` which levels of one's own it takes:
     `timesteps`, `sigmas`. `schedules` are the sigma schedules it can follow; a solver that counts timesteps has none.
     `follows` says that it follows one where the checkpoint asks.
@@ -58,6 +59,7 @@ class Solver:
     solve: Callable[[SchedulerConfig, Levels, Randomness], Table]
     levels: Callable[[SchedulerConfig, int], Levels]
     eta: float | None = None
+    brownian: bool = False
     churns: bool = False
     finals: bool = False
     custom: tuple[str, ...] = ("timesteps", "sigmas")
