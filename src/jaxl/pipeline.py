@@ -794,7 +794,8 @@ class Pipeline:
         """The pictures of a plan from what `decode` made, when that is done. Raises NonFiniteError."""
         own = self._own(plan)
         self._check_finite(params, plan, on_host(decoded[2], own))
-        images = [Image.fromarray(image) for image in on_host(decoded[1], own)]
+        pixels = (on_host(decoded[0], own) * 255).astype(np.uint8) if plan.truncates else on_host(decoded[1], own)
+        images = [Image.fromarray(image) for image in pixels]
         return [plan.pastes[i](image) for i, image in zip(own, images, strict=True)] if plan.pastes else images
 
     def _own(self, plan: Plan) -> list[int]:

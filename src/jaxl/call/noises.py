@@ -22,6 +22,7 @@ from jaxl.diffusion.variation import blended, pasted
 from jaxl.errors import InputError
 
 Shape = tuple[int, int, int]
+LOW = 0xFFFFFFFF  # the bits of a seed that a CPU's generator reads
 
 
 @dataclass(frozen=True)
@@ -67,12 +68,13 @@ def read_noise(options: Noise, seed: Any, batch: int, factor: int) -> AskedNoise
     if sde not in ("brownian", "draws"):
         raise InputError("sde_noise", sde, "give 'brownian' or 'draws'")
     places, of = _batch(options.get("noise_batch"), batch)
+    seeds = arguments.seeds_per_image("seed", seed, batch, counts=counts_up(options))
     return AskedNoise(
         source,
         step_source,
         brownian=sde == "brownian",
-        seeds=arguments.seeds_per_image("seed", seed, batch, counts=counts_up(options)),
-        deltas=_deltas(options.get("eta_noise_seed_delta"), batch),
+        seeds=seeds,
+        deltas=_deltas(options.get("eta_noise_seed_delta"), seeds),
         variations=arguments.seeds_per_image("variation_seed", options.get("variation_seed", 0), batch),
         strength=arguments.share("variation_strength", options.get("variation_strength", 0.0)),
         resized_from=_latents_size(options.get("seed_resize_from"), factor),
@@ -94,13 +96,16 @@ def _batch(value: Any, batch: int) -> tuple[range | None, int]:
     return range(place, place + batch), of
 
 
-def _deltas(value: Any, batch: int) -> list[int] | None:
+def _deltas(value: Any, seeds: Sequence[int]) -> list[int] | None:
     if value is None:
         return None
-    values = value if isinstance(value, (list, tuple)) else [value] * batch
-    if len(values) != batch:
-        raise InputError("eta_noise_seed_delta", value, f"{len(values)} values for {batch} images")
-    return [arguments.whole_number("eta_noise_seed_delta", each, least=-(2**64)) for each in values]
+    if value == "inverted":
+        return [(seed & LOW ^ LOW) - (seed & LOW) for seed in seeds]
+    values = value if isinstance(value, (list, tuple)) else [value] * len(seeds)
+    if len(values) != len(seeds):
+        raise InputError("eta_noise_seed_delta", value, f"{len(values)} values for {len(seeds)} images")
+    remedy = "give a whole number, one for each image, or 'inverted'"
+    return [arguments.whole_number("eta_noise_seed_delta", each, least=-(2**64), remedy=remedy) for each in values]
 
 
 def _latents_size(value: Any, factor: int) -> tuple[int, int] | None:

@@ -29,12 +29,13 @@ from jaxl.call.options import (
 from jaxl.call.prompts import Chunk, read_prompts
 from jaxl.call.row_noise import RowNoise
 from jaxl.call.sizes import rounds, smallest_that_fits
-from jaxl.call.starts import Paste, Picture, default_size, read_sources, read_starts, span
+from jaxl.call.starts import Paste, Picture, default_size, lengthened, read_sources, read_starts, span
+from jaxl.call.styles import styled
 from jaxl.config import check_pag_layers
 from jaxl.diffusion.other_noise import OWN
 from jaxl.diffusion.schedulers import SCHEDULERS
 from jaxl.diffusion.tables import Sampling, build_table, check_gaps, scheduler_name
-from jaxl.errors import InputError
+from jaxl.errors import InputError, nearest
 from jaxl.presets import Preset, speed
 from jaxl.run.adapters import Room, room_for
 from jaxl.run.bucket import Branch, Bucket
@@ -49,6 +50,7 @@ from jaxl.weights.adapters.combined import AdapterSet, merging
 
 OTHER_PROMPTS = ("prompt_2", "negative_prompt", "negative_prompt_2")
 PAG_LAYERS = ("mid_block",)
+EMPHASES = ("original", "no_norm", "comfyui", "ignore")
 # of a schedule, neither cached nor left out: the first steps decide what is shown (benchmarks/speed_and_quality.py)
 WHOLE_SHARE = 0.2
 
@@ -80,7 +82,8 @@ class Plan:
     `image_prompts` are what each image reads of pictures.
     The latents start as `noise_scale` times noise, each seed's own or `noise` [B, h, w, C], plus
     `picture_scale` times the picture's latents. A share `variation_strength` of each seed's own is that of another,
-    `variation_seeds`. `row_noise` is what rows add, if it is not their own.
+    `variation_seeds`. `row_noise` is what rows add, if it is not their own. `emphasis` is what weights in texts do, for
+    which some kinds look at the `empty` text. `truncates` says how pixels become bytes.
     """
 
     batch: int
@@ -111,6 +114,9 @@ class Plan:
     pictures: list[Picture] | None = field(metadata=OF_IMAGE)
     picture_scale: float
     pastes: list[Paste] | None = field(metadata=OF_IMAGE)
+    emphasis: str
+    empty: Chunk
+    truncates: bool
 
     def bucket_of(self, segment: Segment) -> Bucket:
         """The shapes of the program that runs a segment."""
@@ -188,10 +194,14 @@ def make_plan(
     asked: DrawOptions = {**DEFAULTS, **options}
     options = cast(DrawOptions, {name: value for name, value in options.items() if value is not None})
     options = cast(DrawOptions, {**speed(options.get("speed", "exact")), **options})
+    if "style" in options:
+        own_scheduler = scheduler_name(model.scheduler, preset.scheduler)
+        prompts = 1 if isinstance(prompt, str) else len(prompt)
+        options = cast(DrawOptions, styled(options, own_scheduler, prompts * asked.get("num_images", 1)))
     each = arguments.whole_number("num_images", asked.get("num_images"), least=1)
     positive = arguments.prompts_per_image("prompt", prompt, None, each)
     batch, prompts = len(positive), len(positive) // each
-    others = {name: value for name in OTHER_PROMPTS if (value := options.get(name)) is not None}
+    others = _other_prompts(options)
     given = {"prompt": positive} | {
         name: arguments.prompts_per_image(name, value, prompts, each) for name, value in others.items()
     }
@@ -224,9 +234,11 @@ def make_plan(
     named = scheduler or preset.scheduler
     spacing = preset.timestep_spacing or model.scheduler.timestep_spacing
     config = replace(model.scheduler, timestep_spacing=spacing)
+    counted, asked_steps = options.get("strength_steps", "part"), steps
+    steps = lengthened(steps, begin, model, counted)
     whole = build_table(config, steps, named, **sampling)
     times = whole.timesteps[np.unique(whole.steps, return_index=True)[1]]
-    skip, stop = span(begin, model, times)
+    skip, stop = span(begin, model, times, counted, asked_steps)
     run = build_table(config, steps, named, places=range(skip, len(times)), **sampling) if skip else whole
     interval = arguments.whole_number("step_interval", options.get("step_interval", 1), least=1)
     full_name = scheduler_name(config, named, custom=custom)
@@ -259,6 +271,7 @@ def make_plan(
         steps=len(times),
         syntax=syntax,
         guided=guided,
+        zero_negative=model.zero_negative or options.get("empty_negative") == "zeros",
         starts=starts(worn, len(times)),
     )
     by_version = [at_step(worn, step, len(times)) for step in texts.versions]
@@ -333,6 +346,9 @@ def make_plan(
         noise_scale=0.0 if goes_on else table.init_scale if from_noise else float(table.sigmas[0]),
         pictures=pictures and [pictures[i // each % len(pictures)] for i in range(batch)],
         picture_scale=1.0 if goes_on else 0.0 if from_noise else float(table.alphas[0]),
+        emphasis=_one_of("emphasis", options.get("emphasis", EMPHASES[0]), EMPHASES),
+        empty=texts.empty,
+        truncates=_one_of("byte_rounding", options.get("byte_rounding", "round"), ("round", "truncate")) == "truncate",
         pastes=pastes and [pastes[i // each % len(pastes)] for i in range(batch)],
     )
 
@@ -346,6 +362,25 @@ def _latents(options: DrawOptions, drawn: AskedNoise, shape: tuple[int, int, int
         if options.get(name) not in (None, OWN, 0):
             raise InputError(name, options[name], "`latents` are the noise already; give one of the two")
     return arguments.check_latents(latents, shape)
+
+
+def _other_prompts(options: DrawOptions) -> dict[str, Any]:
+    """The prompts beside the first, with what an empty negative one is to be."""
+    others = {name: value for name in OTHER_PROMPTS if (value := options.get(name)) is not None}
+    empty = options.get("empty_negative")
+    if empty is None:
+        return others
+    negative = [name for name in others if name.startswith(Branch.NEGATIVE.prefix)]
+    if _one_of("empty_negative", empty, ("zeros", "encoded")) == "encoded":
+        return {"negative_prompt": "", **others}
+    said = [text for name in negative for text in ([others[name]] if isinstance(others[name], str) else others[name])]
+    return others if any(said) else {name: text for name, text in others.items() if name not in negative}
+
+
+def _one_of(argument: str, value: Any, known: Sequence[str]) -> str:
+    if value not in known:
+        raise InputError(argument, value, nearest(str(value), known))
+    return value
 
 
 def _scales(options: Guidance, scale: Any, batch: int, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -77,6 +77,10 @@ def generate(
         str | None,
         typer.Option(metavar="NAME", help="Of another program, for its seeds: torch, nv, cuda, cuda:t4 ..."),
     ] = None,
+    style: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Draw as a1111, comfyui, diffusers, invokeai or swarmui does with a seed."),
+    ] = None,
     step_noise: Annotated[
         str | None, typer.Option(metavar="NAME", help="The same for the noise of steps, where it is another's.")
     ] = None,
@@ -267,7 +271,7 @@ def generate(
     options |= {name: _numbers(name, given[name], mark, int) for name, mark in PAIRS.items()}
     asked: dict[str, Any] = {
         **options,
-        "seed": seeds,
+        "seed": seeds if counts else seeds[0],
         # read here, so that a mistake is told before anything is loaded
         "image": None if image is None else read_image(image, "image"),
         "controls": [Control(*_picture_for("control", text)) for text in controls or ()] or None,
@@ -288,7 +292,8 @@ def generate(
 
         def draw() -> tuple[Pipeline, Result, Plan, float]:
             if machines.several and seed is None:
-                asked["seed"] = seeds_per_image("seed", _seed_of_host_0(seeds[0]), num_images, counts=counts)
+                own_seeds = seeds_per_image("seed", _seed_of_host_0(seeds[0]), num_images, counts=counts)
+                asked["seed"] = own_seeds if counts else own_seeds[0]
             open_model = Opener(dtype, shard_params, num_images, local_files_only, progress, kernels)
             pipe = open_model(
                 **source,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Annotated, Any, TypedDict, Unpack
+from typing import Annotated, Any, Literal, TypedDict, Unpack
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from jaxl.diffusion.randomness import Randomness
 from jaxl.diffusion.rows import MAX_ROWS, Table
 from jaxl.diffusion.schedule import SchedulerConfig
 from jaxl.diffusion.schedulers import SCHEDULERS, SOLVERS, Scheduler
-from jaxl.diffusion.spacing import TIMESTEP_SCHEDULES, Levels, edm_levels, sigma_levels, timestep_levels
+from jaxl.diffusion.spacing import TIMESTEP_SCHEDULES, Levels, edm_levels, sigma_levels, timestep_levels, told
 from jaxl.errors import CheckpointError, InputError
 
 
@@ -24,6 +24,12 @@ class Sampling(TypedDict, total=False):
 
     `Randomness` explains the numbers. `timesteps` (whole, falling) or `sigmas` (falling, the result's last) replace
     the steps; `timestep_spacing` and `final_sigmas_type` replace what the checkpoint says.
+
+    Further ones are other programs' ways. `timestep_rounding` is that of the timesteps that the network is told of the
+    sigmas: "none", as in A1111, or "nearest" trained one, as in ComfyUI; each scheduler of diffusers has a way of its
+    own. `start_scale` is what unit noise is multiplied by: "sigma", as in A1111, or "variance", that of noise and image
+    together where the highest sigma is that of the training, as in ComfyUI. `discard_penultimate` leaves out the last
+    level but one of a schedule that has one more.
     """
 
     # beside the type, its name in the settings that A1111 and its kin write into pictures
@@ -36,6 +42,9 @@ class Sampling(TypedDict, total=False):
     sigmas: Sequence[float] | np.ndarray | None
     timestep_spacing: str | None
     final_sigmas_type: str | None
+    timestep_rounding: Literal["none", "nearest"] | None
+    start_scale: Literal["sigma", "variance"] | None
+    discard_penultimate: bool | None
 
 
 def scheduler_name(config: SchedulerConfig, scheduler: str | None = None, *, custom: bool = False) -> str:
@@ -81,11 +90,44 @@ def build_table(
     config = replace(config_for_solver(config, chosen.solver.name), sigma_schedule=chosen.sigma_schedule)
     config = _overridden(config, name, chosen, given)
     randomness = _randomness(name, chosen, given)
+    if (discards := bool(given.get("discard_penultimate"))) and (custom or not chosen.solver.custom):
+        why = f"{custom[0]} are given" if custom else f"scheduler {name!r} counts timesteps from step to step"
+        raise InputError("discard_penultimate", True, f"{why}; leave it out")
     if custom:
         levels = _custom_levels(config, name, chosen, steps, given)
     else:
-        levels = _levels(config, chosen)(config, _checked_steps(config, steps))
-    return chosen.solver.solve(config, levels if places is None else levels.at(places), randomness)
+        levels = _levels(config, chosen)(config, _checked_steps(config, steps) + discards)
+        levels = levels.without_penultimate() if discards else levels
+    table = chosen.solver.solve(config, levels if places is None else levels.at(places), randomness)
+    return _as_others(table, config, given)
+
+
+def _as_others(table: Table, config: SchedulerConfig, given: Mapping[str, Any]) -> Table:
+    """The table with timesteps, and a scale of the first noise, as other programs have them."""
+    rounding, scale = given.get("timestep_rounding"), given.get("start_scale")
+    for name, value, known in (
+        ("timestep_rounding", rounding, ("none", "nearest")),
+        ("start_scale", scale, ("sigma", "variance")),
+    ):
+        if value not in (None, *known):
+            raise InputError(name, value, f"must be {known[0]!r} or {known[1]!r}")
+    if config.noise.edm is not None:
+        if rounding is not None:
+            raise InputError("timestep_rounding", rounding, "this model's noise has no timesteps; leave it out")
+        highest = config.noise.edm.sigma_max
+    else:
+        highest = config.noise.sigmas()[-1]
+    with np.errstate(divide="ignore"):
+        ratios = table.sigmas[:-1] / table.alphas[:-1]
+    if rounding is not None:
+        trained = config.noise.sigmas()
+        nearest = np.abs(np.subtract.outer(np.log(ratios), np.log(trained))).argmin(1)
+        times = nearest.astype(np.float64) if rounding == "nearest" else told(config.noise, ratios)
+        table = replace(table.with_columns(t=times), timesteps=times.astype(np.float32))
+    if scale is not None:
+        both = scale == "variance" and ratios[0] >= highest * (1 - 1e-5)
+        table = replace(table, init_scale=math.hypot(table.sigmas[0], table.alphas[0] if both else 0.0))
+    return table
 
 
 def check_gaps(argument: str, value: int, name: str, table: Table) -> None:

@@ -113,9 +113,12 @@ class ImageRequest(BaseModel):
     speed: Literal["exact", "balanced", "fast"] | None = None
     seed: Seed | None = Field(None, description="Of the first image; random by default, or -1.")
     noise: Name | None = Field(None, description="Whose the seed is: jaxl, torch, nv, cuda, cuda:t4 and so on.")
+    style: Name | None = Field(None, description="Draw as a1111, comfyui, diffusers, invokeai or swarmui does.")
     step_noise: Name | None = Field(None, description="The same for the noise of steps; by default as noise.")
     sde_noise: Literal["brownian", "draws"] | None = None
-    eta_noise_seed_delta: Delta | None = Field(None, description="Steps draw from the seed and this.")
+    eta_noise_seed_delta: Delta | Literal["inverted"] | None = Field(
+        None, description="Steps draw from the seed and this."
+    )
     variation_seed: Seed | None = Field(None, ge=0, description="Of the first image; then `seed` does not count up.")
     variation_strength: Proportion | None = Field(None, description="How much of the noise is that of variation_seed.")
     seed_resize_from: WidthAndHeight | None = None
