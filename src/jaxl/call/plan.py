@@ -299,9 +299,9 @@ def make_plan(
         plan_image_prompts(own, model.unet, (width, height), (h, w), first, numbers, run.used) for own in shown
     ]
     drawn = read_noise(part(options, Noise), asked.get("seed"), batch, model.vae.factor)
-    if drawn.step_source != OWN and table.noisy.any() and sampling.get("s_churn"):
-        remedy = "noise of other programs is not drawn for churn; leave one of the two out"
-        raise InputError("s_churn", sampling["s_churn"], remedy)
+    churn = sampling.get("s_churn")
+    if drawn.step_source != OWN and table.adds_noise and churn:
+        raise InputError("s_churn", churn, "noise of other programs is not drawn for churn; leave one of the two out")
     bucket = Bucket(
         max(per_round),
         height,
@@ -359,8 +359,8 @@ def _latents(options: DrawOptions, drawn: AskedNoise, shape: tuple[int, int, int
     if latents is None:
         return first_noise(drawn, shape[1:])
     for name in ("noise", "variation_strength", "seed_resize_from"):
-        if options.get(name) not in (None, OWN, 0):
-            raise InputError(name, options[name], "`latents` are the noise already; give one of the two")
+        if (value := options.get(name)) not in (None, OWN, 0):
+            raise InputError(name, value, "`latents` are the noise already; give one of the two")
     return arguments.check_latents(latents, shape)
 
 

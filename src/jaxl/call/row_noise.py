@@ -99,9 +99,11 @@ def calls(
     has = np.isin(np.arange(bucket.batch), [*drawn])
     batch, *latents = bucket.latents_shape(programs.target.model)
     for done in range(0, rows, most):
-        n, given = min(rows - done, most), programs.none_given(bucket)
-        if drawn:
-            given = GivenNoise(np.zeros((batch, GIVEN_ROWS, *latents), np.float32), has)
+        n = min(rows - done, most)
+        if not drawn:
+            yield np.int32(n), programs.none_given(bucket)
+            continue
+        noise = np.zeros((batch, GIVEN_ROWS, *latents), np.float32)
         for place, own in drawn.items():
-            own.take(given.noise[place, :n])
-        yield np.int32(n), given
+            own.take(noise[place, :n])
+        yield np.int32(n), GivenNoise(noise, has)

@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
@@ -59,8 +60,8 @@ class GivenNoise:
     `noise` float32 [B, N, H, W, C] is that of the next N rows, where it `has` bool [B] any.
     """
 
-    noise: jax.Array
-    has: jax.Array
+    noise: jax.Array | np.ndarray
+    has: jax.Array | np.ndarray
 
 
 def init_slots(
@@ -129,8 +130,8 @@ def _run_row(denoise: Denoise, slots: Slots, given: GivenNoise | None, place: ja
     denoised = column("c_skip") * x + column("c_out") * prediction.astype(jnp.float32)
     noise = step_noise(slots.keys, slots.row, x.shape[1:])
     if given is not None:
-        others = lax.dynamic_index_in_dim(given.noise, place, axis=1, keepdims=False)
-        noise = jnp.where(given.has[:, None, None, None], others, noise)
+        others = lax.dynamic_index_in_dim(jnp.asarray(given.noise), place, axis=1, keepdims=False)
+        noise = jnp.where(jnp.asarray(given.has)[:, None, None, None], others, noise)
     terms = dict(zip(MIXED, (x, slots.saved, denoised, *jnp.moveaxis(history, 1, 0), noise), strict=True))
 
     # sums of products rather than a matrix product, which a TPU would round to bfloat16

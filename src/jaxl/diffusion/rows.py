@@ -60,7 +60,7 @@ class Table:
     @property
     def noisy(self) -> np.ndarray:
         """Whether each row adds noise, bool [used]."""
-        return self.rows[: self.used, [COLUMNS.index("x_noise"), COLUMNS.index("saved_noise")]].any(1)
+        return np.any(self.rows[: self.used, [COLUMNS.index("x_noise"), COLUMNS.index("saved_noise")]] != 0, axis=1)
 
     @property
     def adds_noise(self) -> bool:

@@ -222,11 +222,11 @@ def advance(
     cond: Conditioning,
     n: Leaf,
     controls: Sequence[Params],
-    given: GivenNoise,
+    given: GivenNoise | None,
 ) -> Slots:
     """Run the next `n` rows (traced) of every slot, which has features if the bucket is cached.
 
-    `params` are the U-Net's, `controls` those of the bucket's controls. `given` is the noise of so many rows.
+    `params` are the U-Net's, `controls` those of the bucket's controls. `given` is the noise of so many rows, if any.
     """
     return loop.advance(partial(denoise, model, bucket, params, controls, cond), slots, n, given)
 
