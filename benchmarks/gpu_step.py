@@ -160,7 +160,8 @@ def measure(
     for run in range(args.runs + 1):  # the first warms up
         for name, made in compiled.items():
             slots = jax.block_until_ready(begin())
-            seconds, slots = timed(made.advance, unets[variants[name].precision], slots, cond, np.int32(args.steps))
+            unet, more = unets[variants[name].precision], ((), programs.none_given(bucket))
+            seconds, slots = timed(made.advance, unet, slots, cond, np.int32(args.steps), *more)
             latents[name] = np.asarray(slots.latents)
             if run:
                 step_ms[name].append(1e3 * seconds / args.steps)
@@ -218,6 +219,8 @@ def beginning(programs: Programs, bucket: Bucket, steps: int) -> Beginning:
         first=np.zeros(b, np.int32),
         end=np.full(b, steps, np.int32),
         keys=np.stack([image_key(seed) for seed in range(b)]),
+        variation_keys=np.stack([image_key(0)] * b),
+        variation=np.zeros(b, np.float32),
         noise_scale=np.full(b, table.init_scale, np.float32),
         given=np.zeros(b, bool),
         noise=latents,

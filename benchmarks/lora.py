@@ -108,11 +108,11 @@ def prepared(pipe: Pipeline, params: Any, rows: int, **options: Any) -> Iterator
     cond = jax.block_until_ready(jax.tree.map(jnp.asarray, cond))
     start, run = pipe.programs.get(START, plan.bucket), pipe.programs.get(ADVANCE, plan.bucket)
     network, beginning = inputs.network(segment), inputs.beginning()
-    controls = tuple(each.params for each in plan.networks)
+    controls, given = tuple(each.params for each in plan.networks), pipe.programs.none_given(plan.bucket)
     while True:
         slots = jax.block_until_ready(start(beginning))
         began = time.perf_counter()
-        jax.block_until_ready(run(network, slots, cond, np.int32(rows), controls))
+        jax.block_until_ready(run(network, slots, cond, np.int32(rows), controls, given))
         yield time.perf_counter() - began
 
 

@@ -149,7 +149,8 @@ def test_a_shallow_row_where_the_last_whole_one_was_is_exact(small: Any) -> None
 
     def draw(rows: np.ndarray, count: int) -> np.ndarray:
         slots, cond, run = slots_of(pipe, params, plan, rows, [count])
-        return np.asarray(run(params["unet"], slots, cond, np.int32(count), ()).latents)
+        given = pipe.programs.none_given(plan.bucket)
+        return np.asarray(run(params["unet"], slots, cond, np.int32(count), (), given).latents)
 
     whole = plan.rows.copy()
     whole[:, :, SHALLOW] = 0
@@ -192,9 +193,10 @@ def test_an_image_does_not_depend_on_its_neighbours_or_the_devices(small: Any, c
         )
         rows = np.concatenate([plans[i].rows for i in order])
         slots, cond, run = slots_of(other, its_params, together, rows, [ends[i] for i in order])
+        given = other.programs.none_given(together.bucket)
         with compilations() as seen:
             for n in (1, 2, 9):  # in portions, as a server would
-                slots = run(its_params["unet"], slots, cond, np.int32(n), ())
+                slots = run(its_params["unet"], slots, cond, np.int32(n), (), given)
         assert seen == []
         for got, wanted in zip(np.asarray(slots.latents), alone, strict=False):
             np.testing.assert_allclose(got, wanted[0], atol=2e-4)

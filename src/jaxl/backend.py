@@ -21,6 +21,7 @@ from jaxl.call.inputs import Inputs
 from jaxl.call.lanes import check_lanes
 from jaxl.call.options import LoadOptions
 from jaxl.call.plan import PAG_LAYERS, Plan
+from jaxl.call.row_noise import DrawnAhead, calls
 from jaxl.call.upscale import enlarged
 from jaxl.config import Dtype, check_pag_layers
 from jaxl.diffusion.loop import Slots
@@ -89,6 +90,15 @@ class PlannedImage:
 
     inputs: Inputs
     stages: tuple[Stage, ...]
+    noise: DrawnAhead | None
+
+    @property
+    def ready(self) -> bool:
+        return self.noise is None or self.noise.ready
+
+    def prepare(self, tell: Callable[[], None]) -> None:
+        if self.noise is not None:
+            self.noise.begin(tell)
 
     @property
     def plan(self) -> Plan:
@@ -135,6 +145,7 @@ class RunningBatch:
         self._put(place, drawing, stage, replace(slots, features=programs.no_features(single)))
 
     def take(self, place: int) -> Slots:
+        self._joined.pop(place, None)
         return self._take(self._slots, np.int32(place))
 
     def move(self, place: int, other: RunningBatch, to: int) -> None:
@@ -150,7 +161,9 @@ class RunningBatch:
         if self._network[0] is not params:
             self._network = params, self.backend.pipe.networks(params).network(params, self._adapters, "unet")
         controls = tuple(each.params for each in self._controls)
-        self._slots = self._advance(self._network[1], self._slots, self._cond, np.int32(rows), controls)
+        network, drawn = self._network[1], {at: own.noise for at, (own, _) in self._joined.items() if own.noise}
+        for n, given in calls(self.backend.pipe.programs, self.bucket, drawn, rows):
+            self._slots = self._advance(network, self._slots, self._cond, n, controls, given)
 
     def mark(self) -> Mark:
         row: Any = self._mark(self._slots.row)
@@ -256,6 +269,7 @@ class PipelineBackend:
                     )
                     for segment in plan.segments
                 ),
+                next((DrawnAhead(noise) for noise in inputs.plan.row_noise or ()), None),
             )
             for inputs in images
         ]

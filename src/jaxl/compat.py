@@ -232,7 +232,7 @@ class FlaxStableDiffusionXLPipeline:
         rows, used, init_scale = (jnp.broadcast_to(a, (b, *a.shape)) for a in table)
         rows = rows.at[:, :, COLUMNS.index("guidance")].set(scale[:, None])
         slots = loop.init_slots(rows, used, jax.random.split(key, b), latents.transpose(0, 2, 3, 1), init_scale)
-        out = advance(model, bucket, params["unet"], slots, cond, table[1], ()).latents
+        out = advance(model, bucket, params["unet"], slots, cond, table[1], (), None).latents
         if return_latents:
             return out.transpose(0, 3, 1, 2), jnp.isfinite(out).all((1, 2, 3))
         images, _, finite = decode(model, params["vae"], out)

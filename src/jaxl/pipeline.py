@@ -32,6 +32,7 @@ from jaxl.call.loras import adapter_set, read_loras
 from jaxl.call.options import DrawOptions, LoadOptions, Options
 from jaxl.call.plan import OTHER_PROMPTS, Devices, Plan, make_plan
 from jaxl.call.prompts import open_tokenizers
+from jaxl.call.row_noise import DrawnAhead, calls
 from jaxl.call.trials import Trials
 from jaxl.config import Split
 from jaxl.diffusion.loop import Slots
@@ -773,15 +774,19 @@ class Pipeline:
     ) -> tuple[Slots, int, bool]:
         """Run each segment in one dispatch, or row by row for a watcher; also the rows done, and whether it stopped."""
         done, plan = 0, inputs.plan
+        noises = plan.row_noise or []
+        drawn = {place: DrawnAhead(noises[place]) for place in self._own(plan) if noises}
+        for own in drawn.values():
+            own.begin()
         for segment, cond in zip(plan.segments, told, strict=True):
             bucket, network = plan.bucket_of(segment), inputs.network(segment)
             run = self.programs.get(ADVANCE, bucket)
             controls = tuple(each.params for each in plan.networks)
             slots = replace(slots, features=self.programs.no_features(bucket))
-            n = segment.rows if watch is None else 1
-            for _ in range(0, segment.rows, n):
-                slots = run(network, slots, cond, np.int32(n), controls)
-                done += n
+            most = segment.rows if watch is None else 1
+            for n, given in calls(self.programs, plan.bucket, drawn, segment.rows, most):
+                slots = run(network, slots, cond, n, controls, given)
+                done += int(n)
                 if watch is not None and watch(slots, plan, done):
                     return slots, done, True
         return slots, done, False
@@ -797,7 +802,8 @@ class Pipeline:
         """The pictures of a plan from what `decode` made, when that is done. Raises NonFiniteError."""
         own = self._own(plan)
         self._check_finite(params, plan, on_host(decoded[2], own))
-        images = [Image.fromarray(image) for image in on_host(decoded[1], own)]
+        pixels = (on_host(decoded[0], own) * 255).astype(np.uint8) if plan.truncates else on_host(decoded[1], own)
+        images = [Image.fromarray(image) for image in pixels]
         return [plan.pastes[i](image) for i, image in zip(own, images, strict=True)] if plan.pastes else images
 
     def _own(self, plan: Plan) -> list[int]:

@@ -25,6 +25,10 @@ NOT_OFFERED = "a server compiles its programs before it is asked"
 OWN_JSON = "A1111 has none; jaxl's own JSON in the file has it if there is a flag"
 ANOTHER = "said by another flag or field"
 
+# what a style sets
+WAYS = ("timestep_rounding", "start_scale", "discard_penultimate")
+WAYS += ("emphasis", "empty_negative", "strength_steps", "byte_rounding")
+
 NO_FLAG: Mapping[str, str] = {
     "mesh": "the devices of the machine",
     "cache_dir": "HF_HOME and HF_HUB_CACHE in the environment",
@@ -40,6 +44,7 @@ NO_FLAG: Mapping[str, str] = {
     "denoising_end": "--refiner-at",
     **dict.fromkeys(("s_churn", "s_tmin", "s_tmax", "s_noise", "final_sigmas_type", "solver_type", "shift"), RARE),
     **dict.fromkeys(("pag_adaptive_scale", "pag_layers"), RARE),
+    **dict.fromkeys(WAYS, RARE),
     **dict.fromkeys(options.MicroConditioning.__annotations__, RARE),
 }
 NO_FIELD: Mapping[str, str] = {
@@ -54,6 +59,7 @@ NO_FIELD: Mapping[str, str] = {
     ),
     **dict.fromkeys(("s_churn", "s_tmin", "s_tmax", "s_noise"), RARE),
     **dict.fromkeys(("pag_adaptive_scale", "pag_layers"), NOT_OFFERED),
+    **dict.fromkeys(WAYS, RARE),
     **dict.fromkeys(("denoising_start", "denoising_end"), "a server has one model"),
     **dict.fromkeys(options.MicroConditioning.__annotations__, RARE),
 }
@@ -67,6 +73,8 @@ NO_LABEL: Mapping[str, str] = {
     "loras": "tags at the prompt's end",
     "num_images": "each picture has a file",
     "noise": "RNG, by A1111's names",
+    "seed_resize_from": "Seed resize from, a text",
+    **dict.fromkeys(("style", *WAYS, "step_noise", "sde_noise", "noise_batch"), OWN_JSON),
     "latents": "too large",
     **dict.fromkeys(("prompt_2", "negative_prompt_2", "prompt_syntax"), OWN_JSON),
     **dict.fromkeys(("timesteps", "sigmas", "timestep_spacing", "final_sigmas_type", "solver_type", "shift"), OWN_JSON),
@@ -95,7 +103,7 @@ def test_each_is_in_the_signature_and_the_docstring() -> None:
     assert named == {name: DEFAULTS.get(name) for name in named}
     assert set(DRAWING) - set(Options.__annotations__) == set(named)
     groups = (options.MicroConditioning, options.Guidance, options.Caching, options.Start, options.Sampling, Randomness)
-    groups += (options.Noise, options.Adapters, options.Controls, options.ImagePrompts)
+    groups += (options.Noise, options.Conventions, options.Adapters, options.Controls, options.ImagePrompts)
     explained = documented(jaxl.Pipeline.generate.__doc__) | documented(Options.__doc__)
     explained |= {name for group in groups for name in documented(group.__doc__)}
     # the size ids are explained for the positive branch

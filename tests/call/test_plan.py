@@ -138,9 +138,11 @@ def test_every_field_of_a_plan_goes_with_its_image(small: Any) -> None:
     """Each image's plan has its own part of what has a value for each image, and all of the rest."""
     pipe, _ = small
     shared = {"bucket", "scheduler", "steps", "first", "count", "segments", "clip_skip", "time_ids", "freeu", "preset"}
-    shared |= {"noise_scale", "picture_scale", "inversions", "networks"}
+    shared |= {"emphasis", "empty", "truncates"}
+    shared |= {"noise_scale", "variation_strength", "picture_scale", "inversions", "networks"}
     made = {"batch", "rounds"}
     own = {"rows", "texts", "adapters", "controls", "image_prompts", "seeds", "noise", "pictures", "pastes"}
+    own |= {"variation_seeds", "row_noise"}
     assert {field.name for field in fields(Plan)} == shared | made | own, "say here whose the new field is"
     pictures = [PICTURE.rotate(90 * i) for i in range(3)]
     plan = pipe.plan(
@@ -153,6 +155,8 @@ def test_every_field_of_a_plan_goes_with_its_image(small: Any) -> None:
         guidance_rescale=[0.1, 0.2, 0.3],
         guidance_scale=[4.0, 5.0, 6.0],
         freeu=(0.9, 0.2, 1.1, 1.2),
+        scheduler="euler_a",
+        step_noise="torch",
         latents=np.arange(3, dtype=np.float32)[:, None, None, None] * np.ones((1, 8, 8, 4), np.float32),
     )
     assert [field.name for field in fields(Plan) if getattr(plan, field.name) is None] == []

@@ -26,15 +26,17 @@ def trials() -> tuple[Trials, list[int]]:
     """Trials of two inputs of ten rows in two segments, and the list of rows that run alone."""
     alone: list[int] = []
 
-    def advance(error: float, slots: State, told: float, n: np.ndarray, controls: Any) -> State:
-        assert controls == ()
+    def advance(error: float, slots: State, told: float, n: np.ndarray, controls: Any, given: Any) -> State:
+        assert (controls, given) == ((), None)
         if n == 1:
             alone.append(int(slots.row))
         return State(slots.latents + n * (told + error * OF_IMAGES), slots.row + n)
 
     run: dict[Any, Any] = {START: lambda began: began, ADVANCE: advance, DECODE: lambda vae, x: (x, None, None)}
     mesh = jaxl.make_mesh(jax.devices()[:1])
-    programs: Any = SimpleNamespace(target=SimpleNamespace(mesh=mesh), get=lambda program, bucket: run[program])
+    programs: Any = SimpleNamespace(
+        target=SimpleNamespace(mesh=mesh), get=lambda program, bucket: run[program], none_given=lambda bucket: None
+    )
     segments = [SimpleNamespace(rows=4), SimpleNamespace(rows=6)]
     plan = SimpleNamespace(batch=1, count=10, segments=segments, bucket=None, bucket_of=lambda segment: None)
     inputs: Any = [

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxl.diffusion.loop import Row, Slots, advance, init_slots
+from jaxl.diffusion.loop import GivenNoise, Row, Slots, advance, init_slots
 from jaxl.diffusion.noise import image_key, initial_noise, step_noise
 from jaxl.diffusion.rows import COLUMNS, MIXED
 from jaxl.diffusion.schedule import EDM, NoiseSchedule, SchedulerConfig
@@ -29,7 +29,7 @@ def network(x: jax.Array, row: Row, features: None = None) -> tuple[jax.Array, N
     return jnp.tanh(1.5 * x + row["t"][:, None, None, None] / 500 - 1) - 0.1 * x, features
 
 
-run = jax.jit(lambda slots, n: advance(network, slots, n))
+run = jax.jit(lambda slots, n, given=None: advance(network, slots, n, given))
 draw = jax.jit(initial_noise, static_argnums=1)
 
 
@@ -140,7 +140,9 @@ def test_a_row_does_what_its_columns_say(seed: int) -> None:
     mask = rng.integers(0, 2, (2, *SHAPE[:2], 1)).astype(np.float32)
     rows[:, 2, [COLUMNS.index("push_x"), COLUMNS.index("push_d")]] = 0
     scales = np.array([1.0, 2.0])
-    slots = run(init_slots(rows, np.full(2, 6), keys, unit, scales, picture, 0.5 * scales, mask), 6)
+    others = GivenNoise(rng.standard_normal((2, 6, *SHAPE)).astype(np.float32), np.array([False, True]))
+    slots = init_slots(rows, np.full(2, 6), keys, unit, scales, picture, 0.5 * scales, mask)
+    slots = run(slots, 6, others)
     for image in range(2):
         x, saved = (unit[image].astype(np.float64) + picture[image] / 2) * (1 + image), np.zeros(SHAPE)
         past = [np.zeros(SHAPE)] * 3
@@ -148,7 +150,8 @@ def test_a_row_does_what_its_columns_say(seed: int) -> None:
             c = dict(zip(COLUMNS, rows[image, row].astype(np.float64), strict=True))
             predicted = np.asarray(network(jnp.float32(c["c_in"] * x)[None], {"t": jnp.float32(c["t"])[None]})[0])[0]
             estimate = c["c_skip"] * x + c["c_out"] * predicted
-            noise = np.asarray(step_noise(keys, np.full(2, row), SHAPE))[image]
+            drawn = np.asarray(step_noise(keys, np.full(2, row), SHAPE))[image]
+            noise = others.noise[image, row] if others.has[image] else drawn
             terms = dict(zip(MIXED, (x, saved, estimate, *past, noise), strict=True))
             if row != 2:
                 past = [c["push_x"] * x + c["push_d"] * estimate, *past[:2]]

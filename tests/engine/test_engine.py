@@ -9,13 +9,14 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import wait
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pytest
 
 from jaxl.engine import Drawn, Engine, Event, Preview, Progress, Request, Started, Ticket
-from jaxl.engine.fake import FakeBackend, FakeBatch
+from jaxl.engine.fake import FakeBackend, FakeBatch, FakeDrawing
 from jaxl.errors import (
     CancelledError,
     DeadlineError,
@@ -476,3 +477,35 @@ def test_a_call_that_fails_late_is_told_to_all_of_both_calls() -> None:
                 ticket.future.result(A_WHILE)
         assert len(digest(engine.submit(Request(asked(steps=3))))) == 1
         assert engine.healthy
+
+
+def test_others_run_while_an_image_is_made_ready() -> None:
+    """It is prepared in its turn, a batch's worth ahead, and joins when it is ready."""
+    ready: dict[int, Callable[[], None]] = {}
+
+    @dataclass(frozen=True)
+    class Slow(FakeDrawing):
+        @property
+        def ready(self) -> bool:
+            return self.seed < 10 or self.seed in done
+
+        def prepare(self, tell: Callable[[], None]) -> None:
+            ready.setdefault(self.seed, tell)
+
+    class Backend(FakeBackend):
+        def read(self, arguments: Any) -> Any:
+            return [Slow(**vars(own)) for own in super().read(arguments)]
+
+    done: set[int] = set()
+    with Engine(Backend(places=2)) as engine:
+        slow = [engine.submit(Request({"prompt": "a", "seed": 10 + i})) for i in range(4)]
+        quick = [engine.submit(Request({"prompt": "a", "seed": i})) for i in range(4)]
+        assert not wait([ticket.future for ticket in quick], A_WHILE).not_done
+        assert [ticket.state for ticket in slow] == ["queued"] * 4
+        assert [*ready] == [10, 11]
+        done.add(11)
+        ready[11]()
+        assert slow[1].future.result(A_WHILE)
+        done |= {10, 12, 13}
+        ready[10]()
+        assert not wait([ticket.future for ticket in slow], A_WHILE).not_done

@@ -305,6 +305,21 @@ class TestArguments:
         seeds = {json.loads(post(client, "txt2img", prompt="a", seed=seed)["info"])["seed"] for _ in range(4)}
         assert len(seeds) == 4
 
+    def test_noise(self, client: TestClient, asked: list[Mapping[str, Any]]) -> None:
+        names = ("noise", "eta_noise_seed_delta", "variation_seed", "variation_strength", "seed_resize_from")
+        sizes = {"seed_resize_from_w": 512, "seed_resize_from_h": 640}
+        source = {"randn_source": "CPU", "eta_noise_seed_delta": "31337"}
+        varied = {"subseed": 9, "subseed_strength": 0.25, **sizes, "override_settings": source}
+        info = json.loads(post(client, "txt2img", prompt="a", n_iter=2, **varied)["info"])
+        assert [asked[0].get(name) for name in names] == ["torch", 31337, 9, 0.25, (512, 640)]
+        assert (info["all_subseeds"], info["subseed_strength"], info["seed_resize_from_h"]) == ([9, 10], 0.25, 640)
+        assert "Variation seed: 10, Variation seed strength: 0.25" in info["infotexts"][1]
+        post(client, "txt2img", subseed=9, seed_resize_from_w=512)  # without the other, nothing is asked
+        assert [asked[1].get(name) for name in names] == [None] * 5
+        post(client, "txt2img", subseed_strength=1, override_settings={"eta_noise_seed_delta": 1})
+        assert (asked[2]["noise"], asked[2]["eta_noise_seed_delta"]) == ("cuda", 1)
+        assert asked[2]["variation_seed"] != asked[2]["seed"]
+
     def test_randomness(self, client: TestClient, asked: list[Mapping[str, Any]]) -> None:
         churn = {"s_churn": 0.5, "s_tmin": 0.1, "s_tmax": 0, "s_noise": 1}
         post(client, "txt2img", sampler_name="Euler", eta=1.0, **churn)
@@ -355,9 +370,6 @@ class TestRefused:
             ("restore_faces", True),
             ("tiling", True),
             ("styles", ["anime"]),
-            ("subseed_strength", 0.3),
-            ("seed_resize_from_h", 64),
-            ("seed_resize_from_w", 64),
             ("s_min_uncond", 1.0),
             ("script_name", "X/Y/Z plot"),
             ("infotext", "an apple"),
@@ -387,7 +399,7 @@ class TestRefused:
             ("sd_model_checkpoint", "sd_xl_base_1.0", 404),
             ("sd_vae", "sdxl_vae.safetensors", 422),
             ("forge_additional_modules", ["ae.safetensors"], 422),
-            ("eta_noise_seed_delta", 31337, 422),
+            ("eta_noise_seed_delta", "many", 422),
             ("CLIP_stop_at_last_layers", "2", 422),
             ("CLIP_stop_at_last_layers", True, 422),
             ("samples_format", "jpg", 422),

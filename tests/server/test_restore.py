@@ -205,8 +205,9 @@ def test_what_cannot_be_read_is_told(client: TestClient) -> None:
         ("Euler", "CPU", "torch"),
         ("Euler", "GPU", "cuda"),
         ("Euler", "cuda:t4", "cuda:t4"),
-        ("Euler a", "NV", None),  # it adds noise at each step
-        ("Restart", "NV", None),
+        ("Euler a", "NV", "nv"),
+        ("Restart", "NV", "nv"),
+        ("Euler", "TPU", None),
     ],
 )
 def test_other_noise(sampler: str, label: str, noise: str | None) -> None:
@@ -274,3 +275,19 @@ def test_mistakes(client: TestClient, image: str, word: str) -> None:
     error: dict[str, Any] = answer.json()["error"]
     assert error["param"] == "image"
     assert word in error["message"]
+
+
+def test_noise_between_seeds_and_of_other_sizes() -> None:
+    """Both ways; what another program's noise alone has means A1111's usual one."""
+    own = {"noise": "torch", "variation_seed": 4294967295, "variation_strength": 0.25, "eta_noise_seed_delta": 31337}
+    own["seed_resize_from"] = (512, 640)
+    text = a1111_text({**MADE, "guidance_scale": 5.0, **own})
+    pairs = {"Variation seed": "4294967295", "Variation seed strength": "0.25", "Seed resize from": "512x640"}
+    pairs |= {"ENSD": "31337", "RNG": "CPU"}
+    assert {name: read_a1111_text(text)[name] for name in pairs} == pairs
+    found = a1111_settings(read_a1111_text(text), "euler")
+    assert {name: found[name] for name in own} == own
+    del pairs["RNG"]
+    found = a1111_settings({"Prompt": "a", **pairs}, "euler")
+    assert {name: found[name] for name in own} == {**own, "noise": "cuda"}
+    assert found["unread"] == []

@@ -43,18 +43,18 @@ def prompts_per_image(argument: str, value: Any, prompts: int | None, num_images
     return [text for text in texts for _ in range(num_images)]
 
 
-def seeds_per_image(value: Any, batch: int) -> list[int]:
-    """One seed counts up from image to image; a list gives each image its own. Seeds are 0 to 2**64 - 1."""
+def seeds_per_image(argument: str, value: Any, batch: int, *, counts: bool = True) -> list[int]:
+    """One seed `counts` up from image to image, or does not; a list gives each its own. Seeds are 0 to 2**64 - 1."""
     remedy = "give a whole number from 0 to 2**64 - 1, or one for each image"
     if isinstance(value, (list, tuple, np.ndarray)):
         if len(value) != batch:
-            raise InputError("seed", value, f"{len(value)} seeds for {batch} images; {remedy}")
-        seeds = [whole_number("seed", seed, least=0, remedy=remedy) for seed in value]
+            raise InputError(argument, value, f"{len(value)} seeds for {batch} images; {remedy}")
+        seeds = [whole_number(argument, seed, least=0, remedy=remedy) for seed in value]
     else:
-        first = whole_number("seed", value, least=0, remedy=remedy)
-        seeds = [first + i for i in range(batch)]
+        first = whole_number(argument, value, least=0, remedy=remedy)
+        seeds = [first + i * counts for i in range(batch)]
     if max(seeds) >= 2**64:
-        raise InputError("seed", value, remedy)
+        raise InputError(argument, value, remedy)
     return seeds
 
 

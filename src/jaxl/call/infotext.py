@@ -42,6 +42,9 @@ TEMPLATE = re.compile(r"\s*(?:Negative )?Template:")
 # textual inversions in the prompts, as "name: hash, name: hash", without these marks in the names
 EMBEDDINGS, MARKS = "TI hashes", {ord(mark): None for mark in ":,"}
 
+# the size of the picture whose noise is in the middle
+RESIZED = "Seed resize from"
+
 # the options that stand in the text as numbers: their names in it, and how each is read
 _HINTS = {
     name: get_args(hint)
@@ -78,10 +81,13 @@ def a1111_text(settings: Mapping[str, Any]) -> str:
         pairs["Model"] = Path(settings["model"]).name.removesuffix(".safetensors")
     for name, label in LABELS.items():
         if label not in pairs and settings.get(name) is not None:
-            pairs[label] = f"{settings[name]:g}"
+            value = settings[name]
+            pairs[label] = value if isinstance(value, int) else f"{value:g}"
     for label, source in RNG_NAMES.items():
         if source == settings.get("noise"):
             pairs["RNG"] = label
+    if settings.get("seed_resize_from"):
+        pairs[RESIZED] = "x".join(map(str, settings["seed_resize_from"]))
     if settings.get("clip_skip"):
         # A1111 counts from the last layer, jaxl from SDXL's usual second-to-last one
         pairs["Clip skip"] = settings["clip_skip"] + 2

@@ -7,7 +7,7 @@ import weakref
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import numpy as np
@@ -82,6 +82,28 @@ class Encoder:
             replaced = {name: self._replaced(name, *arrays[2:]) for name, arrays in chunk.items()}
             self._texts[key] = self.embeddings.get(key, lambda: run(encoders, ids, weights, np.int32(skip), replaced))
         return self._texts[key]
+
+    def emphasised(
+        self, chunk: Chunk, skip: int, adapters: AdapterSet, bucket: Bucket, emphasis: str, empty: Chunk
+    ) -> Text:
+        """A chunk of text whose weights do what an `emphasis` says: see `Conventions`.
+
+        The program for texts knows the first kind; others are computed here of texts without weights.
+        """
+        weights = {name: arrays[1] for name, arrays in chunk.items()}
+        if emphasis == "original" or all((each == 1).all() for each in weights.values()):
+            return self.text(chunk, skip, adapters, bucket)
+        unweighted = {name: (ids, np.ones_like(own), *more) for name, (ids, own, *more) in chunk.items()}
+        plain = self.text(cast(Chunk, unweighted), skip, adapters, bucket)
+        if emphasis == "ignore":
+            return plain
+        widths = {name: cfg.width for name, cfg in self.programs.target.model.text_encoders.items()}
+        scale = np.concatenate([np.repeat(weights[name][..., None], width, -1) for name, width in widths.items()], -1)
+        embeds, start = np.asarray(plain.prompt_embeds), 0.0
+        if emphasis == "comfyui":
+            start = np.asarray(self.text(empty, skip, adapters, bucket).prompt_embeds, np.float32)
+        moved = start + (embeds.astype(np.float32) - start) * scale
+        return replace(plain, prompt_embeds=moved.astype(embeds.dtype))
 
     def encoder(self, name: str, adapters: AdapterSet, bucket: Bucket) -> Params:
         """The parameters of a text encoder with adapters."""
@@ -200,6 +222,8 @@ class Inputs:
             first=np.full(size, plan.first, np.int32),
             end=np.full(size, plan.first + plan.count, np.int32),
             keys=np.stack([image_key(plan.seeds[i]) for i in order]),
+            variation_keys=np.stack([image_key(plan.variation_seeds[i]) for i in order]),
+            variation=np.full(size, plan.variation_strength, np.float32),
             noise_scale=np.full(size, plan.noise_scale, np.float32),
             given=np.full(size, plan.noise is not None),
             noise=np.zeros(shape, np.float32) if plan.noise is None else plan.noise[order],
@@ -230,7 +254,9 @@ class Inputs:
             # diffusers, the reference, skips layers for the positive text alone
             skip = plan.clip_skip if branch.reads is Branch.POSITIVE else 0
             own = plan.adapters[segment.version][image]
-            return [self.encoder.text(chunk, skip, own, bucket) for chunk in text] if text else [zeros]
+            if not text:
+                return [zeros]
+            return [self.encoder.emphasised(c, skip, own, bucket, plan.emphasis, plan.empty) for c in text]
 
         texts: list[list[list[Text]]] = []
         lengths: list[list[int]] = []

@@ -28,6 +28,7 @@ __all__ = [
     "Adapters",
     "Caching",
     "Controls",
+    "Conventions",
     "DrawOptions",
     "Guidance",
     "ImagePrompts",
@@ -152,17 +153,60 @@ class Start(TypedDict, total=False):
 
 
 class Noise(TypedDict, total=False):
-    """Where the noise comes from that an image starts from.
+    """What a seed stands for: the noise that an image starts from, and that which its steps add.
 
     Attributes:
         noise: "jaxl", the default; "torch", as PyTorch draws it on a CPU in float32 (so do ComfyUI, diffusers with such
             a generator, and A1111 with `RNG: CPU`); "nv", as A1111 does with `RNG: NV`; or "cuda", as PyTorch draws it
             on a large NVIDIA GPU, A1111's default. Smaller GPUs draw a part of large pictures otherwise, and have names
-            of their own: "cuda:t4", "cuda:l4", "cuda:rtx3060" and more. A seed is each image's own, and means what it
-            means there. Not for schedulers that add noise on their way.
+            of their own: "cuda:t4", "cuda:l4", "cuda:rtx3060" and more. A seed means what it means there.
+        step_noise: the same for the noise that steps add, where that is drawn otherwise: in ComfyUI on the GPU.
+        sde_noise: "brownian", the default: schedulers for SDEs, such as dpm++2m_sde, take another program's noise from
+            a Brownian path of each image, as in A1111 and ComfyUI; or "draws": as others do, as in diffusers.
+        eta_noise_seed_delta: steps draw from the seed with this added to it, one for all or one for each image, as with
+            A1111's option ENSD, where 31337 is usual; 0 is ComfyUI's way, and "inverted", for the seed with its 32 bits
+            inverted, InvokeAI's. Without it they go on with the first noise's generator, if both are of one source.
+        variation_seed, variation_strength: 0 to 1, the share of the way from the noise of `seed` to that of another
+            seed, which then counts up from image to image in place of `seed` (A1111, SwarmUI).
+        seed_resize_from: (width, height): the noise of a picture of this size lies in the middle of the image's own.
+        noise_batch: (place, number): one generator draws the noise of so many images at once, of which the first image
+            is the one at a place, counted from 0, as ComfyUI and diffusers draw a batch; all have one seed. (0, 4) is
+            for a batch of four, (2, 4) for its third image alone.
     """
 
     noise: str
+    step_noise: str
+    sde_noise: Literal["brownian", "draws"]
+    eta_noise_seed_delta: Annotated[int | Sequence[int] | Literal["inverted"], "ENSD"]
+    variation_seed: Annotated[int | Sequence[int], "Variation seed"]
+    variation_strength: Annotated[float, "Variation seed strength"]
+    seed_resize_from: tuple[int, int]
+    noise_batch: tuple[int, int]
+
+
+class Conventions(TypedDict, total=False):
+    """What programs do in their own ways, beyond the noise.
+
+    Attributes:
+        style: "a1111", "comfyui", "diffusers", "invokeai" or "swarmui": sets options of noise, of sampling, of prompts
+            and of this group, where they are not given, to what that program does (docs/guide.md has a table).
+        emphasis: what the weight of a word does to its embedding: "original", the default, A1111's: it is multiplied,
+            and the text's mean is restored; "no_norm", without the latter; "comfyui": it moves away from the
+            embedding of an empty text; or "ignore".
+        empty_negative: negative prompts that are all empty, or not given, are "zeros", as in A1111 and InvokeAI; or
+            they are "encoded", as in ComfyUI. By default those that are given are encoded, and for others the model
+            says which it takes, as in diffusers.
+        strength_steps: how many steps are run from a picture: "part", the default, diffusers': the share `strength` of
+            them; "part+1", A1111's: one more; or "whole", ComfyUI's: all, the last ones of a schedule so much longer.
+        byte_rounding: "round", the default, to the nearest of 256 levels; or "truncate" to the one below, as A1111 and
+            ComfyUI do.
+    """
+
+    style: str
+    emphasis: Literal["original", "no_norm", "comfyui", "ignore"]
+    empty_negative: Literal["zeros", "encoded"]
+    strength_steps: Literal["part", "part+1", "whole"]
+    byte_rounding: Literal["round", "truncate"]
 
 
 class Adapters(TypedDict, total=False):
@@ -205,7 +249,17 @@ class ImagePrompts(TypedDict, total=False):
 
 
 class Options(
-    Sampling, Guidance, Caching, Start, Noise, Adapters, Controls, ImagePrompts, MicroConditioning, total=False
+    Sampling,
+    Guidance,
+    Caching,
+    Start,
+    Noise,
+    Conventions,
+    Adapters,
+    Controls,
+    ImagePrompts,
+    MicroConditioning,
+    total=False,
 ):
     """Every further setting of a picture.
 

@@ -15,15 +15,28 @@ from jaxl.call.controls import PlannedControl, networks_of, plan_controls, read_
 from jaxl.call.image_prompts import PlannedImagePrompt, places_of, plan_image_prompts, read_image_prompts
 from jaxl.call.lexicon import Lexicon
 from jaxl.call.loras import adapter_set, at_step, distilled_preset, read_loras, starts
-from jaxl.call.options import DEFAULTS, DrawOptions, Guidance, MicroConditioning, Options, Start, check_names, part
+from jaxl.call.noises import AskedNoise, first_noise, read_noise, row_noise
+from jaxl.call.options import (
+    DEFAULTS,
+    DrawOptions,
+    Guidance,
+    MicroConditioning,
+    Noise,
+    Options,
+    Start,
+    check_names,
+    part,
+)
 from jaxl.call.prompts import Chunk, read_prompts
+from jaxl.call.row_noise import RowNoise
 from jaxl.call.sizes import rounds, smallest_that_fits
-from jaxl.call.starts import Paste, Picture, default_size, read_sources, read_starts, span
+from jaxl.call.starts import Paste, Picture, default_size, lengthened, read_sources, read_starts, span
+from jaxl.call.styles import styled
 from jaxl.config import Split, check_pag_layers
-from jaxl.diffusion.other_noise import OWN, check_source, other_noise
-from jaxl.diffusion.rows import Table
+from jaxl.diffusion.other_noise import OWN
+from jaxl.diffusion.schedulers import SCHEDULERS
 from jaxl.diffusion.tables import Sampling, build_table, check_gaps, scheduler_name
-from jaxl.errors import InputError
+from jaxl.errors import InputError, nearest
 from jaxl.presets import Preset, speed
 from jaxl.run.adapters import Room, room_for
 from jaxl.run.bucket import Branch, Bucket
@@ -39,6 +52,7 @@ from jaxl.weights.adapters.combined import AdapterSet, merging
 
 OTHER_PROMPTS = ("prompt_2", "negative_prompt", "negative_prompt_2")
 PAG_LAYERS = ("mid_block",)
+EMPHASES = ("original", "no_norm", "comfyui", "ignore")
 # of a schedule, neither cached nor left out: the first steps decide what is shown (benchmarks/speed_and_quality.py)
 WHOLE_SHARE = 0.2
 
@@ -69,7 +83,9 @@ class Plan:
     are [version][image]. `controls` are the ControlNets of each image, `networks` those of the bucket, in its order;
     `image_prompts` are what each image reads of pictures.
     The latents start as `noise_scale` times noise, each seed's own or `noise` [B, h, w, C], plus
-    `picture_scale` times the picture's latents.
+    `picture_scale` times the picture's latents. A share `variation_strength` of each seed's own is that of another,
+    `variation_seeds`. `row_noise` is what rows add, if it is not their own. `emphasis` is what weights in texts do, for
+    which some kinds look at the `empty` text. `truncates` says how pixels become bytes.
     """
 
     batch: int
@@ -92,11 +108,17 @@ class Plan:
     seeds: list[int] = field(metadata=OF_IMAGE)
     time_ids: dict[Branch, np.ndarray]
     freeu: np.ndarray | None
+    variation_seeds: list[int] = field(metadata=OF_IMAGE)
+    variation_strength: float
     noise: np.ndarray | None = field(metadata=OF_IMAGE)
+    row_noise: list[RowNoise] | None = field(metadata=OF_IMAGE)
     noise_scale: float
     pictures: list[Picture] | None = field(metadata=OF_IMAGE)
     picture_scale: float
     pastes: list[Paste] | None = field(metadata=OF_IMAGE)
+    emphasis: str
+    empty: Chunk
+    truncates: bool
 
     def bucket_of(self, segment: Segment) -> Bucket:
         """The shapes of the program that runs a segment."""
@@ -181,10 +203,14 @@ def make_plan(
     asked: DrawOptions = {**DEFAULTS, **options}
     options = cast(DrawOptions, {name: value for name, value in options.items() if value is not None})
     options = cast(DrawOptions, {**speed(options.get("speed", "exact")), **options})
+    if "style" in options:
+        own_scheduler = scheduler_name(model.scheduler, preset.scheduler)
+        prompts = 1 if isinstance(prompt, str) else len(prompt)
+        options = cast(DrawOptions, styled(options, own_scheduler, prompts * asked.get("num_images", 1)))
     each = arguments.whole_number("num_images", asked.get("num_images"), least=1)
     positive = arguments.prompts_per_image("prompt", prompt, None, each)
     batch, prompts = len(positive), len(positive) // each
-    others = {name: value for name in OTHER_PROMPTS if (value := options.get(name)) is not None}
+    others = _other_prompts(options)
     given = {"prompt": positive} | {
         name: arguments.prompts_per_image(name, value, prompts, each) for name, value in others.items()
     }
@@ -217,10 +243,12 @@ def make_plan(
     named = scheduler or preset.scheduler
     spacing = preset.timestep_spacing or model.scheduler.timestep_spacing
     config = replace(model.scheduler, timestep_spacing=spacing)
+    counted, asked_steps = options.get("strength_steps", "part"), steps
+    steps = lengthened(steps, begin, model, counted)
     full_name = scheduler_name(config, named, custom=custom)
     whole = build_table(config, steps, named, **sampling)
     times = whole.timesteps[np.unique(whole.steps, return_index=True)[1]]
-    skip, stop = span(begin, model, times)
+    skip, stop = span(begin, model, times, counted, asked_steps)
     run = build_table(config, steps, named, places=range(skip, len(times)), **sampling) if skip else whole
     if whole.sigmas[0] < whole.sigmas[-1] and (pictures is None or skip):
         raise InputError("scheduler", full_name, "leads from a picture to its noise; give `image`, and strength=1")
@@ -255,6 +283,7 @@ def make_plan(
         steps=len(times),
         syntax=syntax,
         guided=guided,
+        zero_negative=model.zero_negative or options.get("empty_negative") == "zeros",
         starts=starts(worn, len(times)),
     )
     by_version = [at_step(worn, step, len(times)) for step in texts.versions]
@@ -277,10 +306,14 @@ def make_plan(
     networks = networks_of(controls)
     micro = part(options, MicroConditioning)
     h, w = height // model.vae.factor, width // model.vae.factor
+    shape = h, w, model.vae.latent_channels
     image_prompts = [
         plan_image_prompts(own, model.unet, (width, height), (h, w), first, numbers, run.used) for own in shown
     ]
-    seeds = arguments.seeds_per_image(asked.get("seed"), batch)
+    drawn = read_noise(part(options, Noise), asked.get("seed"), batch, model.vae.factor)
+    churn = sampling.get("s_churn")
+    if drawn.step_source != OWN and table.adds_noise and churn:
+        raise InputError("s_churn", churn, "noise of other programs is not drawn for churn; leave one of the two out")
     bucket = Bucket(
         max(per_round),
         height,
@@ -315,29 +348,51 @@ def make_plan(
         image_prompts=image_prompts,
         inversions=texts.inversions,
         clip_skip=_clip_skip(model, asked.get("clip_skip")),
-        seeds=seeds,
+        seeds=drawn.seeds,
         time_ids=arguments.time_ids(micro, height, width, model.time_ids),
         freeu=_freeu(options),
-        noise=_noise(options, table, seeds, (h, w, model.vae.latent_channels)),
+        variation_seeds=drawn.variations,
+        variation_strength=drawn.strength,
+        noise=_latents(options, drawn, (batch, *shape)),
+        row_noise=row_noise(drawn, brownian=SCHEDULERS[full_name].solver.brownian, whole=whole, run=table, shape=shape),
         noise_scale=0.0 if goes_on else table.init_scale if from_noise else float(table.sigmas[0]),
         pictures=pictures and [pictures[i // each % len(pictures)] for i in range(batch)],
         picture_scale=1.0 if goes_on else 0.0 if from_noise else float(table.alphas[0]),
+        emphasis=_one_of("emphasis", options.get("emphasis", EMPHASES[0]), EMPHASES),
+        empty=texts.empty,
+        truncates=_one_of("byte_rounding", options.get("byte_rounding", "round"), ("round", "truncate")) == "truncate",
         pastes=pastes and [pastes[i // each % len(pastes)] for i in range(batch)],
     )
 
 
-def _noise(options: Options, table: Table, seeds: Sequence[int], shape: tuple[int, int, int]) -> np.ndarray | None:
-    """The noise [B, *shape] that images start from, if it is not jaxl's own."""
-    latents, source = options.get("latents"), check_source(options.get("noise", OWN))
-    if latents is not None:
-        if source != OWN:
-            raise InputError("noise", source, "`latents` are the noise already; give one of the two")
-        return arguments.check_latents(latents, (len(seeds), *shape))
-    if source == OWN:
-        return None
-    if table.adds_noise:
-        raise InputError("noise", source, "this scheduler adds noise of jaxl's own; give one that adds none, or eta=0")
-    return np.stack([other_noise(source, seed, shape) for seed in seeds])
+def _latents(options: DrawOptions, drawn: AskedNoise, shape: tuple[int, int, int, int]) -> np.ndarray | None:
+    """The noise [B, h, w, C] that images start from, if it is not jaxl's own."""
+    latents = options.get("latents")
+    if latents is None:
+        return first_noise(drawn, shape[1:])
+    for name in ("noise", "variation_strength", "seed_resize_from"):
+        if (value := options.get(name)) not in (None, OWN, 0):
+            raise InputError(name, value, "`latents` are the noise already; give one of the two")
+    return arguments.check_latents(latents, shape)
+
+
+def _other_prompts(options: DrawOptions) -> dict[str, Any]:
+    """The prompts beside the first, with what an empty negative one is to be."""
+    others = {name: value for name in OTHER_PROMPTS if (value := options.get(name)) is not None}
+    empty = options.get("empty_negative")
+    if empty is None:
+        return others
+    negative = [name for name in others if name.startswith(Branch.NEGATIVE.prefix)]
+    if _one_of("empty_negative", empty, ("zeros", "encoded")) == "encoded":
+        return {"negative_prompt": "", **others}
+    said = [text for name in negative for text in ([others[name]] if isinstance(others[name], str) else others[name])]
+    return others if any(said) else {name: text for name, text in others.items() if name not in negative}
+
+
+def _one_of(argument: str, value: Any, known: Sequence[str]) -> str:
+    if value not in known:
+        raise InputError(argument, value, nearest(str(value), known))
+    return value
 
 
 def _scales(

@@ -56,11 +56,13 @@ class Texts:
 
     A version begins at each step at which a text changes; `versions` are these steps, the first one 0. The branches are
     the negative prompt, if there is one, and the positive one. `inversions` are the names of those that are in them.
+    `empty` is a text without words.
     """
 
     versions: tuple[int, ...]
     chunks: list[list[dict[Branch, list[Chunk] | None]]]
     inversions: tuple[str, ...]
+    empty: Chunk
 
     def version(self, step: int) -> int:
         """Return the index of the version that holds at a step."""
@@ -82,14 +84,15 @@ def read_prompts(
     steps: int,
     syntax: Syntax,
     guided: bool,
+    zero_negative: bool,
     starts: Sequence[int] = (),
 ) -> Texts:
     """Return the texts of `batch` images over a schedule of `steps`; a version begins at each of `starts`, too.
 
     `given` maps the arguments `prompt`, `prompt_2`, `negative_prompt` and `negative_prompt_2`, where they are, to one
-    text for each image. Raises InputError for a text that breaks the syntax, or asks for an embedding that the lexicon
-    lacks; warns of words that the plain
-    syntax loses, and of an `AND` that the lenient one takes as a word.
+    text for each image; with `zero_negative`, a negative one that is not there is zeros. Raises InputError for a text
+    that breaks the syntax, or asks for an embedding that the lexicon lacks; warns of words that the plain syntax loses,
+    and of an `AND` that the lenient one takes as a word.
     """
     if syntax not in SYNTAXES:
         raise InputError("prompt_syntax", syntax, f"give one of {', '.join(map(repr, SYNTAXES))}")
@@ -116,7 +119,7 @@ def read_prompts(
     def sources(prefix: str, image: int) -> dict[str, tuple[str, str]] | None:
         """Return for each text encoder the argument it reads, and its text; None for zeros."""
         first, second = f"{prefix}prompt", f"{prefix}prompt_2"
-        if first not in given and second not in given and model.zero_negative:
+        if first not in given and second not in given and zero_negative:
             return None
         shared = (first, given[first][image] if first in given else "")
         own = {"text_encoder": shared, "text_encoder_2": (second, given[second][image]) if second in given else shared}
@@ -143,7 +146,9 @@ def read_prompts(
     read = {source for image in images for texts in image.values() if texts for source in texts.values()}
     at_steps = sorted({first for source in read for first, _ in versions(*source)} | {0, *starts})
     texts = [[{branch: chunks(texts, at) for branch, texts in image.items()} for image in images] for at in at_steps]
-    return Texts(tuple(at_steps), texts, tuple(name for name in lexicon.inversions if name in used))
+    names = tuple(name for name in lexicon.inversions if name in used)
+    empty = {encoder: row(encoder, encode(encoder, "prompt", ""), 0) for encoder in tokenizers}
+    return Texts(tuple(at_steps), texts, names, empty)
 
 
 def _cut(tokenizer: Tokenizer, argument: str, text: str) -> Chunks:

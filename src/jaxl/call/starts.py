@@ -121,8 +121,26 @@ def read_starts(
     return pictures, pastes or None
 
 
-def span(start: Start, model: Model, times: np.ndarray) -> tuple[int, int]:
-    """Return the first step to run and the one after the last, of a schedule whose steps begin at `times`."""
+def lengthened(steps: int | None, start: Start, model: Model, counted: str) -> int | None:
+    """Return the steps of the schedule whose last ones are run, where all that are asked for are to be.
+
+    counted: the option `strength_steps`. Raises InputError for another.
+    """
+    if counted not in ("part", "part+1", "whole"):
+        raise InputError("strength_steps", counted, "give 'part', 'part+1' or 'whole'")
+    if counted != "whole" or steps is None or "image" not in start or "denoising_start" in start:
+        return steps
+    strength = arguments.share("strength", start.get("strength", default_strength(start, model)))
+    return int(steps / strength) if strength else steps
+
+
+def span(
+    start: Start, model: Model, times: np.ndarray, counted: str = "part", asked: int | None = None
+) -> tuple[int, int]:
+    """Return the first step to run and the one after the last, of a schedule whose steps begin at `times`.
+
+    counted: how many are run from a picture, as `strength_steps` says; asked: those that the caller wants.
+    """
     steps, total = len(times), model.scheduler.noise.num_train_timesteps
     begin = arguments.share("denoising_start", start.get("denoising_start", 0.0))
     end = arguments.share("denoising_end", start.get("denoising_end", 1.0))
@@ -142,7 +160,12 @@ def span(start: Start, model: Model, times: np.ndarray) -> tuple[int, int]:
         if "denoising_start" in start:
             raise InputError("strength", strength, "leave it out: denoising_start says where to begin")
         # the default share runs at least one step, for models of one step
-        skip = steps - max(int(steps * strength), "strength" not in start)
+        made = max(int(steps * strength), "strength" not in start)
+        if counted == "part+1":
+            made = int(steps * min(strength, 0.999)) + 1
+        elif counted == "whole" and asked is not None and strength:
+            made = asked
+        skip = steps - made
     if skip >= stop:
         name = next(name for name in ("denoising_end", "strength", "denoising_start") if name in start)
         way = "lower" if name == "denoising_start" else "raise"

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxl.call.inputs import Inputs
-from jaxl.call.plan import Plan
+from jaxl.call.plan import Plan, Segment
 from jaxl.diffusion.loop import Slots
 from jaxl.nn.layers import Params
 from jaxl.run.programs import ADVANCE, DECODE, START, Programs
@@ -74,10 +74,15 @@ class Trials:
         for plan, beginning, told in self.inputs:
             slots = self.programs.get(START, plan.bucket)(beginning)
             for segment, cond in zip(plan.segments, told, strict=True):
-                run = self.programs.get(ADVANCE, plan.bucket_of(segment))
-                slots = run(unet, slots, cond, np.int32(segment.rows), ())
+                run = self._advance(plan, segment)
+                slots = run(unet, slots, cond, segment.rows)
             found.append(self.programs.get(DECODE, plan.bucket)(self.vae, slots.latents)[0])
         return found
+
+    def _advance(self, plan: Plan, segment: Segment) -> Callable[..., Slots]:
+        """Return what runs rows of a segment: a function of a U-Net, slots, what is told of them, and a number."""
+        run, given = self.programs.get(ADVANCE, plan.bucket_of(segment)), self.programs.none_given(plan.bucket)
+        return lambda unet, slots, cond, rows: run(unet, slots, cond, np.int32(rows), (), given)
 
     def _rows(self) -> list[Tried]:
         """Return a row of the exact pictures of each of the first inputs, at ROWS."""
@@ -87,15 +92,15 @@ class Trials:
         unet, left = self.rounding(()), int(part * plan.count)
         slots = self.programs.get(START, plan.bucket)(beginning)
         for segment, cond in zip(plan.segments, told, strict=True):
-            run = self.programs.get(ADVANCE, plan.bucket_of(segment))
+            run = self._advance(plan, segment)
             if left < segment.rows:
                 break
-            slots, left = run(unet, slots, cond, np.int32(segment.rows), ()), left - segment.rows
-        return run, run(unet, slots, cond, np.int32(left), ()), cond
+            slots, left = run(unet, slots, cond, segment.rows), left - segment.rows
+        return run, run(unet, slots, cond, left), cond
 
     def _row(self, unet: Params, row: Tried) -> Slots:
         run, slots, cond = row
-        return run(unet, self._copy(slots), cond, np.int32(1), ())  # which takes the slots it is given
+        return run(unet, self._copy(slots), cond, 1)  # which takes the slots it is given
 
 
 def _squared(a: jax.Array, b: jax.Array) -> jax.Array:

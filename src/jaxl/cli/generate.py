@@ -63,6 +63,8 @@ BRANCHES = 2
 
 # flags of several numbers, and the mark between them
 LISTS = {"guidance_interval": ":", "freeu": ",", "timesteps": ",", "sigmas": ","}
+# the same of whole numbers
+PAIRS = {"seed_resize_from": "x", "noise_batch": ":"}
 
 # names that ask for another format than PNG
 OTHER_FORMATS = (".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".tif", ".tiff", ".webp")
@@ -82,6 +84,30 @@ def generate(
     noise: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="Of another program, for its seeds: torch, nv, cuda, cuda:t4 ..."),
+    ] = None,
+    style: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Draw as a1111, comfyui, diffusers, invokeai or swarmui does with a seed."),
+    ] = None,
+    step_noise: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The same for the noise of steps, where it is another's.")
+    ] = None,
+    sde_noise: Annotated[
+        str | None, typer.Option(metavar="NAME", help="brownian, as A1111 draws it for SDE schedulers, or draws.")
+    ] = None,
+    eta_noise_seed_delta: Annotated[
+        int | None, typer.Option("--ensd", help="Steps draw from the seed and this, such as 31337.")
+    ] = None,
+    variation_seed: Annotated[int | None, typer.Option(help="Counts up from image to image, and the seed not.")] = None,
+    variation_strength: Annotated[
+        float | None, typer.Option(help="0 to 1: how much of the noise is that of --variation-seed.")
+    ] = None,
+    seed_resize_from: Annotated[
+        str | None, typer.Option(metavar="WxH", help="Noise of a picture of another size, in the middle.")
+    ] = None,
+    noise_batch: Annotated[
+        str | None,
+        typer.Option(metavar="PLACE:N", help="One generator draws N images, the first of these at a place, from 0 on."),
     ] = None,
     steps: Annotated[
         int | None, typer.Option(show_default=False, help="Of the scheduler; 25, or what the model was made for.")
@@ -242,6 +268,7 @@ def generate(
     from jaxl.call.image_prompt import ImagePrompt
     from jaxl.call.images import read_image
     from jaxl.call.options import OF_PICTURES, DrawOptions
+    from jaxl.call.seeds import counts_up, of_image
     from jaxl.cli.like import Like
 
     began = time.perf_counter()
@@ -256,15 +283,16 @@ def generate(
     # flags have the names of the library's options, so that none is forgotten on the way
     options = {name: given[name] for name in ("prompt", *DrawOptions.__annotations__) if name in given}
     options |= {name: _numbers(name, given[name], mark) for name, mark in LISTS.items()}
+    options |= {name: _numbers(name, given[name], mark, int) for name, mark in PAIRS.items()}
     options |= {} if taken is None else taken.options
-    any_seed = options["seed"] is None
+    any_seed, counts = options["seed"] is None, counts_up(options)
     # 32 bits, because many other programs read no more
     usual = {"prompt_syntax": "a1111", "clip_skip": 0, "seed": secrets.randbelow(2**32)}
     options |= {name: value for name, value in usual.items() if options[name] is None}
-    seeds = seeds_per_image(options["seed"], num_images)
+    seeds = seeds_per_image("seed", options["seed"], num_images, counts=counts)
     asked: dict[str, Any] = {
         **options,
-        "seed": seeds,
+        "seed": seeds if counts else seeds[0],
         # read here, so that a mistake is told before anything is loaded
         "image": None if image is None else read_image(image, "image"),
         "controls": [Control(*_picture_for("control", text)) for text in controls or ()] or None,
@@ -286,7 +314,8 @@ def generate(
 
         def draw() -> tuple[Pipeline, Result, Plan, float]:
             if machines.several and any_seed:
-                asked["seed"] = seeds_per_image(_seed_of_host_0(seeds[0]), num_images)
+                own_seeds = seeds_per_image("seed", _seed_of_host_0(seeds[0]), num_images, counts=counts)
+                asked["seed"] = own_seeds if counts else own_seeds[0]
             open_model = Opener(dtype, shard_params, num_images, local_files_only, progress, kernels, split)
             pipe = open_model(
                 **source,
@@ -348,8 +377,9 @@ def generate(
     followed = {name: [each.facts for each in asked[name] or ()] or None for name in OF_PICTURES}
     drawn = time.perf_counter()
     files = []
-    for made, own_seed in zip(images, result.seeds, strict=True):
-        own = {"seed": own_seed, "width": made.width, "height": made.height, "num_images": None}
+    for place, made in enumerate(images):
+        own = of_image(options, result.seeds[place], place)
+        own |= {"width": made.width, "height": made.height, "num_images": None}
         settings = {"version": __version__, **source, **options, **pictures, **followed, **named, **own, **found}
         settings = {name: value for name, value in settings.items() if value is not None}
         files.append(str(destination(made, settings)))
@@ -539,12 +569,12 @@ def _numbered(seeds: list[int]) -> str:
     return f"seed {seeds[0]}" if seeds else "no image"
 
 
-def _numbers(argument: str, text: str | None, mark: str) -> list[float] | None:
-    """Numbers with a mark between them."""
+def _numbers(argument: str, text: str | None, mark: str, kind: Callable[[str], float] = float) -> list[float] | None:
+    """Numbers of a kind with a mark between them."""
     if text is None:
         return None
     try:
-        return [float(number) for number in text.split(mark)]
+        return [kind(number) for number in text.split(mark)]
     except ValueError:
         raise InputError(argument, text, f"give numbers with {mark!r} between them") from None
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
@@ -49,6 +50,18 @@ class Slots:
     noise: jax.Array
     mask: jax.Array
     features: Features = None
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class GivenNoise:
+    """Noise of the next rows of B images in place of their own, as other programs draw it.
+
+    `noise` float32 [B, N, H, W, C] is that of the next N rows, where it `has` bool [B] any.
+    """
+
+    noise: jax.Array | np.ndarray
+    has: jax.Array | np.ndarray
 
 
 def init_slots(
@@ -88,18 +101,20 @@ def init_slots(
     )
 
 
-def advance(denoise: Denoise, slots: Slots, n: ArrayLike) -> Slots:
+def advance(denoise: Denoise, slots: Slots, n: ArrayLike, given: GivenNoise | None = None) -> Slots:
     """Run the next `n` rows (int32, may be traced) of every image; those at their end stay exactly as they are.
+
+    Images draw each row's noise from their keys, or have it `given`, for n rows at least.
 
     `denoise(x, row, features)` is the network with its conditioning and guidance: x is float32 [B, H, W, C], scaled as
     the network wants it, `row["t"]` float32 [B] the timesteps, and it returns the prediction [B, H, W, C] and the
     features for the next row, in the form of those it got. It is also called for images that have ended, as shallow
     ones of row -1; their prediction is dropped, so it may be anything, NaN included.
     """
-    return lax.fori_loop(0, n, lambda _, state: _run_row(denoise, state), slots)
+    return lax.fori_loop(0, n, lambda i, state: _run_row(denoise, state, given, i), slots)
 
 
-def _run_row(denoise: Denoise, slots: Slots) -> Slots:
+def _run_row(denoise: Denoise, slots: Slots, given: GivenNoise | None, place: jax.Array) -> Slots:
     at = jnp.minimum(slots.row, slots.table.shape[1] - 1)
     values = jnp.take_along_axis(slots.table, at[:, None, None], axis=1)[:, 0]
     row = {name: values[:, i] for i, name in enumerate(COLUMNS)}
@@ -114,6 +129,9 @@ def _run_row(denoise: Denoise, slots: Slots) -> Slots:
     prediction, features = denoise(column("c_in") * x, row, slots.features)
     denoised = column("c_skip") * x + column("c_out") * prediction.astype(jnp.float32)
     noise = step_noise(slots.keys, slots.row, x.shape[1:])
+    if given is not None:
+        others = lax.dynamic_index_in_dim(jnp.asarray(given.noise), place, axis=1, keepdims=False)
+        noise = jnp.where(jnp.asarray(given.has)[:, None, None, None], others, noise)
     terms = dict(zip(MIXED, (x, slots.saved, denoised, *jnp.moveaxis(history, 1, 0), noise), strict=True))
 
     # sums of products rather than a matrix product, which a TPU would round to bfloat16

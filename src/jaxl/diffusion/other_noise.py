@@ -1,12 +1,15 @@
-"""The random numbers that other programs start from: PyTorch's of a CPU and of NVIDIA's GPUs, on the host.
+"""The random numbers of other programs: PyTorch's of a CPU and of NVIDIA's GPUs, on the host.
 
 What a picture's seed means depends on the generator, the order in which it fills an array, and the shape of the array:
-these programs draw for one image [channels, height, width].
+these programs draw for one image [channels, height, width], or for a batch of them at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -15,51 +18,98 @@ from jaxl.errors import InputError, nearest
 F = np.float32
 OWN = "jaxl"
 BLOCK = 16  # of torch's numbers on a CPU, eight pairs
+PART = 8192  # numbers that are worked on at once, so that they stay in the processor's cache
 
 
-# the first n unit normals of a seed, float32, in the order in which they fill an array
-Source = Callable[[int, int], np.ndarray]
+class Generator(Protocol):
+    """A generator with its seed; each draw goes on where the one before ended."""
+
+    def normals(self, n: int, start: int, stop: int) -> np.ndarray:
+        """Draw n unit normals at once, and return the numbers `start` to `stop` of them, float32."""
+        ...
 
 
-def other_noise(source: str, seed: int, shape: tuple[int, int, int]) -> np.ndarray:
-    """The noise of an image that a source of SOURCES begins with for a seed: float32 [H, W, C], the shape given."""
+# the generator of a seed, exact or faster
+Source = Callable[[int, bool], Generator]
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """What a source of SOURCES draws for an image: unit normals of `shape` [H, W, C], one draw after another.
+
+    A generator may draw `of` images at once, of which this is the one at `place`.
+    """
+
+    source: str
+    seed: int
+    shape: tuple[int, int, int]
+    place: int = 0
+    of: int = 1
+
+    def draws(self) -> Iterator[np.ndarray]:
+        """Draw without end, from the seed on; each draw is float32 [H, W, C]."""
+        generator = SOURCES[self.source](self.seed, True)
+        while True:
+            yield image_of(self.draw(generator), self.shape)
+
+    def draw(self, generator: Generator) -> np.ndarray:
+        """Return the image's part [C * H * W] of a generator's next draw."""
+        size = math.prod(self.shape)
+        return generator.normals(self.of * size, self.place * size, (self.place + 1) * size)
+
+
+def image_of(numbers: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
+    """Return numbers [C * H * W], in PyTorch's order, as an array of the shape [H, W, C]."""
     height, width, channels = shape
-    drawn = SOURCES[source](seed, height * width * channels)
-    return np.ascontiguousarray(drawn.reshape(channels, height, width).transpose(1, 2, 0))
+    return np.ascontiguousarray(numbers.reshape(channels, height, width).transpose(1, 2, 0))
 
 
-def check_source(value: object) -> str:
+def check_source(argument: str, value: object) -> str:
     """Return a name of SOURCES, or OWN. Raises InputError for others."""
     names = [OWN, *SOURCES]
     if value not in names:
-        raise InputError("noise", value, nearest(str(value), names))
+        raise InputError(argument, value, nearest(str(value), names))
     return str(value)
 
 
-def _torch_cpu(seed: int, n: int) -> np.ndarray:
-    """`torch.randn(n, generator=torch.Generator().manual_seed(seed))`, float32: bit for bit that of a CPU with AVX2."""
-    words = np.random.RandomState(seed & 0xFFFFFFFF)  # MT19937 (Matsumoto & Nishimura 1998), seeded alike
+class TorchCPU:
+    """`torch.Generator().manual_seed(seed)` for `torch.randn` in float32: bit for bit that of a CPU with AVX2.
 
-    def uniforms(n: int) -> np.ndarray:
-        return (words.randint(0, 2**32, n, np.uint32) & 0xFFFFFF).astype(F) * F(2**-24)
+    What is not `exact` has numpy's logarithm, sine and cosine, which is faster, and differs in the last places.
+    """
 
-    if n < BLOCK:
-        raise ValueError(f"{n} numbers: torch draws fewer than {BLOCK} in another way")
-    whole = n // BLOCK * BLOCK
-    uniform = uniforms(n)
-    normal = np.empty(n, F)
-    normal[:whole] = _box_muller(uniform[:whole])
-    if whole < n:  # torch draws the last block anew
-        normal[-BLOCK:] = _box_muller(uniforms(BLOCK))
-    return normal
+    def __init__(self, seed: int, exact: bool = True):
+        self._words = np.random.RandomState(seed & 0xFFFFFFFF)  # MT19937 (Matsumoto & Nishimura 1998), seeded alike
+        self._log, self._sine_and_cosine = (_log, _sine_and_cosine) if exact else (np.log, _numpys_sine_and_cosine)
+
+    def normals(self, n: int, start: int, stop: int) -> np.ndarray:
+        if n < BLOCK:
+            raise ValueError(f"{n} numbers: torch draws fewer than {BLOCK} in another way")
+        uniform = self._uniforms(n)
+        first, whole = start // BLOCK * BLOCK, n // BLOCK * BLOCK
+        last = min(-(-stop // BLOCK) * BLOCK, whole)
+        normal = np.empty(max(stop, last) - first, F)
+        for at in range(first, last, PART):
+            block = uniform[at : min(at + PART, last)]
+            normal[at - first : at - first + block.size] = self._box_muller(block)
+        if whole < n:  # torch draws the last block anew
+            again = self._box_muller(self._uniforms(BLOCK))
+            normal[max(n - BLOCK - first, 0) :] = again[max(first - n + BLOCK, 0) : stop - n + BLOCK]
+        return normal[start - first : stop - first]
+
+    def _uniforms(self, n: int) -> np.ndarray:
+        return (self._words.randint(0, 2**32, n, np.uint32) & 0xFFFFFF).astype(F) * F(2**-24)
+
+    def _box_muller(self, uniform: np.ndarray) -> np.ndarray:
+        """Of each 16, the first eight give the radius, the others the angle; cosines come first (Box & Muller 1958)."""
+        first, second = uniform.reshape(-1, 2, BLOCK // 2).swapaxes(0, 1)
+        radius = np.sqrt(F(-2) * self._log(F(1) - first))
+        sine, cosine = self._sine_and_cosine(F(2 * np.pi) * second)
+        return np.stack([radius * cosine, radius * sine], 1).reshape(-1)
 
 
-def _box_muller(uniform: np.ndarray) -> np.ndarray:
-    """Of each 16, the first eight give the radius, the others the angle; cosines come first (Box & Muller 1958)."""
-    first, second = uniform.reshape(-1, 2, BLOCK // 2).swapaxes(0, 1)
-    radius = np.sqrt(F(-2) * _log(F(1) - first))
-    sine, cosine = _sine_and_cosine(F(2 * np.pi) * second)
-    return np.stack([radius * cosine, radius * sine], 1).reshape(-1)
+def _numpys_sine_and_cosine(angle: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return np.sin(angle), np.cos(angle)
 
 
 # torch computes these two by the polynomials of Moshier's Cephes library, with fused multiplication and addition. The
@@ -109,44 +159,64 @@ def _sine_and_cosine(angle: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.where(octant & 4, -sine, sine), np.where((octant - 2) & 4, cosine, -cosine)
 
 
-def _philox(seed: int, n: int, threads: int | None) -> np.ndarray:
-    """What `torch.randn` gives on a GPU that runs so many threads at once; None is one for each number.
+class Philox:
+    """A generator as `torch.randn` has one on a GPU that runs so many threads at once; None is one for each number.
 
     Each thread counts with a generator of its own, Philox 4x32-10 (Salmon et al. 2011, "Parallel random numbers: as
     easy as 1, 2, 3"), four numbers at a time; a number that the first wave does not reach comes from a later word.
+    What is not `exact` is computed in float32.
     """
-    at_once = -(-n // 256) * 256
-    if threads is not None:
-        at_once = min(at_once, threads)
-    number = np.arange(n, dtype=np.uint64)
-    counts, place = np.divmod(number, np.uint64(4 * at_once))
-    word, thread = np.divmod(place, np.uint64(at_once))
-    none = np.zeros(n, np.uint64)
-    x, y, z, w = _philox_words((counts, none, thread, none), seed & 0xFFFFFFFF, seed >> 32)
-    second = word >= 2
-    radius = np.sqrt(-2 * np.log(np.where(second, z, x) * 2.0**-32 + 2.0**-33))
-    angle = (np.where(second, w, y) * 2.0**-32 + 2.0**-33) * 2 * np.pi
-    return (radius * np.where(word % 2, np.cos(angle), np.sin(angle))).astype(F)
+
+    def __init__(self, seed: int, threads: int | None, exact: bool = True):
+        self._key = seed & 0xFFFFFFFF, seed >> 32
+        self._threads = threads
+        self._offset = 0
+        self._dtype = np.float64 if exact else F
+
+    def normals(self, n: int, start: int, stop: int) -> np.ndarray:
+        at_once = -(-n // 256) * 256
+        if self._threads is not None:
+            at_once = min(at_once, self._threads)
+        normal = np.empty(stop - start, F)
+        at = start
+        while at < stop:
+            wave, thread = divmod(at, at_once)
+            size = min(stop - at, at_once - thread, PART)
+            count, word = divmod(wave, 4)
+            normal[at - start : at - start + size] = self._of_threads(self._offset + count, word, thread, size)
+            at += size
+        self._offset += -(-n // (4 * at_once))
+        return normal
+
+    def _of_threads(self, count: int, word: int, thread: int, size: int) -> np.ndarray:
+        """The numbers that `size` threads from `thread` on make of one of the four words of a count."""
+        threads = np.arange(thread, thread + size, dtype=np.uint64)
+        words = _philox_words((np.uint64(count), np.uint64(0), threads, np.uint64(0)), *self._key)
+        first, second = (each.astype(self._dtype) for each in words[word // 2 * 2 :][:2])
+        unit = self._dtype(2.0**-32)
+        radius = np.sqrt(-2 * np.log(first * unit + unit / 2))
+        angle = (second * unit + unit / 2) * self._dtype(2 * np.pi)
+        return radius * (np.cos(angle) if word % 2 else np.sin(angle))
 
 
-def _philox_words(counter: tuple[np.ndarray, ...], low: int, high: int) -> tuple[np.ndarray, ...]:
+def _philox_words(counter: tuple[np.ndarray | np.uint64, ...], low: int, high: int) -> tuple[np.ndarray, ...]:
     a, b, c, d = counter
     mask, half = np.uint64(0xFFFFFFFF), np.uint64(32)
     for _ in range(10):
         first, second = a * np.uint64(0xD2511F53), c * np.uint64(0xCD9E8D57)
-        a, b = (second >> half) ^ b ^ np.uint64(low), second & mask
-        c, d = (first >> half) ^ d ^ np.uint64(high), first & mask
+        a, b = (second >> half) ^ (b ^ np.uint64(low)), second & mask
+        c, d = (first >> half) ^ (d ^ np.uint64(high)), first & mask
         low, high = (low + 0x9E3779B9) & 0xFFFFFFFF, (high + 0xBB67AE85) & 0xFFFFFFFF
-    return a, b, c, d
+    return a, b, c, d  # pyright: ignore[reportReturnType]
 
 
 def _gpu(threads: int | None) -> Source:
-    return lambda seed, n: _philox(seed, n, threads)
+    return lambda seed, exact: Philox(seed, threads, exact)
 
 
 # GPUs as multiprocessors times their threads; they differ where a picture has more numbers, 65,536 at 1024x1024
 SOURCES: Mapping[str, Source] = {
-    "torch": _torch_cpu,
+    "torch": TorchCPU,
     "nv": _gpu(None),
     "cuda": _gpu(108 * 2048),
     "cuda:t4": _gpu(40 * 1024),

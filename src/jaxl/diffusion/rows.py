@@ -59,9 +59,14 @@ class Table:
     steps: np.ndarray
 
     @property
+    def noisy(self) -> np.ndarray:
+        """Whether each row adds noise, bool [used]."""
+        return np.any(self.rows[: self.used, [COLUMNS.index("x_noise"), COLUMNS.index("saved_noise")]] != 0, axis=1)
+
+    @property
     def adds_noise(self) -> bool:
         """Whether any row does."""
-        return bool(self.rows[:, [COLUMNS.index("x_noise"), COLUMNS.index("saved_noise")]].any())
+        return bool(self.noisy.any())
 
     @property
     def factors(self) -> np.ndarray:

@@ -33,6 +33,10 @@ class Levels:
         steps = [*places]
         return Levels(self.times[steps], self.sigmas[[*steps, -1]], total=steps[0] + len(steps))
 
+    def without_penultimate(self) -> Levels:
+        """The levels without the last one before the result's."""
+        return Levels(self.times[:-1], np.delete(self.sigmas, -2), self.total - 1)
+
 
 def spread_timesteps(spacing: str, total: int, steps: int, *, offset: int, points: int, whole: bool) -> np.ndarray:
     """`steps` falling timesteps out of `total`, [steps].

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Annotated, Any, TypedDict, Unpack
+from typing import Annotated, Any, Literal, TypedDict, Unpack
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from jaxl.diffusion.rows import MAX_ROWS, Table
 from jaxl.diffusion.schedule import Flow, SchedulerConfig
 from jaxl.diffusion.schedulers import SCHEDULERS, SOLVERS, Scheduler
 from jaxl.diffusion.sigma_schedules import SIGMA_SCHEDULES
-from jaxl.diffusion.spacing import Levels, edm_levels, flow_levels, sigma_levels, timestep_levels
+from jaxl.diffusion.spacing import Levels, edm_levels, flow_levels, sigma_levels, timestep_levels, told
 from jaxl.errors import CheckpointError, InputError
 
 
@@ -27,6 +27,12 @@ class Sampling(TypedDict, total=False):
     the steps; `timestep_spacing`, `final_sigmas_type` and `solver_type` replace what the checkpoint says. The last is
     "midpoint" or "heun" for DPM++ multistep, "bh2" or "bh1" for UniPC, "phi_1" or "phi_2" for SEEDS-2 and exponential
     Heun. `shift` moves the levels of a model that was trained on straight paths towards noise; 1 leaves them even.
+
+    Further ones are other programs' ways. `timestep_rounding` is that of the timesteps that the network is told of the
+    sigmas: "none", as in A1111, or "nearest" trained one, as in ComfyUI; each scheduler of diffusers has a way of its
+    own. `start_scale` is what unit noise is multiplied by: "sigma", as in A1111, or "variance", that of noise and image
+    together where the highest sigma is that of the training, as in ComfyUI. `discard_penultimate` leaves out the last
+    level but one of a schedule that has one more.
     """
 
     # beside the type, its name in the settings that A1111 and its kin write into pictures
@@ -41,6 +47,9 @@ class Sampling(TypedDict, total=False):
     final_sigmas_type: str | None
     solver_type: str | None
     shift: float | None
+    timestep_rounding: Literal["none", "nearest"] | None
+    start_scale: Literal["sigma", "variance"] | None
+    discard_penultimate: bool | None
 
 
 def scheduler_name(config: SchedulerConfig, scheduler: str | None = None, *, custom: bool = False) -> str:
@@ -91,13 +100,46 @@ def build_table(
     randomness = _randomness(name, chosen, given)
     if config.noise.flow is not None and randomness.s_churn:
         raise InputError("s_churn", randomness.s_churn, "a straight path has no churn; leave it out")
+    if (discards := bool(given.get("discard_penultimate"))) and (custom or not chosen.solver.custom):
+        why = f"{custom[0]} are given" if custom else f"scheduler {name!r} counts timesteps from step to step"
+        raise InputError("discard_penultimate", True, f"{why}; leave it out")
     if custom:
         levels = _custom_levels(config, name, chosen, steps, given)
     else:
-        levels = _levels(config, chosen)(config, _checked_steps(config, steps, chosen))
+        levels = _levels(config, chosen)(config, _checked_steps(config, steps, chosen) + discards)
+        levels = levels.without_penultimate() if discards else levels
         if levels.times.size * chosen.solver.rows > MAX_ROWS:  # some schedules have more steps than are asked for
             raise InputError("steps", steps, f"scheduler {name!r} makes {levels.times.size} of them; ask for fewer")
-    return chosen.solver.solve(config, levels if places is None else levels.at(places), randomness)
+    table = chosen.solver.solve(config, levels if places is None else levels.at(places), randomness)
+    return _as_others(table, config, given)
+
+
+def _as_others(table: Table, config: SchedulerConfig, given: Mapping[str, Any]) -> Table:
+    """The table with timesteps, and a scale of the first noise, as other programs have them."""
+    rounding, scale = given.get("timestep_rounding"), given.get("start_scale")
+    for name, value, known in (
+        ("timestep_rounding", rounding, ("none", "nearest")),
+        ("start_scale", scale, ("sigma", "variance")),
+    ):
+        if value not in (None, *known):
+            raise InputError(name, value, f"must be {known[0]!r} or {known[1]!r}")
+    if config.noise.edm is not None:
+        if rounding is not None:
+            raise InputError("timestep_rounding", rounding, "this model's noise has no timesteps; leave it out")
+        highest = config.noise.edm.sigma_max
+    else:
+        highest = config.noise.sigmas()[-1]
+    with np.errstate(divide="ignore"):
+        ratios = table.sigmas[:-1] / table.alphas[:-1]
+    if rounding is not None:
+        trained = config.noise.sigmas()
+        nearest = np.abs(np.subtract.outer(np.log(ratios), np.log(trained))).argmin(1)
+        times = nearest.astype(np.float64) if rounding == "nearest" else told(config.noise, ratios)
+        table = replace(table.with_columns(t=times), timesteps=times.astype(np.float32))
+    if scale is not None:
+        both = scale == "variance" and ratios[0] >= highest * (1 - 1e-5)
+        table = replace(table, init_scale=math.hypot(table.sigmas[0], table.alphas[0] if both else 0.0))
+    return table
 
 
 def check_gaps(argument: str, value: int, name: str, table: Table) -> None:

@@ -12,6 +12,7 @@ import bisect
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
@@ -253,6 +254,7 @@ class Engine:
                 under_way = None
             with self._wake:
                 self._drop_unwanted()
+                self._prepare()
                 lane = self._next_lane()
                 if lane is None and under_way is None:
                     if self._closed:
@@ -282,6 +284,19 @@ class Engine:
             if not stays and all((id(work.backend), work.lane) != key for work in self._waiting):
                 del self._lanes[key]
 
+    def _prepare(self) -> None:
+        """Have the images that join next made ready: in each lane, as many as have places."""
+        ahead = Counter()
+        for work in self._waiting:
+            key = id(work.backend), work.lane
+            if ahead[key] < work.backend.sizes[-1] and not work.drawing.ready:
+                work.drawing.prepare(self._notify)
+            ahead[key] += 1
+
+    def _notify(self) -> None:
+        with self._wake:
+            self._wake.notify_all()
+
     def _seconds_to_deadline(self) -> float | None:
         expires = min((ticket.expires for ticket in self._tickets), default=float("inf"))
         return None if expires == float("inf") else max(expires - time.monotonic(), 0.0) + 0.001
@@ -294,6 +309,8 @@ class Engine:
         """
         wanted = [lane for lane in self._lanes.values() if lane.count]
         for work in self._waiting if self._has_room() else ():
+            if not work.drawing.ready:
+                continue
             lane = self._lanes.setdefault((id(work.backend), work.lane), Lane(work.backend, work.lane))
             if lane not in wanted:
                 wanted.append(lane)
@@ -314,7 +331,8 @@ class Engine:
         room = lane.most - lane.count
         if not self._has_room() or (lane.count and not self.joins):
             room = 0
-        fitting = [work for work in self._waiting if work.lane == lane.key and work.backend is lane.backend][:room]
+        own = [work for work in self._waiting if work.lane == lane.key and work.backend is lane.backend]
+        fitting = [work for work in own if work.drawing.ready][:room]
         self._waiting = [work for work in self._waiting if work not in fitting]
         return fitting
 

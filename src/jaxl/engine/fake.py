@@ -33,6 +33,13 @@ class FakeDrawing:
     stages: tuple[Stage, ...]
     facts: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def ready(self) -> bool:
+        return True
+
+    def prepare(self, tell: Callable[[], None]) -> None:
+        pass
+
 
 class Reached:
     """A point that the devices have reached."""

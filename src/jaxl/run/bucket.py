@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxl.config import ControlConfig, IPAdapterConfig
+from jaxl.diffusion.loop import GivenNoise
 from jaxl.diffusion.rows import COLUMNS, MAX_ROWS
 from jaxl.nn.layers import Params
 from jaxl.nn.unet import unet_context
@@ -18,6 +19,9 @@ from jaxl.run.controls import controlled_shapes
 from jaxl.run.image_prompts import Prompted
 from jaxl.run.model import Model
 from jaxl.run.target import Leaf, Target
+
+# rows of a call for which images may be given noise: more would take more memory, fewer would make more calls
+GIVEN_ROWS = 4
 
 
 class Branch(IntEnum):
@@ -170,6 +174,7 @@ class Beginning:
     `rows` [B, R, K], `first` [B] and `end` [B] are each image's table, its first row and the one that is not run any
     more; `keys` uint32 [B, 2]. The latents start as `noise_scale` [B] times noise of unit variance, drawn from the keys
     or `noise` [B, h, w, C] where its flag in `given` [B] is set, plus `picture_scale` [B] times `picture` [B, h, w, C].
+    What is drawn goes a share, `variation` [B], of the way to what `variation_keys` uint32 [B, 2] draw.
     `mask` [B, h, w, 1] is 0 where the picture is kept.
     """
 
@@ -177,6 +182,8 @@ class Beginning:
     first: Leaf
     end: Leaf
     keys: Leaf
+    variation_keys: Leaf
+    variation: Leaf
     noise_scale: Leaf
     given: Leaf
     noise: Leaf
@@ -192,6 +199,8 @@ class Beginning:
             first=to.split((b,), jnp.int32),
             end=to.split((b,), jnp.int32),
             keys=to.split((b, 2), jnp.uint32),
+            variation_keys=to.split((b, 2), jnp.uint32),
+            variation=to.split((b,)),
             noise_scale=to.split((b,)),
             given=to.split((b,), jnp.bool_),
             noise=to.split(latents),
@@ -199,3 +208,9 @@ class Beginning:
             picture=to.split(latents),
             mask=to.split((*latents[:3], 1)),
         )
+
+
+def given_shapes(to: Target, bucket: Bucket) -> GivenNoise:
+    """Return the shapes of the noise that images are given for the rows of a call."""
+    b, *latents = bucket.latents_shape(to.model)
+    return GivenNoise(noise=to.split((b, GIVEN_ROWS, *latents)), has=to.split((b,), jnp.bool_))

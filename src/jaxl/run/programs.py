@@ -25,13 +25,13 @@ from jax import Array
 from jax.sharding import Mesh
 
 from jaxl.config import IPAdapterConfig, Split
-from jaxl.diffusion.loop import Slots
+from jaxl.diffusion.loop import GivenNoise, Slots
 from jaxl.nn.clip import Replaced
 from jaxl.nn.layer_kinds import adapted
 from jaxl.nn.layers import Params
 from jaxl.run import steps
 from jaxl.run.adapters import adapter_shapes, at_each_text
-from jaxl.run.bucket import Beginning, Bucket, Conditioning, Text
+from jaxl.run.bucket import Beginning, Bucket, Conditioning, Text, given_shapes
 from jaxl.run.compiler import compiled
 from jaxl.run.control_kinds import Controlled, kind_of
 from jaxl.run.controls import embed_shapes, parameter_shapes
@@ -135,6 +135,7 @@ ADVANCE = Program(
         *_state(to, bucket),
         to.whole((), jnp.int32),
         tuple(parameter_shapes(to, cfg) for cfg in bucket.controls),
+        given_shapes(to, bucket),
     ),
     gives=lambda to, bucket: _shardings(slots_shapes(to, bucket)),
     donates=(1,),
@@ -309,6 +310,7 @@ class Programs:
         self.target = Target(model, mesh, shapes, tile, split_parameters, split_pictures)
         self._futures: dict[tuple[AnyProgram, Bucket], Future[Any]] = {}
         self._told: dict[Bucket, Conditioning] = {}
+        self._none_given: dict[tuple[int, int, int], GivenNoise] = {}
         self._lock = threading.Lock()
 
     @property
@@ -371,6 +373,12 @@ class Programs:
     def no_features(self, bucket: Bucket) -> Array | None:
         """Return features before the first row, which must not be shallow: zeros; None if the bucket is not cached."""
         return _zeros(features_shapes(self.target, bucket))
+
+    def none_given(self, bucket: Bucket) -> GivenNoise:
+        """Return what `advance` is told where no image is given noise: zeros, on the devices once for a size."""
+        if bucket.size not in self._none_given:
+            self._none_given[bucket.size] = _placed_zeros(given_shapes(self.target, bucket))
+        return self._none_given[bucket.size]
 
     def not_controlled(self, bucket: Bucket, place: int) -> Controlled:
         """Return what one of a bucket's controls is told where no image has a use for it: zeros."""

@@ -13,8 +13,9 @@ from jax import Array
 
 from jaxl.config import ControlConfig, IPAdapterConfig, TinyVAEConfig, VAEConfig
 from jaxl.diffusion import loop
-from jaxl.diffusion.loop import Row, Slots
+from jaxl.diffusion.loop import GivenNoise, Row, Slots
 from jaxl.diffusion.noise import initial_noise
+from jaxl.diffusion.variation import blended
 from jaxl.kernels import XLA, Kernels
 from jaxl.kernels.by_rows import ROWS
 from jaxl.nn import tiny_vae, vae
@@ -75,7 +76,9 @@ def gather(params: Params, texts: list[list[list[Text]]]) -> tuple[dict[str, Any
 
 def start(b: Beginning) -> Slots:
     """Slots at their first row."""
-    noise = jnp.where(b.given[:, None, None, None], b.noise, initial_noise(b.keys, b.noise.shape[1:]))
+    own, other = (initial_noise(keys, b.noise.shape[1:]) for keys in (b.keys, b.variation_keys))
+    share, given = b.variation[:, None, None, None], b.given[:, None, None, None]
+    noise = jnp.where(given, b.noise, jnp.where(share > 0, blended(own, other, share), own))
     slots = loop.init_slots(b.rows, b.end, b.keys, noise, b.noise_scale, b.picture, b.picture_scale, b.mask)
     return replace(slots, row=b.first)
 
@@ -272,13 +275,20 @@ def guide(bucket: Bucket, outputs: Array, row: Row) -> Array:
 
 
 def advance(
-    model: Model, bucket: Bucket, params: Params, slots: Slots, cond: Conditioning, n: Leaf, controls: Sequence[Params]
+    model: Model,
+    bucket: Bucket,
+    params: Params,
+    slots: Slots,
+    cond: Conditioning,
+    n: Leaf,
+    controls: Sequence[Params],
+    given: GivenNoise | None,
 ) -> Slots:
     """Run the next `n` rows (traced) of every slot, which has features if the bucket is cached.
 
-    `params` are the U-Net's, `controls` those of the bucket's controls.
+    `params` are the U-Net's, `controls` those of the bucket's controls. `given` is the noise of so many rows, if any.
     """
-    return loop.advance(partial(denoise, model, bucket, params, controls, cond), slots, n)
+    return loop.advance(partial(denoise, model, bucket, params, controls, cond), slots, n, given)
 
 
 def join(slots: Slots, cond: Conditioning, one: tuple[Slots, Conditioning], place: Leaf) -> tuple[Slots, Conditioning]:

@@ -62,3 +62,18 @@ Interval = Annotated[
     Field(min_length=2, max_length=2, description="Shares of the steps, such as [0.2, 0.8]; in forms as JSON."),
     BeforeValidator(list_from_json("give its start and its end: [0.2, 0.8]")),
 ]
+Delta = Annotated[int, Field(ge=-(2**64), le=2**64)]
+WidthAndHeight = Annotated[
+    list[Side],
+    Field(min_length=2, max_length=2, description="Width and height, such as [512, 512]; in forms as JSON."),
+    BeforeValidator(list_from_json("give width and height: [512, 512]")),
+]
+PlaceAndNumber = Annotated[
+    list[Annotated[int, Field(ge=0, le=1000)]],
+    Field(
+        min_length=2,
+        max_length=2,
+        description="The first image's place among those that one generator draws, and their number; in forms as JSON.",
+    ),
+    BeforeValidator(list_from_json("give the first image's place and the number of images: [0, 4]")),
+]

@@ -9,6 +9,7 @@ from typing import Any
 
 from PIL import Image
 
+from jaxl.call.seeds import of_image
 from jaxl.call.sizes import Size
 from jaxl.engine import Drawn, Event
 from jaxl.server.edits import Source
@@ -50,6 +51,7 @@ class AnswerFiles:
         settings = self.service.settings_of(
             self.stream.arguments, drawn, ticket.seeds[image], ticket.scheduler, ticket.facts
         )
+        settings |= of_image(self.stream.arguments, ticket.seeds[image], image)
         if self.stream.embeddings:
             settings["embeddings"] = dict(self.stream.embeddings)
         return {**settings, "resized_to": as_text(self.stream.wanted)} if self.resized else settings

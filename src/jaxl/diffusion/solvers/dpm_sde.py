@@ -49,6 +49,7 @@ SOLVERS = (
         dpmpp_sde,
         euler_levels,
         eta=1.0,
+        brownian=True,
         diffusers=DiffusersClass("DPMSolverSDEScheduler", defaults=LATENT_BETAS),
         a1111="DPM++ SDE",
         automatic="karras",

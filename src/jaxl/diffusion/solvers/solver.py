@@ -47,7 +47,8 @@ class Solver:
     """A solver, which makes a table: `solve(config, levels(config, steps), randomness)`.
 
     `eta` is the default of a solver that adds noise of its own, None for one that has no such scale; `draws` says that
-    it adds noise all the same. `churns` says that it
+    it adds noise all the same, and `brownian` that its noise is that of an SDE, which other programs take from a
+    Brownian path over sigma. `churns` says that it
     knows churn, `finals` that it can end at another level than 0, and `custom` which levels of one's own it takes:
     `timesteps`, `sigmas`. `schedules` are the sigma schedules it can follow; a solver that counts timesteps has none.
     `follows` says that it follows one where the checkpoint asks, `flows` that it is for straight paths too. `rows` is
@@ -63,6 +64,7 @@ class Solver:
     solve: Callable[[SchedulerConfig, Levels, Randomness], Table]
     levels: Callable[[SchedulerConfig, int], Levels]
     eta: float | None = None
+    brownian: bool = False
     churns: bool = False
     finals: bool = False
     custom: tuple[str, ...] = ("timesteps", "sigmas")

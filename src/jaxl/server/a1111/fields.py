@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
@@ -16,7 +17,7 @@ from jaxl.diffusion.names import AUTOMATIC, CHECKPOINT, a1111_name, find_name
 from jaxl.diffusion.schedulers import SCHEDULERS
 from jaxl.errors import InputError
 from jaxl.server.a1111.controlnet import SCRIPT as CONTROLNET
-from jaxl.server.a1111.options import MAX_CLIP_SKIP, clip_skip, overrides, refusal
+from jaxl.server.a1111.options import MAX_CLIP_SKIP, USUAL_NOISE, clip_skip, overrides, refusal
 from jaxl.server.edits import Source, filled, transparent
 from jaxl.server.limits import Count, GuidanceScale, Name, Proportion, Seed, Side
 from jaxl.server.pictures import decode
@@ -32,6 +33,9 @@ FIELDS = {
     "image": "init_images",
     "strength": "denoising_strength",
     "padding_mask_crop": "inpaint_full_res_padding",
+    "variation_seed": "subseed",
+    "variation_strength": "subseed_strength",
+    "seed_resize_from": "seed_resize_from_w",
 }
 
 # what jaxl lacks: fields that may ask for nothing, with what to do instead
@@ -41,16 +45,17 @@ LACKING: Mapping[str, str] = {
     "restore_faces": "there is no face restoration; leave it out",
     "tiling": "pictures that tile are not supported; leave it out",
     "styles": "no styles are kept here; write their texts into the prompt",
-    "subseed_strength": "seeds are not blended; leave it out",
-    "seed_resize_from_h": "seeds are not resized; leave it out",
-    "seed_resize_from_w": "seeds are not resized; leave it out",
     "s_min_uncond": "the negative prompt is never skipped; leave it out",
     "script_name": "there are no scripts; leave it out",
     "infotext": "it is not read here; give its settings as fields",
     "latent_mask": "give the mask as mask",
 }
 # what clients send in these and other fields where nobody has chosen anything
-MAY_BE_UNASKED = (*LACKING, "sampler_name", "sampler_index", "scheduler", "alwayson_scripts", "override_settings")
+MAY_BE_UNASKED = (
+    *LACKING,
+    *("seed_resize_from_w", "seed_resize_from_h", "sampler_name", "sampler_index", "scheduler"),
+    *("alwayson_scripts", "override_settings"),
+)
 NO_CHOICE = ("", "none", "null", "false", "0", "-1", "automatic", "use same sampler", "use same scheduler")
 
 Positive = Annotated[float, Field(ge=0, le=1e6)]
@@ -91,9 +96,10 @@ class A1111Request(BaseModel):
     restore_faces: Flag = None
     tiling: Flag = None
     styles: list[str] | None = None
-    subseed_strength: float | None = None
-    seed_resize_from_h: int | None = None
-    seed_resize_from_w: int | None = None
+    subseed: Seed | None = Field(-1, description="Counts up in place of the seed, with a strength; -1 is random.")
+    subseed_strength: Proportion | None = None
+    seed_resize_from_h: Side | None = None
+    seed_resize_from_w: Side | None = None
     s_min_uncond: float | None = None
     script_name: str | None = None
     infotext: str | None = None
@@ -163,8 +169,20 @@ def arguments_of(asked: A1111Request, settings: Settings) -> dict[str, Any]:
         "s_tmax": (asked.s_tmax or None) if churns else None,
         "s_noise": None if asked.s_noise == 1 else asked.s_noise,
         **skip,
+        **_variation(asked),
         **overrides(asked.override_settings or {}, settings),
     }
+
+
+def _variation(asked: A1111Request) -> dict[str, Any]:
+    """The arguments that say of which seed, and of which size, the noise is besides."""
+    found: dict[str, Any] = {}
+    if asked.subseed_strength:
+        seed = secrets.randbelow(2**32) if asked.subseed in (None, -1) else asked.subseed
+        found |= {"variation_seed": seed, "variation_strength": asked.subseed_strength}
+    if asked.seed_resize_from_w and asked.seed_resize_from_h:  # one of them alone is nothing there
+        found |= {**USUAL_NOISE, "seed_resize_from": (asked.seed_resize_from_w, asked.seed_resize_from_h)}
+    return found
 
 
 def edit_of(asked: Img2Img, service: Service) -> tuple[dict[str, Any], Source]:

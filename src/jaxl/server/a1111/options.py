@@ -16,8 +16,11 @@ from jaxl.server.service import check_model
 from jaxl.server.settings import Settings
 
 MODEL, CLIP_SKIP, RANDN_SOURCE = "sd_model_checkpoint", "CLIP_stop_at_last_layers", "randn_source"
+ENSD = "eta_noise_seed_delta"
 # the default of RANDN_SOURCE, which clients send without meaning it
 USUAL_SOURCE = "GPU"
+# what is asked for with options that noise of other programs alone has
+USUAL_NOISE = {"noise": A1111_SOURCES[USUAL_SOURCE]}
 
 # SDXL reads the second-to-last layer of its text encoders; 1 asks for the last one of Stable Diffusion 1, which the web
 # UI overrules for SDXL too
@@ -55,7 +58,6 @@ NEUTRAL: Mapping[str, Sequence[Any]] = {
     **dict.fromkeys(
         (
             "eta_ddim",
-            "eta_noise_seed_delta",
             "img2img_extra_noise",
             "rho",
             "s_churn",
@@ -117,7 +119,13 @@ def overrides(options: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
     source = options.get(RANDN_SOURCE) or USUAL_SOURCE
     if source not in A1111_SOURCES:
         raise refusal(RANDN_SOURCE, source, f"give one of {', '.join(A1111_SOURCES)}, or leave it out")
-    noise = {} if source == USUAL_SOURCE else {"noise": A1111_SOURCES[source]}
+    noise: dict[str, Any] = {} if source == USUAL_SOURCE else {"noise": A1111_SOURCES[source]}
+    if delta := options.get(ENSD):
+        try:
+            delta = int(delta)
+        except (TypeError, ValueError):
+            raise refusal(ENSD, delta, "give a whole number") from None
+        noise = {**USUAL_NOISE, **noise, ENSD: delta} if delta else noise
     skip = options.get(CLIP_SKIP)
     return noise if skip is None else {**noise, **clip_skip(CLIP_SKIP, skip)}
 

@@ -36,7 +36,19 @@ from jaxl.server.guard import FORM as FORM_TYPE
 from jaxl.server.guard import JSON, media_type
 from jaxl.server.image_prompts import ImagePromptFields, read_image_prompts
 from jaxl.server.kept import SECONDS
-from jaxl.server.limits import Count, FreeUScales, GuidanceScale, Interval, Loras, Name, Proportion, Seed
+from jaxl.server.limits import (
+    Count,
+    Delta,
+    FreeUScales,
+    GuidanceScale,
+    Interval,
+    Loras,
+    Name,
+    PlaceAndNumber,
+    Proportion,
+    Seed,
+    WidthAndHeight,
+)
 from jaxl.server.openai.fields import PictureUrl, PictureUrls
 from jaxl.server.pictures import MEDIA_TYPES, decode
 from jaxl.server.preprocess import in_turn
@@ -101,6 +113,16 @@ class ImageRequest(BaseModel):
     speed: Literal["exact", "balanced", "fast"] | None = None
     seed: Seed | None = Field(None, description="Of the first image; random by default, or -1.")
     noise: Name | None = Field(None, description="Whose the seed is: jaxl, torch, nv, cuda, cuda:t4 and so on.")
+    style: Name | None = Field(None, description="Draw as a1111, comfyui, diffusers, invokeai or swarmui does.")
+    step_noise: Name | None = Field(None, description="The same for the noise of steps; by default as noise.")
+    sde_noise: Literal["brownian", "draws"] | None = None
+    eta_noise_seed_delta: Delta | Literal["inverted"] | None = Field(
+        None, description="Steps draw from the seed and this."
+    )
+    variation_seed: Seed | None = Field(None, ge=0, description="Of the first image; then `seed` does not count up.")
+    variation_strength: Proportion | None = Field(None, description="How much of the noise is that of variation_seed.")
+    seed_resize_from: WidthAndHeight | None = None
+    noise_batch: PlaceAndNumber | None = None
     scheduler: Name | None = None
     eta: Proportion | None = None
     clip_skip: int | None = Field(None, ge=0, le=100)

@@ -21,6 +21,7 @@ from ray.exceptions import RayError, RayTaskError, TaskCancelledError
 from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
+from jaxl.call.seeds import counts_up, of_image
 from jaxl.engine import Drawn, Event, Preview, Progress, Request, Result, Started, Status, Ticket
 from jaxl.engine.backend import Lora
 from jaxl.engine.engine import Stats
@@ -134,7 +135,9 @@ class Fleet:
         if self.draining:
             raise DrainingError("the server is stopping; try again later")
         images, seed = request.arguments.get("num_images", 1), request.arguments["seed"]
-        ticket = Ticket(request, [seed + i for i in range(images)], "", 0, listener, lambda _: self._cancel(order))
+        counts = counts_up(request.arguments)
+        seeds = [seed + i * counts for i in range(images)]
+        ticket = Ticket(request, seeds, "", 0, listener, lambda _: self._cancel(order))
         order = Order(ticket)
         with self._wake:
             waiting = sum(len(each.unaccepted) for each in self._orders.values())
@@ -244,7 +247,8 @@ class Fleet:
     async def _draw(self, order: Order, part: range, deaths: int) -> None:
         """Have a part drawn by one replica, and the rest of it by others if that one dies."""
         ticket = order.ticket
-        arguments = {**ticket.request.arguments, "seed": ticket.seeds[part[0]], "num_images": len(part)}
+        own = of_image(ticket.request.arguments, ticket.seeds[part[0]], part[0])
+        arguments = {**ticket.request.arguments, **own, "num_images": len(part)}
         left = None if ticket.expires == float("inf") else max(ticket.expires - time.monotonic(), 0.0)
         call: Any = self._draws.remote(replace(ticket.request, arguments=arguments, id=new_id(), deadline=left))
         messages = aiter(call)
