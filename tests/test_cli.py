@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -40,9 +39,9 @@ def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def on_two_devices(model: str) -> tuple[Any, Any]:
+def on_all_devices(model: str) -> tuple[Any, Any]:
     """As the command opens a model for one image: (pipe, params)."""
-    return jaxl.from_pretrained(model, dtype=jnp.float32, mesh=jaxl.make_mesh(jax.devices()[:2]))
+    return jaxl.from_pretrained(model, dtype=jnp.float32, mesh=jaxl.make_mesh())
 
 
 def command(*arguments: str) -> list[str]:
@@ -99,7 +98,7 @@ def test_generate(capsys: pytest.CaptureFixture[str]) -> None:
     assert settings["prompt"] == prompt
     facts = {name: settings.pop(name) for name in ("version", "model", "dtype")}
     assert facts == {"version": jaxl.__version__, "model": "tiny", "dtype": "float32"}
-    pipe, params = on_two_devices("tiny")
+    pipe, params = on_all_devices("tiny")
     again = pipe.generate(params, **settings).images[0]
     with Image.open("jaxl-11.png") as image:
         np.testing.assert_array_equal(np.asarray(image), np.asarray(again))
@@ -381,7 +380,7 @@ def test_standard_output_is_full() -> None:
 def test_every_mode(capsys: pytest.CaptureFixture[str], small: Any) -> None:
     """Image-to-image, inpainting, a refiner, another VAE and previews, each as the library does it."""
     model = small[0].checkpoint.source
-    pipe, params = on_two_devices(model)
+    pipe, params = on_all_devices(model)
     settings: dict[str, Any] = {"steps": 4, "width": 64, "height": 64, "seed": 5}
     flags = ("--model", model, "--steps", "4", "--size", "64x64", "--seed", "5", "--quiet")
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
@@ -422,7 +421,7 @@ def test_every_mode(capsys: pytest.CaptureFixture[str], small: Any) -> None:
 def test_textual_inversions(capsys: pytest.CaptureFixture[str], small: Any) -> None:
     """The picture is the one that the library draws, its file says what was in the prompt, and a folder warns."""
     model = small[0].checkpoint.source
-    pipe, params = on_two_devices(model)
+    pipe, params = on_all_devices(model)
     rng, widths = np.random.default_rng(0), {"clip_l": 16, "clip_g": 32}
     for name in ("one", "two", "more/three"):
         file = Path(f"{name}.safetensors")
@@ -450,7 +449,7 @@ def test_textual_inversions(capsys: pytest.CaptureFixture[str], small: Any) -> N
 def test_loras(capsys: pytest.CaptureFixture[str], small: Any) -> None:
     """By a flag or a tag, the picture is the one that the library draws, and its file says what it was drawn with."""
     model = small[0].checkpoint.source
-    pipe, params = on_two_devices(model)
+    pipe, params = on_all_devices(model)
     for seed, name in enumerate(("pencil", "loras/ink")):
         Path(name).parent.mkdir(exist_ok=True)
         write_lora(Path(f"{name}.safetensors"), pipe.model, seed, 4)
@@ -484,7 +483,7 @@ def test_loras(capsys: pytest.CaptureFixture[str], small: Any) -> None:
 def test_controls(capsys: pytest.CaptureFixture[str], small: Any) -> None:
     """The picture is the one that the library draws, and its file says what it was drawn with, but for the picture."""
     model = small[0].checkpoint.source
-    pipe, params = on_two_devices(model)
+    pipe, params = on_all_devices(model)
     write_folder(Path("edges"), dict(pipe.checkpoint.configs["unet"]), pipe.model, 1)
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save("lines.png")
     adapter = write_adapters(Path("adapters"), pipe.model.unet)["plus"]
@@ -549,7 +548,7 @@ def test_like_another_picture(capsys: pytest.CaptureFixture[str], small: Any) ->
     assert run(["generate", "a dog", "--like", "out.png", "--model", model, *more, "-o", "other.png"]) == 0
     other = read_settings("other.png")
     assert other.items() >= {"prompt": "a dog", "height": 64, "seed": 6, "negative_prompt": "fog", "steps": 1}.items()
-    assert "noise" not in other
+    assert other["noise"] == "cuda"
 
 
 @pytest.mark.parametrize(

@@ -133,8 +133,8 @@ def test_refusals(flax_like: Any) -> None:
             pipe(ids, params, key, **bad)
     with pytest.raises(jaxl.InputError, match="prompt_ids="):
         pipe(ids[0], params, key)
-    with pytest.raises(jaxl.InputError, match="scheduler='restart'"):
-        FlaxStableDiffusionXLPipeline.from_pretrained("tiny", scheduler="restart")
+    with pytest.raises(jaxl.InputError, match="scheduler='dpm_adaptive'"):
+        FlaxStableDiffusionXLPipeline.from_pretrained("tiny", scheduler="dpm_adaptive")
     broken = {**params, "vae": jax.tree.map(lambda a: a * jnp.nan, params["vae"])}
     with pytest.raises(jaxl.NonFiniteError):
         pipe(ids, broken, key, 1, latents=np.zeros((1, 4, 8, 8), np.float32), neg_prompt_ids=ids)

@@ -215,7 +215,7 @@ def test_values_that_cannot_work(how: Any, message: str) -> None:
 def backend(small: Any, sources: dict[str, str], adapters: dict[str, str]) -> PipelineBackend:
     """As `jaxl serve` opens it, on one device."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("jaxl.backend.make_mesh", lambda: small[0].mesh)
+        patch.setattr("jaxl.backend.make_mesh", lambda *_: small[0].mesh)
         patch.setattr("jaxl.backend.spare_device", lambda: None)
         where = small[0].checkpoint.source
         networks: dict[str, Any] = {"controlnets": [*sources.items()], "ip_adapters": [*adapters.items()]}

@@ -48,7 +48,7 @@ def folder(small: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def backend(small: Any, folder: Path) -> PipelineBackend:
     """As `jaxl serve` opens it, on one device."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("jaxl.backend.make_mesh", lambda: small[0].mesh)
+        patch.setattr("jaxl.backend.make_mesh", lambda *_: small[0].mesh)
         patch.setattr("jaxl.backend.spare_device", lambda: None)
         source = small[0].checkpoint.source
         return open_backend(source, lora_dir=folder, lora_rank=RANK, slots=3, chunks=1, dtype="float32")

@@ -214,7 +214,7 @@ def test_other_noise(sampler: str, label: str, noise: str | None) -> None:
     told = {"Prompt": "a", "Sampler": sampler, "Schedule type": "Uniform", "RNG": label}
     found = a1111_settings(told, "euler")
     assert found.get("noise") == noise
-    assert [line.partition(";")[0] for line in found["unread"]] == ([] if noise else ["the noise: nv"])
+    assert [line.partition(";")[0] for line in found["unread"]] == ([] if noise else [f"the noise: RNG {label}"])
     written = a1111_text({**MADE, "guidance_scale": 5.0, "scheduler": found["scheduler"], "noise": noise or "jaxl"})
     assert read_a1111_text(written).get("RNG") == (label if noise else None)
 

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from jaxl.cli.flags import flag
 from jaxl.cli.terminal import note, one_line
-from jaxl.diffusion.names import find_name
-from jaxl.diffusion.schedulers import SCHEDULERS
-from jaxl.errors import InputError, respelled
+from jaxl.errors import respelled
 from jaxl.metadata import settings_of
 from jaxl.text.tags import TAG, TAGGED, written
 from jaxl.weights.adapters.strength import Strength
@@ -36,9 +33,6 @@ class Like:
         replaced = (flags | {name for group in SAME if group & flags for name in group}) - {"loras"}
         if "scheduler" in flags:
             replaced |= OF_SCHEDULER
-            with suppress(InputError):
-                if SCHEDULERS[find_name(given["scheduler"])].solver.eta:
-                    replaced.add("noise")  # which is none of theirs
         if "image" not in flags:
             replaced.add("strength")  # there is no picture that it could be of
         self.options = {name: value for name, value in self.settings.arguments.items() if name not in replaced}

@@ -123,6 +123,11 @@ def _as_others(table: Table, config: SchedulerConfig, given: Mapping[str, Any]) 
     ):
         if value not in (None, *known):
             raise InputError(name, value, f"must be {known[0]!r} or {known[1]!r}")
+    if config.noise.flow is not None and (rounding or scale):
+        asked = ("timestep_rounding", rounding) if rounding else ("start_scale", scale)
+        raise InputError(*asked, "a straight path has its own; leave it out")
+    if rounding is None and scale is None:
+        return table
     if config.noise.edm is not None:
         if rounding is not None:
             raise InputError("timestep_rounding", rounding, "this model's noise has no timesteps; leave it out")

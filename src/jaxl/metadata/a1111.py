@@ -9,7 +9,8 @@ import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 
-from jaxl.call.infotext import EMBEDDINGS, LABELS, READERS
+from jaxl.call.infotext import EMBEDDINGS, LABELS, READERS, RESIZED
+from jaxl.call.sizes import read_size
 from jaxl.call.unit_texts import take_units
 from jaxl.diffusion.names import AUTOMATIC, find_name
 from jaxl.diffusion.other_noise import RNG_NAMES
@@ -72,8 +73,15 @@ def from_pairs(reading: Reading, pairs: Mapping[str, str]) -> Settings:
             reading.steps(value, label)
         else:
             reading.number(name, value, READERS[name], label)
+    if resized := read_size(left.get(RESIZED, "")):
+        reading.arguments["seed_resize_from"] = resized
+        del left[RESIZED]
     rng = left.pop("RNG", None)
-    reading.noise = NOISE.get(reading.program) if rng is None else RNG_NAMES.get(rng, f"RNG {rng}")
+    if rng is not None:
+        reading.noise = RNG_NAMES.get(rng, f"RNG {rng}")
+    else:  # what nobody but web UIs has means theirs
+        of_web_ui = {"seed_resize_from", "eta_noise_seed_delta"} & {*reading.arguments}
+        reading.noise = NOISE["A1111"] if of_web_ui else NOISE.get(reading.program)
     reading.size_in(left.pop("Size", None), "Size")
     if (skip := left.pop("Clip skip", None)) is not None:
         beyond = as_number(skip, int)

@@ -235,15 +235,10 @@ class Reading:
         """Return the settings."""
         if self.noise is None and self.program != "jaxl" and "seed" in self.arguments:
             self.miss("the noise", remedy="the file does not say what drew it, and jaxl's own makes another picture")
+        elif self.noise in SOURCES:
+            self.arguments["noise"] = self.noise
         elif self.noise is not None:
-            solver = SCHEDULERS[self.arguments["scheduler"]].solver if "scheduler" in self.arguments else None
-            if self.noise not in SOURCES:
-                self.miss("the noise", self.noise, "jaxl cannot draw it; the picture will be another one")
-            elif solver is None or solver.eta:
-                remedy = "jaxl draws its own where the scheduler adds noise; the picture will be another one"
-                self.miss("the noise", self.noise, remedy)
-            else:
-                self.arguments["noise"] = self.noise
+            self.miss("the noise", self.noise, "jaxl cannot draw it; the picture will be another one")
         lines = list(self._lines)
         if len(lines) > MOST_LINES:
             lines[MOST_LINES:] = [f"and {len(lines) - MOST_LINES} more"]

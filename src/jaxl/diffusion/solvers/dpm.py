@@ -157,6 +157,7 @@ SOLVERS = (
         dpmpp_2m_sde,
         dpm_levels,
         eta=1.0,
+        brownian=True,
         finals=True,
         options={"solver_type": "heun"},
         diffusers=_MULTISTEP,
