@@ -65,6 +65,9 @@ URL_MODELS = "dall-e-"
 # qualities in events, for those that only older models know
 QUALITIES = {"auto": "auto", "standard": "auto", "hd": "high"}
 
+# styles of OpenAI's own, which clients send by themselves and are nothing here
+OPENAI_STYLES = ("vivid", "natural")
+
 # there are no tokens to pay for, but OpenAI's event has the field
 USAGE = {
     "input_tokens": 0,
@@ -142,10 +145,13 @@ class ImageRequest(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _given(cls, fields: Any) -> Any:
-        """Return the fields without those that a client's form leaves empty."""
+        """Return the fields without those that a client's form leaves empty, and OpenAI's own styles."""
         if not isinstance(fields, dict):
             return fields
-        return {name: value for name, value in fields.items() if value != "" or name in logs.TEXTS}
+        given = {name: value for name, value in fields.items() if value != "" or name in logs.TEXTS}
+        if given.get("style") in OPENAI_STYLES:
+            del given["style"]
+        return given
 
     def arguments(self) -> dict[str, Any]:
         """Return the arguments of `Pipeline.generate`."""
