@@ -18,7 +18,7 @@ from unittest.mock import patch
 import jax
 import numpy as np
 
-from jaxl.bench.random_model import ensure_random_model
+from jaxl.bench.random_model import source_of
 from jaxl.call.options import LoadOptions
 from jaxl.kernels.processor import facts
 from jaxl.loading import open_pipeline
@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--runs", type=int, default=5)
     args = parser.parse_args()
-    source = str(ensure_random_model(args.model[7:])) if args.model.startswith("random:") else args.model
+    source = source_of(args.model)
     jax.config.update("jax_enable_compilation_cache", False)
 
     seconds: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}

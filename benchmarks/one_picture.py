@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 import jaxl
-from jaxl.bench.random_model import ensure_random_model
+from jaxl.bench.random_model import source_of
 from jaxl.call.options import LoadOptions
 from jaxl.kernels import Kernels
 from jaxl.loading import open_pipeline
@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--devices", default="1,2,4,8")
     parser.add_argument("--steps", type=int, default=5)
     args = parser.parse_args()
-    source = str(ensure_random_model(args.model[7:])) if args.model.startswith("random:") else args.model
+    source = source_of(args.model)
     counts = [int(count) for count in args.devices.split(",")]
     rows: list[dict[str, Any]] = []
     first: Any = None

@@ -266,8 +266,9 @@ def make_report(request: EstimateRequest, tell: Callable[[str], None]) -> dict[s
 
     def estimated(program: AnyProgram, bucket: Bucket, what: str = "") -> dict[str, Any]:
         made, facts = compiled(program, bucket, what)
-        found = hlo.operations(made.as_text(), topology.chip.rates)
-        cycles, received = hlo.total(found), hlo.received(made.as_text())
+        text = made.as_text()
+        found, received = hlo.operations(text, topology.chip.rates), hlo.received(text)
+        cycles = hlo.total(found)
         on_links = received.bytes / topology.chip.link_bytes_per_s
         return {
             **facts,

@@ -24,6 +24,8 @@ from jaxl.weights.layout import EMBEDDINGS, flatten, unflatten
 from jaxl.weights.save import save_checkpoint
 from jaxl.weights.source import EMBEDDED, open_checkpoint
 
+# what names of such models begin with
+RANDOM = "random:"
 SEED = 0
 
 # between tiny and SDXL, with tiny's text encoders and autoencoder
@@ -36,13 +38,18 @@ MID_UNET: Mapping[str, Any] = {
 RESIDUAL = ("conv2.weight", "to_out.0.weight", "ff.net.2.weight", "proj_out.weight", "fc2.weight", "out_proj.weight")
 
 
+def source_of(model: str) -> str:
+    """Return what a model is loaded from: for one such as "random:mid" its folder, written first, else the same."""
+    return str(ensure_random_model(model.removeprefix(RANDOM))) if model.startswith(RANDOM) else model
+
+
 def random_folder(name: str) -> Path:
     """Return the folder of the random model of this name: in `$JAXL_CACHE_DIR`, else in the user's cache folder.
 
     Raises InputError for another name than "sdxl", "mid" or "tiny".
     """
     if name not in MODELS:
-        raise InputError("model", f"random:{name}", nearest(name, MODELS))
+        raise InputError("model", f"{RANDOM}{name}", nearest(name, MODELS))
     return cache_folder("random") / f"{name}-{SEED}"
 
 

@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     from jaxl.bench.startup import Startup
     from jaxl.pipeline import Pipeline, ShowProgress
 
-RANDOM = "random:"
 AUTO = "auto"
 
 
@@ -271,14 +270,13 @@ class _Options:
 
     def _path(self) -> str:
         """Return the model's name or folder; a random model is written first if need be."""
-        if not self.model.startswith(RANDOM):
-            return self.model
-        from jaxl.bench.random_model import ensure_random_model, random_folder
+        from jaxl.bench.random_model import RANDOM, random_folder, source_of
 
-        name = self.model.removeprefix(RANDOM)
-        if not self.quiet and not random_folder(name).exists():
-            note(f"writing random weights to {random_folder(name)}")
-        return str(ensure_random_model(name))
+        if self.model.startswith(RANDOM) and not self.quiet:
+            folder = random_folder(self.model.removeprefix(RANDOM))
+            if not folder.exists():
+                note(f"writing random weights to {folder}")
+        return source_of(self.model)
 
     def _workloads(self, counts: Sequence[int], side: int) -> list[Workload]:
         return combinations(

@@ -71,10 +71,10 @@ def moments(means: Array, variances: Array) -> tuple[Array, Array]:
     return centre, (within + jnp.square(each - centre)).mean(0)
 
 
-def all_of(condition: Array) -> Array:
-    """Return whether a condition, bool [], holds on all devices, so that they take one way together.
+def anywhere(condition: Array) -> Array:
+    """Return whether a condition, bool [], holds on some device, so that they take one way together.
 
     What is on the way may need all of them, of other images too.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    return lax.pmin(condition.astype(jnp.int32), mesh.manual_axes) > 0 if devices() > 1 else condition
+    return lax.pmax(condition.astype(jnp.int32), mesh.manual_axes) > 0 if devices() > 1 else condition

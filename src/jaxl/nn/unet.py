@@ -153,7 +153,7 @@ def unet(
         now = deep()
     else:
         own = shallow[:, None, None, None]
-        now = lax.cond(by_rows.all_of(shallow.all()), lambda: features, lambda: jnp.where(own, features, deep()))
+        now = lax.cond(by_rows.anywhere(~shallow.all()), lambda: jnp.where(own, features, deep()), lambda: features)
     last = first + added.skips[0] if added.skips else first
     x = _up_layer(params, shared, *_up_layers(cfg)[-1], now, last)
     x = group_norm(params["conv_norm_out"], x, cfg.norm_num_groups, cfg.norm_eps, silu=True, kernels=kernels)

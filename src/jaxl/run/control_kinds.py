@@ -145,13 +145,11 @@ class OfControlNet(Kind[ControlNetConfig]):
             return [jnp.zeros(shape.shape, shape.dtype) for shape in whole]
 
         def first() -> list[Array]:
-            return (
-                none()
-                if at.shallow is None
-                else jax.lax.cond(~by_rows.all_of(~used.any()), lambda: scaled(only_first=True), none)
-            )
+            if at.shallow is None:
+                return none()
+            return jax.lax.cond(by_rows.anywhere(used.any()), lambda: scaled(only_first=True), none)
 
-        *skips, middle = jax.lax.cond(~by_rows.all_of(~deep.any()), lambda: scaled(only_first=False), first)
+        *skips, middle = jax.lax.cond(by_rows.anywhere(deep.any()), lambda: scaled(only_first=False), first)
         return Added(skips, middle)
 
 

@@ -1,9 +1,10 @@
 """Placement of arrays on a mesh of devices with one axis, `data`.
 
-Images are split over the axis, so N devices make N times the images with one program; a single image is split over
-two devices by its branches of guidance. Parameters are on every device, or split over the same axis and gathered layer
-by layer as they are needed, which costs time and saves memory (fully sharded data parallelism: Rajbhandari et al. 2020,
-ZeRO stage 3, arXiv:1910.02054).
+Images are split over the axis, so N devices make N times the images with one program; a single image is split over two
+devices by its branches of guidance. Where images and branches do not fill the devices, networks run on the same ones as
+a mesh that splits rows of pictures too (`split_pictures`). Parameters are on every device, or split over the same axis
+and gathered layer by layer as they are needed, which costs time and saves memory (fully sharded data parallelism:
+Rajbhandari et al. 2020, ZeRO stage 3, arXiv:1910.02054).
 
 Devices may belong to several processes (`run.hosts`). Then each process puts arrays on its own devices, and reads the
 images that they hold.
@@ -98,9 +99,12 @@ def by_rows(run: Callable[..., Any], *arguments: PartitionSpec) -> Callable[...,
 
     Arguments are WHOLE, split as EACH of the pictures, or by their PIXELS, as results are: see `kernels.by_rows`.
     """
-    if ROWS not in jax.sharding.get_abstract_mesh().axis_names:
-        return run
-    return jax.shard_map(run, in_specs=arguments, out_specs=PIXELS, check_vma=False)
+    return jax.shard_map(run, in_specs=arguments, out_specs=PIXELS, check_vma=False) if splits_pictures() else run
+
+
+def splits_pictures() -> bool:
+    """Return whether the mesh of `jax.sharding.use_abstract_mesh` is one of `split_pictures`."""
+    return ROWS in jax.sharding.get_abstract_mesh().axis_names
 
 
 def _divisors(n: int) -> list[int]:
@@ -163,7 +167,7 @@ def spread(x: jax.Array) -> jax.Array:
     XLA finds the rows' neighbours; where neither divides evenly, every device does all.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.manual_axes or ROWS in mesh.axis_names:
+    if mesh.empty or mesh.manual_axes or splits_pictures():
         return x
     if x.shape[0] % mesh.size == 0:
         return jax.lax.with_sharding_constraint(x, PartitionSpec(AXIS))

@@ -17,7 +17,6 @@ from jaxl.diffusion.loop import GivenNoise, Row, Slots
 from jaxl.diffusion.noise import initial_noise
 from jaxl.diffusion.variation import blended
 from jaxl.kernels import XLA, Kernels
-from jaxl.kernels.by_rows import ROWS
 from jaxl.nn import tiny_vae, vae
 from jaxl.nn.added import NOTHING
 from jaxl.nn.clip import Replaced, clip, emphasize
@@ -32,7 +31,7 @@ from jaxl.run.bucket import Beginning, Branch, Bucket, Conditioning, Text
 from jaxl.run.control_kinds import Control, Evaluation, flat, kind_of
 from jaxl.run.image_prompts import ENCODER, PROJECTION
 from jaxl.run.model import Model
-from jaxl.run.sharding import EACH, PIXELS, WHOLE, by_rows, split_images, spread, whole, with_sharding
+from jaxl.run.sharding import EACH, PIXELS, WHOLE, by_rows, split_images, splits_pictures, spread, whole, with_sharding
 from jaxl.run.target import Leaf, Target
 from jaxl.weights.quantise import observing
 
@@ -159,12 +158,11 @@ class Told:
 class Pictures:
     """What E evaluations are told by pixel, [E, h, w, ...].
 
-    `x` is what the U-Net sees, scaled latents and what may stand beside them; `latents` are those alone. `embedded` is
-    that of controls, `masks` are those of image prompts.
+    `x` is what the U-Net sees, scaled latents and what may stand behind them. `embedded` is that of controls, `masks`
+    are those of image prompts.
     """
 
     x: Array
-    latents: Array
     features: Array | None
     embedded: list[Any]
     masks: list[tuple[Array, ...]]
@@ -174,7 +172,8 @@ def evaluate(
     model: Model, bucket: Bucket, params: Params, controls: Sequence[Params], told: Told, pictures: Pictures
 ) -> tuple[Array, Array]:
     """The network's outputs for evaluations, [E, h, w, C], and its features."""
-    at = Evaluation(pictures.latents, told.t, told.pooled, told.time_ids, told.lengths, told.shallow, model.kernels)
+    latents = pictures.x[..., : model.vae.latent_channels]
+    at = Evaluation(latents, told.t, told.pooled, told.time_ids, told.lengths, told.shallow, model.kernels)
     added = NOTHING
     for cfg, own, control, embedded in zip(bucket.controls, controls, told.controls, pictures.embedded, strict=True):
         added += kind_of(cfg).added(own, replace(control, embedded=embedded), at)
@@ -217,7 +216,6 @@ def denoise(
     b, g = cond.time_ids.shape[:2]
     # an image's branches are neighbours on the batch axis, so splitting the axis over devices keeps them together
     per_branch = partial(jax.tree.map, partial(jnp.repeat, repeats=g, axis=0))
-    rows = ROWS in jax.sharding.get_abstract_mesh().axis_names
 
     context, pooled, time_ids, lengths = flat((cond.context, cond.pooled, cond.time_ids, cond.lengths))
     of_controls = [each.in_row(row) for each in cond.controls]
@@ -232,13 +230,12 @@ def denoise(
         shallow=None if features is None else per_branch(row["shallow"] > 0),
         perturbed=jnp.tile(jnp.arange(g) == bucket.order.index(Branch.PERTURBED), b) if bucket.pag_layers else None,
         freeu=per_branch(cond.freeu),
-        adapters=per_branch(cond.adapters) if rows else cond.adapters,
+        adapters=per_branch(cond.adapters) if splits_pictures() else cond.adapters,
         controls=[replace(each, embedded=None) for each in of_controls],
         images=[replace(each, masks=()) for each in images],
     )
     pictures = Pictures(
         x=spread(per_branch(x if cond.inpaint is None else jnp.concatenate([x, cond.inpaint], axis=-1))),
-        latents=spread(per_branch(x)),
         features=None if features is None else features.reshape(b * g, *features.shape[2:]),
         embedded=[each.embedded for each in of_controls],
         masks=[each.masks for each in images],

@@ -67,7 +67,6 @@ SOLVERS = (
         consistency_levels,
         custom=("timesteps",),
         schedules=(),
-        draws=True,
         diffusers=DiffusersClass("LCMScheduler", defaults=LATENT_SCHEDULE, options=_OPTIONS),
         a1111="LCM",
     ),

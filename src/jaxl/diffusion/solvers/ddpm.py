@@ -36,7 +36,6 @@ SOLVERS = (
         ddim_levels,
         custom=("timesteps",),
         schedules=(),
-        draws=True,
         diffusers=DiffusersClass(
             "DDPMScheduler",
             defaults={"clip_sample": True},

@@ -55,4 +55,4 @@ def _scaled(sigmas: np.ndarray) -> np.ndarray:
     return sigmas * (np.exp(sigmas**0.3) + 10)
 
 
-SOLVERS = (Solver("er_sde", er_sde, euler_levels, draws=True),)
+SOLVERS = (Solver("er_sde", er_sde, euler_levels),)

@@ -61,4 +61,4 @@ def _pairs(levels: Levels) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate(here), np.concatenate(there)
 
 
-SOLVERS = (Solver("restart", restart, euler_levels, draws=True, a1111="Restart", automatic="karras"),)
+SOLVERS = (Solver("restart", restart, euler_levels, a1111="Restart", automatic="karras"),)

@@ -46,9 +46,8 @@ class DiffusersClass:
 class Solver:
     """A solver, which makes a table: `solve(config, levels(config, steps), randomness)`.
 
-    `eta` is the default of a solver that adds noise of its own, None for one that has no such scale; `draws` says that
-    it adds noise all the same, and `brownian` that its noise is that of an SDE, which other programs take from a
-    Brownian path over sigma. `churns` says that it
+    `eta` is the default of a solver that adds noise of its own, None for one that has no such scale; `brownian` says
+    that this is the noise of an SDE, which other programs take from a Brownian path over sigma. `churns` says that it
     knows churn, `finals` that it can end at another level than 0, and `custom` which levels of one's own it takes:
     `timesteps`, `sigmas`. `schedules` are the sigma schedules it can follow; a solver that counts timesteps has none.
     `follows` says that it follows one where the checkpoint asks, `flows` that it is for straight paths too. `rows` is
@@ -71,7 +70,6 @@ class Solver:
     schedules: tuple[str, ...] = tuple(SIGMA_SCHEDULES)
     follows: bool = True
     flows: bool = False
-    draws: bool = False
     rows: int = 2
     solver_types: tuple[str, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
