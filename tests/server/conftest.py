@@ -37,6 +37,12 @@ def backend(row_seconds: float) -> FakeBackend:
 
 
 @pytest.fixture
+def set_row_seconds(backend: FakeBackend) -> Callable[[float], None]:
+    """Changes what a step takes, for tests that have caught their request."""
+    return lambda seconds: setattr(backend, "row_seconds", seconds)
+
+
+@pytest.fixture
 def asked(backend: FakeBackend, monkeypatch: pytest.MonkeyPatch) -> list[Mapping[str, Any]]:
     """The arguments that reach the pipeline."""
     seen, read = [], backend.read

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import itertools
 import json
 import socket
 import threading
@@ -425,8 +426,10 @@ def read_events(lines: Iterator[str]) -> Iterator[tuple[str, dict[str, Any]]]:
             yield name, json.loads(line.removeprefix("data: "))
 
 
-@pytest.mark.parametrize("row_seconds", [0.002])
-def test_status_and_events_of_a_request(theirs: openai.OpenAI, until: Until, service: Service) -> None:
+@pytest.mark.parametrize("row_seconds", [0.1])  # no preview comes before the other follows
+def test_status_and_events_of_a_request(
+    theirs: openai.OpenAI, until: Until, service: Service, set_row_seconds: Callable[[float], None]
+) -> None:
     """One client draws; another, which knows the id, follows."""
     answers: list[Any] = []
     asked = {"num_inference_steps": 200, "seed": 3, "previews": 4}
@@ -444,7 +447,10 @@ def test_status_and_events_of_a_request(theirs: openai.OpenAI, until: Until, ser
     assert status["total"] == 400
     follow = theirs._client.stream("GET", "/requests/mine-1/events")
     with follow as response:
-        events = list(read_events(response.iter_lines()))
+        lines = response.iter_lines()
+        first = next(lines)
+        set_row_seconds(0.0)
+        events = list(read_events(itertools.chain([first], lines)))
     thread.join()
     names = [name for name, _ in events]
     assert names[0] == "status"

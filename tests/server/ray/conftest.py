@@ -116,7 +116,7 @@ def start(cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Start:
 
     def start(name: str, scale: Scale) -> Any:
         folder = tmp_path_factory.mktemp(name)
-        set_row_seconds(folder, 0.0)
+        write_row_seconds(folder, 0.0)
         return serve.run(application(folder, scale), name=name, route_prefix=None), folder
 
     return start
@@ -130,13 +130,13 @@ def application(folder: Path, scale: Scale) -> Any:
 def ingress(cluster: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The address of the whole application as `serve run` has it, with one replica."""
     folder = tmp_path_factory.mktemp("ingress")
-    set_row_seconds(folder, 0.02)
+    write_row_seconds(folder, 0.02)
     whole = with_ingress(application(folder, Scale()), Settings(model="tiny", drain_timeout=1.0), MAX_WAITING)
     serve.run(whole, name="ingress", route_prefix="/")
     return cluster
 
 
-def set_row_seconds(folder: Path, seconds: float) -> None:
+def write_row_seconds(folder: Path, seconds: float) -> None:
     new = folder / "row_seconds.new"
     new.write_text(str(seconds))
     new.replace(folder / "row_seconds")  # at once, as it is being read
@@ -151,9 +151,14 @@ def two(start: Start) -> Any:
 @pytest.fixture
 def engine(two: Any, row_seconds: float) -> Iterator[Fleet]:
     handle, folder = two
-    set_row_seconds(folder, row_seconds)
+    write_row_seconds(folder, row_seconds)
     with fleet_of(handle) as fleet:
         yield fleet
+
+
+@pytest.fixture
+def set_row_seconds(two: Any) -> Callable[[float], None]:
+    return partial(write_row_seconds, two[1])
 
 
 @pytest.fixture
