@@ -43,11 +43,21 @@ HloModule jit_run, is_scheduled=true, entry_computation_layout={(bf16[8,128]{1,0
   %mine = bf16[8,128]{1,0} custom-call(%fusion.1), custom_call_target="tpu_custom_call", backend_config={"custom_call_config":{}}
   %bits = bf16[8,128]{1,0} custom-call(%fusion.1), custom_call_target="ConcatBitcast", backend_config={}
   %all-gather-start.1 = (bf16[2,128], bf16[8,128]) all-gather-start(%fusion.1), metadata={op_name="jit(run)/all_gather"}
+  %while.3 = (s32[], bf16[8,128]{1,0:T(8,128)}) while(%t), condition=%thrice, body=%part, metadata={op_name="jit(run)/while"}
   ROOT %while.2 = (s32[], bf16[8,128]{1,0:T(8,128)}) while(%t), condition=%cond, body=%layer, backend_config={"known_trip_count":{"n":"5"}}
 }
 
 %cond (p: (s32[], bf16[8,128])) -> pred[] {
   ROOT %compare.1 = pred[]{:T(512)} compare(%i, %n), direction=LT
+}
+
+%thrice (p: (s32[], bf16[8,128])) -> pred[] {
+  %constant.3 = s32[]{:T(128)} constant(3), metadata={op_name="jit(run)" stack_frame_id=61}
+  ROOT %lt.4 = pred[]{:T(512)} compare(%get-tuple-element.4, %constant.3), direction=LT, metadata={op_name="jit(run)/lt"}
+}
+
+%part (p: (s32[], bf16[8,128])) -> (s32[], bf16[8,128]) {
+  ROOT %fusion.9 = bf16[8,128]{1,0} fusion(%p), kind=kLoop, metadata={op_name="jit(run)/...td,...sd->...ts/dot_general"}, backend_config={"window_config":{"estimated_cycles":"11"}}
 }
 
 ENTRY %main.9 (x.1: bf16[8,128]) -> bf16[8,128] {
@@ -60,19 +70,21 @@ ENTRY %main.9 (x.1: bf16[8,128]) -> bf16[8,128] {
 def test_operations_of_a_program() -> None:
     found = operations(PROGRAM, Rates(flops=10, bytes=2))
     cycles = {operation.name: operation.cycles for operation in found}
-    # inside of fusions nothing counts twice; an inner loop runs five times; kernels take the longer of both limits
+    # inside of fusions nothing counts twice; inner loops run three and five times, as the one's condition and a note at
+    # the other say; kernels take the longer of both limits
     assert cycles == {
         "attention.7": 300.0,
         "moments.2": 250.0,
         "fusion.1": 100.0,
         "copy.3": 35.0,
+        "fusion.9": 33.0,
         "mine": None,
         "all-gather-start.1": None,
     }
     assert [operation.name for operation in found[:2]] == ["attention.7", "moments.2"]
-    assert total(found) == 685
+    assert total(found) == 718
     assert by_kind(found) == {
-        "attention": 300,
+        "attention": 333,
         "normalisation": 250,
         "matrix product": 100,
         "copy": 35,

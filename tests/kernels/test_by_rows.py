@@ -11,7 +11,8 @@ import pytest
 from jax.sharding import Mesh
 
 from jaxl.kernels import Kernels, tpu_conv, tpu_upsampled_conv
-from jaxl.kernels.by_rows import ROWS
+from jaxl.kernels.attention import attention
+from jaxl.kernels.by_rows import ROWS, self_attention
 from jaxl.kernels.group_norm import group_norm
 from jaxl.kernels.winograd import convolve
 from jaxl.nn.freeu import low_frequencies
@@ -67,3 +68,19 @@ def test_rows_see_their_neighbours(name: str) -> None:
     assert got.shape == whole.shape
     np.testing.assert_allclose(got, np.asarray(whole, np.float32), rtol=2e-4, atol=2e-4)
     assert "collective-permute" in text or name in ("norm", "FreeU")
+
+
+@pytest.mark.parametrize(
+    ("heads", "devices", "collective"), [(8, 4, "all-to-all"), (2, 4, "all-gather"), (2, 2, "all-gather")]
+)
+def test_attention_sees_all_tokens(heads: int, devices: int, collective: str) -> None:
+    def attend(x: jax.Array) -> jax.Array:
+        tokens = x.reshape(len(x), -1, x.shape[-1])
+        return self_attention(attention, tokens, 2 * tokens, tokens + 1, heads).reshape(x.shape)
+
+    mesh = Mesh(np.asarray(jax.devices()[:devices]).reshape(1, devices), (AXIS, ROWS))
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        split = jax.jit(by_rows(attend, PIXELS), in_shardings=jax.sharding.NamedSharding(mesh, WHOLE))
+        text = split.lower(X).compile().as_text()
+    np.testing.assert_allclose(split(X), jax.jit(attend)(X), rtol=2e-6, atol=2e-6)
+    assert [each for each in ("all-to-all", "all-gather") if each in text] == [collective]

@@ -58,7 +58,7 @@ def operations(text: str, rates: Rates) -> list[Operation]:
             if instruction is None:
                 continue
             name, shape, opcode = instruction.groups()
-            for called, own in _calls(line, opcode):
+            for called, own in _calls(line, opcode, computations):
                 visit(called, times * own)
             operation = _operation(line, name, shape, opcode, rates)
             if operation is not None:
@@ -146,12 +146,11 @@ def _computations(text: str) -> tuple[dict[str, Sequence[str]], str]:
     return dict(found), entry
 
 
-def _calls(line: str, opcode: str) -> list[tuple[str, int]]:
+def _calls(line: str, opcode: str, computations: Mapping[str, Sequence[str]]) -> list[tuple[str, int]]:
     """The computations that an instruction runs, and how often. What is inside a fusion is estimated as one."""
     if opcode == "while":
-        trips = re.search(r'"known_trip_count":\{"n":"(\d+)"', line)
         body = re.search(r"body=%?([\w.\-]+)", line)
-        return [(body[1], int(trips[1]) if trips else 1)] if body else []
+        return [(body[1], _trips(line, computations))] if body else []
     if opcode in ("call", "async-start"):
         called = re.search(r"(?:to_apply|calls)=%?([\w.\-]+)", line)
         return [(called[1], 1)] if called else []
@@ -160,6 +159,18 @@ def _calls(line: str, opcode: str) -> list[tuple[str, int]]:
         names = branches[1].split(",") if branches else re.findall(r"(?:true|false)_computation=%?([\w.\-]+)", line)
         return [(name.strip().removeprefix("%"), 1) for name in names]
     return []
+
+
+def _trips(line: str, computations: Mapping[str, Sequence[str]]) -> int:
+    """Return how often a loop runs: as the compiler says, or else while a counter from 0 is less than a constant."""
+    known = re.search(r'"known_trip_count":\{"n":"(\d+)"', line)
+    if known:
+        return int(known[1])
+    condition = re.search(r"condition=%?([\w.\-]+)", line)
+    lines = "\n".join(computations.get(condition[1], ()) if condition else ())
+    limit = re.search(r"ROOT .* compare\(%?[\w.\-]+, %?([\w.\-]+)\), direction=LT", lines)
+    constant = limit and re.search(rf"%?{re.escape(limit[1])} = .* constant\((\d+)\)", lines)
+    return int(constant[1]) if constant else 1
 
 
 def _operation(line: str, name: str, shape: str, opcode: str, rates: Rates) -> Operation | None:

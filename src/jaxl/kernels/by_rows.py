@@ -3,10 +3,12 @@
 Inside a `jax.shard_map` over the axis ROWS an array [B, H, ...] is a device's own rows of a picture; everywhere else it
 is all of them, and nothing here costs anything. Convolutions ask neighbours for the rows next to theirs, norms for the
 moments of all, attention for all keys and values (compare Li et al. 2024, DistriFusion, arXiv:2402.19481, where these
-are of the step before, and the picture another).
+are of the step before, and the picture another) or for some heads of all tokens.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -44,6 +46,22 @@ def _neighbours(x: Array, offset: int) -> Array:
 def whole(x: Array) -> Array:
     """[B, H, ...] -> that of all devices, one's rows below another's; tokens [B, T, C] are in the order of rows."""
     return x if devices() == 1 else lax.all_gather(x, ROWS, axis=1, tiled=True)
+
+
+def self_attention(
+    attend: Callable[[Array, Array, Array, int], Array], q: Array, k: Array, v: Array, heads: int
+) -> Array:
+    """Return `attend(q, k, v, heads)` of the tokens of all devices, [B, T, N*D] each, for those of a device's own rows.
+
+    Where heads divide evenly over more than two devices, each has its share of heads for all tokens meanwhile, which
+    brings it 4/n of a picture's queries instead of 2 of all keys and values (Jacobs et al. 2023, DeepSpeed Ulysses,
+    arXiv:2309.14509). Else keys and values are gathered.
+    """
+    n = devices()
+    if n <= 2 or heads % n:
+        return attend(q, whole(k), whole(v), heads)
+    q, k, v = (lax.all_to_all(x, ROWS, 2, 1, tiled=True) for x in (q, k, v))
+    return lax.all_to_all(attend(q, k, v, heads // n), ROWS, 1, 2, tiled=True)
 
 
 def own(x: Array) -> Array:

@@ -28,15 +28,12 @@ MAX_KEY_BYTES = 2**22
 def takes(q: Array, k: Array, heads: int) -> bool:
     """Return whether the kernel takes queries [B, T, N*D] and keys [B, S, N*D]: any T and B, an S that fits the chip.
 
-    The width must be a multiple of 128, the head size a divisor or multiple of it.
+    The head size must be a divisor or multiple of 128, and the width at least that.
     """
     width, size = q.shape[-1], q.shape[-1] // heads
     fits = 2 * k.shape[1] * max(size, LANES) * k.dtype.itemsize <= MAX_KEY_BYTES
     return (
-        fits
-        and width % LANES == 0
-        and (LANES % size == 0 or size % LANES == 0)
-        and q.dtype in (jnp.bfloat16, jnp.float32)
+        fits and width >= LANES and (LANES % size == 0 or size % LANES == 0) and q.dtype in (jnp.bfloat16, jnp.float32)
     )
 
 
@@ -57,21 +54,22 @@ def _attention(q: Array, k: Array, v: Array, *lengths: Array, heads: int, interp
     b, t, width = q.shape
     keys, size = k.shape[1], width // heads
     lanes = max(size, LANES)
+    blocks = pl.cdiv(width, lanes)
     rows = min(t, MAX_QUERIES, SCORES // keys)
     some = pl.BlockSpec((1, rows, lanes), lambda image, head, part, *_: (image, part, head))
     every = pl.BlockSpec((1, keys, lanes), lambda image, head, part, *_: (image, 0, head))
     return pl.pallas_call(
-        partial(_kernel, size=size),
+        partial(_kernel, size=size, filled=width % lanes),
         out_shape=jax.ShapeDtypeStruct(q.shape, q.dtype),
         grid_spec=tpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=len(lengths),
-            grid=(b, width // lanes, pl.cdiv(t, rows)),
+            grid=(b, blocks, pl.cdiv(t, rows)),
             in_specs=[some, every, every],
             out_specs=some,
         ),
         compiler_params=tpu.CompilerParams(dimension_semantics=("parallel",) * 3),
         cost_estimate=pl.CostEstimate(
-            flops=4 * b * t * occupied(keys) * heads * lanes,
+            flops=4 * b * t * occupied(keys) * blocks * (lanes // size) * lanes,
             bytes_accessed=(2 * q.size + k.size + v.size) * q.dtype.itemsize,
             transcendentals=b * t * keys * heads,
         ),
@@ -80,9 +78,14 @@ def _attention(q: Array, k: Array, v: Array, *lengths: Array, heads: int, interp
     )(*lengths, q, k, v)
 
 
-def _kernel(*refs, size: int) -> None:
+def _kernel(*refs, size: int, filled: int) -> None:
+    """Attend with the heads of one block of columns, of the last of which `filled` are real, or all if that is 0."""
     *lengths, q_ref, k_ref, v_ref, out_ref = refs
     q, k, v = q_ref[0], k_ref[0], v_ref[0]
+    if filled:  # what is beyond them may be NaN, which zeros of another head's query do not cancel
+        last = pl.program_id(1) == pl.num_programs(1) - 1
+        beyond = last & (jax.lax.broadcasted_iota(jnp.int32, k.shape, 1) >= filled)
+        k = jnp.where(beyond, jnp.zeros_like(k), k)
     lane = jax.lax.broadcasted_iota(jnp.int32, q.shape, 1)
     out = jnp.zeros(q.shape, jnp.float32)
     for first in range(0, q.shape[1], size):

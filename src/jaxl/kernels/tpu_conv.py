@@ -145,11 +145,11 @@ def _outputs(x: Array | jax.ShapeDtypeStruct, weight: Array | jax.ShapeDtypeStru
     """Return the number of output channels that a program works on, the most that fits the chip; None if none does."""
     _, height, width, _ = x.shape
     inputs, channels, size = *weight.shape[2:], x.dtype.itemsize
-    pixels = (rows_of(height, width) + 2) * width
+    rows = rows_of(height, width)
     for outputs in [each for each in OUTPUTS if channels % each == 0] or [channels]:
         # weights, pictures and results are held twice; sums are float32
-        held = 2 * weight.dtype.itemsize * 9 * inputs * outputs + pixels * (5 * inputs * size + 8 * outputs * 4)
-        if held <= CHIP_BYTES * 3 // 4:
+        pictures, results = (rows + 2) * width * 5 * inputs * size, rows * width * 8 * outputs * 4
+        if 2 * weight.dtype.itemsize * 9 * inputs * outputs + pictures + results <= CHIP_BYTES * 3 // 4:
             return outputs
     return None
 

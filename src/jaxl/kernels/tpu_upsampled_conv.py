@@ -50,10 +50,11 @@ def conv(x: Array, weight: Array, bias: Array, *, interpret: bool = False) -> Ar
 def _outputs(x: Array | jax.ShapeDtypeStruct, weight: Array | jax.ShapeDtypeStruct) -> int | None:
     """Return the number of output channels that a program works on, the most that fits the chip; None if none does."""
     _, height, width, inputs = x.shape
-    channels, pixels = weight.shape[-1], (rows_of(height, width) + 2) * width
+    channels, rows = weight.shape[-1], rows_of(height, width)
     for outputs in [each for each in OUTPUTS if channels % each == 0] or [channels]:
         # weights, pictures and results are held twice, sums of weights once; those of four pixels are float32
-        if 68 * inputs * outputs + pixels * (10 * inputs + 48 * outputs) <= CHIP_BYTES * 3 // 4:
+        pictures, results = (rows + 2) * width * 10 * inputs, rows * width * 48 * outputs
+        if 68 * inputs * outputs + pictures + results <= CHIP_BYTES * 3 // 4:
             return outputs
     return None
 

@@ -432,7 +432,7 @@ def transformer_block(
         return linear(p[attn][part], nudged(layer_norm(norm, tokens, kernels=kernels), nudges[name])).reshape(shape)
 
     q, k, v = (projected(name, p["norm1"]) for name in ("attn1.to_q", "attn1.to_k", "attn1.to_v"))
-    y = attention(q, by_rows.whole(k), by_rows.whole(v), heads, kernels=kernels)
+    y = by_rows.self_attention(partial(attention, kernels=kernels), q, k, v, heads)
     if perturbed is not None:
         y = jnp.where(perturbed[:, None, None], v, y)  # each position sees itself alone
     tokens = linear(p["attn1"]["to_out"]["0"], y.reshape(tokens.shape), kernels, residual=tokens)

@@ -138,6 +138,6 @@ def _middle(p: Params, cfg: VAEConfig, x: Array, kernels: Kernels) -> Array:
         att = p["attentions"]["0"]
         y = group_norm(att["group_norm"], x, cfg.norm_num_groups, EPS, kernels=kernels).reshape(b, h * w, c)
         q, k, v = (linear(att[name], y) for name in ("to_q", "to_k", "to_v"))
-        y = attention(q, by_rows.whole(k), by_rows.whole(v), heads=1, kernels=kernels)
+        y = by_rows.self_attention(partial(attention, kernels=kernels), q, k, v, heads=1)
         x = x + linear(att["to_out"]["0"], y).reshape(x.shape)
     return resnet(p["resnets"]["1"], x, cfg.norm_num_groups, EPS, kernels)
