@@ -13,7 +13,7 @@ import pytest
 
 from jaxl.bench import estimate, hlo
 from jaxl.bench.estimate import CHIPS, EstimateRequest, largest, read_topology
-from jaxl.bench.hlo import Rates, by_kind, operations, total
+from jaxl.bench.hlo import Rates, Received, by_kind, operations, received, total
 from jaxl.bench.random_model import MODELS
 from jaxl.cli.app import run
 from jaxl.config import UNetConfig
@@ -95,6 +95,19 @@ def test_operations_of_a_program() -> None:
     assert product.source == "jit(run)/while/body/dot_general"
     assert product.shape == "bf16[8,128]"
     assert next(operation for operation in found if operation.name == "copy.3").times == 5
+
+
+def test_what_a_device_receives() -> None:
+    lines = [
+        "%a = (bf16[2,128], bf16[8,128]) all-gather-start(%x), channel_id=3, replica_groups={{0,1,2,3}}",
+        "%b = bf16[8,128]{1,0} all-gather(%x), channel_id=3, replica_groups={{0,1,2,3}}",  # the same, once more
+        "%c = bf16[4,128]{1,0} all-to-all(%x), channel_id=1, replica_groups=[2,4]<=[8], dimensions={1}",
+        "%d = bf16[4,128]{1,0} all-to-all(%c), channel_id=1, replica_groups=[2,4]<=[8], dimensions={1}",  # another
+        "%e = (f32[16], u32[]) collective-permute-start(%x), channel_id=2",
+        "%f = f32[10]{0} all-reduce(%x), channel_id=1, replica_groups={{0,1}}",
+    ]
+    found = received("".join(f"  {line}\n" for line in lines))
+    assert found == Received(5, 0.75 * 2048 + 2 * 0.75 * 1024 + 64 + 2 * 0.5 * 40)
 
 
 @pytest.mark.parametrize(

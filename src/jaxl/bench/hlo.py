@@ -105,7 +105,7 @@ def received(text: str) -> Received:
         if opcode == "collective-permute":
             once[f"line {number}"] = sizes[0]
             continue
-        channel = re.search(r"channel_id=(\d+)", line)
+        channel = re.search(r"channel_id=(\d+)", line) if opcode == "all-gather" else None
         others = 1 - 1 / _group(line)
         whole = max(sizes) if opcode == "all-gather" else sum(sizes)
         once[f"channel {channel[1]}" if channel else f"line {number}"] = others * whole * (1 + (opcode == "all-reduce"))

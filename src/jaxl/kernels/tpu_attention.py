@@ -54,7 +54,6 @@ def _attention(q: Array, k: Array, v: Array, *lengths: Array, heads: int, interp
     b, t, width = q.shape
     keys, size = k.shape[1], width // heads
     lanes = max(size, LANES)
-    blocks = pl.cdiv(width, lanes)
     rows = min(t, MAX_QUERIES, SCORES // keys)
     some = pl.BlockSpec((1, rows, lanes), lambda image, head, part, *_: (image, part, head))
     every = pl.BlockSpec((1, keys, lanes), lambda image, head, part, *_: (image, 0, head))
@@ -63,13 +62,13 @@ def _attention(q: Array, k: Array, v: Array, *lengths: Array, heads: int, interp
         out_shape=jax.ShapeDtypeStruct(q.shape, q.dtype),
         grid_spec=tpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=len(lengths),
-            grid=(b, blocks, pl.cdiv(t, rows)),
+            grid=(b, pl.cdiv(width, lanes), pl.cdiv(t, rows)),
             in_specs=[some, every, every],
             out_specs=some,
         ),
         compiler_params=tpu.CompilerParams(dimension_semantics=("parallel",) * 3),
         cost_estimate=pl.CostEstimate(
-            flops=4 * b * t * occupied(keys) * blocks * (lanes // size) * lanes,
+            flops=4 * b * t * occupied(keys) * heads * lanes,
             bytes_accessed=(2 * q.size + k.size + v.size) * q.dtype.itemsize,
             transcendentals=b * t * keys * heads,
         ),
@@ -82,13 +81,13 @@ def _kernel(*refs, size: int, filled: int) -> None:
     """Attend with the heads of one block of columns, of the last of which `filled` are real, or all if that is 0."""
     *lengths, q_ref, k_ref, v_ref, out_ref = refs
     q, k, v = q_ref[0], k_ref[0], v_ref[0]
+    lane = jax.lax.broadcasted_iota(jnp.int32, q.shape, 1)
+    last = pl.program_id(1) == pl.num_programs(1) - 1
     if filled:  # what is beyond them may be NaN, which zeros of another head's query do not cancel
-        last = pl.program_id(1) == pl.num_programs(1) - 1
         beyond = last & (jax.lax.broadcasted_iota(jnp.int32, k.shape, 1) >= filled)
         k = jnp.where(beyond, jnp.zeros_like(k), k)
-    lane = jax.lax.broadcasted_iota(jnp.int32, q.shape, 1)
-    out = jnp.zeros(q.shape, jnp.float32)
-    for first in range(0, q.shape[1], size):
+
+    def attend(first: int) -> None:
         own = (lane >= first) & (lane < first + size)
         # the other heads' zeros cost nothing: a narrower product would leave those columns idle
         scores = _product(jnp.where(own, q, jnp.zeros_like(q)), k, 1) * size**-0.5
@@ -96,9 +95,14 @@ def _kernel(*refs, size: int, filled: int) -> None:
             key = jax.lax.broadcasted_iota(jnp.int32, scores.shape, 1)
             scores = jnp.where(key < lengths[0][pl.program_id(0)], scores, -jnp.inf)
         weights = jnp.exp(scores - scores.max(-1, keepdims=True))
-        of_head = _product(weights.astype(v.dtype), v, 0) / weights.sum(-1, keepdims=True)
-        out = jnp.where(own, of_head, out)
-    out_ref[0] = out.astype(out_ref.dtype)
+        of_head = (_product(weights.astype(v.dtype), v, 0) / weights.sum(-1, keepdims=True)).astype(out_ref.dtype)
+        out_ref[0] = jnp.where(own, of_head, out_ref[0]) if first else of_head
+
+    for first in range(0, q.shape[1], size):
+        if filled and first >= filled:
+            pl.when(~last)(partial(attend, first))
+        else:
+            attend(first)
 
 
 def _product(a: Array, b: Array, axis: int) -> Array:
