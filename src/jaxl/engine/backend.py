@@ -12,6 +12,10 @@ from PIL import Image
 from jaxl.errors import JaxlError
 
 
+# where the parameters of a model are
+Place = Literal["device", "host", "disk"]
+
+
 @dataclass(frozen=True)
 class Stage:
     """A number of rows that an image runs in one lane; images of a lane run together, whatever else they differ in."""
@@ -42,7 +46,7 @@ class Served:
     name: str
     file: str
     sha256: str | None = None
-    place: Literal["device", "host", "disk"] = "disk"
+    place: Place = "disk"
     parts: Mapping[str, int] = field(default_factory=dict)
     swaps: Mapping[str, int] = field(default_factory=dict)
     swap_seconds: float = 0.0

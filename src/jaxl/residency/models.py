@@ -17,7 +17,7 @@ from jaxl.backend import PipelineBackend, open_backend
 from jaxl.engine.backend import Batch, Lora, Served
 from jaxl.errors import CheckpointError, EngineError, InputError, JaxlError, is_out_of_memory, nearest
 from jaxl.pipeline import ShowProgress
-from jaxl.residency.catalogue import Catalogue
+from jaxl.residency.catalogue import FRESH, Catalogue
 from jaxl.residency.order import ModelImage, ModelLane, Order
 from jaxl.residency.policy import choose, kept, total
 from jaxl.residency.resident import Resident, served
@@ -53,6 +53,8 @@ class Models:
         self._current: dict[str, Resident] = {}
         self._residents: list[Resident] = []  # also those whose files were replaced, until their images are done
         self._coming: Resident | None = None
+        self._served: Sequence[Served] = ()
+        self._told = float("-inf")  # when that was looked up
         self._opening = threading.Lock()
         names = list(catalogue.sources())
         for name in pinned:
@@ -79,19 +81,22 @@ class Models:
 
     @property
     def defaults(self) -> dict[str, Any]:
-        return self.first.backend.defaults
+        return {**self.first.backend.defaults, "model": self.first.name}
 
     @property
     def chips(self) -> tuple[str, int]:
         return self.first.backend.chips
 
     def models(self) -> Sequence[Served]:
+        """Return all models, as they stood within the last second."""
         with self._lock:
-            current = dict(self._current)
-        return [
-            current[name].served() if name in current else served(name, sources[0])
-            for name, sources in self.catalogue.sources().items()
-        ]
+            if time.monotonic() - self._told > FRESH:
+                current, found = self._current, self.catalogue.sources().items()
+                self._served = [
+                    current[name].served() if name in current else served(name, sources[0]) for name, sources in found
+                ]
+                self._told = time.monotonic()
+            return self._served
 
     def loras(self) -> Sequence[Lora]:
         return self.first.backend.loras()
@@ -205,7 +210,7 @@ class Models:
             log.exception("%s was not loaded", coming.name, exc_info=None if isinstance(error, JaxlError) else error)
             coming.leave()
         with self._lock:
-            self._coming = None
+            self._coming, self._told = None, float("-inf")
         tell()
 
     def _leave(self, resident: Resident) -> None:

@@ -9,10 +9,10 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from jaxl.backend import PipelineBackend
-from jaxl.engine.backend import Served
+from jaxl.engine.backend import Place, Served
 from jaxl.errors import CheckpointError, JaxlError
 from jaxl.nn.layers import Params
 from jaxl.pipeline import ShowProgress
@@ -20,8 +20,6 @@ from jaxl.residency import parts
 from jaxl.residency.catalogue import SUFFIX, shown
 from jaxl.residency.hashes import known_sha256, sha256
 from jaxl.residency.policy import Standing
-
-Place = Literal["device", "host", "disk"]
 
 log = logging.getLogger(__name__)
 
