@@ -11,7 +11,6 @@ from PIL import Image
 
 from jaxl.errors import JaxlError
 
-
 # where the parameters of a model are
 Place = Literal["device", "host", "disk"]
 

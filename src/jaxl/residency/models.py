@@ -164,27 +164,29 @@ class Models:
         try:
             source = self.catalogue.source(name)
             known = self._current.get(name)
-            if known is not None and known.source == source and known.is_current:
-                return known
-            with self._opening:
-                return self._opened(name, source)
+            if known is None or known.source != source or not known.is_current:
+                with self._opening:
+                    known = self._opened(name, source)
         except CheckpointError as error:
             raise InputError("model", name, str(error).replace(source, name)) from None
+        self._check_room(known)
+        return known
+
+    def _check_room(self, resident: Resident) -> None:
+        """Raise InputError for a model that does not fit onto the devices beside the pinned ones."""
+        beside = [each.parts for each in self._others(resident) if each.pinned]
+        if total([*beside, resident.least]) > self.device_memory:
+            needs, left = (
+                f"{count / 1e9:.3g} GB" for count in (total([resident.least]), self.device_memory - total(beside))
+            )
+            which = "beside the pinned models" if beside else "of device memory"
+            raise InputError("model", resident.name, f"its parameters take {needs}, and there are {left} {which}")
 
     def _opened(self, name: str, source: str) -> Resident:
         known = self._current.get(name)
         if known is not None and known.source == source and known.is_current:
             return known  # another thread was faster
         resident = Resident(name, source, self._how(source, self._usual), name in self._pinned)
-        beside = [each.parts for each in self._current.values() if each.pinned and each.name != name]
-        if total([*beside, resident.parts]) > self.device_memory:
-            left = self.device_memory - total(beside)
-            remedy = (
-                f"its parameters take {in_gb(total([resident.parts]))}, and {in_gb(left)} of device memory are left"
-            )
-            raise InputError(
-                "model", name, f"{remedy}{' beside pinned models' if beside else ''}; give `device_memory`"
-            )
         with self._lock:
             if known is not None:
                 log.warning("the files of %s were replaced; new requests are drawn with the new ones", name)
@@ -205,9 +207,10 @@ class Models:
             for each in leaving:
                 self._leave(each)
             coming.load(self._others(coming))
+            self._check_room(coming)
         except Exception as error:
             coming.error = _load_error(coming.name, error)
-            log.exception("%s was not loaded", coming.name, exc_info=None if isinstance(error, JaxlError) else error)
+            log.error("%s was not loaded: %s", coming.name, error, exc_info=not isinstance(error, JaxlError))
             coming.leave()
         with self._lock:
             self._coming, self._told = None, float("-inf")
@@ -276,10 +279,6 @@ def open_models(
     return found
 
 
-def in_gb(count: int) -> str:
-    return f"{count / 1e9:.3g} GB"
-
-
 def _memory() -> tuple[int, int]:
     """Return how many bytes of a device and of the machine parameters may take."""
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -290,6 +289,8 @@ def _memory() -> tuple[int, int]:
 
 
 def _load_error(name: str, error: Exception) -> JaxlError:
+    if isinstance(error, InputError):
+        return error
     if isinstance(error, JaxlError):
         return InputError("model", name, str(error))
     if is_out_of_memory(error):

@@ -57,7 +57,9 @@ def choose(models: Sequence[Standing[Name]], budget: int) -> Choice[Name]:
         if fits([each for each in here if each not in going] + [coming], budget):
             break
         going.append(model)
-    if not fits([each for each in here if each not in going] + [coming], budget):
+    staying = [each for each in here if each not in going]
+    # of one that was never read, nobody knows what it shares; so it may come where there is no more room to be made
+    if not fits([*staying, coming], budget) and not all(each.pinned for each in staying):
         return Choice()  # others were asked for earlier, or came just now
     if any(model.busy for model in going):
         return Choice(closed=frozenset(model.name for model in going))

@@ -52,6 +52,12 @@ class Resident:
         self._version = _version(self._files)
 
     @property
+    def least(self) -> Mapping[str, int]:
+        """The bytes of networks that it needs in any case: of one that was never read, those of the U-Net."""
+        unet = self.backend.pipe.exact.shapes["unet"]
+        return self.parts if self.digests else {str(id(self)): parts.nbytes(unet)}
+
+    @property
     def loaded(self) -> bool:
         return bool(self.backend.params)
 

@@ -81,8 +81,8 @@ async def _settings(data: bytes, service: Service) -> dict[str, Any]:
     models = {name: each.name for each in service.engine.models() for name in each.names}
     has = {"model": [*server.names, *models], "lora": loras, "embedding": embeddings}
     drew = {name for each in found.networks if each.kind == "model" for name in (each.name, each.hash)}
-    model = {"model": models[name] for name in models if name in drew}
-    return {**told(found, has, server.ip_adapters), **model}
+    model = next((own for name, own in models.items() if name in drew), None)
+    return {**told(found, has, server.ip_adapters), **({} if model is None else {"model": model})}
 
 
 def a1111_settings(known: Mapping[str, str], scheduler: str = "euler") -> dict[str, Any]:

@@ -22,7 +22,7 @@ MODEL_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class Asked:
-    """What a call of `Replica.draw` asks for: images of a bucket, with some LoRAs, of a model; others have no images."""
+    """What a call of `Replica.draw` asks for: images of a bucket, of a model with LoRAs; other calls have no images."""
 
     bucket: Hashable = None
     images: int = 0
