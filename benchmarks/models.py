@@ -76,13 +76,14 @@ def alike(args: Any) -> dict[str, Any]:
         models = open_models(sources, **options)
         models.device_memory, models.host_memory = room(models, args.room), room(models, args.host_room)
         bodies = [body(names[random.integers(args.models)], int(random.integers(4))) for _ in range(args.requests)]
+        before = sum(each.swap_seconds for each in models.models())
         with compilations() as compiled, Engine(models, max_waiting=args.clients) as engine:
             settings = Settings(**{**models.defaults, "deadline": 3600.0})
             began = time.monotonic()
             pictures, waits, memory = asyncio.run(drawn(create_app(Service(engine, settings)), bodies, args.clients))
             seconds = time.monotonic() - began
         swaps = {place: sum(each.swaps.get(place, 0) for each in models.models()) for place in ("disk", "host")}
-        swap_seconds = sum(each.swap_seconds for each in models.models())
+        swap_seconds = sum(each.swap_seconds for each in models.models()) - before
         wrong = 0
         for name, source in sources:
             of_model = [i for i, each in enumerate(bodies) if each["model"] == name]

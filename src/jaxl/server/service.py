@@ -187,8 +187,8 @@ class Service:
 
         Raises ApiError for one that is not here; `param` is the field that names it.
         """
-        usual = self.settings.model
-        if name in (None, "", *self.settings.names, f"{usual}.safetensors"):
+        usual, names = self.settings.model, self.settings.names
+        if name in (None, "", *names, *(f"{each}.safetensors" for each in names)):
             return usual
         served = self.engine.models()
         found = next((each.name for each in served if name in each.names), None)
