@@ -28,7 +28,7 @@ class Catalogue:
                 remedy = f"{self._named[name][0]} has this name too; give one another name: NAME={source}"
                 raise InputError("model", name, remedy)
             self._named[name] = [source]
-        self._folder = folder
+        self.folder = folder
         if folder is not None and not folder.is_dir():
             raise InputError("model_dir", str(folder), "no such folder")
         self._known: Mapping[str, list[str]] = self._named
@@ -36,8 +36,8 @@ class Catalogue:
 
     def sources(self) -> Mapping[str, list[str]]:
         """Return what each name stands for; more than one thing where names in the folder are not unique."""
-        if self._folder is not None and time.monotonic() - self._looked > FRESH:
-            self._known, self._looked = self._look(self._folder), time.monotonic()
+        if self.folder is not None and time.monotonic() - self._looked > FRESH:
+            self._known, self._looked = self._look(self.folder), time.monotonic()
         return self._known
 
     def source(self, name: str) -> str:

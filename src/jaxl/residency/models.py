@@ -57,6 +57,8 @@ class Models:
         self._told = float("-inf")  # when that was looked up
         self._opening = threading.Lock()
         names = list(catalogue.sources())
+        if not names:
+            raise InputError("model_dir", str(catalogue.folder), "there is no model in it")
         for name in pinned:
             if name not in names:
                 raise InputError("pin", name, nearest(name, names, most=20))
@@ -117,18 +119,22 @@ class Models:
         firsts: dict[Resident, int] = {}
         for image in running:
             image.begun = True
-        for position, image in enumerate(waiting):
-            image.failed = image.failed or image.resident.error
-            firsts.setdefault(image.resident, position)
         with self._lock:
+            for position, image in enumerate(waiting):
+                image.failed = image.failed or image.resident.error
+                firsts.setdefault(image.resident, position)
+            for resident in self._residents:
+                resident.error = None
             for resident in {*busy, *firsts}:
-                resident.used, resident.error = now, None
+                resident.used = now
             self._forget(busy | set(firsts))
             choice = choose(
                 [each.standing(firsts.get(each), each in busy, now) for each in self._residents], self.device_memory
             )
             for resident in self._residents:
                 resident.open = resident.here and resident.loaded and resident not in choice.closed
+            if choice.bring is None and choice.coming is not None:
+                choice.coming.read_ahead()
             if choice.bring is None or self._coming is not None:
                 return
             self._coming, leaving = choice.bring, choice.leave
@@ -208,11 +214,13 @@ class Models:
                 self._leave(each)
             coming.load(self._others(coming))
             self._check_room(coming)
+            failed = None
         except Exception as error:
-            coming.error = _load_error(coming.name, error)
             log.error("%s was not loaded: %s", coming.name, error, exc_info=not isinstance(error, JaxlError))
+            failed = _load_error(coming.name, error)
             coming.leave()
         with self._lock:
+            coming.error = failed
             self._coming, self._told = None, float("-inf")
         tell()
 

@@ -38,8 +38,12 @@ class Standing(Generic[Name]):
 
 @dataclass(frozen=True)
 class Choice(Generic[Name]):
-    """What to do: have some models leave, then `bring` one, and let no further images begin with those `closed`."""
+    """What to do: have some models leave, then `bring` one, and let no further images begin with those `closed`.
 
+    `coming` is the model that is going to be brought, now or when there is room.
+    """
+
+    coming: Name | None = None
     bring: Name | None = None
     leave: tuple[Name, ...] = ()
     closed: frozenset[Name] = frozenset()
@@ -60,10 +64,10 @@ def choose(models: Sequence[Standing[Name]], budget: int) -> Choice[Name]:
     staying = [each for each in here if each not in going]
     # of one that was never read, nobody knows what it shares; so it may come where there is no more room to be made
     if not fits([*staying, coming], budget) and not all(each.pinned for each in staying):
-        return Choice()  # others were asked for earlier, or came just now
+        return Choice(coming.name)  # others were asked for earlier, or came just now
     if any(model.busy for model in going):
-        return Choice(closed=frozenset(model.name for model in going))
-    return Choice(coming.name, tuple(model.name for model in going))
+        return Choice(coming.name, closed=frozenset(model.name for model in going))
+    return Choice(coming.name, coming.name, tuple(model.name for model in going))
 
 
 def _may_go(model: Standing[Name], coming: Standing[Name]) -> bool:

@@ -7,6 +7,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,7 @@ class Resident:
         self.swaps: Counter[str] = Counter()
         self.swap_seconds = self.last_swap = 0.0
         self.error: JaxlError | None = None
+        self._read_ahead = False
         self._files = backend.pipe.checkpoint.files()
         self._version = _version(self._files)
 
@@ -73,7 +75,9 @@ class Resident:
     @cached_property
     def sha256(self) -> str | None:
         """The digest of its file; None if it has several."""
-        return sha256(Path(self.source)) if self.source.endswith(SUFFIX) else None
+        with suppress(OSError):  # it is gone, or on a disk that fails
+            return sha256(Path(self.source)) if self.source.endswith(SUFFIX) else None
+        return None
 
     def standing(self, first: int | None, busy: bool, now: float) -> Standing[Resident]:
         busy = busy or bool(self.using) or not self.loaded
@@ -107,10 +111,19 @@ class Resident:
             for name, digest in other.digests.items()
         }
         backend.take_params({name: held.get(self.digests[name], tree) for name, tree in loaded.items()})
+        self._read_ahead = False
         self.came, self.last_swap = time.monotonic(), time.perf_counter() - began
         self.swaps[place] += 1
         self.swap_seconds += self.last_swap
         log.info("%s came from %s in %.2f s", self.name, place, self.last_swap)
+
+    def read_ahead(self) -> None:
+        """Have the system begin to read its files, while others draw, so that loading finds them in memory."""
+        if self.place == "disk" and not self._read_ahead and hasattr(os, "posix_fadvise"):
+            self._read_ahead = True
+            for file in self._files:
+                with suppress(OSError), file.open("rb") as opened:  # loading says what is wrong
+                    os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
 
     def keep(self, others: Iterable[Resident]) -> None:
         """Have the parameters in host memory too; networks that `others` have there are theirs."""

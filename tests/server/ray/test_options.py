@@ -88,7 +88,7 @@ def nothing(default: Any) -> Any:
 
 
 def test_each_option_has_a_flag_with_its_default() -> None:
-    for part, field, flag in options():
+    for _, field, flag in options():
         default = not field.default if flag in OPPOSITES else field.default
         if field.name == "model":
             default = None  # there may be several, and their public names are made of them
