@@ -25,6 +25,7 @@ LAYERS = (
     ("loading", "png"),
     ("metadata",),
     ("compat", "backend"),
+    ("residency",),
     ("server",),
     ("bench",),
     ("cli",),

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import product
 from operator import attrgetter
 from pathlib import Path
@@ -27,8 +30,8 @@ from jaxl.config import Dtype, check_pag_layers
 from jaxl.diffusion.loop import Slots
 from jaxl.diffusion.schedulers import SCHEDULERS
 from jaxl.diffusion.tables import scheduler_name
-from jaxl.engine.backend import Lora, Mark, Stage
-from jaxl.errors import InputError, nearest
+from jaxl.engine.backend import Lora, Mark, Served, Stage
+from jaxl.errors import CheckpointError, InputError, JaxlError, nearest
 from jaxl.loading import open_pipeline
 from jaxl.pipeline import Decoded, Params, Pipeline, ShowProgress
 from jaxl.run.adapters import NO_ROOM, Room, rounded
@@ -48,8 +51,8 @@ from jaxl.run.programs import (
     PROGRAMS,
     START,
     TAKE,
-    Programs,
     of_pictures,
+    shared_programs,
 )
 from jaxl.run.sharding import make_mesh, replicated, spare_device, use_cores, with_sharding
 from jaxl.run.upscaler import Upscaler
@@ -66,6 +69,8 @@ IMAGE_PROMPTS = 2  # of an image
 IMAGE_TOKENS = 16  # of an image prompt: those of one picture in Plus, of four in a plain IP-Adapter
 # what clients are told, who cannot ask for it
 LENIENT = "whoever runs the server can have such tensors left out, with --lora-partial"
+
+log = logging.getLogger(__name__)
 
 # the programs of a running batch; all others but calibration's are for one image on its way into it or out of it
 OF_BATCH = (ADVANCE, JOIN, TAKE, MARK, PREVIEW)
@@ -84,13 +89,15 @@ class Running:
     adapters: AdapterSet = ()
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class PlannedImage:
-    """One image of a request: what the programs are fed for it, and where its rows run."""
+    """One image of a request: its plan, where its rows run, and, before it joins, what the programs are fed for it."""
 
-    inputs: Inputs
+    plan: Plan
     stages: tuple[Stage, ...]
     noise: DrawnAhead | None
+    inputs: Inputs | None = None
+    failed: JaxlError | None = None
 
     @property
     def ready(self) -> bool:
@@ -99,10 +106,6 @@ class PlannedImage:
     def prepare(self, tell: Callable[[], None]) -> None:
         if self.noise is not None:
             self.noise.begin(tell)
-
-    @property
-    def plan(self) -> Plan:
-        return self.inputs.plan
 
     @property
     def seed(self) -> int:
@@ -141,6 +144,7 @@ class RunningBatch:
 
     def join(self, place: int, drawing: PlannedImage, stage: int, state: Slots | None) -> None:
         programs, single = self.backend.pipe.programs, self.bucket.single
+        assert drawing.inputs is not None  # it is ready
         slots = programs.get(START, single)(drawing.inputs.beginning()) if state is None else state
         self._put(place, drawing, stage, replace(slots, features=programs.no_features(single)))
 
@@ -152,6 +156,7 @@ class RunningBatch:
         other._put(to, *self._joined[place], self.take(place))
 
     def _put(self, place: int, drawing: PlannedImage, stage: int, state: Slots) -> None:
+        assert drawing.inputs is not None
         cond = drawing.inputs.conditioning(drawing.plan.segments[stage], self.bucket.single, self._controls)
         self._slots, self._cond = self._join(self._slots, self._cond, (state, cond), np.int32(place))
         self._joined[place] = drawing, stage
@@ -203,13 +208,14 @@ class PipelineBackend:
         if decode_on is not None:
             mesh = make_mesh([decode_on])
             shapes = {"vae": with_sharding(pipe.programs.shapes["vae"], replicated(mesh))}
-            self._decoder = Programs(pipe.model, mesh, shapes, pipe.programs.target.tile)
+            self._decoder = shared_programs(pipe.model, mesh, shapes, pipe.programs.target.tile)
         self.take_params(params)
 
     def take_params(self, params: Params) -> None:
-        """Draw with these parameters, which may come after the programs have begun to compile."""
+        """Draw with these parameters, which may come after the programs have begun to compile, and forget others."""
         self.params = params
         self._decoding = self._beside(params.get("vae"))
+        self.pipe.forget()
 
     @property
     def defaults(self) -> dict[str, Any]:
@@ -254,25 +260,28 @@ class PipelineBackend:
             raise InputError("upscaler", name, nearest(name, self.upscalers))
         return enlarged(picture, self.upscalers[name], size, "size", MAX_PIXELS)
 
+    def models(self) -> Sequence[Served]:
+        """None to choose from."""
+        return ()
+
+    def attend(self, waiting: Sequence[Any], running: Sequence[Any], tell: Callable[[], None]) -> None:
+        """Do nothing: the model is there for all."""
+
     def read(self, arguments: Mapping[str, Any]) -> list[PlannedImage]:
         plan = self.pipe.plan(**arguments)
-        images = list(self.pipe.inputs(self.params, plan).by_image())
-        for inputs in images:
+        images = [self.planned(own) for own in plan.by_image()]
+        for image, inputs in zip(images, self.pipe.inputs(self.params, plan).by_image(), strict=True):
+            image.inputs = inputs
             inputs.prepare()  # so that the engine's thread, for which all images wait, need not
-        return [
-            PlannedImage(
-                inputs,
-                tuple(
-                    Stage(
-                        Running(self._lane(plan.bucket_of(segment), plan.networks), inputs.weights_of(segment)),
-                        segment.rows,
-                    )
-                    for segment in plan.segments
-                ),
-                next((DrawnAhead(noise) for noise in inputs.plan.row_noise or ()), None),
-            )
-            for inputs in images
-        ]
+        return images
+
+    def planned(self, plan: Plan) -> PlannedImage:
+        """Return an image of its plan, for which parameters need not be there yet. Raises InputError."""
+        stages = tuple(
+            Stage(Running(self._lane(plan.bucket_of(segment), plan.networks), plan.weights_of(segment)), segment.rows)
+            for segment in plan.segments
+        )
+        return PlannedImage(plan, stages, next((DrawnAhead(noise) for noise in plan.row_noise or ()), None))
 
     def keeps(self, lane: Running) -> bool:
         """Return whether a lane has the weights that all share: its adapters' own take memory, for each set of them."""
@@ -303,6 +312,12 @@ class PipelineBackend:
         futures += [programs.begin(*pair) for single in singles for pair in of_pictures(single, makers)]
         futures += [self._decoder.begin(DECODE, single) for single in singles]
         return list(dict.fromkeys(futures))
+
+    def load(self, progress: ShowProgress | None = None) -> None:
+        """Load the parameters while programs compile, and run each batch once."""
+        self.begin()
+        self.take_params(self.pipe.load_params(progress))
+        self.warm_up(None if progress is None else lambda done, total: progress("compile", done, total))
 
     def warm_up(self, progress: Callable[[int, int], None] | None = None) -> None:
         """Compile every program, and run each batch once; `progress` hears of those done and those there are."""
@@ -367,6 +382,8 @@ def open_backend(
     upscalers: Sequence[tuple[str, str]] = (),
     dtype: Dtype = "auto",
     embedding_dir: str | os.PathLike[str] | None = None,
+    like: PipelineBackend | None = None,
+    load: bool = True,
     progress: ShowProgress | None = None,
     **options: Any,
 ) -> PipelineBackend:
@@ -391,6 +408,9 @@ def open_backend(
     upscalers: names of networks that enlarge pictures, each with its file.
     dtype: auto is float32 on a CPU, else bfloat16. embedding_dir: a folder with textual inversions, see
         `Pipeline.add_embedding`. options: further ones of `LoadOptions`.
+    like: the backend of another model that was opened with the same options; what it has besides parameters, and what
+        this model can have too, is shared, and what cannot be used with this model is left out and logged.
+    load: False leaves the parameters to `PipelineBackend.load`.
 
     Images are guided if the model's preset says so; then those without guidance share their lanes. Raises InputError
     for the arguments and CheckpointError for the model.
@@ -402,13 +422,26 @@ def open_backend(
     use_cores(spare=1)
     mesh = make_mesh()
     pipe = open_pipeline(model, LoadOptions(mesh=mesh, dtype=dtype, **options))
-    embeddings = [] if embedding_dir is None else pipe.add_embedding(None, embedding_dir)
+    usable = partial(_usable, model, others=like is not None)
+    embeddings: list[Summary] = []
+    if embedding_dir is not None:
+        with usable():
+            embeddings = pipe.add_embedding(None, embedding_dir)
     how: dict[str, Any] = {"local_files_only": bool(options.get("local_files_only")), "progress": progress}
+    alike = like if like is not None and like.pipe.model.structure == pipe.model.structure else None
     for name, source in controlnets:
-        pipe.add_control(name, source, **how)
+        known = None if alike is None else alike.pipe.controls.get(name)
+        with usable():
+            if known is None or known.of_model:
+                pipe.add_control(name, source, **how)
+            else:
+                pipe.controls[name] = known
     pipe.controls.own = {}  # only those that have a place in the lanes
-    for name, source in ip_adapters:
-        pipe.add_ip_adapter(name, source, image_encoder=image_encoder, **how)
+    for name, source in () if alike else ip_adapters:
+        with usable():
+            pipe.add_ip_adapter(name, source, image_encoder=image_encoder, **how)
+    if alike is not None:
+        pipe.ip_adapters = alike.pipe.ip_adapters
     tokens = max([IMAGE_TOKENS, *(adapter.config.tokens for adapter in pipe.ip_adapters.values())])
     pictures = {
         "controls": tuple(network.config for network in pipe.controls.values()),
@@ -423,12 +456,14 @@ def open_backend(
     guided = pipe.preset.guidance_scale > 1
     made = []
     rooms = [(NO_ROOM, NO_ROOM)]
+    if alike is not None:
+        pipe.loras = alike.pipe.loras
     pipe.loras.shown = attrgetter("name")  # where files lie is nobody's business
     pipe.loras.reading = {"strict": not lora_partial, "lenient": LENIENT}
     if lora_dir is not None:
-        pipe.loras.folders.append(check_folder("lora_dir", lora_dir))
+        pipe.loras.folders = list(dict.fromkeys([*pipe.loras.folders, check_folder("lora_dir", lora_dir)]))
         lora_rank = lora_rank or LORA_RANK
-    elif lora_rank is not None and not pipe.loras.folders:
+    elif lora_rank is not None and not pipe.loras.folders and like is None:
         raise InputError("lora_rank", lora_rank, "the model has no LoRAs of its own; give lora_dir too")
     if lora_rank is not None:
         rank = rounded(lora_rank)
@@ -441,12 +476,24 @@ def open_backend(
             made += dict.fromkeys([lane, replace(lane, **pictures)])
     spare = spare_device()
     beside = make_mesh([mesh.devices.flat[0] if spare is None else spare])
-    enlarging = [Upscaler.from_file(file, name=name, dtype=dtype, mesh=beside) for name, file in upscalers]
+    enlarging = [] if like is None else list(like.upscalers.values())
+    if like is None:
+        enlarging = [Upscaler.from_file(file, name=name, dtype=dtype, mesh=beside) for name, file in upscalers]
     backend = PipelineBackend(pipe, {}, made, at_once, spare, embeddings, enlarging)
-    backend.begin()
-    backend.take_params(pipe.load_params(progress))
-    backend.warm_up(None if progress is None else lambda done, total: progress("compile", done, total))
+    if load:
+        backend.load(progress)
     return backend
+
+
+@contextmanager
+def _usable(model: str | os.PathLike[str], *, others: bool) -> Iterator[None]:
+    """Log what cannot be used with a model, rather than raise it, where others can."""
+    try:
+        yield
+    except (CheckpointError, InputError) as error:
+        if not others:
+            raise
+        log.warning("%s does without: %s", model, error)
 
 
 def lane_kinds(bucket: Bucket, lanes: Sequence[str]) -> list[Bucket]:

@@ -55,6 +55,7 @@ from jaxl.run.programs import (
     START,
     Programs,
     of_pictures,
+    shared_programs,
 )
 from jaxl.run.sharding import gathered, make_mesh, on_host, own_images, place_parameters
 from jaxl.text.tokenizer import Tokenizer
@@ -65,6 +66,7 @@ from jaxl.weights.adapters.library import Library, check_tag_name
 from jaxl.weights.adapters.source import open_adapter
 from jaxl.weights.adapters.strength import Strength
 from jaxl.weights.checkpoint import Checkpoint, first_broken
+from jaxl.weights.control_lora import Change
 from jaxl.weights.controls import COMPONENT as CONTROLNET
 from jaxl.weights.entries import FILE_DTYPES, Entries, entries_of_checkpoint, entries_of_params
 from jaxl.weights.folder import TOKENIZERS
@@ -211,7 +213,7 @@ class Pipeline:
         def programs(unet: Shapes) -> Programs:
             own = {**shapes, "unet": with_winograd_shapes(unet) if kernels.conv == "winograd" else unet}
             placed = place_parameters(own, mesh, split=options.shard_params)
-            return Programs(self.model, mesh, placed, options.vae_tile, options.shard_params, split)
+            return shared_programs(self.model, mesh, placed, options.vae_tile, options.shard_params, split)
 
         self.tokenizers = open_tokenizers(checkpoint, self.model)
         self.lexicon = Lexicon.of(self.model, self.tokenizers)
@@ -378,7 +380,8 @@ class Pipeline:
         shapes = {CONTROLNET: parameter_shapes(self.exact.target, opened.config)}
         checkpoint = Checkpoint(opened.source, {}, {CONTROLNET: opened.tensors}, {})
         params = read_params(checkpoint, shapes, _telling(progress))[CONTROLNET]
-        self.controls[name] = ControlNet(name, opened.source, opened.config, params)
+        of_model = any(isinstance(tensor, Change) for tensor in opened.tensors.values())
+        self.controls[name] = ControlNet(name, opened.source, opened.config, params, of_model)
         return self.controls[name]
 
     def remove_control(self, name: str) -> None:
@@ -764,6 +767,10 @@ class Pipeline:
         if self._networks is None or not self._networks.made_of(params):
             self._networks = AdaptedNetworks(self.programs.target, params)
         return self._networks
+
+    def forget(self) -> None:
+        """Give up what was worked out with parameters, so that these leave the memory when nobody else has them."""
+        self.embeddings, self._networks = Embeddings({}), None
 
     def _advance(
         self,

@@ -77,6 +77,8 @@ def a1111_text(settings: Mapping[str, Any]) -> str:
     if settings.get("resized_to"):
         pairs["Resized to"] = settings["resized_to"]
     if settings.get("model"):
+        if settings.get("model_hash"):
+            pairs["Model hash"] = settings["model_hash"]
         # a path would tell strangers about the machine, and A1111 has names alone
         pairs["Model"] = Path(settings["model"]).name.removesuffix(".safetensors")
     for name, label in LABELS.items():

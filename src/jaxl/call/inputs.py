@@ -40,7 +40,7 @@ from jaxl.run.programs import (
     Programs,
 )
 from jaxl.weights.adapters.changes import NETWORKS
-from jaxl.weights.adapters.combined import AdapterSet, merging, of_text
+from jaxl.weights.adapters.combined import AdapterSet, of_text
 
 NO_FREEU = np.ones(4, np.float32)  # what leaves the skip connections as they are
 
@@ -203,10 +203,6 @@ class Inputs:
             for name in NETWORKS:
                 networks.forms(params, own if name == "unet" else of_text(own), name)
                 networks.network(params, own if name == "unet" else of_text(own), name)
-
-    def weights_of(self, segment: Segment) -> AdapterSet:
-        """The adapters that are in the weights of the U-Net for good."""
-        return merging(self.plan.adapters[segment.version][0], "unet")
 
     def network(self, segment: Segment) -> Params:
         """The parameters of the U-Net with what the adapters of all images change in them before programs run."""

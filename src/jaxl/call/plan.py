@@ -124,6 +124,10 @@ class Plan:
         """The shapes of the program that runs a segment."""
         return self.bucket if segment.steered else self.bucket.plain
 
+    def weights_of(self, segment: Segment) -> AdapterSet:
+        """The adapters that are in the weights of the U-Net for good, of the first image."""
+        return merging(self.adapters[segment.version][0], "unet")
+
     @property
     def filled(self) -> list[int]:
         """The image in each place of the bucket: the last one again fills it up, and is thrown away in the end."""

@@ -24,7 +24,7 @@ def demo(
     It is the page of `jaxl serve --ui`, which has more options.
     """
     serve(
-        model,
+        [model],
         port=port,
         size=size,
         preview_vae=preview_vae,

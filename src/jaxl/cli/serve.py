@@ -30,7 +30,6 @@ from jaxl.cli.options import (
     LocalOption,
     LoraDirOption,
     LoraPartialOption,
-    ModelOption,
     PrecisionOption,
     PredictionOption,
     PresetOption,
@@ -51,11 +50,15 @@ from jaxl.extras import install_command
 from jaxl.server.settings import (
     EngineOptions,
     HttpOptions,
+    Loading,
     ModelOptions,
+    ResidencyOptions,
     Settings,
     SizePolicy,
     public_name,
+    read_bytes,
     read_keys,
+    read_models,
     read_name,
     read_named,
     read_sizes,
@@ -69,11 +72,36 @@ log = logging.getLogger("jaxl.server")
 
 
 def serve(
-    model: ModelOption = ModelOptions.model,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="MODEL",
+            help="A hub id, a folder, a .safetensors file, or tiny (embedded), which is the default; NAME=MODEL names "
+            "it; repeatable, the first is drawn with where a request names none.",
+        ),
+    ] = None,
+    model_dir: Annotated[
+        str | None,
+        typer.Option(metavar="DIR", help="A folder of further models, files and folders, which may come and go."),
+    ] = ResidencyOptions.model_dir,
+    device_memory: Annotated[
+        str | None,
+        typer.Option(metavar="BYTES", help="For parameters of several models on each device, such as 24GB."),
+    ] = None,
+    host_memory: Annotated[
+        str | None,
+        typer.Option(metavar="BYTES", help="For those of models that had to leave the devices, such as 64GiB."),
+    ] = None,
+    pin: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="A model that stays on the devices; the first if none is named; repeatable."),
+    ] = None,
     name: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME", show_default=False, help="What clients call the model; by default, its id or file name."
+            metavar="NAME",
+            show_default=False,
+            help="What clients call the first model; by default, its id or file name.",
         ),
     ] = None,
     alias: Annotated[
@@ -244,8 +272,18 @@ def serve(
     if (c2pa_cert is None) != (c2pa_key is None):
         missing = "c2pa_key" if c2pa_key is None else "c2pa_cert"
         raise InputError(missing, None, "signing needs --c2pa-cert and --c2pa-key; give both")
+    models = read_models(model or (() if model_dir else (ModelOptions.model,)), name)
+    # a folder's first is known when that was looked at
+    first, source = models[0] if models else (public_name(model_dir or ""), ModelOptions.model)
+    residency = ResidencyOptions(
+        models,
+        model_dir,
+        read_bytes("device_memory", device_memory),
+        read_bytes("host_memory", host_memory),
+        tuple(pin or ()),
+    )
     options = ModelOptions(
-        model,
+        source,
         sizes=read_sizes(size or ()),
         slots=slots,
         batch_sizes=() if batch_sizes is None else tuple(read_counts("batch_sizes", batch_sizes)),
@@ -273,7 +311,7 @@ def serve(
         local_files_only=local_files_only,
     )
     settings = Settings(
-        model=public_name(model) if name is None else read_name(name, "name"),
+        model=first,
         aliases=tuple(read_name(text, "alias") for text in alias or ()),
         sizes=options.sizes,
         size_policy=size_policy,
@@ -313,7 +351,7 @@ def serve(
             server=http_server(front, http),
             listener=listener,
             front=front,
-            load=partial(load, options),
+            load=partial(load, Loading(options, residency)),
             settings=settings,
             engine_options=EngineOptions(max_waiting, joins=not static),
             announce=lambda: announce(listener, settings, open_page),
@@ -323,10 +361,10 @@ def serve(
         supervisor.run()
 
 
-def load(options: ModelOptions) -> Any:
-    """Return a model's backend, and show how far it is."""
+def load(loading: Loading) -> Any:
+    """Return the backend of what is loaded, and show how far it is."""
     with progress_bars(to_terminal()) as progress:
-        return options.open(progress)
+        return loading.open(progress)
 
 
 def announce(listener: socket.socket, settings: Settings, open_page: bool) -> None:

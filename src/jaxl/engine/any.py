@@ -7,7 +7,7 @@ from typing import Protocol
 
 from PIL import Image
 
-from jaxl.engine.backend import Lora
+from jaxl.engine.backend import Lora, Served
 from jaxl.engine.engine import Stats
 from jaxl.engine.request import Event, Request, Status, Ticket
 
@@ -27,6 +27,8 @@ class AnyEngine(Protocol):
     def status(self, ticket: Ticket) -> Status: ...
 
     def stats(self) -> Stats: ...
+
+    def models(self) -> Sequence[Served]: ...
 
     def loras(self) -> Sequence[Lora]: ...
 

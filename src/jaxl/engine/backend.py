@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from PIL import Image
+
+from jaxl.errors import JaxlError
+
+# where the parameters of a model are
+Place = Literal["device", "host", "disk"]
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,39 @@ class Lora:
     metadata: Mapping[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Served:
+    """A model that requests may ask for by its name, and where its parameters are.
+
+    file: its file's or folder's name. sha256: of its file, once known. parts: the bytes of its networks, by what is in
+    them. swaps: how often it came onto the devices, from host memory and from disk, and how many seconds that took.
+    """
+
+    name: str
+    file: str
+    sha256: str | None = None
+    place: Place = "disk"
+    parts: Mapping[str, int] = field(default_factory=dict)
+    swaps: Mapping[str, int] = field(default_factory=dict)
+    swap_seconds: float = 0.0
+
+    @property
+    def hash(self) -> str | None:
+        """The hash by which AUTOMATIC1111's web UI names the file."""
+        return None if self.sha256 is None else self.sha256[:10]
+
+    @property
+    def title(self) -> str:
+        """The name that AUTOMATIC1111's web UI shows."""
+        return self.file if self.hash is None else f"{self.file} [{self.hash}]"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Whatever clients may call it."""
+        hashes = () if self.sha256 is None else (self.sha256[:10], self.sha256)
+        return tuple(dict.fromkeys((self.name, self.file, self.title, *hashes)))
+
+
 class Drawing(Protocol):
     """One image of a request, checked, and the stages that draw it."""
 
@@ -37,6 +75,11 @@ class Drawing(Protocol):
     @property
     def ready(self) -> bool:
         """Whether it may join a batch: that of which others would have to wait is done."""
+        ...
+
+    @property
+    def failed(self) -> JaxlError | None:
+        """Why it never will be ready, if it will not."""
         ...
 
     def prepare(self, tell: Callable[[], None]) -> None:
@@ -99,11 +142,23 @@ class Batch(Protocol):
 
 
 class Backend(Protocol):
-    """A model that is loaded, with its lanes."""
+    """A model that is loaded, or several, with their lanes."""
 
     @property
     def sizes(self) -> Sequence[int]:
         """The numbers of places that a batch may have, ascending."""
+        ...
+
+    def models(self) -> Sequence[Served]:
+        """Return the models to choose from, the usual one first; none where there is one. Any thread may call it."""
+        ...
+
+    def attend(self, waiting: Sequence[Any], running: Sequence[Any], tell: Callable[[], None]) -> None:
+        """Learn which drawings wait, in their order, and which are in the making; the engine's thread calls it often.
+
+        So it can have there what they need: a drawing whose model is not is not ready. It calls `tell`, in any thread,
+        when that has changed.
+        """
         ...
 
     def read(self, arguments: Mapping[str, Any]) -> Sequence[Any]:

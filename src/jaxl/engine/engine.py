@@ -20,7 +20,7 @@ from dataclasses import dataclass, fields
 from PIL import Image
 
 from jaxl.engine import forecast
-from jaxl.engine.backend import Backend, Lora
+from jaxl.engine.backend import Backend, Lora, Served
 from jaxl.engine.forecast import Average, Window
 from jaxl.engine.lane import Call, Lane, Work
 from jaxl.engine.request import Drawn, Event, Preview, Progress, Request, Result, Started, Status, Ticket
@@ -164,6 +164,11 @@ class Engine:
         with self._wake:
             return list(self._tickets)
 
+    def models(self) -> Sequence[Served]:
+        """Return the models that requests may choose from; none where there is one, or while it is unloaded."""
+        backend = self.backend
+        return () if backend is None else backend.models()
+
     def loras(self) -> Sequence[Lora]:
         """Return the LoRAs that requests may ask for; none while the model is unloaded."""
         backend = self.backend
@@ -254,6 +259,8 @@ class Engine:
                 under_way = None
             with self._wake:
                 self._drop_unwanted()
+                self._attend(under_way)
+                self._close_lanes()
                 self._prepare()
                 lane = self._next_lane()
                 if lane is None and under_way is None:
@@ -279,15 +286,32 @@ class Engine:
             self._waiting = [work for work in self._waiting if work.ticket not in unwanted]
             for lane in self._lanes.values():
                 lane.drop(unwanted)
+
+    def _attend(self, under_way: Call | None) -> None:
+        """Tell each backend who waits for it, and which images in the making use it."""
+        running = [work for lane in self._lanes.values() for _, work in lane.running()]
+        running += [work for work in self._waiting if work.state is not None]
+        running += [] if under_way is None else [work for _, work, _ in under_way.progress]
+        backends = {id(work.backend): work.backend for work in (*self._waiting, *running)}
+        for backend in backends.values():
+            waiting = [work.drawing for work in self._waiting if work.state is None and work.backend is backend]
+            used_by = [work.drawing for work in running if work.backend is backend]
+            backend.attend(waiting, used_by, self._notify)
+
+    def _close_lanes(self) -> None:
+        """Give up lanes that have no images and do not stay, unless one is about to come."""
         for key, lane in list(self._lanes.items()):
             stays = lane.count or (lane.backend is self.backend and lane.backend.keeps(lane.key))
-            if not stays and all((id(work.backend), work.lane) != key for work in self._waiting):
+            coming = (work for work in self._waiting if work.drawing.ready)
+            if not stays and all((id(work.backend), work.lane) != key for work in coming):
                 del self._lanes[key]
 
     def _prepare(self) -> None:
-        """Have the images that join next made ready: in each lane, as many as have places."""
+        """Have the images that join next made ready, as many in each lane as have places, and tell which cannot be."""
         ahead = Counter()
         for work in self._waiting:
+            if work.drawing.failed is not None:
+                self._settle(work.ticket, work.drawing.failed)
             key = id(work.backend), work.lane
             if ahead[key] < work.backend.sizes[-1] and not work.drawing.ready:
                 work.drawing.prepare(self._notify)

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from jaxl.engine.backend import Lora, Mark, Stage
-from jaxl.errors import InputError, nearest
+from jaxl.engine.backend import Lora, Mark, Served, Stage
+from jaxl.errors import InputError, JaxlError, nearest
 
 MOST_STEPS = 1000
 UPSCALERS = ("4x-Sharp",)
@@ -32,6 +32,7 @@ class FakeDrawing:
     size: tuple[int, int]
     stages: tuple[Stage, ...]
     facts: Mapping[str, Any] = field(default_factory=dict)
+    failed: JaxlError | None = None
 
     @property
     def ready(self) -> bool:
@@ -110,6 +111,13 @@ class FakeBackend:
         self.sizes = [places] if isinstance(places, int) else list(places)
         self.sizes_of_images = [size, *sizes_of_images]
         self.known = known
+        self.served: Sequence[Served] = ()
+
+    def models(self) -> Sequence[Served]:
+        return self.served
+
+    def attend(self, waiting: Sequence[Any], running: Sequence[Any], tell: Callable[[], None]) -> None:
+        pass
 
     def loras(self) -> Sequence[Lora]:
         return self.known

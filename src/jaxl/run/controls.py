@@ -22,12 +22,16 @@ from jaxl.weights.winograd import with_winograd_shapes
 
 @dataclass(frozen=True, eq=False)
 class ControlNet:
-    """A ControlNet, or one of its kin, that was loaded: what it is called, and its parameters on the devices."""
+    """A ControlNet, or one of its kin, that was loaded: what it is called, and its parameters on the devices.
+
+    `of_model`: some of these are those of the model that it was loaded for, as a Control-LoRA's are.
+    """
 
     name: str
     source: str
     config: ControlConfig
     params: Params
+    of_model: bool = False
 
 
 class ControlNets(dict[str, ControlNet]):

@@ -77,6 +77,11 @@ class Model:
         return model
 
     @property
+    def structure(self) -> Model:
+        """The part that programs know: how a model is sampled, and what no prompt means, are told when they run."""
+        return replace(self, scheduler=SchedulerConfig(), zero_negative=True)
+
+    @property
     def text_encoders(self) -> dict[str, TextConfig]:
         encoders = {"text_encoder": self.text_encoder, "text_encoder_2": self.text_encoder_2}
         return {name: cfg for name, cfg in encoders.items() if cfg is not None}

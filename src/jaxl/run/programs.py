@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass, fields, replace
 from functools import cached_property, partial
 from typing import Any, Generic, TypeVar, TypeVarTuple
+from weakref import WeakValueDictionary
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +41,7 @@ from jaxl.run.model import Model
 from jaxl.run.sharding import on_mesh, replicated, split_images, with_sharding
 from jaxl.run.steps import features_shapes, slots_shapes
 from jaxl.run.target import Leaf, Target
-from jaxl.weights.layout import placed
+from jaxl.weights.layout import flatten, placed
 from jaxl.weights.quantise import layers
 
 Arguments = TypeVarTuple("Arguments")
@@ -397,6 +398,32 @@ class Programs:
     def no_images(self, bucket: Bucket) -> tuple[Slots, Conditioning]:
         """Return slots of a bucket that are all at their end, and what the network is told of them: zeros."""
         return _zeros(_state(self.target, bucket))
+
+
+_shared: WeakValueDictionary[Hashable, Programs] = WeakValueDictionary()
+_sharing = threading.Lock()
+
+
+def shared_programs(
+    model: Model,
+    mesh: Mesh,
+    shapes: dict[str, Params],
+    tile: int | None = None,
+    split_parameters: bool = False,
+    split_pictures: Split | None = "auto",
+) -> Programs:
+    """Return the programs that another pipeline has for the same target, as long as it has them; else new ones.
+
+    Parameters are arguments, so fine-tunes of one model share all: a second one compiles nothing.
+    """
+    structure = model.structure
+    leaves = tuple((component, *leaf) for component, tree in shapes.items() for leaf in flatten(tree).items())
+    key = (structure, mesh, leaves, tile, split_parameters, split_pictures)
+    with _sharing:
+        found = _shared.get(key)
+        if found is None:
+            found = _shared[key] = Programs(structure, mesh, shapes, tile, split_parameters, split_pictures)
+        return found
 
 
 def _placed_zeros(shapes: Any) -> Any:

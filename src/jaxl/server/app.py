@@ -59,6 +59,7 @@ async def index(service: CurrentService) -> dict[str, Any]:
     return {
         "server": f"jaxl {__version__}",
         "model": service.settings.model,
+        **({"models": "/v1/models"} if service.engine.models() else {}),
         "OpenAI": "/v1/images/generations",
         "AUTOMATIC1111": "/sdapi/v1/txt2img",
         "Hugging Face": "POST to this address",

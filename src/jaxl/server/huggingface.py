@@ -21,7 +21,7 @@ from jaxl.server.edits import Source
 from jaxl.server.errors import RESPONSES, ApiError, fields
 from jaxl.server.limits import Count, GuidanceScale, Loras, Name, Proportion, Seed, Side
 from jaxl.server.pictures import MEDIA_TYPES, Format, decode
-from jaxl.server.service import CurrentService, Service, check_model
+from jaxl.server.service import CurrentService, Service
 from jaxl.server.work import AnswerFiles
 from jaxl.text.prompt import Syntax
 
@@ -97,8 +97,7 @@ async def draw(http: HttpRequest, asked: InferenceRequest, service: CurrentServi
 
 @router.post("/models/{name:path}", response_class=Response, responses=PICTURE)
 async def draw_with(http: HttpRequest, name: str, asked: InferenceRequest, service: CurrentService) -> Response:
-    """Draw with the model of this name, which is the server's."""
-    check_model(name, service.settings)
+    """Draw with the model of this name."""
     return await _draw(http, asked, service, name)
 
 
@@ -107,6 +106,7 @@ async def _draw(http: HttpRequest, asked: InferenceRequest, service: Service, mo
     wanted = asked.parameters or Parameters.model_validate({})
     size = wanted.target_size or wanted
     arguments = {
+        "model": service.model_named(model),
         "prompt": asked.inputs,
         "negative_prompt": wanted.negative_prompt,
         "steps": wanted.num_inference_steps,

@@ -132,7 +132,7 @@ def facts_of(arguments: Mapping[str, Any], *, prompts: bool = False) -> dict[str
     facts = {"images": arguments.get("num_images") or 1}
     if arguments.get("width") and arguments.get("height"):
         facts["size"] = f"{arguments['width']}x{arguments['height']}"
-    wanted = ("steps", "scheduler", *(TEXTS if prompts else ()))
+    wanted = ("model", "steps", "scheduler", *(TEXTS if prompts else ()))
     return facts | {name: arguments[name] for name in wanted if arguments.get(name) is not None}
 
 

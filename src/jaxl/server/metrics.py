@@ -6,7 +6,7 @@ autoscalers made for it work. `docs/serving.md` lists all.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Literal, get_args
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
@@ -14,6 +14,8 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
+from jaxl.engine.backend import Place, Served
+from jaxl.residency.policy import total
 from jaxl.server.history import History
 
 if TYPE_CHECKING:
@@ -59,6 +61,12 @@ class Metrics:
             ["size"],
             registry=self._registry,
         )
+        self._of_model = Counter(
+            "jaxl:images_by_model",
+            "Images of requests that were done, by the model that drew them, where there are several.",
+            ["model"],
+            registry=self._registry,
+        )
         self._answers = Counter(
             "jaxl:http_requests", "HTTP requests, by route and status.", ["route", "status"], registry=self._registry
         )
@@ -73,6 +81,8 @@ class Metrics:
             self._latency.observe(past.ended - past.submitted)
             width, height = (ticket.request.arguments.get(name) for name in ("width", "height"))
             self._images.labels(f"{width}x{height}").inc(len(ticket.images))
+            if model := ticket.request.arguments.get("model"):
+                self._of_model.labels(model).inc(len(ticket.images))
 
     def observe_http(self, route: str, status: int) -> None:
         """Count an HTTP request. `route` is the route's path, of which there are few, not the request's."""
@@ -114,3 +124,24 @@ class _Engine(Collector):
             ("requests_refused", "Requests that were turned away because too many waited.", stats.requests_refused),
         ):
             yield CounterMetricFamily(f"jaxl:{name}", text, value)
+        yield from _of_models(self._engine.models())
+
+
+def _of_models(models: Sequence[Served]) -> Iterator[Metric]:
+    """Yield where models are, and how often they came onto the devices."""
+    places = GaugeMetricFamily("jaxl:models", "Models, by where their parameters are.", labels=["place"])
+    bytes_ = GaugeMetricFamily(
+        "jaxl:model_bytes", "Bytes of their parameters there, equal ones once.", labels=["place"]
+    )
+    swaps = CounterMetricFamily("jaxl:model_swaps", "Models that came onto the devices.", labels=["model", "source"])
+    seconds = CounterMetricFamily("jaxl:model_swap_seconds", "Time in which a model came.", labels=["model"])
+    for place in get_args(Place):
+        there = [each for each in models if each.place == place]
+        places.add_metric([place], len(there))
+        bytes_.add_metric([place], total(each.parts for each in there))
+    for each in models:
+        seconds.add_metric([each.name], each.swap_seconds)
+        for source, count in each.swaps.items():
+            swaps.add_metric([each.name, source], count)
+    if models:
+        yield from (places, bytes_, swaps, seconds)

@@ -78,7 +78,11 @@ async def _settings(data: bytes, service: Service) -> dict[str, Any]:
     loras = [each.name for each in await service.loras()] if any(n.kind == "lora" for n in found.networks) else []
     server = service.settings
     embeddings = [each.hash or each.name for each in server.embeddings]
-    return told(found, {"model": server.names, "lora": loras, "embedding": embeddings}, server.ip_adapters)
+    models = {name: each.name for each in service.engine.models() for name in each.names}
+    has = {"model": [*server.names, *models], "lora": loras, "embedding": embeddings}
+    drew = {name for each in found.networks if each.kind == "model" for name in (each.name, each.hash)}
+    model = next((own for name, own in models.items() if name in drew), None)
+    return {**told(found, has, server.ip_adapters), **({} if model is None else {"model": model})}
 
 
 def a1111_settings(known: Mapping[str, str], scheduler: str = "euler") -> dict[str, Any]:

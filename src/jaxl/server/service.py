@@ -23,7 +23,7 @@ from jaxl.call.options import OF_PICTURES
 from jaxl.call.sizes import Size, nearest_size
 from jaxl.engine import AnyEngine, Channel, Event, Lora, Request, Result, Ticket
 from jaxl.engine.request import new_id
-from jaxl.errors import CancelledError, DeadlineError, InputError, UnloadedError
+from jaxl.errors import CancelledError, DeadlineError, InputError, UnloadedError, nearest
 from jaxl.server import logs
 from jaxl.server.errors import ApiError
 from jaxl.server.kept import MOST_BYTES, MOST_REQUESTS, File, KeptRequest, Shelf
@@ -149,6 +149,9 @@ class Service:
     def checked(self, arguments: Mapping[str, Any], policy: Policy = "strict") -> dict[str, Any]:
         """Return the given arguments with a seed and a size of the server. Raises InputError beyond its limits."""
         given = {name: value for name, value in arguments.items() if value not in (None, {})}
+        model = self.model_named(given.pop("model", None))
+        if self.engine.models():
+            given["model"] = model
         for name in logs.TEXTS:
             self.check_text(name, given.get(name, ""))
         given.setdefault("num_images", 1)
@@ -178,6 +181,27 @@ class Service:
     async def loras(self) -> Sequence[Lora]:
         """Return the LoRAs that requests may ask for now."""
         return await asyncio.to_thread(self.engine.loras)
+
+    def model_named(self, name: Any, param: str = "model") -> str:
+        """Return the name of the model that a client means; the usual one for None.
+
+        Raises ApiError for one that is not here; `param` is the field that names it.
+        """
+        usual, names = self.settings.model, self.settings.names
+        if name in (None, "", *names, *(f"{each}.safetensors" for each in names)):
+            return usual
+        served = self.engine.models()
+        found = next((each.name for each in served if name in each.names), None)
+        if found is None:
+            known = nearest(str(name), [each.name for each in served], most=20) if served else ""
+            message = str(InputError(param, name, f"not here; {known or f'this server has {usual!r}'}"))
+            raise ApiError(404, message, param=param, code="model_not_found")
+        return found
+
+    @property
+    def model_names(self) -> list[str]:
+        """The names by which clients may choose a model, the usual one's first."""
+        return list(dict.fromkeys((*self.settings.names, *(each.name for each in self.engine.models()))))
 
     def check_text(self, name: str, text: str) -> None:
         """Raise InputError for a text that is too long or not Unicode."""
@@ -354,13 +378,6 @@ def current_service(http: HttpRequest) -> Service:
 
 
 CurrentService = Annotated[Service, Depends(current_service)]
-
-
-def check_model(name: Any, settings: Settings, param: str = "model") -> None:
-    """Raise ApiError for a model that is not the server's; None passes. `param` is the field that names it."""
-    if name not in (None, "", *settings.names):
-        message = str(InputError(param, name, f"not here; this server has {settings.model!r}"))
-        raise ApiError(404, message, param=param, code="model_not_found")
 
 
 async def gone(receive: Receive) -> None:

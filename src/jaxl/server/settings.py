@@ -79,11 +79,55 @@ class ModelOptions:
     revision: str | None = None
     local_files_only: bool = False
 
-    def open(self, progress: Callable[[Any, int, int], None] | None = None) -> Any:
-        """Return the backend of the model, loaded and compiled. Raises what `open_backend` does."""
-        from jaxl.backend import open_backend  # which imports jax: only where the devices are
 
-        return open_backend(**vars(self), progress=progress)
+@dataclass(frozen=True)
+class ResidencyOptions:
+    """Several models in one server: the arguments of `jaxl.residency.models.open_models`.
+
+    models: the names of all that were named, the usual one first, each with what it is loaded from; none where the
+        server has one model.
+    model_dir: a folder of further ones, which may come and go.
+    device_memory: bytes on each device for parameters of models; two thirds of what it has by default, or half of the
+        machine's memory on a CPU. host_memory: bytes for those of models that had to leave; a quarter of the machine's
+        by default, and none on a CPU.
+    pin: the names of models that stay on the devices, the first by default.
+    """
+
+    models: tuple[tuple[str, str], ...] = ()
+    model_dir: str | None = None
+    device_memory: int | None = None
+    host_memory: int | None = None
+    pin: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Raises InputError for an option that needs several models, where there is one."""
+        if not self.several:
+            for name in ("device_memory", "host_memory", "pin"):
+                if getattr(self, name):
+                    raise InputError(name, getattr(self, name), "there is one model; give more, or `model_dir`")
+
+    @property
+    def several(self) -> bool:
+        return len(self.models) > 1 or self.model_dir is not None
+
+
+@dataclass(frozen=True)
+class Loading:
+    """What a server loads."""
+
+    model: ModelOptions
+    residency: ResidencyOptions = ResidencyOptions()
+
+    def open(self, progress: Callable[[Any, int, int], None] | None = None) -> Any:
+        """Return the backend, loaded and compiled. Raises what `open_backend` or `open_models` does."""
+        if not self.residency.several:
+            from jaxl.backend import open_backend  # which imports jax: only where the devices are
+
+            return open_backend(**vars(self.model), progress=progress)
+        from jaxl.residency.models import open_models
+
+        options = {name: value for name, value in vars(self.model).items() if name != "model"}
+        return open_models(**vars(self.residency), **options, progress=progress)
 
 
 @dataclass(frozen=True)
@@ -217,6 +261,35 @@ def read_upscalers(texts: Iterable[str]) -> tuple[tuple[str, str], ...]:
             raise InputError("upscaler", file, f"the name {name!r} is taken; give another: NAME={file}")
         taken.add(name.lower())
     return tuple(found)
+
+
+def read_models(texts: Sequence[str], name: str | None = None) -> tuple[tuple[str, str], ...]:
+    """Return the names of models, each with what it is loaded from, of texts such as MODEL or NAME=MODEL.
+
+    `name` is that of the first. Raises InputError for a name that cannot be one.
+    """
+    found: list[tuple[str, str]] = []
+    for text in texts:
+        own, mark, source = text.partition("=")
+        if not mark or os.path.exists(text):
+            own, source = public_name(text), text
+        found.append((read_name(own, "model"), source))
+    if name is not None and not found:
+        raise InputError("name", name, "a folder's models are called as their files; give `model` too")
+    if name is not None:
+        found[0] = (read_name(name, "name"), found[0][1])
+    return tuple(found)
+
+
+def read_bytes(argument: str, text: str | None) -> int | None:
+    """Return how many bytes a text such as 24GB, 24GiB or 800M stands for, or None for none. Raises InputError."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,6})?)\s*([KMGT]?)(i?)B?", text.strip(), re.I)
+    if match is None:
+        raise InputError(argument, text, "give bytes with a unit, such as 24GB or 24GiB")
+    number, unit, binary = match.groups()
+    return round(float(number) * (1024 if binary else 1000) ** " KMGT".index(unit.upper() or " "))
 
 
 def read_sizes(texts: Iterable[str]) -> tuple[Size, ...]:

@@ -132,6 +132,7 @@ class Supervisor:
         backend, name = loaded.backend, self.settings.model
         if isinstance(self.engine, Engine):
             self.engine.replace(backend)
+            gc.collect()  # what the old one leaves has circles
             self._learn(backend.defaults)
             self.say(f"loaded {name} anew in {loaded.seconds:.1f} s")
             return

@@ -18,9 +18,9 @@ from jaxl.engine import Engine
 from jaxl.server.ray import application
 from jaxl.server.ray.application import Arguments
 from jaxl.server.ray.scale import Scale
-from jaxl.server.settings import EngineOptions, HttpOptions, ModelOptions, Settings
+from jaxl.server.settings import EngineOptions, HttpOptions, ModelOptions, ResidencyOptions, Settings
 
-PARTS = (ModelOptions, EngineOptions, HttpOptions, Settings)
+PARTS = (ModelOptions, ResidencyOptions, EngineOptions, HttpOptions, Settings)
 
 # what users call otherwise, and the flags that say the opposite
 NAMES = {
@@ -31,6 +31,7 @@ NAMES = {
         "ip_adapters": "ip_adapter",
         "upscalers": "upscaler",
     },
+    ResidencyOptions: {"models": "model"},
     EngineOptions: {"joins": "static"},
     HttpOptions: {},
     Settings: {
@@ -87,10 +88,10 @@ def nothing(default: Any) -> Any:
 
 
 def test_each_option_has_a_flag_with_its_default() -> None:
-    for part, field, flag in options():
+    for _, field, flag in options():
         default = not field.default if flag in OPPOSITES else field.default
-        if (part, field.name) == (Settings, "model"):
-            default = None  # the model's public name, which is made of another option
+        if field.name == "model":
+            default = None  # there may be several, and their public names are made of them
         assert nothing(FLAGS[flag].default) == nothing(default), flag
     assert {flag for _, _, flag in options()} | OF_THE_COMMAND == set(FLAGS)
 
@@ -101,6 +102,7 @@ def test_each_option_is_an_argument_of_ray_with_its_default() -> None:
         if flag in FLAG_ALONE:
             continue
         default = None if (part, field.name) == (Settings, "model") else field.default
+        default = ModelOptions.model if field.name == "models" else default
         assert nothing(Arguments.model_fields[of_ray(flag)].default) == nothing(default), flag
         found.add(of_ray(flag))
     of_scale = {field.name: field.default for field in fields(Scale)}
@@ -121,17 +123,22 @@ def test_each_option_is_explained() -> None:
 
 def test_defaults_are_those_of_what_takes_them() -> None:
     from jaxl.backend import open_backend
+    from jaxl.residency.models import open_models
 
     taken = {field.name: field.default for field in fields(LoadOptions)}
     taken |= {name: each.default for name, each in inspect.signature(open_backend).parameters.items()}
     for field in fields(ModelOptions):
         assert taken[field.name] == field.default, field.name
+    for field in fields(ResidencyOptions)[1:]:  # all but the models
+        assert inspect.signature(open_models).parameters[field.name].default == field.default, field.name
     for field in fields(EngineOptions):
         assert inspect.signature(Engine).parameters[field.name].default == field.default, field.name
 
 
 SPECIAL = {
     "size": "64x32",
+    "device_memory": "24GB",
+    "host_memory": "64GiB",
     "size_policy": "strict",
     "dtype": "float32",
     "split": "rows",
@@ -189,7 +196,7 @@ def test_each_flag_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
             line.append(other(option.name, FLAGS[option.name].default, FLAGS[option.name].annotation))
     group(line, standalone_mode=False)
     (loads,) = found["load"].args
-    check_none_is_default([loads, found["engine_options"], found["settings"], *http])
+    check_none_is_default([loads.model, loads.residency, found["engine_options"], found["settings"], *http])
 
 
 def test_each_argument_of_ray_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,7 +209,8 @@ def test_each_argument_of_ray_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
     }
     application.app({**given, "least": 1, "most": 5})
     load, scale, *parts = found
-    check_none_is_default([load.__self__, *parts], list(FLAG_ALONE))
+    loads = load.__self__
+    check_none_is_default([loads.model, loads.residency, *parts], list(FLAG_ALONE))
     for field in fields(Scale):
         assert getattr(scale, field.name) != field.default or field.name == "least", field.name
 

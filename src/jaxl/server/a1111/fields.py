@@ -170,7 +170,7 @@ def arguments_of(asked: A1111Request, settings: Settings) -> dict[str, Any]:
         "s_noise": None if asked.s_noise == 1 else asked.s_noise,
         **skip,
         **_variation(asked),
-        **overrides(asked.override_settings or {}, settings),
+        **overrides(asked.override_settings or {}),
     }
 
 

@@ -12,8 +12,6 @@ from typing import Any
 from jaxl.diffusion.other_noise import A1111_SOURCES
 from jaxl.errors import InputError
 from jaxl.server.errors import ApiError
-from jaxl.server.service import check_model
-from jaxl.server.settings import Settings
 
 MODEL, CLIP_SKIP, RANDN_SOURCE = "sd_model_checkpoint", "CLIP_stop_at_last_layers", "randn_source"
 ENSD = "eta_noise_seed_delta"
@@ -104,8 +102,11 @@ AS_FIELDS = {
 }
 
 
-def overrides(options: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
-    """Return the arguments of `Pipeline.generate` for options. Raises ApiError for options that jaxl lacks."""
+def overrides(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of `Pipeline.generate` for options. Raises ApiError for options that jaxl lacks.
+
+    The `model` is as the client calls it.
+    """
     for name, value in options.items():
         neutral = NEUTRAL.get(name)
         # clients keep numbers as texts, too
@@ -113,9 +114,6 @@ def overrides(options: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
             continue
         remedy = f"send the field {AS_FIELDS[name]}" if name in AS_FIELDS else "it cannot be chosen here"
         raise refusal(name, value, f"{remedy}; leave it out, or give {neutral[0]!r}")
-    model = options.get(MODEL)
-    if model not in [f"{name}.safetensors" for name in settings.names]:
-        check_model(model, settings, MODEL)
     source = options.get(RANDN_SOURCE) or USUAL_SOURCE
     if source not in A1111_SOURCES:
         raise refusal(RANDN_SOURCE, source, f"give one of {', '.join(A1111_SOURCES)}, or leave it out")
@@ -127,7 +125,8 @@ def overrides(options: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
             raise refusal(ENSD, delta, "give a whole number") from None
         noise = {**USUAL_NOISE, **noise, ENSD: delta} if delta else noise
     skip = options.get(CLIP_SKIP)
-    return noise if skip is None else {**noise, **clip_skip(CLIP_SKIP, skip)}
+    model = {"model": options[MODEL]} if options.get(MODEL) else {}
+    return {**noise, **model, **({} if skip is None else clip_skip(CLIP_SKIP, skip))}
 
 
 def clip_skip(name: str, value: Any) -> dict[str, int]:

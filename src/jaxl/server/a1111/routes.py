@@ -26,10 +26,11 @@ from jaxl.call.infotext import a1111_text, lora_hashes, read_a1111_text, text_of
 from jaxl.diffusion.names import AUTOMATIC, CHECKPOINT, a1111_name
 from jaxl.diffusion.schedulers import SCHEDULERS
 from jaxl.engine import Preview
+from jaxl.engine.backend import Served
 from jaxl.server.a1111.controlnet import SCRIPT as CONTROLNET
 from jaxl.server.a1111.controlnet import units_of, with_units
 from jaxl.server.a1111.fields import FIELDS, A1111Request, Img2Img, Txt2Img, arguments_of, edit_of, offered, solver_of
-from jaxl.server.a1111.options import CLIP_SKIP, USUAL_CLIP_SKIP, overrides, refusal
+from jaxl.server.a1111.options import CLIP_SKIP, MODEL, USUAL_CLIP_SKIP, overrides, refusal
 from jaxl.server.edits import Source
 from jaxl.server.errors import A1111_RESPONSES, ApiError, fields
 from jaxl.server.loras import AsciiResponse, read_metadata
@@ -40,6 +41,8 @@ from jaxl.server.work import AnswerFiles
 
 # how many previews of each image `progress` can show
 PREVIEWS = 5
+# whose choice of a model is remembered
+MOST_CALLERS = 1000
 
 # routes that jaxl lacks, and why
 LACKING: Mapping[str, str] = {
@@ -111,7 +114,8 @@ Jobs = Annotated[list[Job], Depends(jobs_of)]
 @router.post("/txt2img")
 async def txt2img(http: HttpRequest, asked: Txt2Img, service: CurrentService) -> ImagesAnswer:
     """Draw pictures of a prompt."""
-    arguments, made = await _with_controls(asked, arguments_of(asked, service.settings), service)
+    arguments = _with_model(http, arguments_of(asked, service.settings), service)
+    arguments, made = await _with_controls(asked, arguments, service)
     return await _draw(http, service, asked, arguments, None, made)
 
 
@@ -119,7 +123,7 @@ async def txt2img(http: HttpRequest, asked: Txt2Img, service: CurrentService) ->
 async def img2img(http: HttpRequest, asked: Img2Img, service: CurrentService) -> ImagesAnswer:
     """Draw from a picture, or anew where a mask is white."""
     arguments, source = await asyncio.to_thread(edit_of, asked, service)
-    arguments, made = await _with_controls(asked, arguments, service)
+    arguments, made = await _with_controls(asked, _with_model(http, arguments, service), service)
     return await _draw(http, service, asked, arguments, source, made)
 
 
@@ -172,10 +176,12 @@ async def skip(jobs: Jobs) -> dict[str, Any]:
 
 
 @router.get("/options")
-async def options(service: CurrentService) -> dict[str, Any]:
+async def options(http: HttpRequest, service: CurrentService) -> dict[str, Any]:
+    chosen = service.model_named(_chosen(http).get(owner_of(http)), MODEL)
+    model = next((each for each in served(service) if each.name == chosen), Served(chosen, chosen))
     return {
-        "sd_model_checkpoint": service.settings.model,
-        "sd_checkpoint_hash": "",
+        "sd_model_checkpoint": model.title,
+        "sd_checkpoint_hash": model.sha256 or "",
         "sd_vae": "Automatic",
         "CLIP_stop_at_last_layers": 1,
         "samples_format": "png",
@@ -183,17 +189,36 @@ async def options(service: CurrentService) -> dict[str, Any]:
 
 
 @router.post("/options")
-async def set_options(wanted: dict[str, Any], service: CurrentService) -> None:
-    """Keep nothing, so that users do not change each other's pictures; refuse options that would have to be kept."""
-    if overrides(wanted, service.settings):
+async def set_options(http: HttpRequest, wanted: dict[str, Any], service: CurrentService) -> None:
+    """Keep the model that the caller draws with from now on, and nothing else, so that nobody changes others' pictures.
+
+    Options that would have to be kept are refused.
+    """
+    asked = overrides(wanted)
+    if "model" in asked:
+        model, chosen = service.model_named(asked.pop("model"), MODEL), _chosen(http)
+        chosen.pop(owner_of(http), None)
+        chosen[owner_of(http)] = model  # as the latest one
+        if len(chosen) > MOST_CALLERS:
+            del chosen[next(iter(chosen))]
+    if asked:
         remedy = "options are not kept here; send it with each request, in override_settings"
         raise refusal(CLIP_SKIP, wanted[CLIP_SKIP], remedy)
 
 
 @router.get("/sd-models")
 async def sd_models(service: CurrentService) -> list[dict[str, Any]]:
-    name = service.settings.model
-    return [{"title": name, "model_name": name, "hash": None, "sha256": None, "filename": name, "config": None}]
+    return [
+        {
+            "title": each.title,
+            "model_name": each.name,
+            "hash": each.hash,
+            "sha256": each.sha256,
+            "filename": each.file,
+            "config": None,
+        }
+        for each in served(service)
+    ]
 
 
 @router.get("/samplers")
@@ -367,6 +392,26 @@ def _read(data: str, max_pixels: int) -> Read:
     return Read(info=text, items=texts, parameters=read_a1111_text(text))
 
 
+def served(service: Service) -> Sequence[Served]:
+    """Return the models of a server, the usual one first."""
+    name = service.settings.model
+    return service.engine.models() or [Served(name, name)]
+
+
+def _with_model(http: HttpRequest, arguments: dict[str, Any], service: Service) -> dict[str, Any]:
+    """Return arguments with the model that they name, or that the caller has chosen before. Raises ApiError."""
+    asked = arguments.get("model") or _chosen(http).get(owner_of(http))
+    return {**arguments, "model": service.model_named(asked, MODEL)}
+
+
+def _chosen(http: HttpRequest) -> dict[tuple[str, str], str]:
+    """Return the models that callers have chosen for their next requests."""
+    state = http.app.state
+    if not hasattr(state, "a1111_models"):
+        state.a1111_models = {}
+    return state.a1111_models
+
+
 def _all_jobs(http: HttpRequest) -> list[Job]:
     state = http.app.state
     if not hasattr(state, "a1111_jobs"):
@@ -397,7 +442,7 @@ def _info(made: Sequence[Mapping[str, Any]], seeds: Sequence[int], asked: A1111R
         "restore_faces": False,
         "face_restoration_model": None,
         "sd_model_name": first["model"],
-        "sd_model_hash": None,
+        "sd_model_hash": first.get("model_hash"),
         "sd_vae_name": None,
         "sd_vae_hash": None,
         "seed_resize_from_w": first.get("seed_resize_from", (-1, -1))[0],

@@ -52,7 +52,7 @@ from jaxl.server.limits import (
 from jaxl.server.openai.fields import PictureUrl, PictureUrls
 from jaxl.server.pictures import MEDIA_TYPES, decode
 from jaxl.server.preprocess import in_turn
-from jaxl.server.service import LEAST_DEADLINE, CurrentService, Service, Stream, check_model
+from jaxl.server.service import LEAST_DEADLINE, CurrentService, Service, Stream
 from jaxl.server.sizes import Policy, as_text
 from jaxl.server.work import AnswerFiles
 from jaxl.text.prompt import Syntax
@@ -275,19 +275,19 @@ async def picture_file(name: str, service: CurrentService) -> Response:
 
 @router.get("/models")
 async def models(service: CurrentService) -> dict[str, Any]:
-    """The one model of this server, under each of its names."""
-    return {"object": "list", "data": [_model(name, service) for name in service.settings.names]}
+    """The models of this server, under each of their names."""
+    return {"object": "list", "data": [_model(name, service) for name in service.model_names]}
 
 
 @router.get("/models/{model:path}")
 async def model(model: str, service: CurrentService) -> dict[str, Any]:
-    check_model(model, service.settings)
+    service.model_named(model)
     return _model(model, service)
 
 
 def check(asked: ImageRequest, service: Service) -> None:
     """Raise ApiError or InputError for a request that this server cannot fulfil."""
-    check_model(asked.model, service.settings)
+    service.model_named(asked.model)
     if asked.response_format == "url" and asked.stream:
         raise InputError(
             "response_format", "url", "events have the pictures themselves; leave out one of it and stream"
@@ -378,7 +378,7 @@ async def draw(
 
 async def _with_pictures(arguments: dict[str, Any], asked: ImageRequest, service: Service) -> dict[str, Any]:
     """Return the arguments with the pictures that a request's images follow and are to be like."""
-    most, found = service.settings.max_pixels, dict(arguments)
+    most, found = service.settings.max_pixels, {**arguments, "model": asked.model}
     if asked.controls:
         found["controls"] = await in_turn(read_controls, asked.controls, most)
     if asked.image_prompts:
@@ -476,5 +476,5 @@ async def base64_of(work: AnswerFiles, image: int, drawn: Image.Image) -> str:
 
 
 def _model(name: str, service: Service) -> dict[str, Any]:
-    root = service.settings.model
+    root = service.model_named(name)
     return {"id": name, "object": "model", "created": service.created, "owned_by": "jaxl", "root": root}

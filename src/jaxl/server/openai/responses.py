@@ -26,7 +26,7 @@ from jaxl.server.events import EventStream, event
 from jaxl.server.openai.fields import PictureUrl
 from jaxl.server.openai.images import DRAWN, FIELDS, USAGE, base64_of, begin, check, draw
 from jaxl.server.openai.messages import Message, asked_of, start_of
-from jaxl.server.service import CurrentService, check_model
+from jaxl.server.service import CurrentService
 from jaxl.server.sizes import as_text
 from jaxl.server.work import AnswerFiles
 
@@ -75,8 +75,9 @@ async def respond(http: HttpRequest, body: ResponsesRequest, service: CurrentSer
         raise InputError("previous_response_id", body.previous_response_id, "nothing is kept here; send the picture")
     tool = next((tool for tool in body.tools or [] if tool.type == TOOL), Tool(type=TOOL))
     options = tool.model_extra or {}
-    check_model(options.get("model"), service.settings, "tools.model")
-    own = {"mask": tool.input_image_mask, "model": body.model, "stream": body.stream}
+    service.model_named(options.get("model"), "tools.model")
+    service.model_named(body.model)
+    own = {"mask": tool.input_image_mask, "model": options.get("model") or body.model, "stream": body.stream}
     asked = asked_of({**(body.model_extra or {}), **options, **own}, body.input, "input")
     check(asked, service)
     arguments, source = await start_of(asked, service)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -15,10 +16,14 @@ from jaxl.server.ray.scale import Scale
 from jaxl.server.service import LEAST_DEADLINE
 from jaxl.server.settings import (
     EngineOptions,
+    Loading,
     ModelOptions,
+    ResidencyOptions,
     Settings,
     SizePolicy,
     public_name,
+    read_bytes,
+    read_models,
     read_name,
     read_named,
     read_sizes,
@@ -36,7 +41,11 @@ class Arguments(BaseModel):
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
-    model: str = ModelOptions.model
+    model: str = Field(ModelOptions.model, description="MODEL or NAME=MODEL, with commas between several.")
+    model_dir: str | None = ResidencyOptions.model_dir
+    device_memory: str | None = Field(None, description="Bytes of each replica's devices for several models: 24GB.")
+    host_memory: str | None = Field(None, description="Bytes of each replica's host memory for those that left.")
+    pin: str = Field("", description="Names of models that stay on the devices, with commas between several.")
     name: str | None = Field(None, description="What clients call the model.")
     alias: str = Field("", description="Other names that clients may use, with commas between several.")
     size: str = Field("", description="WIDTHxHEIGHT; with commas between several, the first is the default.")
@@ -94,9 +103,12 @@ def app(arguments: dict[str, Any]) -> Any:
     """Return the application; see `Arguments`. Raises pydantic's ValidationError, and InputError."""
     given = Arguments.model_validate(arguments)
     sizes = read_sizes(_several(given.size))
+    models = read_models(_models(given), given.name)
+    first, source = models[0] if models else (public_name(given.model_dir or ""), ModelOptions.model)
     model = _part(
         given,
         ModelOptions,
+        model=source,
         sizes=sizes,
         lanes=check_lanes(_several(given.lanes)),
         preview=given.preview_vae,
@@ -107,7 +119,7 @@ def app(arguments: dict[str, Any]) -> Any:
     settings = _part(
         given,
         Settings,
-        model=public_name(given.model) if given.name is None else read_name(given.name, "name"),
+        model=first,
         aliases=tuple(read_name(text, "alias") for text in _several(given.alias)),
         sizes=sizes,
         origins=tuple(read_origin(text) for text in _several(given.origin)),
@@ -115,13 +127,29 @@ def app(arguments: dict[str, Any]) -> Any:
     )
     least, most = (given.replicas if number is None else number for number in (given.least, given.most))
     scale = _part(given, Scale, least=least, most=most)
-    return with_ingress(replicas(model.open, scale, _part(given, EngineOptions), settings), settings, given.max_waiting)
+    residency = ResidencyOptions(
+        models,
+        given.model_dir,
+        read_bytes("device_memory", given.device_memory),
+        read_bytes("host_memory", given.host_memory),
+        tuple(_several(given.pin)),
+    )
+    loading = Loading(model, residency)
+    return with_ingress(
+        replicas(loading.open, scale, _part(given, EngineOptions), settings), settings, given.max_waiting
+    )
 
 
 def _part(given: Arguments, kind: type[T], **read: Any) -> T:
     """Return the arguments that a kind of options has by the same names, and what is read from others."""
     names = Arguments.model_fields.keys() & kind.__annotations__.keys() - read.keys()
     return kind(**{name: getattr(given, name) for name in names}, **read)
+
+
+def _models(given: Arguments) -> list[str]:
+    """Return the models that are named: none of a folder's, and the usual one only where there is no folder."""
+    usual = given.model == ModelOptions.model and given.model_dir is not None
+    return [] if usual else [given.model] if os.path.exists(given.model) else _several(given.model)
 
 
 def _several(text: str) -> list[str]:

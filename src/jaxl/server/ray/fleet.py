@@ -23,7 +23,7 @@ from ray.serve.handle import DeploymentHandle
 
 from jaxl.call.seeds import counts_up, of_image
 from jaxl.engine import Drawn, Event, Preview, Progress, Request, Result, Started, Status, Ticket
-from jaxl.engine.backend import Lora
+from jaxl.engine.backend import Lora, Served
 from jaxl.engine.engine import Stats
 from jaxl.engine.forecast import Window
 from jaxl.engine.request import new_id
@@ -85,6 +85,7 @@ class Fleet:
         self._counts: dict[str, int] = dict.fromkeys(("images", "done", "failed", "cancelled", "refused", "rows"), 0)
         self._image_rate, self._row_rate = Window(), Window()
         self._replicas: set[str] = set()  # the ids of the live ones
+        self._models: Sequence[Served] = ()
         self._said: dict[str, Stats] = {}  # the last counts of each, also of those that are gone
         self._served_at = time.monotonic()
         self._wake = threading.Condition()
@@ -118,7 +119,7 @@ class Fleet:
     def describe(self) -> Description:
         """Return the description of a replica, and wait until there is one."""
         description = self.handle.describe.remote().result()
-        self.places = description.places
+        self.places, self._models = description.places, description.models
         return description
 
     def drain(self, timeout: float) -> bool:
@@ -149,6 +150,10 @@ class Fleet:
         asyncio.run_coroutine_threadsafe(self._draw_all(order), self._loop)
         order.accepted.result()
         return ticket
+
+    def models(self) -> Sequence[Served]:
+        """Return the models, as each replica has all; they are where the replica has them that told of them first."""
+        return self._models
 
     def loras(self) -> Sequence[Lora]:
         """Return the LoRAs that a replica finds, as each has the same folder; none if no replica answers in time."""
@@ -375,8 +380,10 @@ class Fleet:
             with suppress(RayError, DeploymentUnavailableError, TimeoutError):
                 asked = self.handle.broadcast("stats")
                 answers = await asked.results_async(timeout_s=WATCH_SECONDS, return_exceptions=True)
-            found = dict(answer for answer in answers if isinstance(answer, tuple))
+            told = [answer for answer in answers if isinstance(answer, tuple)]
+            found = {replica: stats for replica, stats, _ in told}
             with self._wake:
+                self._models = told[0][2] if told else self._models
                 self._replicas = set(found)
                 self._said |= found
                 if found or not self._orders:

@@ -13,7 +13,7 @@ from typing import Any
 from PIL import Image
 
 from jaxl.engine import Channel, Engine, Event, Request, Status
-from jaxl.engine.backend import Lora
+from jaxl.engine.backend import Lora, Served
 from jaxl.engine.engine import STALLED_SECONDS, Stats
 from jaxl.engine.request import new_id
 from jaxl.errors import EngineError, JaxlError, PromptWarning
@@ -38,11 +38,15 @@ Message = Accepted | Status | Event | JaxlError
 
 @dataclass(frozen=True)
 class Description:
-    """A replica's `defaults` and `chips`, as the backend has them, and its places: the images that it draws at once."""
+    """A replica's `defaults`, `chips` and `models`, as the backend has them.
+
+    Its places: the images that it draws at once.
+    """
 
     defaults: Mapping[str, Any]
     chips: tuple[str, int]
     places: int
+    models: Sequence[Served] = ()
 
 
 class Replica:
@@ -60,11 +64,11 @@ class Replica:
         self.engine.start()
 
     def describe(self) -> Description:
-        return Description(self.backend.defaults, self.backend.chips, self.backend.sizes[-1])
+        return Description(self.backend.defaults, self.backend.chips, self.backend.sizes[-1], self.engine.models())
 
-    def stats(self) -> tuple[str, Stats]:
-        """Return the engine's stats, with the replica's own id."""
-        return self.id, self.engine.stats()
+    def stats(self) -> tuple[str, Stats, Sequence[Served]]:
+        """Return the replica's own id, the engine's stats and its models."""
+        return self.id, self.engine.stats(), self.engine.models()
 
     def loras(self) -> Sequence[Lora]:
         return self.engine.loras()
@@ -77,11 +81,12 @@ class Replica:
             return error
 
     def record_routing_stats(self) -> dict[str, Any]:
-        """Return what the router needs: the places, the LoRAs that are warm, and the devices' seconds for an image."""
+        """Return what the router needs: the places, what is warm, and the devices' seconds for an image."""
         stats = self.engine.stats()
         return {
             "places": self.backend.sizes[-1],
             "loras": list(self.backend.warm_loras()),
+            "models": [each.name for each in self.engine.models() if each.place == "device"],
             "image_seconds": stats.busy_seconds / max(stats.images_done, 1),
         }
 

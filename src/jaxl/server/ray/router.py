@@ -16,15 +16,18 @@ from jaxl.server.routing import bucket_affine
 
 # that a replica takes to read a LoRA: one of rank 64 for SDXL, see docs/lora.md
 LORA_SECONDS = 2.0
+# and a model that it does not have on its devices
+MODEL_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What a call of `Replica.draw` asks for: images of a bucket, with some LoRAs; other calls have no images."""
+    """What a call of `Replica.draw` asks for: images of a bucket, of a model with LoRAs; other calls have no images."""
 
     bucket: Hashable = None
     images: int = 0
     loras: frozenset[str] = frozenset()
+    model: str | None = None
 
 
 @dataclass(frozen=True)
@@ -74,16 +77,21 @@ class BucketAffineRouter(RequestRouter):
         index = {replica.replica_id: i for i, replica in enumerate(replicas)}
         of_bucket, totals = [0] * len(replicas), [0] * len(replicas)
         warm = [set(replica.routing_stats.get("loras", ())) for replica in replicas]
+        models = [{None, *replica.routing_stats.get("models", ())} for replica in replicas]
         for share in self._shares.values():
             i = index.get(share.replica)
             if i is not None:
                 totals[i] += share.asked.images
                 of_bucket[i] += share.asked.images * (share.asked.bucket == asked.bucket)
                 warm[i] |= share.asked.loras
+                models[i].add(share.asked.model)
         places = [replica.routing_stats.get("places", 0) for replica in replicas]
         # a replica that has drawn nothing yet counts as if a file took it as long as an image
         seconds = [replica.routing_stats.get("image_seconds") or LORA_SECONDS for replica in replicas]
-        delays = [len(asked.loras - own) * LORA_SECONDS / each for own, each in zip(warm, seconds, strict=True)]
+        delays = [
+            (len(asked.loras - own) * LORA_SECONDS + (asked.model not in here) * MODEL_SECONDS) / each
+            for own, here, each in zip(warm, models, seconds, strict=True)
+        ]
         return bucket_affine(asked.images, of_bucket, totals, places, self._random, delays=delays)
 
     def _left(self, key: str, future: asyncio.Future[Any]) -> None:
@@ -97,6 +105,7 @@ def _asked(args: Sequence[Any]) -> Asked:
         return Asked()
     arguments = args[0].arguments
     loras = frozenset(loras_in(arguments))
-    # images with LoRAs have batches of their own
-    bucket = arguments.get("width"), arguments.get("height"), bool(loras)
-    return Asked(bucket, arguments.get("num_images", 1), loras)
+    # images with LoRAs, and those of another model, have batches of their own
+    model = arguments.get("model")
+    bucket = arguments.get("width"), arguments.get("height"), bool(loras), model
+    return Asked(bucket, arguments.get("num_images", 1), loras, model)

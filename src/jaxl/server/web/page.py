@@ -68,6 +68,7 @@ RESTORE = (
     '<label class="jaxl-restore"><input type="file" accept="{}" class="jaxl-file" '
     'aria-label="Picture to take the settings from">Settings of a picture …</label>'
 )
+MODELS = '<jaxl-model class="jaxl-networks" hidden></jaxl-model>'
 LORAS = '<jaxl-loras class="jaxl-networks" hidden></jaxl-loras>'
 NETWORKS = '<jaxl-{0} class="jaxl-networks" data-names="{1}" data-choices="{2}"{3}></jaxl-{0}>'
 SCHEDULER = '<jaxl-scheduler data-samplers="{}" data-value="{}"></jaxl-scheduler>'
@@ -158,6 +159,7 @@ def _blocks(gr: Any, settings: Settings) -> Any:
                         cancel = gr.Button("Cancel (Esc)", variant="stop", min_width=100, elem_id="jaxl-cancel")
                         again = gr.Button("Again and again", min_width=100, elem_id="jaxl-again")
                     own(f"<jaxl-waiting{' data-keeps' if settings.urls else ''}></jaxl-waiting>")
+                    own(MODELS)
                     with gr.Row():
                         own(f'<jaxl-size data-sizes="{" ".join(sizes)}"></jaxl-size>', min_width=120)
                         images = gr.Slider(

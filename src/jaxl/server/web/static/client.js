@@ -25,6 +25,7 @@ export class Gone extends Error {}
 export async function* draw(asked, source, { id, keep, signal }) {
   const masked = Boolean(source?.mask);
   const fields = {
+    model: asked.model,
     prompt: asked.prompt,
     negative_prompt: asked.negative_prompt,
     prompt_syntax: asked.prompt_syntax ?? "lenient", // pictures of older histories do not say
@@ -114,6 +115,12 @@ export async function release(id) {
 /** How long a prompt is: {tokens, chunks, limit, error}. */
 export async function countTokens(text, prompt_syntax) {
   return (await send("tokens", json({ text, prompt_syntax }))).json();
+}
+
+/** The names of the models that there are, each once: others are further names of these. */
+export async function models() {
+  const { data } = await (await send("models")).json();
+  return [...new Set(data.map(({ root }) => root))];
 }
 
 /** The LoRAs that there are: [{id, base_model, trigger_words}, ...]. */

@@ -29,7 +29,7 @@ export function remember(names, values) {
 
 /** What is asked for; the seed is a text, empty for one at random. */
 export function asked() {
-  const names = ["size", "scheduler", "loras", ...NETWORKS];
+  const names = ["model", "size", "scheduler", "loras", ...NETWORKS];
   const own = Object.fromEntries(names.map((name) => [name, part(name).value]));
   return { ...known, ...own, seed: String(known.seed ?? "").trim() };
 }
@@ -75,6 +75,7 @@ export function keepPictures() {
  */
 export function fill(names, offered, settings, values) {
   const lost = [];
+  if (settings.model) part("model").choose(settings.model); // `unread` says what is not here
   const size = settings.width ? `${settings.width}x${settings.height}` : settings.size;
   if (size) part("size").choose(size);
   if (size && part("size").value !== size) lost.push(`size ${size}`);

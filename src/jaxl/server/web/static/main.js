@@ -4,6 +4,7 @@ import "./board.js";
 import "./gallery.js";
 import "./viewer.js";
 import "./source.js";
+import "./model.js";
 import "./size.js";
 import "./scheduler.js";
 import "./loras.js";
@@ -204,8 +205,8 @@ if (theme) document.body.classList.toggle("dark", theme === "dark");
 await open();
 // Gradio's form may come before or after this
 if (!document.body.classList.contains("jaxl-formed")) await new Promise((resolve) => listen("formed", resolve));
-await Promise.all(["board", "waiting", "size", "scheduler", "loras", ...NETWORKS, "source"].map(arrived));
-await Promise.all(["loras", ...NETWORKS].map((name) => part(name).looked));
+await Promise.all(["board", "waiting", "model", "size", "scheduler", "loras", ...NETWORKS, "source"].map(arrived));
+await Promise.all(["model", "loras", ...NETWORKS].map((name) => part(name).looked));
 await form.begin();
 begin();
 await queue.open(perform);

@@ -1,0 +1,151 @@
+"""Several models behind one engine: each picture is its model's own, whoever has the room on the devices."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from lora_files import write_lora
+from safetensors.numpy import load_file, save_file
+
+from jaxl.backend import open_backend
+from jaxl.engine import Engine, Request
+from jaxl.errors import InputError
+from jaxl.residency import catalogue
+from jaxl.residency.models import Models, open_models
+from jaxl.residency.policy import total
+
+A_WHILE = 600.0  # no measure of anything: only who fails waits so long
+NAMES = ("m0", "m1", "m2", "m3")
+STEPS = 3
+
+
+@pytest.fixture(scope="module")
+def how(small: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
+    """Options as those of tests/server/test_lora_files.py, on one device: so programs are compiled once for both."""
+    loras = tmp_path_factory.mktemp("loras")
+    write_lora(loras / "pencil.safetensors", small[0].model, 1, 2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("jaxl.backend.make_mesh", lambda *_: small[0].mesh)
+        patch.setattr("jaxl.backend.spare_device", lambda: None)
+        patch.setattr(catalogue, "FRESH", 0.0)
+        patch.setattr("jaxl.residency.models.FRESH", 0.0)
+        yield {"lora_dir": loras, "lora_rank": 8, "slots": 3, "chunks": 1, "dtype": "float32"}
+
+
+@pytest.fixture(scope="module")
+def folder(small: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    for number, name in enumerate(NAMES):
+        write_copy(Path(small[0].checkpoint.source), folder / name, number)
+    return folder
+
+
+def write_copy(model: Path, to: Path, seed: int, **more: np.ndarray) -> None:
+    """Write a model with other weights in its U-Net alone, in place of one that may be there."""
+    shutil.copytree(model, to, dirs_exist_ok=True)
+    (file,) = (to / "unet").glob("*.safetensors")
+    scale = np.float32(np.random.default_rng(seed).uniform(0.9, 1.1))
+    tensors = {key: array * scale for key, array in load_file(next((model / "unet").glob("*.safetensors"))).items()}
+    save_file(tensors | more, file)
+
+
+@pytest.fixture(scope="module")
+def models(folder: Path, how: dict[str, Any]) -> Models:
+    """Two are named, the others are in the folder; two of four have room on the devices, three in host memory."""
+    found = open_models([(name, str(folder / name)) for name in NAMES[:2]], model_dir=folder, **how)
+    unet = found.first.parts[found.first.digests["unet"]]
+    found.device_memory, found.host_memory = (sum(found.first.parts.values()) + n * unet for n in (1, 2))
+    return found
+
+
+@pytest.fixture
+def engine(models: Models) -> Iterator[Engine]:
+    with Engine(models) as engine:
+        yield engine
+
+
+def drawn(engine: Engine, *bodies: dict[str, Any]) -> list[bytes]:
+    tickets = [engine.submit(Request({"prompt": "a cat", "steps": STEPS, **body})) for body in bodies]
+    return [ticket.future.result(A_WHILE).images[0].tobytes() for ticket in tickets]
+
+
+def test_each_picture_is_its_models_own(
+    engine: Engine, models: Models, folder: Path, how: dict[str, Any], compilations: Any
+) -> None:
+    rng = random.Random(0)
+    bodies = [
+        {"model": rng.choice(NAMES), "seed": rng.randrange(3), "loras": rng.choice([{}, {"pencil": 0.8}])}
+        for _ in range(16)
+    ]
+    with compilations() as compiled:
+        together = drawn(engine, *bodies)
+        assert drawn(engine, *bodies) == together
+    assert compiled == []
+    assert [each.place for each in models.models()].count("device") == 2
+    assert models.models()[0].place == "device"  # the first stays
+    assert sum(each.swaps.get("host", 0) for each in models.models()) > 0
+    assert total(each.parts for each in models.models() if each.place == "device") <= models.device_memory
+    for name in NAMES:
+        own = [i for i, body in enumerate(bodies) if body["model"] == name]
+        backend = open_backend(folder / name, load=False, **how)
+        backend.take_params(backend.pipe.load_params())
+        with Engine(backend) as alone:
+            wanted = [{key: value for key, value in bodies[i].items() if key != "model"} for i in own]
+            assert [together[i] for i in own] == drawn(alone, *wanted)
+
+
+def test_equal_networks_are_held_once(engine: Engine, models: Models) -> None:
+    first, other = drawn(engine, {"model": "m0"}, {"model": "m2"})
+    assert first != other
+    one, two = (models.open(name).backend.params for name in ("m0", "m2"))
+    assert one["vae"] is two["vae"]
+    assert one["unet"] is not two["unet"]
+
+
+def test_a_replaced_file_is_another_model(
+    engine: Engine, models: Models, small: Any, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    before, other = drawn(engine, {"model": "m1"}, {"model": "m3"})
+    write_copy(Path(small[0].checkpoint.source), folder / "m1", 3)
+    assert drawn(engine, {"model": "m1"}) == [other] != [before]
+    assert "the files of m1 were replaced; new requests are drawn with the new ones" in caplog.text
+
+
+def test_what_cannot_be_used_is_told_and_others_go_on(
+    engine: Engine, models: Models, small: Any, folder: Path, how: dict[str, Any]
+) -> None:
+    (folder / "broken.safetensors").write_bytes(b"<html>not here</html>")
+    shutil.copy(how["lora_dir"] / "pencil.safetensors", folder / "lora.safetensors")
+    beyond = {"conv_out.bias": np.full(4, 1e300)}
+    write_copy(Path(small[0].checkpoint.source), folder / "beyond", 5, **beyond)
+    for name, problem in (
+        ("broken", "model='broken': broken: an HTML page, not weights"),
+        ("lora", "model='lora': lora"),
+        ("nothing", "model='nothing': known: beyond"),
+    ):
+        with pytest.raises(InputError, match=problem):
+            engine.submit(Request({"prompt": "a cat", "model": name}))
+    ticket = engine.submit(Request({"prompt": "a cat", "model": "beyond"}))
+    with pytest.raises(InputError, match=r"model='beyond': .*numbers beyond the range of float32"):
+        ticket.future.result(A_WHILE)
+    assert len(drawn(engine, {"model": "m3"})) == 1
+    for name in ("beyond", "broken.safetensors", "lora.safetensors"):
+        path = folder / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def test_a_budget_too_small_for_one(engine: Engine, models: Models, folder: Path, how: dict[str, Any]) -> None:
+    with pytest.raises(
+        InputError, match=r"model='m0': its parameters take .* GB, and there are 1e-06 GB of device memory"
+    ):
+        open_models([("m0", str(folder / "m0"))], device_memory=1000, **how)
+    with pytest.raises(InputError, match="pin='m9': did you mean"):
+        open_models([("m0", str(folder / "m0"))], pin=["m9"], **how)
+    with pytest.raises(InputError, match="preset='turbo': it is about one model"):
+        open_models([("m0", str(folder / "m0"))], preset="turbo", **how)
