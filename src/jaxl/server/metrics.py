@@ -15,9 +15,11 @@ from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
 from jaxl.server.history import History
+from jaxl.server.keys import ANYBODY
 
 if TYPE_CHECKING:
     from jaxl.engine import AnyEngine, Ticket
+    from jaxl.server.keys import Key
 
 Outcome = Literal["done", "cancelled", "deadline", "failed"]
 
@@ -62,10 +64,32 @@ class Metrics:
         self._answers = Counter(
             "jaxl:http_requests", "HTTP requests, by route and status.", ["route", "status"], registry=self._registry
         )
+        self._images_by_key = Counter(
+            "jaxl:images_by_key", "Images drawn, by the name of the client's key.", ["key"], registry=self._registry
+        )
+        self._seconds_by_key = Counter(
+            "jaxl:device_seconds_by_key",
+            "Seconds of the devices that images took, each its part of a batch, by the name of the client's key.",
+            ["key"],
+            registry=self._registry,
+        )
+        self._refused_by_key = Counter(
+            "jaxl:refused_by_key",
+            "Requests that were told to come back, by the name of the key and the limit that it had reached.",
+            ["key", "limit"],
+            registry=self._registry,
+        )
 
-    def observe(self, ticket: Ticket, outcome: Outcome) -> None:
+    def refuse(self, key: Key, limit: str) -> None:
+        """Count a request that a limit of its key has turned away."""
+        self._refused_by_key.labels(key.name, limit).inc()
+
+    def observe(self, ticket: Ticket, outcome: Outcome, key: Key = ANYBODY) -> None:
         """Count a request to the engine that ended just now."""
         self._finished.labels(outcome).inc()
+        if key.name:
+            self._images_by_key.labels(key.name).inc(sum(image is not None for image in ticket.images))
+            self._seconds_by_key.labels(key.name).inc(ticket.seconds)
         if ticket.started is not None:
             self._queue.observe(ticket.started - ticket.submitted)
         past = self.history.add(ticket, done=outcome == "done")

@@ -68,11 +68,6 @@ class Threads:
         self._threads: int | None = threads
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan":  # the application has no lifespan of its own
-            while (kind := (await receive())["type"]) != "lifespan.shutdown":
-                await send({"type": f"{kind}.complete"})
-            await send({"type": f"{kind}.complete"})
-            return
         if self._threads is not None:
             executor = ThreadPoolExecutor(self._threads, thread_name_prefix="request")
             asyncio.get_running_loop().set_default_executor(executor)
@@ -84,6 +79,9 @@ def without_request_id(app: ASGIApp) -> ASGIApp:
     """Return the app without the request's X-Request-Id in answers: Ray's HTTP server adds it, even twice."""
 
     async def call(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await app(scope, receive, send)
+            return
         given = Headers(scope=scope).get("X-Request-Id")
 
         async def send_without(message: Message) -> None:
@@ -124,7 +122,7 @@ class Ingress:
 
     def _open(self) -> None:
         settings = replace(self.settings, **self.fleet.describe().defaults)
-        self.front.app = create_app(Service(self.fleet, settings))
+        self.front.open(create_app(Service(self.fleet, settings)))
 
 
 def with_ingress(replicas: Any, settings: Settings, max_waiting: int) -> Any:
