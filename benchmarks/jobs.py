@@ -2,8 +2,9 @@
 
     python benchmarks/jobs.py [--jobs 200] [--kills 5] [OPTIONS OF jaxl serve ...]
 
-Clients send jobs under ids of their own while the server is killed with SIGKILL at random times and started again; a client
-whose request was not answered sends it again. At the end all answers are fetched, and some pictures drawn again alone.
+Clients send jobs under ids of their own while the server is killed with SIGKILL at random times and started again; a
+client whose request was not answered sends it again. At the end all answers are fetched, and some pictures drawn again
+alone.
 """
 
 import argparse
