@@ -204,6 +204,12 @@ def serve(
         str | None, typer.Option(metavar="FILE", help="Sign pictures: PEM certificate, and its chain.")
     ] = None,
     c2pa_key: Annotated[str | None, typer.Option(metavar="FILE", help="The certificate's private key.")] = None,
+    filter: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="What sees pictures before they leave: module:function, file.py:function or its name."
+        ),
+    ] = Settings.filter,
     unet: UnetOption = ModelOptions.unet,
     vae: VaeOption = ModelOptions.vae,
     vae_tile: VaeTileOption = ModelOptions.vae_tile,
@@ -237,6 +243,7 @@ def serve(
 
     from jaxl.server import logs
     from jaxl.server.app import Front
+    from jaxl.server.filters import load as load_filter
     from jaxl.server.jobs.store import JobStore
     from jaxl.server.jobs.webhooks import read_allowed
     from jaxl.server.keys import KeyRing
@@ -317,6 +324,7 @@ def serve(
         mark=not no_mark,
         c2pa_certificate=None if c2pa_cert is None else Path(c2pa_cert),
         c2pa_key=None if c2pa_key is None else Path(c2pa_key),
+        filter=filter,
         ui=ui,
     )
     http = HttpOptions(host, port, max_connections, keep_alive)
@@ -327,6 +335,8 @@ def serve(
     if settings.c2pa_certificate is not None and settings.c2pa_key is not None:
         Signer(settings.c2pa_certificate, settings.c2pa_key)
     KeyRing(settings.api_keys, settings.keys)
+    if filter is not None:
+        load_filter(filter)
     if settings.jobs is not None:
         JobStore(settings.jobs, settings.jobs_space).close()
     if not log_prompts:

@@ -85,16 +85,16 @@ class KeyRing:
     def find(self, secret: str) -> Key | None:
         """Return the key that a client has sent, or None; the time it takes tells nothing about those there are."""
         digest = digest_of(secret)
-        matches = [key for key in self.keys() if secrets.compare_digest(digest, key.digest)]
+        matches = [key for key in self.known() if secrets.compare_digest(digest, key.digest)]
         return matches[0] if matches else None
 
     def of(self, owner: str) -> Key | None:
         """Return the key of an owner, as it is now; None once it is gone."""
         if not self:
             return ANYBODY if owner == ANYBODY.owner else None
-        return next((key for key in self.keys() if key.owner == owner), None)
+        return next((key for key in self.known() if key.owner == owner), None)
 
-    def keys(self) -> list[Key]:
+    def known(self) -> list[Key]:
         """Return the keys, after a look at the file."""
         if self.path is not None and (state := self._state()) != self._seen:
             self._seen = state

@@ -80,6 +80,17 @@ class Metrics:
             registry=self._registry,
         )
 
+        self._judged = Counter(
+            "jaxl:filtered",
+            "Pictures that the operator's filter saw, by its verdict.",
+            ["verdict"],
+            registry=self._registry,
+        )
+
+    def judged(self, verdict: str | None) -> None:
+        """Count a picture that a filter has seen; None if it failed."""
+        self._judged.labels(verdict or "failed").inc()
+
     def refuse(self, key: Key, limit: str) -> None:
         """Count a request that a limit of its key has turned away."""
         self._refused_by_key.labels(key.name, limit).inc()

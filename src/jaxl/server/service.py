@@ -26,6 +26,7 @@ from jaxl.engine.request import new_id
 from jaxl.errors import CancelledError, DeadlineError, InputError, UnloadedError
 from jaxl.server import logs
 from jaxl.server.errors import ApiError
+from jaxl.server.filters import load
 from jaxl.server.jobs.runner import Runner
 from jaxl.server.jobs.store import JobStore
 from jaxl.server.kept import MOST_BYTES, MOST_REQUESTS, File, KeptRequest, Shelf
@@ -52,7 +53,7 @@ class Service:
     def __init__(
         self, engine: AnyEngine, settings: Settings, want_loaded: Callable[[bool], Future[bool]] | None = None
     ):
-        """Raises InputError if pictures cannot be signed as the settings ask, or files of keys or jobs not be used."""
+        """Raises InputError for settings that cannot be followed: of signatures, keys, jobs or the filter."""
         self.created = int(time.time())
         self.want_loaded = want_loaded
         self.engine = engine
@@ -63,6 +64,7 @@ class Service:
         self.signer = None
         if settings.c2pa_certificate is not None and settings.c2pa_key is not None:
             self.signer = Signer(settings.c2pa_certificate, settings.c2pa_key)
+        self.filter = None if settings.filter is None else load(settings.filter)
         self.live: dict[str, Stream] = {}
         self._ids: set[str] = set()  # of requests that are live, or on their way into the queue
         self.files: Shelf[File] = Shelf(MOST_BYTES)
@@ -109,6 +111,7 @@ class Service:
         remarked = await asyncio.to_thread(remarks, given)
         used = await asyncio.to_thread(embeddings_in, given, self.settings.steps, self.settings.embeddings)
         deadline = deadline or self.settings.deadline
+        previews = 0 if self.filter else previews  # no picture leaves that it has not seen
         request = Request(given, id or new_id(), key.priority_of(priority), deadline, previews)
         if request.id in self._ids:
             raise ApiError(

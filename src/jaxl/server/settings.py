@@ -132,6 +132,7 @@ class Settings:
     them all. webhook_allow: the beginnings of addresses that may be told of jobs.
     log_prompts: texts of users in the log. mark: pictures say that a machine made them.
     c2pa_certificate, c2pa_key: PEM files to sign pictures with.
+    filter: what looks at pictures before they leave, see `jaxl.server.filters`.
     ui: with the web page, at /. usd_per_hour: what the devices cost together, if that is known.
     """
 
@@ -167,6 +168,7 @@ class Settings:
     mark: bool = True
     c2pa_certificate: Path | None = None
     c2pa_key: Path | None = None
+    filter: str | None = None
     ui: bool = False
     usd_per_hour: float | None = None
 

@@ -451,7 +451,7 @@ async def _respond(
             file = {"url": file_url(http, await work.name(image, drawn))}
         else:
             file = {"b64_json": await base64_of(work, image, drawn)}
-        data.append({**file, "seed": result.seeds[image]})
+        data.append({**file, "seed": result.seeds[image], **_filtered(work, image)})
     return {"id": http.state.request_id, "created": int(time.time()), "data": data, **_shape(work, result.images[0])}
 
 
@@ -476,7 +476,7 @@ async def _events(asked: ImageRequest, work: AnswerFiles, kind: str) -> AsyncIte
                 name = f"{kind}.completed"
                 data = await base64_of(work, image, drawn)
                 more = {"image_index": image, **shape, **_shape(work, drawn), "b64_json": data, "usage": USAGE}
-                more["seed"] = stream.ticket.seeds[image]
+                more |= {"seed": stream.ticket.seeds[image], **_filtered(work, image)}
             case _:
                 continue
         if asked.progress or isinstance(news, Preview | Drawn):
@@ -496,6 +496,10 @@ def _shape(work: AnswerFiles, drawn: Image.Image | None = None) -> dict[str, Any
     size = as_text(work.stream.wanted if drawn is None else work.size(drawn))
     shape = {"background": "opaque", "output_format": work.format, "size": size}
     return {**shape, "drawn_size": as_text(work.stream.drawn)} if work.resized else shape
+
+
+def _filtered(work: AnswerFiles, image: int) -> dict[str, str]:
+    return {"filtered": "blur"} if image in work.blurred else {}
 
 
 async def base64_of(work: AnswerFiles, image: int, drawn: Image.Image) -> str:

@@ -17,6 +17,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from jaxl.server import logs
 from jaxl.server.app import Front, create_app
+from jaxl.server.filters import load
+from jaxl.server.keys import KeyRing
 from jaxl.server.ray.fleet import Fleet
 from jaxl.server.ray.replica import Replica
 from jaxl.server.ray.router import BucketAffineRouter
@@ -110,6 +112,10 @@ class Ingress:
 
     def __init__(self, replicas: DeploymentHandle[Any], settings: Settings, max_waiting: int):
         self.settings = replace(settings, api_keys=read_keys())
+        # so that mistakes end the deployment
+        KeyRing(self.settings.api_keys, self.settings.keys)
+        if settings.filter is not None:
+            load(settings.filter)
         logs.configure()
         self.fleet = Fleet(replicas, max_waiting)
         self.fleet.start()
