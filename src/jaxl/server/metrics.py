@@ -7,6 +7,7 @@ autoscalers made for it work. `docs/serving.md` lists all.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, Literal, get_args
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
@@ -14,11 +15,13 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
+from jaxl.errors import OutputError
 from jaxl.server.history import History
 from jaxl.server.keys import ANYBODY
 
 if TYPE_CHECKING:
     from jaxl.engine import AnyEngine, Ticket
+    from jaxl.server.jobs.runner import Runner
     from jaxl.server.keys import Key
 
 Outcome = Literal["done", "cancelled", "deadline", "failed"]
@@ -87,6 +90,10 @@ class Metrics:
             registry=self._registry,
         )
 
+    def add_jobs(self, runner: Runner) -> None:
+        """Tell of jobs too."""
+        self._registry.register(_Jobs(runner))
+
     def judged(self, verdict: str | None) -> None:
         """Count a picture that a filter has seen; None if it failed."""
         self._judged.labels(verdict or "failed").inc()
@@ -149,3 +156,29 @@ class _Engine(Collector):
             ("requests_refused", "Requests that were turned away because too many waited.", stats.requests_refused),
         ):
             yield CounterMetricFamily(f"jaxl:{name}", text, value)
+
+
+class _Jobs(Collector):
+    """The jobs of a server, read when Prometheus asks; while the disk cannot be read, none of them is told."""
+
+    def __init__(self, runner: Runner):
+        self._runner = runner
+
+    def describe(self) -> list[Metric]:
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        running = len(self._runner.running)
+        with suppress(OutputError):
+            unended, kept, size = self._runner.store.counts()
+            for name, text, value in (
+                ("waiting", "Jobs that wait to be drawn.", max(unended - running, 0)),
+                ("running", "Jobs that are being drawn.", running),
+                ("kept", "Jobs whose answers are kept.", kept),
+                ("bytes", "Bytes of the files of all jobs.", size),
+            ):
+                yield GaugeMetricFamily(f"jaxl:jobs_{name}", text, value)
+        family = CounterMetricFamily("jaxl:jobs", "Jobs that ended, by how.", labels=["state"])
+        for state, count in self._runner.ended.items():
+            family.add_metric([state], count)
+        yield family

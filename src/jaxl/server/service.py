@@ -75,6 +75,7 @@ class Service:
         if settings.jobs is not None:
             store = JobStore(settings.jobs, settings.jobs_space)
             self.jobs = Runner(store, engine, self.keys, self.live, settings.jobs_hours * 3600)
+            self.metrics.add_jobs(self.jobs)
 
     @property
     def ready(self) -> bool:

@@ -38,6 +38,7 @@ AGAIN, LEAST_AGAIN = 5.0, 1.0
 # a request under a job's id; too many images; the server stops
 NOT_NOW = (409, 429, 503)
 CANCELLED = 499
+FAILED = 400
 
 log = logging.getLogger("jaxl.server")
 
@@ -46,7 +47,7 @@ class Runner:
     """Draws the jobs of a store. `changed` is to be called when one was added.
 
     engine: draws them. keys: whose they may be. live: the requests in the engine, by their ids, which jobs have too.
-    seconds: how long answers are kept.
+    seconds: how long answers are kept. ended: how many jobs have ended since the start, by how.
     """
 
     def __init__(
@@ -58,12 +59,13 @@ class Runner:
         self.live = live
         self.seconds = seconds
         self.running: dict[str, asyncio.Task[None]] = {}
+        self.ended = {"done": 0, "failed": 0}  # how many
         self._failures: dict[str, int] = {}
         self._not_before: dict[
             tuple[str, str], float
         ] = {}  # a kind, "id" or "owner", and which: on the monotonic clock
         self._trouble: str | None = None  # what the log has said of the disk
-        self._wake, self._ended = asyncio.Event(), asyncio.Event()
+        self._wake, self._tell_now = asyncio.Event(), asyncio.Event()
 
     def changed(self) -> None:
         self._wake.set()
@@ -153,7 +155,8 @@ class Runner:
                     log.error("the answer of job %s waits: %s", job.id, error)
                 said = True
                 await asyncio.sleep(AGAIN)
-        self._ended.set()
+        self.ended["done" if status < FAILED else "failed"] += 1
+        self._tell_now.set()
 
     async def _answer(self, job: Job, asked: bytes | None, app: ASGIApp) -> tuple[int, Headers, bytes, str | None]:
         """Have the application answer a job's request; return status, headers, body and warning of its answer."""
@@ -200,10 +203,10 @@ class Runner:
     async def _tell_all(self) -> None:
         """Tell webhooks of the jobs that have their answers."""
         while True:
-            self._ended.clear()
+            self._tell_now.clear()
             with suppress(OutputError):  # of which the other loop tells
                 await asyncio.gather(*map(self._tell, await asyncio.to_thread(self.store.to_tell, MOST_AT_ONCE)))
-            await _until(self._ended, LEAST_AGAIN)
+            await _until(self._tell_now, LEAST_AGAIN)
 
     async def _tell(self, job: Job) -> None:
         assert job.webhook is not None
@@ -223,7 +226,7 @@ async def _until(event: asyncio.Event, seconds: float) -> None:
 
 def shown(job: Job) -> dict[str, Any]:
     """Return what a client may know of a job that is not being drawn."""
-    done = job.status is not None and job.status < 400
+    done = job.status is not None and job.status < FAILED
     state = "queued" if job.ended is None else "done" if done else "failed"
     times = {"created": int(job.created), "ended": None if job.ended is None else int(job.ended)}
     return {"id": job.id, "object": "job", "state": state, **times, "status": job.status, "warning": job.warning}
