@@ -20,12 +20,20 @@ def cache_folder(name: str) -> Path:
 
 
 def write_text(path: Path, text: str) -> None:
+    """Write a file as `write_bytes` does, in UTF-8."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, data: bytes) -> None:
     """Write a file, whole or not at all, and make its folder if need be. Raises OutputError."""
     temporary = path.with_name(f".jaxl-{secrets.token_hex(8)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            temporary.write_text(text, encoding="utf-8")
+            with temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())  # else a machine that stops could leave an empty file under the name
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)

@@ -62,6 +62,7 @@ def test_too_many(url: str, until: Until, caplog: pytest.LogCaptureFixture) -> N
         assert "more than 1 connections: another one from 127.0.0.1" in caplog.messages
         answer = httpx.get(f"{url}/v1/models")
         assert answer.json()["error"]["code"] == "overloaded"
-        assert (answer.headers["Connection"], answer.headers["Retry-After"]) == ("close", "5")
+        assert answer.headers["Connection"] == "close"
+        assert 5 <= int(answer.headers["Retry-After"]) <= 8
         assert httpx.get(f"{url}/health/live").status_code == 200, "or whoever watches restarts it"
     until(lambda: status() == 200)

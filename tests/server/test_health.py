@@ -101,5 +101,5 @@ def test_after_the_model_is_there(app: FastAPI) -> None:
     front = Front()
     client = TestClient(front)
     assert client.get("/health/ready").status_code == 503
-    front.app = app
+    front.open(app)
     assert client.get("/health/ready").status_code == 200

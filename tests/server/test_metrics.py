@@ -14,6 +14,9 @@ from jaxl.engine import Engine, Request, Ticket
 from jaxl.engine.backend import Served
 from jaxl.engine.fake import FakeBackend
 from jaxl.errors import CancelledError
+from jaxl.server.jobs.runner import Runner
+from jaxl.server.jobs.store import JobStore
+from jaxl.server.keys import ANYBODY, Key, KeyRing
 from jaxl.server.metrics import CONTENT_TYPE, Metrics
 
 ROOT = Path(jaxl.__file__).parents[2]
@@ -35,10 +38,10 @@ def read(metrics: Metrics) -> dict[str, float]:
     return samples
 
 
-def finished(engine: Engine, metrics: Metrics, images: int, steps: int, **more: str) -> Ticket:
+def finished(engine: Engine, metrics: Metrics, images: int, steps: int, key: Key = ANYBODY, **more: str) -> Ticket:
     ticket = engine.submit(Request({"prompt": "a", "num_images": images, "steps": steps, **more}))
     ticket.future.result(timeout=600)
-    metrics.observe(ticket, "done")
+    metrics.observe(ticket, "done", key)
     return ticket
 
 
@@ -105,12 +108,17 @@ def test_two_servers_in_a_process(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("file", ["deploy/grafana.json", "docs/serving.md", "docs/models.md"])
-def test_only_metrics_that_there_are(backend: FakeBackend, engine: Engine, file: str) -> None:
+def test_only_metrics_that_there_are(backend: FakeBackend, engine: Engine, file: str, tmp_path: Path) -> None:
     backend.served = [Served("a", "a", swaps={"disk": 1})]
-    metrics = Metrics(engine)
-    finished(engine, metrics, images=1, steps=1, model="a")
+    metrics, key = Metrics(engine), Key("ada", "")
+    finished(engine, metrics, images=1, steps=1, key=key, model="a")
     metrics.observe_http("/metrics", 200)
+    metrics.judged("pass")
+    metrics.refuse(key, "at_once")
+    store = JobStore(tmp_path, 1)
+    metrics.add_jobs(Runner(store, engine, KeyRing(), {}, 1.0))
     known = {name.split("{")[0] for name in read(metrics)}
+    store.close()
     families = {name.removesuffix("_count") for name in known if name.endswith("_count")}
     asked = set(re.findall(r"\b(?:jaxl:|process_)\w+", (ROOT / file).read_text()))
     assert len(asked) > 4

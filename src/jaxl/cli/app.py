@@ -28,6 +28,7 @@ from jaxl.cli.flags import flag
 from jaxl.cli.fuse import fuse
 from jaxl.cli.generate import generate
 from jaxl.cli.inspect import inspect
+from jaxl.cli.keys import app as keys
 from jaxl.cli.machine import find_devices, memory_bytes
 from jaxl.cli.options import JsonOption
 from jaxl.cli.preprocess import preprocess
@@ -96,6 +97,7 @@ app.command()(serve)
 app.command()(demo)
 bench.command("serve")(bench_serve)
 app.add_typer(bench, name="bench")
+app.add_typer(keys, name="keys")
 app.command("compile")(compile_programs)
 app.command()(cache)
 app.command()(fuse)

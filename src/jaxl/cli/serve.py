@@ -118,6 +118,12 @@ def serve(
             metavar="KEY", help="Opens the server; repeatable. JAXL_API_KEYS, with commas, hides them from ps."
         ),
     ] = None,
+    keys: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE", help="Keys with names and limits, made by `jaxl keys add`; read anew when it changes."
+        ),
+    ] = None,
     size: ServedSizesOption = None,
     size_policy: Annotated[
         SizePolicy,
@@ -206,6 +212,16 @@ def serve(
     no_urls: Annotated[
         bool, typer.Option("--no-urls", help="Keep no pictures for an hour, so that answers cannot point to them.")
     ] = not Settings.urls,
+    jobs: Annotated[
+        str | None,
+        typer.Option(metavar="DIR", help="Where requests with Prefer: respond-async are kept, and their answers."),
+    ] = None,
+    jobs_hours: Annotated[float, typer.Option(help="For which answers of jobs are kept.")] = Settings.jobs_hours,
+    jobs_space: Annotated[float, typer.Option(help="GiB that jobs may take together.")] = Settings.jobs_space,
+    webhook_allow: Annotated[
+        list[str] | None,
+        typer.Option(metavar="URL", help="The beginning of addresses that may be told of jobs; repeatable."),
+    ] = None,
     log_prompts: Annotated[
         bool, typer.Option("--log-prompts", help="Write prompts to the log.")
     ] = Settings.log_prompts,
@@ -216,6 +232,12 @@ def serve(
         str | None, typer.Option(metavar="FILE", help="Sign pictures: PEM certificate, and its chain.")
     ] = None,
     c2pa_key: Annotated[str | None, typer.Option(metavar="FILE", help="The certificate's private key.")] = None,
+    filter: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="What sees pictures before they leave: module:function, file.py:function or its name."
+        ),
+    ] = Settings.filter,
     unet: UnetOption = ModelOptions.unet,
     vae: VaeOption = ModelOptions.vae,
     vae_tile: VaeTileOption = ModelOptions.vae_tile,
@@ -249,6 +271,10 @@ def serve(
 
     from jaxl.server import logs
     from jaxl.server.app import Front
+    from jaxl.server.filters import load as load_filter
+    from jaxl.server.jobs.store import JobStore
+    from jaxl.server.jobs.webhooks import read_allowed
+    from jaxl.server.keys import KeyRing
     from jaxl.server.origins import read_origin
     from jaxl.server.paths import read_root
     from jaxl.server.pictures import Signer
@@ -269,6 +295,11 @@ def serve(
     for argument, seconds, least in (("deadline", deadline, LEAST_DEADLINE), ("drain_timeout", drain_timeout, 0.0)):
         if not least <= seconds < float("inf"):
             raise InputError(argument, seconds, f"give seconds, at least {least:g}")
+    for argument, number in (("jobs_hours", jobs_hours), ("jobs_space", jobs_space)):
+        if not 0 < number < float("inf"):
+            raise InputError(argument, number, "give a number above 0")
+    if webhook_allow and jobs is None:
+        raise InputError("webhook_allow", webhook_allow[0], "nothing is told but of jobs; give --jobs DIR too")
     if (c2pa_cert is None) != (c2pa_key is None):
         missing = "c2pa_key" if c2pa_key is None else "c2pa_cert"
         raise InputError(missing, None, "signing needs --c2pa-cert and --c2pa-key; give both")
@@ -316,24 +347,36 @@ def serve(
         sizes=options.sizes,
         size_policy=size_policy,
         api_keys=read_keys(api_key or ()),
+        keys=None if keys is None else Path(keys),
         max_images=max_images,
         deadline=deadline,
         drain_timeout=drain_timeout,
         origins=tuple(read_origin(text) for text in origin or ()),
         root_path=read_root(root_path),
         urls=not no_urls,
+        jobs=None if jobs is None else Path(jobs),
+        jobs_hours=jobs_hours,
+        jobs_space=jobs_space,
+        webhook_allow=tuple(read_allowed(text) for text in webhook_allow or ()),
         log_prompts=log_prompts,
         mark=not no_mark,
         c2pa_certificate=None if c2pa_cert is None else Path(c2pa_cert),
         c2pa_key=None if c2pa_key is None else Path(c2pa_key),
+        filter=filter,
         ui=ui,
     )
     http = HttpOptions(host, port, max_connections, keep_alive)
     if open_page and not ui:
         raise InputError("open", True, "there is no page to open; give --ui too")
     known_prices = read_prices() if prices is None else read_prices(Path(prices))
+    # so that mistakes are told before anything is loaded
     if settings.c2pa_certificate is not None and settings.c2pa_key is not None:
-        Signer(settings.c2pa_certificate, settings.c2pa_key)  # so that a mistake is told before anything is loaded
+        Signer(settings.c2pa_certificate, settings.c2pa_key)
+    KeyRing(settings.api_keys, settings.keys)
+    if filter is not None:
+        load_filter(filter)
+    if settings.jobs is not None:
+        JobStore(settings.jobs, settings.jobs_space).close()
     if not log_prompts:
         warnings.simplefilter("ignore", PromptWarning)  # which may quote the prompt
     with closing(listen(http)) as listener:
@@ -374,7 +417,7 @@ def announce(listener: socket.socket, settings: Settings, open_page: bool) -> No
     print_line(url)
     if open_page and has_screen():
         threading.Thread(target=webbrowser.open, args=(url,), name="browser", daemon=True).start()
-    if not settings.api_keys and not ip_address(address.partition("%")[0]).is_loopback:
+    if not settings.api_keys and settings.keys is None and not ip_address(address.partition("%")[0]).is_loopback:
         warn(f"whoever reaches {address} may draw; --api-key asks for a key")
     if "null" in settings.origins:
         warn("any web page can call as null; --origin null lets them all")

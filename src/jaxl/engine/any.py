@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 from PIL import Image
 
@@ -21,6 +21,8 @@ class AnyEngine(Protocol):
     def healthy(self) -> bool: ...
 
     def submit(self, request: Request, listener: Callable[[Event], None] | None = None) -> Ticket: ...
+
+    def check(self, arguments: Mapping[str, Any]) -> None: ...
 
     def tickets(self) -> list[Ticket]: ...
 

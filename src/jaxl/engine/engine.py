@@ -13,9 +13,10 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
+from typing import Any
 
 from PIL import Image
 
@@ -143,6 +144,11 @@ class Engine:
                 bisect.insort(self._waiting, Work(ticket, index, drawing, backend), key=lambda work: work.order)
             self._wake.notify_all()
         return ticket
+
+    def check(self, arguments: Mapping[str, Any]) -> None:
+        """Raise InputError for arguments that `submit` would not take, as far as that can be told now."""
+        if (backend := self.backend) is not None:
+            backend.read(arguments)
 
     def replace(self, backend: Backend) -> None:
         """Draw new requests with another backend; the requests already here stay with theirs."""
@@ -415,6 +421,7 @@ class Engine:
             self._busy_seconds += seconds
             for _, work, _ in call.progress:
                 work.ticket.done += call.rows
+                work.ticket.seconds += seconds / images
 
     def _begin(self, lane: Lane, work: Work) -> None:
         first = work.state is None

@@ -108,7 +108,7 @@ class Ticket:
     """A request in the engine. `future` gives the Result, or the error: see `Engine.submit`.
 
     `seeds` and `scheduler`, by its full name, are those of its images; `done` of the `total` rows of all are run.
-    `facts` are those of its drawings.
+    `facts` are those of its drawings. `seconds` are those of the devices: its images' parts of the batches' calls.
     The engine tells the ticket what happens; it holds its own lock where it gives the ticket its end.
     """
 
@@ -132,6 +132,7 @@ class Ticket:
         self.images: list[Image.Image | None] = [None] * len(seeds)
         self.total = total
         self.done = 0
+        self.seconds = 0.0
         self.started: float | None = None
         self.future: Future[Result] = Future()
         self._cancel = cancel

@@ -6,6 +6,7 @@ https://platform.openai.com/docs/guides/error-codes has the types and codes that
 from __future__ import annotations
 
 import math
+import random
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -32,6 +33,8 @@ from jaxl.server import logs
 
 # seconds until another server, or this one after a restart, may be there
 RETRY_ELSEWHERE = 5
+# clients that are turned away together come back within this part of the time that they are told, at least in so many
+SPREAD, LEAST_SPREAD = 0.5, 2.0  # seconds
 # OpenAI's clients heed this; the same request would fail again
 NO_RETRY: Mapping[str, str] = {"x-should-retry": "false"}
 # names of fields, and indices
@@ -113,11 +116,9 @@ def api_error(error: BaseException, names: Mapping[str, str] | None = None) -> A
         case RequestValidationError():
             return _invalid(error)
         case QueueFullError():
-            headers = {"Retry-After": str(max(math.ceil(error.retry_after), 1))}
-            return ApiError(429, message, type="rate_limit_error", code="rate_limit_exceeded", headers=headers)
+            return limited(message, error.retry_after)
         case DrainingError():
-            headers = {"Retry-After": str(RETRY_ELSEWHERE)}
-            return ApiError(503, message, type="server_error", code="draining", headers=headers)
+            return ApiError(503, message, type="server_error", code="draining", headers=retry_after(RETRY_ELSEWHERE))
         case DeadlineError():
             return ApiError(504, message, type="server_error", code="deadline_exceeded", headers=NO_RETRY)
         case CancelledError():
@@ -143,6 +144,17 @@ def api_error(error: BaseException, names: Mapping[str, str] | None = None) -> A
             return ApiError(
                 500, "something went wrong here; the log has it under the request's id", type="server_error"
             )
+
+
+def retry_after(seconds: float) -> dict[str, str]:
+    """Return the header that tells when to come back: then or a little later, so that not all come at once."""
+    return {"Retry-After": str(math.ceil(seconds + random.uniform(0, max(SPREAD * seconds, LEAST_SPREAD))))}
+
+
+def limited(message: str, seconds: float) -> ApiError:
+    """Return the error of a request that may come again after so many seconds."""
+    headers = retry_after(max(seconds, 1.0))
+    return ApiError(429, message, type="rate_limit_error", code="rate_limit_exceeded", headers=headers)
 
 
 def error_object(error: ApiError) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from starlette.types import Receive, Scope, Send
 
 from jaxl.engine import Drawn, Event, Preview, Progress, Started, Status
 from jaxl.server.errors import RESPONSES, ApiError, api_error, error_object
+from jaxl.server.kept import KeptRequest
 from jaxl.server.service import CurrentService, Service, Stream, gone
 
 # seconds; proxies close connections that are silent for a minute or so
@@ -92,9 +93,9 @@ async def status(http: HttpRequest, id: str, service: CurrentService) -> dict[st
 
     Its id is the X-Request-Id that came with it, or with its answer.
     """
-    kept = service.requests.get(id)
+    kept = _kept(http, id, service)
     if kept is None:
-        return _status(id, service.engine.status(_find(id, service).ticket))
+        return _status(id, service.engine.status(_find(http, id, service).ticket))
     known = kept.status
     if known is None:
         assert kept.ticket is not None
@@ -110,24 +111,25 @@ async def status(http: HttpRequest, id: str, service: CurrentService) -> dict[st
 
 
 @router.delete("/{id}")
-async def cancel(id: str, service: CurrentService) -> dict[str, Any]:
+async def cancel(http: HttpRequest, id: str, service: CurrentService) -> dict[str, Any]:
     """Give up on a request; a client that waits for its answer gets an error of status 499. Forget a kept one."""
-    kept = None if id in service.live else service.requests.take(id)
+    kept = None if id in service.live else _kept(http, id, service)
     if kept is None:
-        _find(id, service).ticket.cancel()
+        _find(http, id, service).ticket.cancel()
     else:
+        service.requests.take(id)
         for name in kept.names.values():
             service.files.take(name)
     return {"id": id, "object": "request", "cancelled": kept is None}
 
 
 @router.get("/{id}/events", response_class=Response, responses={200: {"content": {EventStream.media_type: {}}}})
-async def follow(id: str, service: CurrentService) -> EventStream:
+async def follow(http: HttpRequest, id: str, service: CurrentService) -> EventStream:
     """Server-sent events of a request: status, started, progress, preview, drawn, and done or error.
 
     Previews come as often as the request asked for with its field `previews`.
     """
-    stream = _find(id, service)
+    stream = _find(http, id, service)
     return EventStream(_follow(stream, stream.channel.follow(), service))
 
 
@@ -184,7 +186,15 @@ def _status(id: str, status: Status) -> dict[str, Any]:
     return {"id": id, "object": "request", **asdict(status)}
 
 
-def _find(id: str, service: Service) -> Stream:
-    if id not in service.live:
+def _kept(http: HttpRequest, id: str, service: Service) -> KeptRequest | None:
+    """Return a request that is kept, if it is the caller's."""
+    kept = service.requests.get(id)
+    return kept if kept is not None and kept.owner == http.state.key.owner else None
+
+
+def _find(http: HttpRequest, id: str, service: Service) -> Stream:
+    """Return a request of the caller's. Raises ApiError."""
+    stream = service.live.get(id)
+    if stream is None or stream.key.owner != http.state.key.owner:
         raise ApiError(404, f"no request {id[:64]!r} waits or runs here; it may be done", code="request_not_found")
-    return service.live[id]
+    return stream

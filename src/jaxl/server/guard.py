@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-import hashlib
 import re
 import secrets
 import time
@@ -21,7 +20,8 @@ from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from jaxl.server import logs
-from jaxl.server.errors import RETRY_ELSEWHERE, ApiError, answer, api_error
+from jaxl.server.errors import RETRY_ELSEWHERE, ApiError, answer, api_error, retry_after
+from jaxl.server.keys import ANYBODY, Key
 from jaxl.server.origins import is_address, is_own, names_itself, web_host
 from jaxl.server.paths import routed
 from jaxl.server.pictures import MEDIA_TYPES
@@ -40,6 +40,8 @@ BODIES = {
     "/v1/images/settings": (JSON, *MEDIA_TYPES.values()),
 }
 PREFLIGHT_SECONDS = "600"
+# the headers of answers that pages of other origins may read
+EXPOSED = "X-Request-Id, X-Jaxl-Drawn, X-Jaxl-Warning, Retry-After, Location, Preference-Applied"
 # the longest wait for the next part of a body
 BODY_SECONDS = 60.0
 
@@ -51,7 +53,7 @@ class Guard:
         self.app = app
         self.service = service
         self.settings = service.settings
-        self.keys = [_digest(key) for key in service.settings.api_keys]
+        self.keys = service.keys
         self.hosts = {web_host(origin) for origin in service.settings.origins}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -76,7 +78,7 @@ class Guard:
                     marked["X-Jaxl-Warning"] = remarks
                 if origin in self.settings.origins:
                     marked["Access-Control-Allow-Origin"] = origin
-                    marked["Access-Control-Expose-Headers"] = "X-Request-Id, X-Jaxl-Drawn, X-Jaxl-Warning, Retry-After"
+                    marked["Access-Control-Expose-Headers"] = EXPOSED
                     marked.add_vary_header("Origin")
             await send(message)
 
@@ -87,7 +89,8 @@ class Guard:
             try:
                 response = self._preflight(headers, scope["method"])
                 if response is None:
-                    self._check(scope, headers)
+                    if "job" not in scope["state"]:  # which was checked when it was accepted
+                        self._check(scope, headers)
                     if self._is_page(scope) and bare == scope["root_path"] != "":
                         response = RedirectResponse(f"{bare}/")  # the page's own links are relative
                 await (response or self.app)(scope, receive, answered)
@@ -126,9 +129,10 @@ class Guard:
         if "origin" in headers and origin not in self.settings.origins and not is_own(origin, host or ""):
             raise _origin_refused(origin)
         if scope["state"].get("crowded") and not scope["path"].startswith(OPEN):
-            told = {"Retry-After": str(RETRY_ELSEWHERE), "Connection": "close"}
+            told = {**retry_after(RETRY_ELSEWHERE), "Connection": "close"}
             raise ApiError(503, "too many connections", type="server_error", code="overloaded", headers=told)
-        if self.keys and not scope["path"].startswith(KEYLESS) and not self._knows(headers.get("authorization", "")):
+        key = ANYBODY if scope["path"].startswith(KEYLESS) else self._key(headers.get("authorization", ""))
+        if key is None:
             raise ApiError(
                 401,
                 "send one of this server's keys, as Authorization: Bearer KEY",
@@ -137,6 +141,9 @@ class Guard:
                     "WWW-Authenticate": 'Basic realm="jaxl", charset="UTF-8"' if self._is_page(scope) else "Bearer"
                 },
             )
+        scope["state"]["key"] = key
+        if key.name:
+            logs.note(key=key.name)
         length = headers.get("content-length", "")
         if length.isdecimal() and int(length) > self.settings.max_body:
             raise _too_large(self.settings.max_body)
@@ -154,15 +161,16 @@ class Guard:
         """Return whether it is the web page, for which browsers ask people: any name, and a key as the password."""
         return self.settings.ui and scope["path"] == "/"
 
-    def _knows(self, authorization: str) -> bool:
-        """Return whether a header has one of the keys; the time it takes tells nothing about them."""
+    def _key(self, authorization: str) -> Key | None:
+        """Return whose key a header has; of a server without keys it is anybody's."""
+        if not self.keys:
+            return ANYBODY
         scheme, _, given = authorization.partition(" ")
         if scheme.lower() == "basic":  # clients of A1111 can send nothing else; the key is the password
             given = _password(given)
         elif scheme.lower() != "bearer":
-            return False
-        digest = _digest(given.strip())
-        return sum([secrets.compare_digest(digest, key) for key in self.keys]) > 0
+            return None
+        return self.keys.find(given.strip())
 
 
 def request_id(headers: Headers) -> str:
@@ -227,10 +235,6 @@ def _password(encoded: str) -> str:
         return base64.b64decode(encoded, validate=True).decode("utf-8", "replace").partition(":")[2]
     except binascii.Error:
         return ""
-
-
-def _digest(key: str) -> bytes:
-    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
 
 
 def _origin_refused(origin: str) -> ApiError:

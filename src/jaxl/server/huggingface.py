@@ -124,7 +124,7 @@ async def _draw(http: HttpRequest, asked: InferenceRequest, service: Service, mo
         arguments |= {"prompt": prompt, "image": source.picture, "mask": source.mask, "strength": wanted.strength}
     elif wanted.strength is not None:
         raise InputError("strength", wanted.strength, "needs a picture in inputs")
-    async with service.attended(http, arguments, policy=service.policy("strict", model)) as stream:
+    async with service.attended(http, arguments, model=model, policy=service.policy("strict", model)) as stream:
         result = await stream.result()
     file = await AnswerFiles(service, stream, source and source.seamless(), format).file(0, result.images[0])
     return Response(file.data, media_type=file.media_type)

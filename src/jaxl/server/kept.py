@@ -27,12 +27,13 @@ class File:
 
 @dataclass(eq=False)
 class KeptRequest:
-    """A request that answers after its end too.
+    """A request that answers after its end too, to its `owner`.
 
     `seeds` are those of its images; `names`, by image, those of the files so far. Once all files are kept, `ticket` is
     None, and `status` is its last one; `error` is the error object, if there was one.
     """
 
+    owner: str
     ticket: Ticket | None
     names: Mapping[int, str]
     seeds: Sequence[int]

@@ -7,6 +7,7 @@ autoscalers made for it work. `docs/serving.md` lists all.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Literal, get_args
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
@@ -15,11 +16,15 @@ from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
 from jaxl.engine.backend import Place, Served
+from jaxl.errors import OutputError
 from jaxl.residency.policy import total
 from jaxl.server.history import History
+from jaxl.server.keys import ANYBODY
 
 if TYPE_CHECKING:
     from jaxl.engine import AnyEngine, Ticket
+    from jaxl.server.jobs.runner import Runner
+    from jaxl.server.keys import Key
 
 Outcome = Literal["done", "cancelled", "deadline", "failed"]
 
@@ -70,10 +75,47 @@ class Metrics:
         self._answers = Counter(
             "jaxl:http_requests", "HTTP requests, by route and status.", ["route", "status"], registry=self._registry
         )
+        self._images_by_key = Counter(
+            "jaxl:images_by_key", "Images drawn, by the name of the client's key.", ["key"], registry=self._registry
+        )
+        self._seconds_by_key = Counter(
+            "jaxl:device_seconds_by_key",
+            "Seconds of the devices that images took, each its part of a batch, by the name of the client's key.",
+            ["key"],
+            registry=self._registry,
+        )
+        self._refused_by_key = Counter(
+            "jaxl:refused_by_key",
+            "Requests that were told to come back, by the name of the key and the limit that it had reached.",
+            ["key", "limit"],
+            registry=self._registry,
+        )
 
-    def observe(self, ticket: Ticket, outcome: Outcome) -> None:
+        self._judged = Counter(
+            "jaxl:filtered",
+            "Pictures that the operator's filter saw, by its verdict.",
+            ["verdict"],
+            registry=self._registry,
+        )
+
+    def add_jobs(self, runner: Runner) -> None:
+        """Tell of jobs too."""
+        self._registry.register(_Jobs(runner))
+
+    def judged(self, verdict: str | None) -> None:
+        """Count a picture that a filter has seen; None if it failed."""
+        self._judged.labels(verdict or "failed").inc()
+
+    def refuse(self, key: Key, limit: str) -> None:
+        """Count a request that a limit of its key has turned away."""
+        self._refused_by_key.labels(key.name, limit).inc()
+
+    def observe(self, ticket: Ticket, outcome: Outcome, key: Key = ANYBODY) -> None:
         """Count a request to the engine that ended just now."""
         self._finished.labels(outcome).inc()
+        if key.name:
+            self._images_by_key.labels(key.name).inc(sum(image is not None for image in ticket.images))
+            self._seconds_by_key.labels(key.name).inc(ticket.seconds)
         if ticket.started is not None:
             self._queue.observe(ticket.started - ticket.submitted)
         past = self.history.add(ticket, done=outcome == "done")
@@ -125,6 +167,32 @@ class _Engine(Collector):
         ):
             yield CounterMetricFamily(f"jaxl:{name}", text, value)
         yield from _of_models(self._engine.models())
+
+
+class _Jobs(Collector):
+    """The jobs of a server, read when Prometheus asks; while the disk cannot be read, none of them is told."""
+
+    def __init__(self, runner: Runner):
+        self._runner = runner
+
+    def describe(self) -> list[Metric]:
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        running = len(self._runner.running)
+        with suppress(OutputError):
+            unended, kept, size = self._runner.store.counts()
+            for name, text, value in (
+                ("waiting", "Jobs that wait to be drawn.", max(unended - running, 0)),
+                ("running", "Jobs that are being drawn.", running),
+                ("kept", "Jobs whose answers are kept.", kept),
+                ("bytes", "Bytes of the files of all jobs.", size),
+            ):
+                yield GaugeMetricFamily(f"jaxl:jobs_{name}", text, value)
+        family = CounterMetricFamily("jaxl:jobs", "Jobs that ended, by how.", labels=["state"])
+        for state, count in self._runner.ended.items():
+            family.add_metric([state], count)
+        yield family
 
 
 def _of_models(models: Sequence[Served]) -> Iterator[Metric]:

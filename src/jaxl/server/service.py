@@ -26,11 +26,16 @@ from jaxl.engine.request import new_id
 from jaxl.errors import CancelledError, DeadlineError, InputError, UnloadedError, nearest
 from jaxl.server import logs
 from jaxl.server.errors import ApiError
+from jaxl.server.filters import load
+from jaxl.server.jobs.runner import Runner
+from jaxl.server.jobs.store import JobStore
 from jaxl.server.kept import MOST_BYTES, MOST_REQUESTS, File, KeptRequest, Shelf
+from jaxl.server.keys import ANYBODY, Key, KeyRing
 from jaxl.server.limits import MOST_LORAS
 from jaxl.server.metrics import Metrics, Outcome
 from jaxl.server.pictures import Format, Signer, encode
 from jaxl.server.prompts import embeddings_in, loras_in, remarks
+from jaxl.server.quotas import Quotas
 from jaxl.server.settings import Settings
 from jaxl.server.sizes import Policy, as_text, drawn_for, framed
 
@@ -48,21 +53,29 @@ class Service:
     def __init__(
         self, engine: AnyEngine, settings: Settings, want_loaded: Callable[[bool], Future[bool]] | None = None
     ):
-        """Raises InputError if pictures cannot be signed as the settings ask."""
+        """Raises InputError for settings that cannot be followed: of signatures, keys, jobs or the filter."""
         self.created = int(time.time())
         self.want_loaded = want_loaded
         self.engine = engine
         self.settings = settings
         self.metrics = Metrics(engine)
+        self.keys = KeyRing(settings.api_keys, settings.keys)
+        self.quotas = Quotas(self.metrics.refuse)
         self.signer = None
         if settings.c2pa_certificate is not None and settings.c2pa_key is not None:
             self.signer = Signer(settings.c2pa_certificate, settings.c2pa_key)
+        self.filter = None if settings.filter is None else load(settings.filter)
         self.live: dict[str, Stream] = {}
         self._ids: set[str] = set()  # of requests that are live, or on their way into the queue
         self.files: Shelf[File] = Shelf(MOST_BYTES)
         self.requests: Shelf[KeptRequest] = Shelf(MOST_REQUESTS)
         self.enlarging = 0  # requests for larger pictures that wait, or are worked on
         self._tasks: set[asyncio.Task[None]] = set()
+        self.jobs = None
+        if settings.jobs is not None:
+            store = JobStore(settings.jobs, settings.jobs_space)
+            self.jobs = Runner(store, engine, self.keys, self.live, settings.jobs_hours * 3600)
+            self.metrics.add_jobs(self.jobs)
 
     @property
     def ready(self) -> bool:
@@ -73,19 +86,23 @@ class Service:
         arguments: Mapping[str, Any],
         *,
         previews: int = 0,
-        priority: int = 0,
+        priority: int | None = None,
         deadline: float | None = None,
         id: str | None = None,
+        key: Key = ANYBODY,
+        model: str | None = None,
         keep: bool = False,
         policy: Policy = "strict",
     ) -> Stream:
         """Put a request with arguments of `Pipeline.generate` in the queue; None counts as not given.
 
-        keep: whether it is drawn although its client is gone. policy: what to do with a size that is not drawn here.
+        key: whose it is. model: the name that it asks for. keep: whether it is drawn although its client is gone.
+        policy: what to do with a size that is not drawn here.
 
-        Raises InputError, QueueFullError and DrainingError, and ApiError for an id that is in use.
+        Raises InputError, QueueFullError and DrainingError, and ApiError for an id that is in use and for what the key
+        may not have.
         """
-        given = self.checked(arguments, policy)
+        given = self._allowed(arguments, key, model, policy, deadline)
         drawn = given["width"], given["height"]
         # a crop around a mask is drawn at a size of its own, not the picture's
         wanted = drawn if "padding_mask_crop" in given else self.wanted(arguments)
@@ -94,14 +111,14 @@ class Service:
         # before there is a ticket: after that, giving up would have to cancel it
         remarked = await asyncio.to_thread(remarks, given)
         used = await asyncio.to_thread(embeddings_in, given, self.settings.steps, self.settings.embeddings)
-        most = self.settings.deadline
-        if deadline is not None and not LEAST_DEADLINE <= deadline <= most:
-            raise InputError("deadline", deadline, f"give seconds, from {LEAST_DEADLINE:g} to {most:g}")
-        request = Request(given, id or new_id(), priority, deadline or most, previews)
+        deadline = deadline or self.settings.deadline
+        previews = 0 if self.filter else previews  # no picture leaves that it has not seen
+        request = Request(given, id or new_id(), key.priority_of(priority), deadline, previews)
         if request.id in self._ids:
             raise ApiError(
                 409, f"a request with the id {request.id} is being drawn; give another", param="X-Request-Id"
             )
+        self.quotas.take(key, given["num_images"])
         self._ids.add(request.id)
         logs.note(**logs.facts_of(given, prompts=self.settings.log_prompts))
         if wanted != drawn:
@@ -112,18 +129,42 @@ class Service:
             ticket = await self._ticket(request, channel)
         except BaseException:
             self._ids.discard(request.id)
+            self.quotas.give_back(key, given["num_images"], begun=False)
             raise
         self.requests.take(ticket.id)
-        stream = self.live[ticket.id] = Stream(ticket, given, channel, events, wanted, remarked, used, keep)
+        stream = self.live[ticket.id] = Stream(ticket, key, given, channel, events, wanted, remarked, used, keep)
         ticket.future.add_done_callback(lambda _: channel.call(self._end, stream))
         return stream
+
+    async def check(
+        self,
+        arguments: Mapping[str, Any],
+        *,
+        key: Key,
+        model: str | None,
+        policy: Policy,
+        deadline: float | None,
+    ) -> dict[str, Any]:
+        """Return the arguments as `checked` does. Raises what `submit` would, as far as that can be told now."""
+        given = self._allowed(arguments, key, model, policy, deadline)
+        await asyncio.to_thread(self.engine.check, given)
+        return given
+
+    def _allowed(
+        self, arguments: Mapping[str, Any], key: Key, model: str | None, policy: Policy, deadline: float | None
+    ) -> dict[str, Any]:
+        given, most = self.checked(arguments, policy), self.settings.deadline
+        self.quotas.check(key, model or self.settings.model, given)
+        if deadline is not None and not LEAST_DEADLINE <= deadline <= most:
+            raise InputError("deadline", deadline, f"give seconds, from {LEAST_DEADLINE:g} to {most:g}")
+        return given
 
     async def begin(self, http: HttpRequest, arguments: Mapping[str, Any], **how: Any) -> Stream:
         """Submit a request under the id of the HTTP request, whose answer will say how it is drawn.
 
         `how` are further arguments of `submit`. Raises what `submit` does.
         """
-        stream = await self.submit(arguments, id=http.state.request_id, **how)
+        stream = await self.submit(arguments, id=http.state.request_id, key=http.state.key, **how)
         http.state.drawn = as_text(stream.drawn)
         http.state.remarks = stream.remarks
         return stream
@@ -298,7 +339,8 @@ class Service:
         """Forget a request that has its end, whatever that is; the event loop calls it."""
         self.live.pop(stream.id, None)
         self._ids.discard(stream.id)
-        self.metrics.observe(stream.ticket, outcome(stream.ticket))
+        self.quotas.give_back(stream.key, len(stream.ticket.seeds))
+        self.metrics.observe(stream.ticket, outcome(stream.ticket), stream.key)
         stream.channel.end()
 
 
@@ -306,13 +348,15 @@ class Stream:
     """A request on its way: `async for` gives its events.
 
     Leaving `async with` before its end cancels it, unless it is to be kept.
-    `arguments` are those that it is drawn with; the seed is among them, that of the first image. `wanted` is the size
-    of the pictures that its client gets. `remarks` and `embeddings` are those of `jaxl.server.prompts`.
+    `key` is whose it is. `arguments` are those that it is drawn with; the seed is among them, that of the first image.
+    `wanted` is the size of the pictures that its client gets. `remarks` and `embeddings` are those of
+    `jaxl.server.prompts`.
     """
 
     def __init__(
         self,
         ticket: Ticket,
+        key: Key,
         arguments: Mapping[str, Any],
         channel: Channel,
         events: AsyncIterator[Event],
@@ -322,6 +366,7 @@ class Stream:
         keep: bool = False,
     ) -> None:
         self.ticket = ticket
+        self.key = key
         self.arguments = arguments
         self.channel = channel
         self.wanted = wanted

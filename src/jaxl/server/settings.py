@@ -166,14 +166,17 @@ class Settings:
     controlnets, ip_adapters: the names of those that requests may ask for. upscalers: the same, each with its scale.
     scheduler, steps, guidance_scale: the model's own, as pictures report them.
     chunks: parts of 75 tokens that a prompt may have.
-    api_keys: any of them opens the server; none is no check.
+    api_keys: any of them opens the server; none is no check. keys: a file of more, see `jaxl.server.keys`.
     max_images: of one request. max_pixels: of a picture that a client sends. max_body: bytes. max_prompt: characters.
     deadline: seconds after which nobody waits for a request any more. drain_timeout: seconds that a stop may take.
     origins: further web pages that may call, as `jaxl.server.origins` writes them.
     root_path: under which a proxy has the server, such as /jaxl; "" is /.
     urls: answers may point to pictures, which are kept for a while.
+    jobs: a folder for jobs, see `jaxl.server.jobs`. jobs_hours: for which their answers are kept. jobs_space: GiB of
+    them all. webhook_allow: the beginnings of addresses that may be told of jobs.
     log_prompts: texts of users in the log. mark: pictures say that a machine made them.
     c2pa_certificate, c2pa_key: PEM files to sign pictures with.
+    filter: what looks at pictures before they leave, see `jaxl.server.filters`.
     ui: with the web page, at /. usd_per_hour: what the devices cost together, if that is known.
     """
 
@@ -191,6 +194,7 @@ class Settings:
     guidance_scale: float = 5.0
     chunks: int = ModelOptions.chunks
     api_keys: tuple[str, ...] = ()
+    keys: Path | None = None
     max_images: int = 10
     max_pixels: int = 4096 * 4096
     max_body: int = 32 * 2**20
@@ -200,10 +204,15 @@ class Settings:
     origins: tuple[str, ...] = ()
     urls: bool = True
     root_path: str = ""
+    jobs: Path | None = None
+    jobs_hours: float = 24.0
+    jobs_space: float = 4.0
+    webhook_allow: tuple[str, ...] = ()
     log_prompts: bool = False
     mark: bool = True
     c2pa_certificate: Path | None = None
     c2pa_key: Path | None = None
+    filter: str | None = None
     ui: bool = False
     usd_per_hour: float | None = None
 

@@ -224,7 +224,7 @@ class Supervisor:
 
     def _open(self, engine: AnyEngine, app: ASGIApp, said: str) -> None:
         self.engine = engine
-        self.front.app = app
+        self.front.open(app)
         self.say(f"{said}: {self.settings.model}, {', '.join(map(as_text, self.settings.sizes))}")
 
     def _drain(self, engine: AnyEngine) -> None:
@@ -276,7 +276,7 @@ def http_server(front: Front, options: HttpOptions) -> Server:
         log_config=None,
         log_level="warning",
         access_log=False,
-        lifespan="off",
+        lifespan="on",
         ws="none",
         server_header=False,
         timeout_graceful_shutdown=GRACE,

@@ -14,6 +14,7 @@ from jaxl.call.sizes import Size
 from jaxl.engine import Drawn, Event
 from jaxl.server.edits import Source
 from jaxl.server.errors import api_error, error_object
+from jaxl.server.filters import blurred, judge, refused
 from jaxl.server.kept import File, KeptRequest, new_name
 from jaxl.server.pictures import MEDIA_TYPES, Format
 from jaxl.server.service import Service, Stream
@@ -25,7 +26,7 @@ class AnswerFiles:
     """The files of a request's pictures, each made once, however often it is asked for.
 
     source: laid over pictures where its mask keeps it. format, quality: as `Service.encode` takes them. names: of the
-    files that are kept, by image.
+    files that are kept, by image. blurred: the images that the operator's filter has blurred.
     """
 
     service: Service
@@ -34,6 +35,7 @@ class AnswerFiles:
     format: Format = "png"
     quality: int | None = None
     names: dict[int, str] = field(default_factory=dict)
+    blurred: set[int] = field(default_factory=set)
     _files: dict[int, asyncio.Task[File]] = field(default_factory=dict)
 
     @property
@@ -71,7 +73,7 @@ class AnswerFiles:
 
     def keep(self) -> None:
         """Have the request answer after its end too, with its pictures."""
-        kept = KeptRequest(self.stream.ticket, self.names, self.stream.ticket.seeds)
+        kept = KeptRequest(self.stream.key.owner, self.stream.ticket, self.names, self.stream.ticket.seeds)
         self.service.requests.put(self.stream.id, kept)
         self.service.background(self._keep(kept, self.stream.channel.follow()))
 
@@ -93,7 +95,17 @@ class AnswerFiles:
         composite = self.source is not None and self.source.stays
         how: dict[str, Any] = {"format": self.format, "quality": self.quality, "composite": composite}
         picture = await asyncio.to_thread(self._finished, drawn)
-        return File(await self.service.encode(picture, self.settings(image, drawn), **how), MEDIA_TYPES[self.format])
+        settings = self.settings(image, drawn)
+        if self.service.filter is not None:
+            verdict = await asyncio.to_thread(judge, self.service.filter, picture, settings["prompt"])
+            self.service.metrics.judged(verdict)
+            if verdict not in ("pass", "blur"):
+                raise refused(verdict)
+            if verdict == "blur":
+                self.blurred.add(image)
+                # without settings, which would draw what is hidden
+                return File(await self.service.encode(blurred(picture), None, **how), MEDIA_TYPES[self.format])
+        return File(await self.service.encode(picture, settings, **how), MEDIA_TYPES[self.format])
 
     def _finished(self, drawn: Image.Image) -> Image.Image:
         """Return an image as its client gets it."""

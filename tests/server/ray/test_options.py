@@ -6,6 +6,7 @@ import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import Field, fields
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, get_args
 
 import pytest
@@ -60,6 +61,7 @@ OF_ONE_MACHINE = "it is about the machine with the command"
 FLAG_ALONE = {
     **dict.fromkeys(("host", "port", "max_connections", "keep_alive"), RAYS_OWN),
     **dict.fromkeys(("ui", "open_page", "prices", "c2pa_cert", "c2pa_key"), OF_ONE_MACHINE),
+    **dict.fromkeys(("jobs", "jobs_hours", "jobs_space", "webhook_allow"), "the ingress may move to another disk"),
     "api_key": "JAXL_API_KEYS has the keys, because Ray keeps its arguments where many can read them",
     "batch_sizes": "an image that another replica draws again would be the same to rounding alone",
     "static": "for the comparison in jaxl bench serve, which starts jaxl serve",
@@ -143,6 +145,7 @@ SPECIAL = {
     "dtype": "float32",
     "split": "rows",
     "origin": "https://example.org",
+    "webhook_allow": "https://example.org/hooks",
     "root_path": "/jaxl",
     "batch_sizes": "2,3",
     "lanes": "pag,cached",
@@ -186,6 +189,9 @@ def test_each_flag_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("jaxl.server.logs.take_over", lambda: None)
     monkeypatch.setattr("jaxl.server.logs.configure", lambda: None)
     monkeypatch.setattr("jaxl.server.pictures.Signer", lambda *files: None)
+    monkeypatch.setattr("jaxl.server.filters.load", lambda name: None)
+    monkeypatch.setattr("jaxl.server.keys.KeyRing", lambda *files: None)
+    monkeypatch.setattr("jaxl.server.jobs.store.JobStore", lambda *given: SimpleNamespace(close=lambda: None))
     group: Any = typer.main.get_command(command)
     line = ["serve"]
     for option in group.commands["serve"].params:

@@ -14,7 +14,6 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Form, UploadFile
-from fastapi.routing import APIRoute
 from PIL import Image, ImageChops, ImageFilter, ImageOps
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from starlette.datastructures import Headers
@@ -35,6 +34,7 @@ from jaxl.server.events import EventStream, event, file_url, with_status
 from jaxl.server.guard import FORM as FORM_TYPE
 from jaxl.server.guard import JSON, media_type
 from jaxl.server.image_prompts import ImagePromptFields, read_image_prompts
+from jaxl.server.jobs.routes import JobRoute, accept, is_job, wants_job
 from jaxl.server.kept import SECONDS
 from jaxl.server.limits import (
     Count,
@@ -79,7 +79,13 @@ USAGE = {
 # pixels around a mask; pictures have fewer
 MAX_PADDING = 16384
 
-router = APIRouter(prefix="/v1", tags=["OpenAI"], dependencies=[Depends(fields(FIELDS))], responses=RESPONSES)
+router = APIRouter(
+    prefix="/v1",
+    tags=["OpenAI"],
+    dependencies=[Depends(fields(FIELDS))],
+    responses=RESPONSES,
+    route_class=JobRoute,
+)
 
 FORM = Form(media_type=FORM_TYPE)
 
@@ -214,7 +220,7 @@ class Variation(Sent):
     """The form of `/v1/images/variations`."""
 
 
-class JsonRoute(APIRoute):
+class JsonRoute(JobRoute):
     """A route for bodies in JSON, before one of the same path for others."""
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
@@ -390,11 +396,16 @@ def _how(asked: ImageRequest, service: Service) -> dict[str, Any]:
     previews = asked.previews if asked.previews is not None else asked.partial_images if asked.stream else None
     return {
         "previews": previews or 0,
-        "priority": asked.priority or 0,
+        "priority": asked.priority,
         "deadline": asked.deadline,
         "keep": bool(asked.keep),
-        "policy": service.policy("strict", asked.model, asked.size_policy),
+        "model": asked.model,
+        "policy": _policy(asked, service),
     }
+
+
+def _policy(asked: ImageRequest, service: Service) -> Policy:
+    return service.policy("strict", asked.model, asked.size_policy)
 
 
 def _work(service: Service, stream: Stream, asked: ImageRequest, source: Source | None) -> AnswerFiles:
@@ -412,18 +423,35 @@ async def _respond(
     kind: Literal["image_generation", "image_edit"],
     source: Source | None = None,
 ) -> Response | dict[str, Any]:
-    """Draw, and answer at the end, or with events on the way."""
+    """Draw, and answer at the end, or with events on the way; or accept a job that is drawn later."""
+    if wants_job(http):
+        return await accept(
+            http,
+            service,
+            await _with_pictures(arguments, asked, service),
+            priority=asked.priority,
+            model=asked.model,
+            policy=_policy(asked, service),
+            deadline=asked.deadline,
+            refused={
+                "stream": asked.stream,
+                "keep": asked.keep,
+                "response_format": "url" if asked.response_format == "url" else None,
+            },
+        )
+    if is_job(http):
+        arguments = {**arguments, "seed": http.state.job.seed}
     if asked.stream:
         work = await begin(http, service, asked, arguments, source)
         return EventStream(_events(asked, work, kind), owner=work.stream)
     work, result = await draw(http, service, asked, arguments, source)
     data = []
     for image, drawn in enumerate(result.images):
-        if _wants_urls(asked, service):
+        if _wants_urls(asked, service) and not is_job(http):
             file = {"url": file_url(http, await work.name(image, drawn))}
         else:
             file = {"b64_json": await base64_of(work, image, drawn)}
-        data.append({**file, "seed": result.seeds[image]})
+        data.append({**file, "seed": result.seeds[image], **_filtered(work, image)})
     return {"id": http.state.request_id, "created": int(time.time()), "data": data, **_shape(work, result.images[0])}
 
 
@@ -448,7 +476,7 @@ async def _events(asked: ImageRequest, work: AnswerFiles, kind: str) -> AsyncIte
                 name = f"{kind}.completed"
                 data = await base64_of(work, image, drawn)
                 more = {"image_index": image, **shape, **_shape(work, drawn), "b64_json": data, "usage": USAGE}
-                more["seed"] = stream.ticket.seeds[image]
+                more |= {"seed": stream.ticket.seeds[image], **_filtered(work, image)}
             case _:
                 continue
         if asked.progress or isinstance(news, Preview | Drawn):
@@ -468,6 +496,10 @@ def _shape(work: AnswerFiles, drawn: Image.Image | None = None) -> dict[str, Any
     size = as_text(work.stream.wanted if drawn is None else work.size(drawn))
     shape = {"background": "opaque", "output_format": work.format, "size": size}
     return {**shape, "drawn_size": as_text(work.stream.drawn)} if work.resized else shape
+
+
+def _filtered(work: AnswerFiles, image: int) -> dict[str, str]:
+    return {"filtered": "blur"} if image in work.blurred else {}
 
 
 async def base64_of(work: AnswerFiles, image: int, drawn: Image.Image) -> str:

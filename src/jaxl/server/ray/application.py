@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -36,7 +37,8 @@ T = TypeVar("T")
 class Arguments(BaseModel):
     """`serve run jaxl.server.ray:app model=... size=1024x1024,832x1216`, or `args` of an application in a config file.
 
-    They mean what the options of `jaxl serve` do. Keys of clients are in the environment, as JAXL_API_KEYS.
+    They mean what the options of `jaxl serve` do. Keys of clients are in the environment, as JAXL_API_KEYS, or in the
+    file `keys`, which lies where the ingress runs.
     """
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
@@ -47,6 +49,7 @@ class Arguments(BaseModel):
     host_memory: str | None = Field(None, description="Bytes of each replica's host memory for those that left.")
     pin: str = Field("", description="Names of models that stay on the devices, with commas between several.")
     name: str | None = Field(None, description="What clients call the model.")
+    keys: Path | None = Settings.keys
     alias: str = Field("", description="Other names that clients may use, with commas between several.")
     size: str = Field("", description="WIDTHxHEIGHT; with commas between several, the first is the default.")
     size_policy: SizePolicy = Settings.size_policy
@@ -84,6 +87,7 @@ class Arguments(BaseModel):
     urls: bool = Settings.urls
     log_prompts: bool = Settings.log_prompts
     mark: bool = Settings.mark
+    filter: str | None = Field(Settings.filter, description="A name that can be imported where the ingress runs.")
     replicas: int = Field(
         Scale.replicas, ge=0, description="To begin with, and always unless `least` and `most` differ."
     )

@@ -17,6 +17,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from jaxl.server import logs
 from jaxl.server.app import Front, create_app
+from jaxl.server.filters import load
+from jaxl.server.keys import KeyRing
 from jaxl.server.ray.fleet import Fleet
 from jaxl.server.ray.replica import Replica
 from jaxl.server.ray.router import BucketAffineRouter
@@ -68,11 +70,6 @@ class Threads:
         self._threads: int | None = threads
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan":  # the application has no lifespan of its own
-            while (kind := (await receive())["type"]) != "lifespan.shutdown":
-                await send({"type": f"{kind}.complete"})
-            await send({"type": f"{kind}.complete"})
-            return
         if self._threads is not None:
             executor = ThreadPoolExecutor(self._threads, thread_name_prefix="request")
             asyncio.get_running_loop().set_default_executor(executor)
@@ -84,6 +81,9 @@ def without_request_id(app: ASGIApp) -> ASGIApp:
     """Return the app without the request's X-Request-Id in answers: Ray's HTTP server adds it, even twice."""
 
     async def call(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await app(scope, receive, send)
+            return
         given = Headers(scope=scope).get("X-Request-Id")
 
         async def send_without(message: Message) -> None:
@@ -112,6 +112,10 @@ class Ingress:
 
     def __init__(self, replicas: DeploymentHandle[Any], settings: Settings, max_waiting: int):
         self.settings = replace(settings, api_keys=read_keys())
+        # so that mistakes end the deployment
+        KeyRing(self.settings.api_keys, self.settings.keys)
+        if settings.filter is not None:
+            load(settings.filter)
         logs.configure()
         self.fleet = Fleet(replicas, max_waiting)
         self.fleet.start()
@@ -124,7 +128,7 @@ class Ingress:
 
     def _open(self) -> None:
         settings = replace(self.settings, **self.fleet.describe().defaults)
-        self.front.app = create_app(Service(self.fleet, settings))
+        self.front.open(create_app(Service(self.fleet, settings)))
 
 
 def with_ingress(replicas: Any, settings: Settings, max_waiting: int) -> Any:

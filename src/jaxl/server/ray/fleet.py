@@ -10,7 +10,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -28,7 +28,7 @@ from jaxl.engine.engine import Stats
 from jaxl.engine.forecast import Window
 from jaxl.engine.request import new_id
 from jaxl.errors import CancelledError, DeadlineError, DrainingError, EngineError, JaxlError, QueueFullError
-from jaxl.server.ray.replica import Accepted, Description, Message
+from jaxl.server.ray.replica import Accepted, Description, Message, Spent
 from jaxl.server.settings import EngineOptions
 
 # after so many replicas died while they drew an image, the image is taken to be the reason
@@ -154,6 +154,9 @@ class Fleet:
     def models(self) -> Sequence[Served]:
         """Return the models, as each replica has all; they are where the replica has them that told of them first."""
         return self._models
+
+    def check(self, arguments: Mapping[str, Any]) -> None:
+        """Pass everything: only a replica knows what it draws."""
 
     def loras(self) -> Sequence[Lora]:
         """Return the LoRAs that a replica finds, as each has the same folder; none if no replica answers in time."""
@@ -320,6 +323,9 @@ class Fleet:
                     ticket.total += message.rows
                     if not order.unaccepted and not order.accepted.done():
                         order.accepted.set_result(None)
+                return
+            if isinstance(message, Spent):
+                ticket.seconds += message.seconds
                 return
             if isinstance(message, Started):
                 order.waits.pop(part[0], None)

@@ -33,7 +33,14 @@ class Accepted:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
-Message = Accepted | Status | Event | JaxlError
+@dataclass(frozen=True)
+class Spent:
+    """The seconds of the devices that images took."""
+
+    seconds: float
+
+
+Message = Accepted | Status | Event | Spent | JaxlError
 
 
 @dataclass(frozen=True)
@@ -110,8 +117,8 @@ class Replica:
     async def draw(self, request: Request) -> AsyncIterator[Message]:
         """Draw a request of at most as many images as there are places. Leaving early cancels it.
 
-        Yields Accepted, then events, and a Status each second while all of it waits; at the end an error, or Drawn of
-        the last image.
+        Yields Accepted, then events, and a Status each second while all of it waits; at the end Spent, and an error if
+        there was one.
         """
         channel = Channel()
         events = channel.follow()
@@ -133,6 +140,7 @@ class Replica:
                     next_event = asyncio.ensure_future(anext(events, None))
                 else:
                     break
+            yield Spent(ticket.seconds)
             if isinstance(error := ticket.future.exception(), JaxlError):
                 yield error
         finally:
