@@ -126,6 +126,13 @@ def find_upscaler(asked: str, networks: Iterable[str]) -> str:
     return found
 
 
+def not_enlarged(size: Size, known: Sequence[Size]) -> InputError:
+    """Return the error for a second pass of a size that a server has no programs for, where those are known."""
+    shown = ", ".join(f"{width}x{height}" for width, height in known)
+    remedy = f"second passes go to {shown} here" if known else "there are none here; a server draws them with --hires 2"
+    return InputError("hires", f"{size[0]}x{size[1]}", remedy)
+
+
 def a1111_upscaler(name: str) -> str:
     """Return what A1111 calls an upscaler: "Latent (bicubic)", "Lanczos", or the network's own name."""
     if name in RESAMPLED or name == "latent":
