@@ -126,6 +126,14 @@ def find_upscaler(asked: str, networks: Iterable[str]) -> str:
     return found
 
 
+def plain_upscaler(name: str) -> str:
+    """Return jaxl's name for what enlarges without a network; all other names are left as they are."""
+    try:
+        return find_upscaler(name, ())
+    except InputError:
+        return name
+
+
 def not_enlarged(size: Size, known: Sequence[Size]) -> InputError:
     """Return the error for a second pass of a size that a server has no programs for, where those are known."""
     shown = ", ".join(f"{width}x{height}" for width, height in known)
@@ -135,6 +143,7 @@ def not_enlarged(size: Size, known: Sequence[Size]) -> InputError:
 
 def a1111_upscaler(name: str) -> str:
     """Return what A1111 calls an upscaler: "Latent (bicubic)", "Lanczos", or the network's own name."""
+    name = plain_upscaler(name)
     if name in RESAMPLED or name == "latent":
         return name.capitalize()
     kind, _, mode = name.partition("-")

@@ -78,7 +78,9 @@ async def _settings(data: bytes, service: Service) -> dict[str, Any]:
     loras = [each.name for each in await service.loras()] if any(n.kind == "lora" for n in found.networks) else []
     server = service.settings
     embeddings = [each.hash or each.name for each in server.embeddings]
-    return told(found, {"model": server.names, "lora": loras, "embedding": embeddings}, server.ip_adapters)
+    upscalers = [name for name, _ in server.upscalers]
+    has = {"model": server.names, "lora": loras, "embedding": embeddings, "upscaler": upscalers}
+    return told(found, has, server.ip_adapters)
 
 
 def a1111_settings(known: Mapping[str, str], scheduler: str = "euler") -> dict[str, Any]:
@@ -97,6 +99,8 @@ def told(
     if isinstance(arguments.get("loras"), Mapping):
         strengths = arguments["loras"].items()
         arguments["loras"] = {name: own.unet if isinstance(own, Strength) else own for name, own in strengths}
+    if (hires := arguments.get("hires")) is not None:
+        arguments["hires"] = hires.facts
     # a name may say more than the text of A1111 does
     adapters = tuple(each for each in found.controls if each.get("name") in ip_adapters)
     controls = tuple(each for each in found.controls if each not in adapters)
