@@ -15,7 +15,6 @@ from upscaler_files import golden, saved, weights_of
 import jaxl
 from jaxl.backend import PipelineBackend
 from jaxl.bench.measure import compilations
-from jaxl.call.hires import Hires
 from jaxl.engine import Engine, Request, Ticket
 from jaxl.errors import InputError, NonFiniteError
 from jaxl.run.bucket import Bucket
@@ -28,10 +27,9 @@ A_WHILE = 600.0  # no measure of anything: only who fails waits so long
 def backend(small: Any, optimised: None, tmp_path_factory: pytest.TempPathFactory) -> PipelineBackend:
     pipe, params = jaxl.from_pretrained(small[0].checkpoint.source, dtype="float32")
     lanes = [Bucket(1, 64, width, guided=True, chunks=2) for width in (64, 96)] + [Bucket(1, 64, 64, guided=False)]
-    larger = [Bucket(1, 96, 96, guided=True, chunks=2), lanes[1]]
     weights = saved(tmp_path_factory.mktemp("upscaler") / "x4.pth", weights_of(golden("compact_4x")[0]))
     pipe.add_upscaler("x4", weights, tile=16, mesh=make_mesh(jax.devices()[-1:]))
-    backend = PipelineBackend(pipe, params, lanes, [2], larger=larger)
+    backend = PipelineBackend(pipe, params, lanes, [2])
     backend.warm_up()
     return backend
 
@@ -78,9 +76,6 @@ def kinds(rng: random.Random, count: int) -> list[dict[str, Any]]:
         }
         if rng.random() < 0.3:
             kind |= {"image": picture, "strength": 0.7, "mask": rng.choice([None, mask])}
-        elif rng.random() < 0.5:  # both sizes have lanes
-            upscaler = rng.choice(["latent", "lanczos", "x4"])
-            kind["hires"] = Hires(size=rng.choice([(96, 96), (96, 64)]), upscaler=upscaler, steps=rng.choice([0, 2]))
         some.append(kind)
     return some
 
@@ -104,14 +99,7 @@ def test_an_image_does_not_depend_on_its_neighbours(backend: PipelineBackend) ->
 
 
 @pytest.mark.parametrize(
-    "more",
-    [
-        {},
-        {"image": Image.new("RGB", (64, 64), "red"), "strength": 0.7},
-        {"hires": Hires(scale=1.5)},
-        {"hires": Hires(scale=1.5, upscaler="x4", steps=3), "noise": "nv", "scheduler": "euler_a"},
-    ],
-    ids=["text", "image", "latents", "network"],
+    "more", [{}, {"image": Image.new("RGB", (64, 64), "red"), "strength": 0.7}], ids=["text", "image"]
 )
 def test_an_image_is_what_generate_draws(backend: PipelineBackend, more: dict[str, Any]) -> None:
     kind = {"prompt": "a blue star " * 30, "steps": 5, "seed": 5, "num_images": 2, "width": 64, "height": 64, **more}

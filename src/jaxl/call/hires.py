@@ -66,6 +66,8 @@ class Hires:
             ):
                 raise _error("size", sides, "give width and height in pixels, such as (1536, 1024)")
             object.__setattr__(self, "size", (sides[0], sides[1]))
+        if isinstance(self.upscaler, str):
+            object.__setattr__(self, "upscaler", plain_upscaler(self.upscaler))
         if not _is_number(self.strength) or not 0 < self.strength <= 1:
             raise _error("strength", self.strength, "give a number above 0, up to 1")
         if isinstance(self.steps, bool) or not isinstance(self.steps, int) or not 0 <= self.steps <= MOST_STEPS:
@@ -143,7 +145,6 @@ def not_enlarged(size: Size, known: Sequence[Size]) -> InputError:
 
 def a1111_upscaler(name: str) -> str:
     """Return what A1111 calls an upscaler: "Latent (bicubic)", "Lanczos", or the network's own name."""
-    name = plain_upscaler(name)
     if name in RESAMPLED or name == "latent":
         return name.capitalize()
     kind, _, mode = name.partition("-")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from jaxl.call.hires import Hires, a1111_upscaler, plain_upscaler
+from jaxl.call.hires import Hires, a1111_upscaler
 from jaxl.call.sizes import read_size
 from jaxl.diffusion.names import AUTOMATIC, a1111_name, find_name
 from jaxl.errors import InputError
@@ -31,7 +31,7 @@ def hires_texts(facts: Mapping[str, Any]) -> dict[str, Any]:
         STRENGTH: f"{own.strength:g}",
         **size,
         **({"Hires steps": own.steps} if own.steps else {}),
-        UPSCALER: a1111_upscaler(facts.get("upscaler", "latent")),
+        UPSCALER: a1111_upscaler(str(own.upscaler)),
         **sampler,
         **({} if own.guidance_scale is None else {"Hires CFG Scale": f"{own.guidance_scale:.10g}"}),
         **texts,
@@ -56,7 +56,7 @@ def take_hires(pairs: dict[str, str]) -> tuple[Hires | None, dict[str, str]]:
         if facts["size"] is None:
             unread[SIZE] = told[SIZE]
     if UPSCALER in told:
-        facts["upscaler"] = plain_upscaler(told[UPSCALER])
+        facts["upscaler"] = told[UPSCALER]
     if SAMPLER in told or SCHEDULE in told:
         sampler, schedule = told.get(SAMPLER, pairs.get("Sampler", "")), told.get(SCHEDULE, pairs.get("Schedule type"))
         try:

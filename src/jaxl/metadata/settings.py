@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jaxl.call.hires import WITHOUT_NETWORK, Hires, plain_upscaler
+from jaxl.call.hires import WITHOUT_NETWORK, Hires
 from jaxl.call.options import DrawOptions
 from jaxl.call.sizes import read_size
 from jaxl.diffusion.names import find_name
@@ -183,7 +183,7 @@ class Reading:
     def second_pass(self, hires: Hires) -> None:
         """Set the second pass, whose upscaler may be a network."""
         self.arguments["hires"] = hires
-        if isinstance(hires.upscaler, str) and plain_upscaler(hires.upscaler) not in WITHOUT_NETWORK:
+        if isinstance(hires.upscaler, str) and hires.upscaler not in WITHOUT_NETWORK:
             self.network("upscaler", hires.upscaler)
 
     def sampler(
