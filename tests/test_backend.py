@@ -19,7 +19,6 @@ from jaxl.engine import Engine, Request, Ticket
 from jaxl.errors import InputError, NonFiniteError
 from jaxl.run.bucket import Bucket
 from jaxl.run.sharding import make_mesh
-from jaxl.run.upscaler import Upscaler
 
 A_WHILE = 600.0  # no measure of anything: only who fails waits so long
 
@@ -29,8 +28,8 @@ def backend(small: Any, optimised: None, tmp_path_factory: pytest.TempPathFactor
     pipe, params = jaxl.from_pretrained(small[0].checkpoint.source, dtype="float32")
     lanes = [Bucket(1, 64, width, guided=True, chunks=2) for width in (64, 96)] + [Bucket(1, 64, 64, guided=False)]
     weights = saved(tmp_path_factory.mktemp("upscaler") / "x4.pth", weights_of(golden("compact_4x")[0]))
-    upscaler = Upscaler.from_file(weights, tile=16, mesh=make_mesh(jax.devices()[-1:]))
-    backend = PipelineBackend(pipe, params, lanes, [2], upscalers=[upscaler])
+    pipe.add_upscaler("x4", weights, tile=16, mesh=make_mesh(jax.devices()[-1:]))
+    backend = PipelineBackend(pipe, params, lanes, [2])
     backend.warm_up()
     return backend
 
@@ -40,7 +39,7 @@ def test_pictures_are_enlarged_beside_rows(backend: PipelineBackend) -> None:
     assert backend.defaults["upscalers"] == (("x4", 4),)
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (20, 30, 3), np.uint8))
     kind = {"prompt": "a red apple", "steps": 12, "width": 64, "height": 64}
-    alone = jaxl.upscale(picture, backend.upscalers["x4"], 3)
+    alone = jaxl.upscale(picture, backend.pipe.upscalers["x4"], 3)
     with compilations() as compiled, Engine(backend) as engine:
         ticket = engine.submit(Request(kind))
         beside = [engine.upscale("x4", picture, (90, 60)) for _ in range(3)]

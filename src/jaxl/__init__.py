@@ -15,6 +15,7 @@ from jaxl.errors import CheckpointError, InputError, JaxlError, NonFiniteError, 
 
 if TYPE_CHECKING:
     from jaxl.call.control import Control
+    from jaxl.call.hires import Hires
     from jaxl.call.image_prompt import ImagePrompt
     from jaxl.call.preprocess import preprocess
     from jaxl.call.upscale import upscale
@@ -32,6 +33,7 @@ __all__ = [
     "Bucket",
     "CheckpointError",
     "Control",
+    "Hires",
     "ImagePrompt",
     "InputError",
     "JaxlError",
@@ -53,6 +55,7 @@ __all__ = [
 _MODULES = {
     "Bucket": "run.bucket",
     "Control": "call.control",
+    "Hires": "call.hires",
     "ImagePrompt": "call.image_prompt",
     "Pipeline": "pipeline",
     "Result": "pipeline",

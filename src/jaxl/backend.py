@@ -19,12 +19,15 @@ import numpy as np
 from PIL import Image
 
 from jaxl.call.arguments import whole_number
+from jaxl.call.hires import Hires, not_enlarged
 from jaxl.call.images import MAX_PIXELS
 from jaxl.call.inputs import Inputs
 from jaxl.call.lanes import check_lanes
 from jaxl.call.options import LoadOptions
 from jaxl.call.plan import PAG_LAYERS, Plan
 from jaxl.call.row_noise import DrawnAhead, calls
+from jaxl.call.sizes import Size
+from jaxl.call.starts import Picture
 from jaxl.call.upscale import enlarged
 from jaxl.config import Dtype, check_pag_layers
 from jaxl.diffusion.loop import Slots
@@ -42,6 +45,7 @@ from jaxl.run.programs import (
     DECODE,
     EMBED_CONTROL,
     EMBED_IMAGE,
+    ENCODE_IMAGE,
     GATHER_CONTROL,
     GATHER_IMAGES,
     JOIN,
@@ -55,7 +59,6 @@ from jaxl.run.programs import (
     shared_programs,
 )
 from jaxl.run.sharding import make_mesh, replicated, spare_device, use_cores, with_sharding
-from jaxl.run.upscaler import Upscaler
 from jaxl.weights.adapters.combined import AdapterSet
 from jaxl.weights.adapters.library import check_folder
 from jaxl.weights.inversions import Summary
@@ -91,13 +94,36 @@ class Running:
 
 @dataclass(eq=False)
 class PlannedImage:
-    """One image of a request: its plan, where its rows run, and, before it joins, what the programs are fed for it."""
+    """One image of a request: its plan, where its rows run, with those of a second pass, and, before it joins, what the
+    programs are fed for it.
+    """
 
     plan: Plan
     stages: tuple[Stage, ...]
     noise: DrawnAhead | None
+    second: PlannedImage | None = None
     inputs: Inputs | None = None
     failed: JaxlError | None = None
+
+    def followed_by(self, second: PlannedImage) -> PlannedImage:
+        """Return the image with a second pass, whose stages come after its own."""
+        begins, *others = second.stages
+        return replace(self, stages=(*self.stages, replace(begins, remade=True), *others), second=second)
+
+    def at(self, stage: int) -> tuple[PlannedImage, int]:
+        """Return the pass that a stage belongs to, and which one it is there."""
+        own = len(self.plan.segments)
+        return (self, stage) if self.second is None or stage < own else (self.second, stage - own)
+
+    @property
+    def passes(self) -> list[PlannedImage]:
+        """The image itself, and its second pass; the last one makes the picture."""
+        return [self] if self.second is None else [self, self.second]
+
+    def forget(self) -> None:
+        """Give up what the programs are fed."""
+        for each in self.passes:
+            each.inputs = None
 
     @property
     def ready(self) -> bool:
@@ -118,7 +144,8 @@ class PlannedImage:
     @property
     def size(self) -> tuple[int, int]:
         """Width and height."""
-        return self.plan.bucket.width, self.plan.bucket.height
+        bucket = self.passes[-1].plan.bucket
+        return bucket.width, bucket.height
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -142,11 +169,14 @@ class RunningBatch:
         self._controls = backend.controls if bucket.controls else ()
         self._joined: dict[int, tuple[PlannedImage, int]] = {}  # by place: the image and its stage
 
-    def join(self, place: int, drawing: PlannedImage, stage: int, state: Slots | None) -> None:
+    def join(self, place: int, drawing: PlannedImage, stage: int, state: Slots | Picture | None) -> None:
         programs, single = self.backend.pipe.programs, self.bucket.single
-        assert drawing.inputs is not None  # it is ready
-        slots = programs.get(START, single)(drawing.inputs.beginning()) if state is None else state
-        self._put(place, drawing, stage, replace(slots, features=programs.no_features(single)))
+        drawing, stage = drawing.at(stage)
+        if not isinstance(state, Slots):
+            assert drawing.inputs is not None  # it is ready
+            inputs = drawing.inputs if state is None else drawing.inputs.begun_with(state)
+            state = programs.get(START, single)(inputs.beginning())
+        self._put(place, drawing, stage, replace(state, features=programs.no_features(single)))
 
     def take(self, place: int) -> Slots:
         self._joined.pop(place, None)
@@ -186,7 +216,8 @@ class PipelineBackend:
     An image goes to the cheapest lane that has room for all that it is. With one size an image is the same bit for bit
     whatever runs beside it; with several it is the same to rounding, and fewer images take less time. `decode_on` is a
     device outside of the pipeline's mesh, so that the next rows need not wait for what is decoded. `embeddings` are the
-    textual inversions that the pipeline was given, and those that it could not take. `upscalers` enlarge pictures.
+    textual inversions that the pipeline was given, and those that it could not take. Second passes run in the lanes
+    that are `larger`.
     """
 
     def __init__(
@@ -197,12 +228,11 @@ class PipelineBackend:
         sizes: Sequence[int],
         decode_on: Any | None = None,
         embeddings: Sequence[Summary] = (),
-        upscalers: Sequence[Upscaler] = (),
+        larger: Sequence[Bucket] = (),
     ):
         self.pipe = pipe
         self.embeddings = tuple(embeddings)
-        self.upscalers = {each.name: each for each in upscalers}
-        self.lanes = list(lanes)
+        self.lanes, self.larger = list(lanes), list(larger)
         self.sizes = sizes
         self._decoder, self._decode_on = pipe.programs, decode_on
         if decode_on is not None:
@@ -220,8 +250,9 @@ class PipelineBackend:
     @property
     def defaults(self) -> dict[str, Any]:
         """What a server's settings take from the model: the names of `schedulers`, the `embeddings`, the names of
-        `controlnets` and `ip_adapters`, the `upscalers`, `sizes`, the `chunks` that a prompt may have, and what is
-        drawn where a request does not say, which is the first size, `scheduler`, `steps` and `guidance_scale`.
+        `controlnets` and `ip_adapters`, the `upscalers`, `sizes` and those of second passes, the `chunks` that a prompt
+        may have, and what is drawn where a request does not say, which is the first size, `scheduler`, `steps` and
+        `guidance_scale`.
         """
         preset = self.pipe.preset
         return {
@@ -229,8 +260,9 @@ class PipelineBackend:
             "embeddings": self.embeddings,
             "controlnets": tuple(self.pipe.controls),
             "ip_adapters": tuple(self.pipe.ip_adapters),
-            "upscalers": tuple((each.name, each.scale) for each in self.upscalers.values()),
-            "sizes": tuple(dict.fromkeys((lane.width, lane.height) for lane in self.lanes)),
+            "upscalers": tuple((name, each.scale) for name, each in self.pipe.upscalers.items()),
+            "sizes": sizes_of(self.lanes),
+            "larger_sizes": sizes_of(self.larger),
             "chunks": max(lane.chunks for lane in self.lanes),
             "scheduler": scheduler_name(self.pipe.model.scheduler, preset.scheduler),
             "steps": preset.steps,
@@ -256,9 +288,10 @@ class PipelineBackend:
         return self.pipe.loras.held()
 
     def upscale(self, name: str, picture: Image.Image, size: tuple[int, int]) -> Image.Image:
-        if name not in self.upscalers:
-            raise InputError("upscaler", name, nearest(name, self.upscalers))
-        return enlarged(picture, self.upscalers[name], size, "size", MAX_PIXELS)
+        known = self.pipe.upscalers
+        if name not in known:
+            raise InputError("upscaler", name, nearest(name, known))
+        return enlarged(picture, known[name], size, "size", MAX_PIXELS)
 
     def models(self) -> Sequence[Served]:
         """None to choose from."""
@@ -269,19 +302,28 @@ class PipelineBackend:
 
     def read(self, arguments: Mapping[str, Any]) -> list[PlannedImage]:
         plan = self.pipe.plan(**arguments)
-        images = [self.planned(own) for own in plan.by_image()]
-        for image, inputs in zip(images, self.pipe.inputs(self.params, plan).by_image(), strict=True):
-            image.inputs = inputs
-            inputs.prepare()  # so that the engine's thread, for which all images wait, need not
+        images = self.images(plan)
+        self.feed(images, plan)
         return images
 
-    def planned(self, plan: Plan) -> PlannedImage:
-        """Return an image of its plan, for which parameters need not be there yet. Raises InputError."""
-        stages = tuple(
-            Stage(Running(self._lane(plan.bucket_of(segment), plan.networks), plan.weights_of(segment)), segment.rows)
-            for segment in plan.segments
-        )
-        return PlannedImage(plan, stages, next((DrawnAhead(noise) for noise in plan.row_noise or ()), None))
+    def images(self, plan: Plan) -> list[PlannedImage]:
+        """Return the images of a plan, for which parameters need not be there yet. Raises InputError."""
+        first, *more = plan.passes
+        images = [_planned(own, self.lanes) for own in first.by_image()]
+        for second in more:
+            if (size := (second.bucket.width, second.bucket.height)) not in (known := sizes_of(self.larger)):
+                raise not_enlarged(size, known)
+            larger = [_planned(own, self.larger) for own in second.by_image()]
+            images = [own.followed_by(other) for own, other in zip(images, larger, strict=True)]
+        return images
+
+    def feed(self, images: Sequence[PlannedImage], plan: Plan) -> None:
+        """Make what the programs are fed for those images of a plan that have nothing yet."""
+        for own, passes in zip(plan.passes, zip(*(image.passes for image in images), strict=True), strict=True):
+            for each, inputs in zip(passes, self.pipe.inputs(self.params, own).by_image(), strict=True):
+                if each.inputs is None:
+                    inputs.prepare()  # so that the engine's thread, for which all images wait, need not
+                    each.inputs = inputs
 
     def keeps(self, lane: Running) -> bool:
         """Return whether a lane has the weights that all share: its adapters' own take memory, for each set of them."""
@@ -290,9 +332,44 @@ class PipelineBackend:
     def batch(self, lane: Running, size: int) -> RunningBatch:
         return RunningBatch(self, self._bucket(lane.bucket, size), lane.adapters)
 
+    def remake(self, drawing: PlannedImage, stage: int, state: Slots) -> Callable[[], Picture]:
+        second, _ = drawing.at(stage)
+        enlarging, params = second.plan.enlarging, self.params
+        assert enlarging is not None  # as only second passes are remade
+        if second.noise is not None:
+            second.noise.begin()
+        image = self._finish(drawing.plan, state) if second.plan.encodes else None
+
+        def make() -> Picture:
+            if image is not None:
+                picture = self._encoded(enlarging.pixels(image()), second.plan.bucket)
+            else:
+                latents = np.asarray(state.latents)
+                if not np.isfinite(latents).all():
+                    raise self.pipe.not_finite(params, f"the image of seed {drawing.seed}")
+                (picture,) = enlarging.latents(latents)
+            if second.noise is not None:
+                second.noise.wait()
+            return picture
+
+        return make
+
+    def _encoded(self, picture: Picture, bucket: Bucket) -> Picture:
+        """Return the latents of pixels, where one device makes them.
+
+        Any thread may ask a device of its own. Where all of the mesh would have to, its own thread asks for it later.
+        """
+        if self._decode_on is None and self.pipe.mesh.size > 1:
+            return picture
+        encode = self._decoder.get(ENCODE_IMAGE, bucket)
+        return Picture(np.asarray(encode(self._decoding, picture.array)), encoded=True)
+
     def finish(self, drawing: PlannedImage, state: Slots) -> Callable[[], Image.Image]:
-        decoded, params = self._decode(drawing.plan.bucket, state.latents), self.params
-        return lambda: self.pipe.to_images(params, drawing.plan, decoded)[0]
+        return self._finish(drawing.passes[-1].plan, state)
+
+    def _finish(self, plan: Plan, state: Slots) -> Callable[[], Image.Image]:
+        decoded, params = self._decode(plan.bucket, state.latents), self.params
+        return lambda: self.pipe.to_images(params, plan, decoded)[0]
 
     def _decode(self, bucket: Bucket, latents: jax.Array) -> Decoded:
         return self._decoder.get(DECODE, bucket)(self._decoding, self._beside(latents))
@@ -305,12 +382,13 @@ class PipelineBackend:
 
     def begin(self) -> list[Future[Any]]:
         """Begin to compile every program, which needs no parameters."""
-        programs, singles = self.pipe.programs, [lane.single for lane in self.lanes]
+        programs, singles = self.pipe.programs, [lane.single for lane in self._all]
         futures = [programs.begin(program, batch) for batch in self._batches() for program in OF_BATCH]
         futures += [programs.begin(program, single) for single in singles for program in OF_IMAGE]
         makers = [adapter.config for adapter in self.pipe.ip_adapters.values()]
         futures += [programs.begin(*pair) for single in singles for pair in of_pictures(single, makers)]
         futures += [self._decoder.begin(DECODE, single) for single in singles]
+        futures += [self._decoder.begin(ENCODE_IMAGE, lane.single) for lane in self.larger]
         return list(dict.fromkeys(futures))
 
     def load(self, progress: ShowProgress | None = None) -> None:
@@ -332,13 +410,17 @@ class PipelineBackend:
             batch.mark()
             batch.previews()
             jax.block_until_ready(self._decode(bucket.single, batch.take(0).latents))
-        for upscaler in self.upscalers.values():
+        for upscaler in self.pipe.upscalers.values():
             upscaler.warm_up()
         if progress is not None:
             progress(len(futures), len(futures))
 
+    @property
+    def _all(self) -> list[Bucket]:
+        return list(dict.fromkeys([*self.lanes, *self.larger]))
+
     def _batches(self) -> list[Bucket]:
-        return list(dict.fromkeys(self._bucket(lane, size) for lane in self.lanes for size in self.sizes))
+        return list(dict.fromkeys(self._bucket(lane, size) for lane in self._all for size in self.sizes))
 
     def _bucket(self, lane: Bucket, size: int) -> Bucket:
         return self.pipe.filled(replace(lane, batch=size))
@@ -348,21 +430,37 @@ class PipelineBackend:
         """The ControlNets of the lanes that have any, in their order."""
         return tuple(self.pipe.controls.values())
 
-    def _lane(self, bucket: Bucket, networks: Sequence[ControlNet]) -> Bucket:
-        """The cheapest lane that covers a bucket with these ControlNets. Raises InputError that names what none has."""
-        lanes = self.lanes
-        for argument, value, remedy, covers in _needs(bucket, lanes, networks):
-            fitting = [lane for lane in lanes if covers(lane)]
-            if not fitting:
-                raise InputError(argument, value, remedy)
-            lanes = fitting
-        return min(
-            lanes,
-            key=lambda lane: (
-                *(lane.branches, lane.cached, lane.freeu),
-                *(lane.controls != (), lane.image_prompts != (), lane.room, lane.chunks),
-            ),
-        )
+
+def sizes_of(lanes: Sequence[Bucket]) -> tuple[Size, ...]:
+    return tuple(dict.fromkeys((lane.width, lane.height) for lane in lanes))
+
+
+def _planned(plan: Plan, lanes: Sequence[Bucket]) -> PlannedImage:
+    """Return an image of its plan of one pass, each of whose segments runs in the cheapest of the lanes."""
+    stages = tuple(
+        Stage(Running(cheapest(plan.bucket_of(segment), lanes, plan.networks), plan.weights_of(segment)), segment.rows)
+        for segment in plan.segments
+    )
+    return PlannedImage(plan, stages, next((DrawnAhead(noise) for noise in plan.row_noise or ()), None))
+
+
+def cheapest(bucket: Bucket, lanes: Sequence[Bucket], networks: Sequence[ControlNet]) -> Bucket:
+    """Return the cheapest lane that covers a bucket with these ControlNets.
+
+    Raises InputError that names what none has.
+    """
+    for argument, value, remedy, covers in _needs(bucket, lanes, networks):
+        fitting = [lane for lane in lanes if covers(lane)]
+        if not fitting:
+            raise InputError(argument, value, remedy)
+        lanes = fitting
+    return min(
+        lanes,
+        key=lambda lane: (
+            *(lane.branches, lane.cached, lane.freeu),
+            *(lane.controls != (), lane.image_prompts != (), lane.room, lane.chunks),
+        ),
+    )
 
 
 def open_backend(
@@ -380,6 +478,7 @@ def open_backend(
     ip_adapters: Sequence[tuple[str, str]] = (),
     image_encoder: str | None = None,
     upscalers: Sequence[tuple[str, str]] = (),
+    hires: Sequence[float] = (),
     dtype: Dtype = "auto",
     embedding_dir: str | os.PathLike[str] | None = None,
     like: PipelineBackend | None = None,
@@ -406,6 +505,7 @@ def open_backend(
     ip_adapters: the same for IP-Adapters, with their image_encoder where none lies beside them. The lanes of images
         with ControlNets have two places for image prompts too, or there are lanes for these.
     upscalers: names of networks that enlarge pictures, each with its file.
+    hires: how many times larger second passes may be; images of each of the sizes have lanes for them at these.
     dtype: auto is float32 on a CPU, else bfloat16. embedding_dir: a folder with textual inversions, see
         `Pipeline.add_embedding`. options: further ones of `LoadOptions`.
     like: the backend of another model that was opened with the same options; what it has besides parameters, and what
@@ -469,17 +569,22 @@ def open_backend(
         rank = rounded(lora_rank)
         every = Room(rank, rank, scaled=True)
         rooms += [(Room(rank), every), (every, every)]
-    for width, height in sizes or [(side, side)]:
+    drawn = sizes or [(side, side)]
+    larger = [Hires(scale=scale).sizes(size, pipe.model.vae.factor)[1] for size, scale in product(drawn, hires)]
+    for width, height in dict.fromkeys([*drawn, *larger]):
         bucket = pipe.bucket(1, height, width, guided=guided).single
         for own, (room, text_room), n in product(lane_kinds(bucket, lanes), rooms, sorted({1, chunks})):
             lane = replace(own, chunks=n, room=room, text_room=text_room)
             made += dict.fromkeys([lane, replace(lane, **pictures)])
+    first, second = ([lane for lane in made if (lane.width, lane.height) in own] for own in (drawn, larger))
     spare = spare_device()
     beside = make_mesh([mesh.devices.flat[0] if spare is None else spare])
-    enlarging = [] if like is None else list(like.upscalers.values())
     if like is None:
-        enlarging = [Upscaler.from_file(file, name=name, dtype=dtype, mesh=beside) for name, file in upscalers]
-    backend = PipelineBackend(pipe, {}, made, at_once, spare, embeddings, enlarging)
+        for name, file in upscalers:
+            pipe.add_upscaler(name, file, dtype=dtype, mesh=beside)
+    else:
+        pipe.upscalers = like.pipe.upscalers
+    backend = PipelineBackend(pipe, {}, first, at_once, spare, embeddings, second)
     if load:
         backend.load(progress)
     return backend

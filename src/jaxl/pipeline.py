@@ -26,6 +26,7 @@ from PIL import Image
 
 from jaxl import presets
 from jaxl.call import arguments
+from jaxl.call.hires import WITHOUT_NETWORK
 from jaxl.call.inputs import Encoder, Inputs
 from jaxl.call.lexicon import Lexicon
 from jaxl.call.loras import adapter_set, read_loras
@@ -33,6 +34,7 @@ from jaxl.call.options import DrawOptions, LoadOptions, Options
 from jaxl.call.plan import OTHER_PROMPTS, Devices, Plan, make_plan
 from jaxl.call.prompts import open_tokenizers
 from jaxl.call.row_noise import DrawnAhead, calls
+from jaxl.call.second_pass import plan_second_pass
 from jaxl.call.trials import Trials
 from jaxl.config import Split
 from jaxl.diffusion.loop import Slots
@@ -58,6 +60,7 @@ from jaxl.run.programs import (
     shared_programs,
 )
 from jaxl.run.sharding import gathered, make_mesh, on_host, own_images, place_parameters
+from jaxl.run.upscaler import Upscaler
 from jaxl.text.tokenizer import Tokenizer
 from jaxl.weights.adapters.adapter import Adapter, read_adapter
 from jaxl.weights.adapters.changes import NETWORKS
@@ -224,6 +227,7 @@ class Pipeline:
         )
         self.controls = ControlNets(own_controlnets(checkpoint.source), lambda name: self.add_control(name, name))
         self.ip_adapters: dict[str, IPAdapter] = {}
+        self.upscalers: dict[str, Upscaler] = {}
         self._networks: AdaptedNetworks | None = None
         self._programs_of, self._unet = programs, shapes["unet"]
         self.exact = self.programs = programs(shapes["unet"])
@@ -441,6 +445,22 @@ class Pipeline:
         """Forget an IP-Adapter. Raises InputError for a name that there is not."""
         _forget(name, self.ip_adapters)
 
+    def add_upscaler(self, name: str, source: str | os.PathLike[str] | Upscaler, **options: Any) -> Upscaler:
+        """Load a network that enlarges pictures, so that a `jaxl.Hires` can ask for it.
+
+        name: by which it does. source: a file, or a network that is loaded. options: those of `Upscaler.from_file`.
+
+        Raises InputError for a name that is taken, and CheckpointError as `Upscaler.from_file` does.
+        """
+        _check_new_name(name, dict.fromkeys((*WITHOUT_NETWORK, *self.upscalers)), "upscaler")
+        loaded = source if isinstance(source, Upscaler) else Upscaler.from_file(source, name=name, **options)
+        self.upscalers[name] = loaded
+        return loaded
+
+    def remove_upscaler(self, name: str) -> None:
+        """Forget an upscaler. Raises InputError for a name that there is not."""
+        _forget(name, self.upscalers)
+
     def fuse(self, params: Params, loras: Mapping[str, float | Strength]) -> Params:
         """Return parameters with LoRAs in them for good, for `generate`, `save_pretrained` and `save_single_file`.
 
@@ -634,6 +654,8 @@ class Pipeline:
         shown: Shown = {"callback": callback, "preview": preview, "progress": progress}
         if refiner is None:
             return self.run(params, self.plan(prompt, **asked), output=output, **shown)
+        if asked.get("hires") is not None:
+            raise InputError("refiner", "a second model", "it does not draw second passes; leave it out, or `hires`")
         pipe, its_params = refiner
         asked["denoising_end"] = arguments.share("refiner_at", refiner_at)
         plan = self.plan(prompt, **asked)
@@ -649,7 +671,13 @@ class Pipeline:
     def plan(self, prompt: str | Sequence[str], **options: Unpack[DrawOptions]) -> Plan:
         """Check the arguments of `generate` and give each image its own, before anything is loaded or compiled."""
         known = self.model, self.tokenizers, self.lexicon, self.preset, self.devices, self.loras
-        return make_plan(*known, self.controls, self.ip_adapters, prompt, options)
+        make = partial(make_plan, *known, self.controls, self.ip_adapters)
+        first = make(prompt, options)
+        if (hires := options.get("hires")) is None:
+            return first
+        if self.mesh.is_multi_process:
+            raise InputError("hires", hires, "several hosts do not do that; leave it out")
+        return replace(first, second=plan_second_pass(make, self.model, first, prompt, options, self.upscalers))
 
     def plan_refining(
         self, base: Plan, noisy: np.ndarray | None, /, prompt: str | Sequence[str], **options: Unpack[DrawOptions]
@@ -681,6 +709,10 @@ class Pipeline:
         """Make the pictures of a plan; arguments and errors are those of `generate`."""
         if output not in ("pil", "numpy", "latents"):
             raise InputError("output", output, "give 'pil', 'numpy' or 'latents'")
+        if plan.second is not None:
+            return self._run_twice(
+                params, plan, output, {"callback": callback, "preview": preview, "progress": progress}
+            )
         if output == "numpy" and plan.pastes:
             raise InputError("output", output, "`padding_mask_crop` gives several sizes; use `output='pil'`")
         self._check_params(params)
@@ -735,9 +767,41 @@ class Pipeline:
         made = np.concatenate(images) if output == "numpy" else images
         return Result(made, np.concatenate(latents), seeds, plan.scheduler, rows, timings)
 
+    def _run_twice(self, params: Params, plan: Plan, output: Output, shown: Shown) -> Result:
+        """Make the pictures of a plan with a second pass. Where the callback stops before it, there are latents alone.
+
+        Whoever is told of steps hears of those of both passes together.
+        """
+        first, second = plan.passes
+        assert second.enlarging is not None  # every second pass has one
+        enlarging = second.enlarging
+        first_rows, second_rows = (each.count * len(each.rounds) for each in (first, second))
+        rows = first_rows + second_rows
+        self.compile(plan, decode=output != "latents", preview=shown["preview"] is not None)
+        drawn = self.run(params, first, output="pil" if second.encodes else "latents", **_shifted(shown, 0, rows))
+        if drawn.steps < first.count:
+            return replace(drawn, images=[])
+        began, tell = time.perf_counter(), shown["progress"] and partial(shown["progress"], "upscale")
+        if second.encodes:
+            pictures = [enlarging.pixels(image, tell) for image in drawn.images]
+        else:
+            pictures = enlarging.latents(drawn.latents)
+        seconds = time.perf_counter() - began
+        second = replace(second, pictures=pictures)
+        made = self.run(params, second, output=output, **_shifted(shown, first_rows, rows))
+        timings = {name: drawn.timings.get(name, 0.0) + own for name, own in made.timings.items()}
+        timings |= {name: timings[name] + seconds for name in ("picture", "total")}
+        return replace(made, scheduler=drawn.scheduler, steps=drawn.steps + made.steps, timings=timings)
+
     def compile(self, plan: Plan, *, decode: bool = True, preview: bool = False) -> list[Future[Any]]:
         """Begin to compile what a plan needs, the longest programs first."""
-        asked = {DECODE: decode, ENCODE_IMAGE: plan.pictures is not None, PREVIEW: preview}
+        if plan.second is not None:
+            first, second = plan.passes
+            passes = ((first, second.encodes), (second, decode))
+            return list(
+                dict.fromkeys(f for own, ends in passes for f in self.compile(own, decode=ends, preview=preview))
+            )
+        asked = {DECODE: decode, ENCODE_IMAGE: plan.encodes, PREVIEW: preview}
         wanted = [program for program in PROGRAMS if asked.get(program, program.always)]
         buckets = dict.fromkeys(plan.bucket_of(segment) for segment in plan.segments)
         pairs = [(program, bucket) for program in wanted for bucket in buckets]
@@ -838,6 +902,24 @@ class Pipeline:
             if self.dtype != np.float32:
                 remedy = f"use `dtype=float32`, or {remedy}"
         return NonFiniteError(f"{what} became NaN or infinite; {remedy}")
+
+
+def _shifted(shown: Shown, before: int, total: int) -> Shown:
+    """Return who is told of a part of a call, after so many rows of `total` in all."""
+    progress = shown["progress"]
+
+    def later(tell: Callable[[int, int, np.ndarray], Any] | None) -> Any:
+        return None if tell is None else lambda done, _, arrays: tell(before + done, total, arrays)
+
+    def tell_progress(what: Any, done: int, of: int) -> None:
+        assert progress is not None  # else nobody calls this
+        progress(what, *((before + done, total) if what == "generate" else (done, of)))
+
+    return {
+        "callback": later(shown["callback"]),
+        "preview": later(shown["preview"]),
+        "progress": None if progress is None else tell_progress,
+    }
 
 
 def _check_new_name(name: Any, known: Mapping[str, Any], what: str) -> None:

@@ -74,6 +74,7 @@ NO_LABEL: Mapping[str, str] = {
     "num_images": "each picture has a file",
     "noise": "RNG, by A1111's names",
     "seed_resize_from": "Seed resize from, a text",
+    "hires": "Hires upscale and its kin",
     **dict.fromkeys(("style", *WAYS, "step_noise", "sde_noise", "noise_batch"), OWN_JSON),
     "latents": "too large",
     **dict.fromkeys(("prompt_2", "negative_prompt_2", "prompt_syntax"), OWN_JSON),
@@ -103,7 +104,14 @@ def test_each_is_in_the_signature_and_the_docstring() -> None:
     assert named == {name: DEFAULTS.get(name) for name in named}
     assert set(DRAWING) - set(Options.__annotations__) == set(named)
     groups = (options.MicroConditioning, options.Guidance, options.Caching, options.Start, options.Sampling, Randomness)
-    groups += (options.Noise, options.Conventions, options.Adapters, options.Controls, options.ImagePrompts)
+    groups += (
+        options.Noise,
+        options.Conventions,
+        options.Adapters,
+        options.Controls,
+        options.ImagePrompts,
+        options.SecondPass,
+    )
     explained = documented(jaxl.Pipeline.generate.__doc__) | documented(Options.__doc__)
     explained |= {name for group in groups for name in documented(group.__doc__)}
     # the size ids are explained for the positive branch

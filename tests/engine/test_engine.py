@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from jaxl.call.hires import Hires
 from jaxl.engine import Drawn, Engine, Event, Preview, Progress, Request, Started, Ticket
 from jaxl.engine.fake import FakeBackend, FakeBatch, FakeDrawing
 from jaxl.errors import (
@@ -23,6 +24,7 @@ from jaxl.errors import (
     DrainingError,
     EngineError,
     InputError,
+    NonFiniteError,
     QueueFullError,
     UnloadedError,
 )
@@ -53,6 +55,26 @@ class Gate(FakeBackend):
 
     def free(self) -> None:
         self.open.release(10**4)
+
+
+class Slow(FakeBackend):
+    """Makes images larger when it is let."""
+
+    def __init__(self, **options: Any):
+        super().__init__(larger=[(64, 64)], **options)
+        self.may = threading.Event()
+        self.fails: Exception | None = None
+
+    def remake(self, drawing: FakeDrawing, stage: int, state: bytes) -> Callable[[], bytes]:
+        make = super().remake(drawing, stage, state)
+
+        def later() -> bytes:
+            assert self.may.wait(A_WHILE)
+            if self.fails is not None:
+                raise self.fails
+            return make()
+
+        return later
 
 
 def digest(ticket: Ticket) -> list[str]:
@@ -115,10 +137,11 @@ def test_same_request_same_image_under_random_arrivals() -> None:
             scheduler=rng.choice(("euler", "ddim", "unipc")),
             guidance_scale=rng.choice((1.0, 5.0, 7.5)),
             guidance_interval=rng.choice(((0.0, 1.0), (0.3, 0.8), (0.0, 0.5))),
+            hires=rng.choice((None, None, Hires(), Hires(steps=5))),
         )
         for _ in range(200)
     ]
-    options: dict[str, Any] = {"sizes_of_images": [(48, 32)], "places": (1, 2, 4)}
+    options: dict[str, Any] = {"sizes_of_images": [(48, 32)], "places": (1, 2, 4), "larger": [(64, 64), (96, 64)]}
     tickets: list[Ticket] = []
     cancelled: set[int] = set()
     with Engine(FakeBackend(row_seconds=1e-4, **options), max_waiting=1000) as engine:
@@ -509,3 +532,39 @@ def test_others_run_while_an_image_is_made_ready() -> None:
         done |= {10, 12, 13}
         ready[10]()
         assert not wait([ticket.future for ticket in slow], A_WHILE).not_done
+
+
+def test_others_run_while_an_image_is_made_larger() -> None:
+    """It holds no place meanwhile, and goes on in the lane of its new size."""
+    twice = asked(steps=3, hires=Hires(steps=2))
+    with Engine(backend := Slow(places=1)) as engine:
+        ticket = engine.submit(Request(twice))
+        until(lambda: ticket.done == 3)
+        assert all(len(digest(engine.submit(Request(asked(seed=i))))) == 1 for i in range(3))
+        assert (ticket.state, engine.stats().waiting, engine.stats().running) == ("running", 1, 0)
+        backend.may.set()
+        (image,) = ticket.future.result(A_WHILE).images
+        assert (image.size, ticket.done) == ((64, 64), 5)
+        assert digest(ticket) == digest(engine.submit(Request(twice)))
+
+
+def test_an_image_that_is_made_larger_may_be_cancelled_and_may_fail() -> None:
+    twice = asked(steps=3, hires=Hires())
+    with Engine(backend := Slow(places=2)) as engine:
+        cancelled, failed = (engine.submit(Request(twice)) for _ in range(2))
+        until(lambda: cancelled.done == failed.done == 3)
+        cancelled.cancel()
+        until(lambda: engine.stats().waiting == 1)
+        backend.fails = NonFiniteError("NaN")
+        backend.may.set()
+        with pytest.raises(NonFiniteError):
+            failed.future.result(A_WHILE)
+        backend.fails = None
+        assert len(digest(engine.submit(Request(twice)))) == 1
+        assert engine.healthy
+
+
+@pytest.mark.parametrize("hires", [Hires(scale=4), Hires(size=(64, 32))])
+def test_second_passes_have_their_sizes(hires: Hires) -> None:
+    with Engine(Slow()) as engine, pytest.raises(InputError, match=r"^hires="):
+        engine.submit(Request(asked(hires=hires)))

@@ -8,6 +8,7 @@ from PIL import Image
 from written_pictures import hidden, late_png, png, unicode, with_exif
 
 import jaxl
+from jaxl.call.hires import Hires
 from jaxl.call.infotext import a1111_text
 from jaxl.errors import InputError
 from jaxl.metadata import Network, Settings, settings_of
@@ -120,16 +121,36 @@ def test_what_a1111_had_besides() -> None:
     drawn = {"noise": "cuda", "eta_noise_seed_delta": 31337, "variation_seed": 3, "variation_strength": 0.2}
     assert found.arguments.items() >= drawn.items()
     assert "strength" not in found.arguments  # of the second pass
+    assert found.arguments["hires"] == Hires(scale=1.5, upscaler="latent", steps=10, strength=0.4)
     lacking = found.lacking({"model": ["other"], "lora": ["ink"], "embedding": ["c74b4e"]})
     assert {line.partition(";")[0] for line in lacking} == {
         "the checkpoint sd_xl_base_1.0 (hash 31e35c80fc)",
         "the autoencoder sdxl_vae (hash 235745af8d)",
         "the refiner sd_xl_refiner_1.0 (`refiner_at`=0.8, hash 7440042bbd)",
         "the LoRA pencil (0.8, hash 0123456789ab)",
-        "the second pass: Hires upscale: 1.5, Hires steps: 10, Hires upscaler: Latent, Denoising strength: 0.4",
         "ADetailer model: face_yolov8n.pt",
     }
     assert "the checkpoint" not in found.lacking({"model": ["sd_xl_base_1.0.safetensors"]})[0]
+
+
+def test_second_passes() -> None:
+    """With samplers as A1111 names them, and networks, which are not in the text."""
+    more = "Denoising strength: 0.3, Hires resize: 768x0, Hires upscaler: 4x-UltraSharp, Hires sampler: DPM++ 2M, "
+    more += 'Hires prompt: "a castle, detailed", Hires CFG Scale: 3, Hires checkpoint: other.safetensors'
+    found = settings_of(png({"parameters": a1111("Euler a", f"{more}, Version: v1.10.1")}))
+    own = {"scheduler": "dpm++2m_karras", "prompt": "a castle, detailed", "guidance_scale": 3.0}
+    assert found.arguments["hires"] == Hires(size=(768, 0), upscaler="4x-UltraSharp", strength=0.3, **own)
+    lacking = found.lacking({"model": ["sd_xl_base_1.0"]})
+    assert lacking[0] == "the upscaler of the second pass 4x-UltraSharp; give its file, as `hires_upscaler`"
+    assert "the second pass: Hires checkpoint: other.safetensors" in lacking
+    again = settings_of(png({"parameters": a1111_text({**found.arguments, "hires": found.arguments["hires"].facts})}))
+    assert again.arguments["hires"] == found.arguments["hires"]
+    ours = {"jaxl": json.dumps({"prompt": "a", "hires": found.arguments["hires"].facts})}
+    assert settings_of(png(ours)).arguments["hires"] == found.arguments["hires"]
+    for damaged in ({"scale": 99}, {"size": "large"}, 3, {"what": 1}):
+        broken = settings_of(png({"jaxl": json.dumps({"prompt": "a", "hires": damaged})}))
+        assert "hires" not in broken.arguments
+        assert any(line.startswith("the second pass: ") for line in broken.lacking())
 
 
 def test_a_picture_to_start_from() -> None:

@@ -4,20 +4,30 @@ The samplers are k-diffusion's (https://github.com/crowsonkb/k-diffusion, `sampl
 """
 
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import diffusers
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from pipelines import TINY
+from upscaler_files import golden, saved, weights_of
 
+from jaxl.call.hires import Hires
 from jaxl.diffusion.brownian import BrownianNoise
 from jaxl.diffusion.other_noise import Numbers
 
 PIECES = [("a", 1.0), ("red", 1.4), ("rocket, on a purple background", 1.0)]
 PROMPT = "a (red:1.4) rocket, on a purple background"
 SIZE, STEPS, SCALE, SEED = 128, 8, 6.0, 7
+LARGER = 192
+LATENT_MODES = {
+    "Latent": ("bilinear", False),
+    "Latent (bicubic antialiased)": ("bicubic", True),
+    "Latent (nearest-exact)": ("nearest-exact", False),
+}
 
 
 class WebUI:
@@ -29,20 +39,23 @@ class WebUI:
         alphas = torch.cumprod(1 - betas, 0)
         self.log_sigmas = ((1 - alphas) / alphas).sqrt().float().log()
 
-    def uniform(self) -> torch.Tensor:
-        times = torch.linspace(999, 0, STEPS)
+    def sigmas(self, schedule: str | None, steps: int = STEPS) -> torch.Tensor:
+        return self.uniform(steps) if schedule is None else self.spanning(schedule, steps)
+
+    def uniform(self, steps: int) -> torch.Tensor:
+        times = torch.linspace(999, 0, steps)
         low = times.floor().long()
         share = times - low
         logs = (1 - share) * self.log_sigmas[low] + share * self.log_sigmas[times.ceil().long()]
         return torch.cat([logs.exp(), torch.zeros(1)])
 
-    def spanning(self, kind: str) -> torch.Tensor:
+    def spanning(self, kind: str, steps: int) -> torch.Tensor:
         low, high = (float(self.log_sigmas[i].exp()) for i in (0, -1))
         if kind == "karras":
-            ramp = torch.linspace(0, 1, STEPS)
+            ramp = torch.linspace(0, 1, steps)
             sigmas = (high ** (1 / 7) + ramp * (low ** (1 / 7) - high ** (1 / 7))) ** 7
         else:
-            sigmas = torch.linspace(np.log(high), np.log(low), STEPS).exp()
+            sigmas = torch.linspace(np.log(high), np.log(low), steps).exp()
         return torch.cat([sigmas, torch.zeros(1)])
 
     def time(self, sigma: torch.Tensor) -> torch.Tensor:
@@ -70,11 +83,12 @@ class WebUI:
         assert pooled is not None
         return torch.cat(states, -1), pooled
 
-    def draw(self, sampler: Any, sigmas: torch.Tensor) -> np.ndarray:
+    def sample(self, sampler: Any, sigmas: torch.Tensor, size: int, start: torch.Tensor | None = None) -> torch.Tensor:
+        """The latents of a picture, of noise and what it starts from."""
         context, pooled = self.embedded()
         # an empty negative prompt is zeros
         both = torch.cat([torch.zeros_like(context), context]), torch.cat([torch.zeros_like(pooled), pooled])
-        told = {"text_embeds": both[1], "time_ids": torch.tensor([[SIZE, SIZE, 0, 0, SIZE, SIZE]] * 2).float()}
+        told = {"text_embeds": both[1], "time_ids": torch.tensor([[size, size, 0, 0, size, size]] * 2).float()}
 
         def denoised(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
             scaled = (x / (sigma**2 + 1).sqrt()).repeat(2, 1, 1, 1)
@@ -83,11 +97,33 @@ class WebUI:
             return (negative + SCALE * (positive - negative))[None]
 
         generator = torch.Generator().manual_seed(SEED)
-        x = torch.randn(1, 4, SIZE // 8, SIZE // 8, generator=generator) * sigmas[0]
-        latents = sampler(denoised, x, sigmas, generator)
+        x = torch.randn(1, 4, size // 8, size // 8, generator=generator) * sigmas[0]
+        return sampler(denoised, x if start is None else start + x, sigmas, generator)
+
+    def pixels(self, latents: torch.Tensor) -> np.ndarray:
         pixels = self.pipe.vae.decode(latents / self.pipe.vae.config.scaling_factor).sample[0]
         pixels = (pixels / 2 + 0.5).clamp(0, 1)
         return (255 * pixels.permute(1, 2, 0).numpy()).astype(np.uint8)
+
+    def larger(self, latents: torch.Tensor, upscaler: str | Path, size: int) -> torch.Tensor:
+        """The latents of an enlarged picture: `StableDiffusionProcessingTxt2Img.sample_hr_pass`."""
+        if isinstance(upscaler, str):
+            mode, antialias = LATENT_MODES[upscaler]
+            return torch.nn.functional.interpolate(latents, (size // 8, size // 8), mode=mode, antialias=antialias)
+        small = torch.from_numpy(self.pixels(latents)).permute(2, 0, 1)[None] / 255
+        made = compact(torch.load(upscaler), small).clamp(0, 1)[0].permute(1, 2, 0).numpy()
+        image = Image.fromarray((255 * made).round().astype(np.uint8)).resize((size, size), Image.Resampling.LANCZOS)
+        pixels = torch.from_numpy(np.asarray(image).astype(np.float32)).permute(2, 0, 1)[None] / 255 * 2 - 1
+        return self.pipe.vae.encode(pixels).latent_dist.mean * self.pipe.vae.config.scaling_factor
+
+
+def compact(weights: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+    """Real-ESRGAN's compact network, four times as large: convolutions with PReLUs between them."""
+    y, last = x, max(int(key.split(".")[1]) for key in weights)
+    for i in range(0, last + 1, 2):
+        y = torch.nn.functional.conv2d(y, weights[f"body.{i}.weight"], weights[f"body.{i}.bias"], padding=1)
+        y = y if i == last else torch.nn.functional.prelu(y, weights[f"body.{i + 1}.weight"])
+    return torch.nn.functional.pixel_shuffle(y, 4) + torch.nn.functional.interpolate(x, scale_factor=4.0)
 
 
 def euler(denoised: Any, x: torch.Tensor, sigmas: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -161,9 +197,41 @@ def test_a_picture(tiny: Any, webui: WebUI, name: str, sampler: Any, schedule: s
     """At least 45 dB apart, to which bytes that are rounded otherwise come; the sampler's schedule is "Automatic"."""
     pipe, params = tiny
     with torch.no_grad():
-        wanted = webui.draw(sampler, webui.uniform() if schedule is None else webui.spanning(schedule))
+        wanted = webui.pixels(webui.sample(sampler, webui.sigmas(schedule), SIZE))
     asked = {"width": SIZE, "height": SIZE, "steps": STEPS, "guidance_scale": SCALE, "seed": SEED, "scheduler": name}
     (image,) = pipe.generate(params, PROMPT, style="a1111", noise="torch", negative_prompt="", **asked).images
+    assert decibels(image, wanted) >= 45
+
+
+def decibels(image: Any, wanted: np.ndarray) -> float:
     error = np.square(np.asarray(image).astype(np.float64) - wanted).mean()
-    decibels = 10 * np.log10(255**2 / max(error, 1e-10))
-    assert decibels >= 45
+    return 10 * np.log10(255**2 / max(error, 1e-10))
+
+
+def test_second_passes(tiny: Any, webui: WebUI, tmp_path: Path) -> None:
+    """At least 45 dB apart each, 55 in the median."""
+    pipe, params = tiny
+    network = saved(tmp_path / "x4.pth", weights_of(golden("compact_4x")[0]))
+    pipe.add_upscaler("x4", network, tile=64)
+    found = []
+    try:
+        for name, sampler, schedule, upscaler, strength, steps in (
+            ("Euler", euler, None, "Latent", 0.7, 0),
+            ("Euler a", euler_ancestral, None, "Latent (bicubic antialiased)", 0.6, 5),
+            ("DPM++ 2M", dpmpp_2m, "karras", "Latent (nearest-exact)", 0.55, 6),
+            ("Euler", euler, None, network, 0.4, 4),
+        ):
+            made = steps or STEPS
+            with torch.no_grad():
+                first = webui.sample(sampler, webui.sigmas(schedule), SIZE)
+                sigmas = webui.sigmas(schedule, int(made / min(strength, 0.999)))[-made - 1 :]
+                start = webui.larger(first, upscaler, LARGER)
+                wanted = webui.pixels(webui.sample(sampler, sigmas, LARGER, start))
+            hires = Hires(scale=1.5, upscaler="x4" if upscaler is network else upscaler, strength=strength, steps=steps)
+            asked = {"width": SIZE, "height": SIZE, "steps": STEPS, "guidance_scale": SCALE, "seed": SEED}
+            asked |= {"scheduler": name, "style": "a1111", "noise": "torch", "negative_prompt": "", "hires": hires}
+            found.append(decibels(pipe.generate(params, PROMPT, **asked).images[0], wanted))
+    finally:
+        pipe.remove_upscaler("x4")
+    assert min(found) >= 45, found
+    assert np.median(found) > 55, found

@@ -178,15 +178,15 @@ def test_limits(client: TestClient, service: Service) -> None:
 
 def test_what_cannot_be_read_is_told(client: TestClient) -> None:
     line = f"Steps: many, Sampler: Own sampler, CFG scale: inf, Seed: 1.5, Size: large, Eta: {'9' * 400}, Model: other"
-    text = f"a castle\n{line}, Clip skip: two, Denoising strength: 0.3, Hires upscale: 2, Hires upscaler: Latent, "
+    text = f"a castle\n{line}, Clip skip: two, Denoising strength: 3, Hires upscale: 2, Hires upscaler: Latent, "
     text += f"RNG: unknown, Version: v1.10.1, Model hash: 0123456789, Refiner: None, {'ab' * 20}: {'c' * 1000}"
     found = client.post(PATH, json={"image": png(parameters=text)}).json()
     unread = found.pop("unread")
     assert found == {"prompt": "a castle", "prompt_syntax": "lenient", "program": "A1111"}
     assert [line.partition(";")[0] for line in unread] == [
         "the checkpoint other (hash 0123456789)",
+        "the second pass: Hires upscale: 2, Hires upscaler: Latent, Denoising strength: 3",
         "Sampler: Own sampler",
-        "the second pass: Hires upscale: 2, Hires upscaler: Latent, Denoising strength: 0.3",
         f"Eta: {'9' * 195}",
         "Seed: 1.5",
         "Steps: many",

@@ -16,6 +16,7 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from PIL import ExifTags, Image
 
+from jaxl.call.hires_texts import hires_texts
 from jaxl.call.options import DrawOptions
 from jaxl.call.unit_texts import unit_texts
 from jaxl.diffusion.names import a1111_name
@@ -98,6 +99,8 @@ def a1111_text(settings: Mapping[str, Any]) -> str:
         pairs[EMBEDDINGS] = ", ".join(f"{name.translate(MARKS)}: {own}" for name, own in hashes.items())
     if settings.get("lora_hashes"):
         pairs["Lora hashes"] = lora_hashes(settings)
+    if settings.get("hires"):
+        pairs |= hires_texts(settings["hires"])
     pairs |= unit_texts(*(settings.get(name) or () for name in ("controls", "image_prompts")))
     if settings.get("version"):
         pairs["Version"] = f"jaxl {settings['version']}"

@@ -175,6 +175,10 @@ class Inputs:
     def by_image(self) -> Iterator[Inputs]:
         return (Inputs(part, self.encoder) for part in self.plan.by_image())
 
+    def begun_with(self, picture: Picture) -> Inputs:
+        """The same for another start, of its one image."""
+        return Inputs(replace(self.plan, pictures=[picture]), self.encoder)
+
     @cached_property
     def given(self) -> Given:
         """What the images start from."""

@@ -11,6 +11,7 @@ from os import PathLike
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict, TypeVar, cast
 
 from jaxl.call.control import Control
+from jaxl.call.hires import Hires
 from jaxl.call.image_prompt import ImagePrompt
 from jaxl.config import Split
 from jaxl.diffusion.tables import Sampling
@@ -36,6 +37,7 @@ __all__ = [
     "MicroConditioning",
     "Options",
     "Sampling",
+    "SecondPass",
     "Start",
 ]
 
@@ -248,6 +250,18 @@ class ImagePrompts(TypedDict, total=False):
     image_prompts: Sequence[ImagePrompt] | Sequence[Sequence[ImagePrompt]]
 
 
+class SecondPass(TypedDict, total=False):
+    """A second pass at a larger size.
+
+    Attributes:
+        hires: a `jaxl.Hires`, which says how the images are enlarged, and how they are drawn on. What else is asked for
+            holds in both passes: ControlNets follow their pictures at the larger size, and tags of LoRAs are those of
+            the pass's own prompt.
+    """
+
+    hires: Hires
+
+
 class Options(
     Sampling,
     Guidance,
@@ -258,6 +272,7 @@ class Options(
     Adapters,
     Controls,
     ImagePrompts,
+    SecondPass,
     MicroConditioning,
     total=False,
 ):

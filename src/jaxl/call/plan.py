@@ -29,6 +29,7 @@ from jaxl.call.options import (
 )
 from jaxl.call.prompts import Chunk, read_prompts
 from jaxl.call.row_noise import RowNoise
+from jaxl.call.second_pass import Enlarging
 from jaxl.call.sizes import rounds, smallest_that_fits
 from jaxl.call.starts import Paste, Picture, default_size, lengthened, read_sources, read_starts, span
 from jaxl.call.styles import styled
@@ -85,7 +86,8 @@ class Plan:
     The latents start as `noise_scale` times noise, each seed's own or `noise` [B, h, w, C], plus
     `picture_scale` times the picture's latents. A share `variation_strength` of each seed's own is that of another,
     `variation_seeds`. `row_noise` is what rows add, if it is not their own. `emphasis` is what weights in texts do, for
-    which some kinds look at the `empty` text. `truncates` says how pixels become bytes.
+    which some kinds look at the `empty` text. `truncates` says how pixels become bytes. There may be a
+    `second` pass, whose pictures, zeros until then, are made by its `enlarging` of what the first one leaves.
     """
 
     batch: int
@@ -119,6 +121,20 @@ class Plan:
     emphasis: str
     empty: Chunk
     truncates: bool
+    second: Plan | None = None
+    enlarging: Enlarging | None = None
+
+    @property
+    def encodes(self) -> bool:
+        """Whether the pictures that it starts from are pixels, which are encoded first."""
+        if self.enlarging is not None:
+            return not self.enlarging.of_latents
+        return any(not picture.encoded for picture in self.pictures or ())
+
+    @property
+    def passes(self) -> list[Plan]:
+        """The plan without what follows it, and its second pass, if it has one."""
+        return [replace(self, second=None), *([] if self.second is None else [self.second])]
 
     def bucket_of(self, segment: Segment) -> Bucket:
         """The shapes of the program that runs a segment."""

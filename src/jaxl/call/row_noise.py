@@ -55,6 +55,12 @@ class DrawnAhead:
                 self._drawing = True
                 _DRAWERS.submit(self._draw)
 
+    def wait(self) -> None:
+        """Wait until it is ready."""
+        self.begin()
+        with self._changed:
+            self._changed.wait_for(lambda: self.ready)
+
     def take(self, into: np.ndarray) -> None:
         """Write the noise of the next rows into an array [rows, H, W, C], where they add any; wait if need be."""
         takes = np.flatnonzero(self._takes[self._row : self._row + len(into)])

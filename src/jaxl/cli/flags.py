@@ -21,6 +21,9 @@ FLAGS = {
     "controls": "--control",
     "image_prompts": "--image-prompt",
     "loras": "--lora",
+    **dict.fromkeys(("hires.scale", "hires.size"), "--hires"),
+    "hires.negative_prompt": "--hires-negative",
+    "hires.guidance_scale": "--hires-guidance",
     "strict": "--lora-partial",
     "token": "HF_TOKEN in the environment",
     **{name: name for name in ("IMAGE", "OUTPUT", "PICTURE")},
@@ -34,5 +37,5 @@ FLAGS = {
 
 def flag(argument: str, value: str | None = None) -> str:
     """Return an argument as users write it on the command line."""
-    name = FLAGS.get(argument, f"--{argument.replace('_', '-')}")
+    name = FLAGS.get(argument, f"--{argument.replace('_', '-').replace('.', '-')}")
     return name if value in (None, "True", "False") else f"{name} {value.strip(QUOTES)}"

@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
 
+    from jaxl.call.hires import Hires
     from jaxl.call.plan import Plan
     from jaxl.pipeline import Pipeline, Result, ShowPreview, ShowProgress
 
@@ -143,6 +144,32 @@ def generate(
         typer.Option(
             "--mask-padding", metavar="PIXELS", help="Enlarge the mask's surroundings of this width, and paste back."
         ),
+    ] = None,
+    hires: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SCALE_OR_WxH", help="Enlarge the images, by such as 1.5, and draw their last steps again."
+        ),
+    ] = None,
+    hires_upscaler: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME_OR_FILE",
+            show_default="latent",
+            help="What enlarges: latent, latent-bicubic ..., lanczos, or the file of a network.",
+        ),
+    ] = None,
+    hires_steps: Annotated[
+        int | None, typer.Option(show_default=False, help="Of the second pass; by default as many as --steps.")
+    ] = None,
+    hires_strength: Annotated[
+        float | None, typer.Option(show_default="0.7", help="0 to 1: how much the second pass changes.")
+    ] = None,
+    hires_prompt: Annotated[str | None, typer.Option(metavar="TEXT", help="PROMPT of the second pass.")] = None,
+    hires_negative: Annotated[str | None, typer.Option(metavar="TEXT", help="--negative of the second pass.")] = None,
+    hires_scheduler: Annotated[str | None, typer.Option(metavar="NAME", help="Of the second pass.")] = None,
+    hires_guidance: Annotated[
+        float | None, typer.Option(show_default=False, help="--guidance of the second pass.")
     ] = None,
     refiner: Annotated[str | None, typer.Option(metavar="MODEL", help="A second model for the last steps.")] = None,
     refiner_at: Annotated[float, typer.Option(help="Where it takes over, as a share of the noise levels.")] = 0.8,
@@ -257,6 +284,7 @@ def generate(
     jaxl generate "a (green:1.3) castle" --init-image castle.png --strength 0.7
     jaxl generate "a llama" --init-image castle.png --mask mask.png
     jaxl generate "a cat" --lora pencil.safetensors:0.8
+    jaxl generate "a castle" --hires 1.5 --hires-upscaler 4x-UltraSharp.pth --hires-strength 0.4
     jaxl generate --like castle.png --model ./sdxl.safetensors --seed 7
 
     The PNG files are called jaxl-SEED.png and replace no other; one that --output names for a single image is replaced.
@@ -285,6 +313,9 @@ def generate(
     options |= {name: _numbers(name, given[name], mark) for name, mark in LISTS.items()}
     options |= {name: _numbers(name, given[name], mark, int) for name, mark in PAIRS.items()}
     options |= {} if taken is None else taken.options
+    options["hires"] = _hires(given, options["hires"])
+    if refiner is not None and options["hires"] is not None:
+        raise InputError("refiner", refiner, "it does not draw second passes; leave it out, or `hires`")
     any_seed, counts = options["seed"] is None, counts_up(options)
     # 32 bits, because many other programs read no more
     usual = {"prompt_syntax": "a1111", "clip_skip": 0, "seed": secrets.randbelow(2**32)}
@@ -339,6 +370,7 @@ def generate(
             asked.update(adapted)
             options.update(adapted)
             how: Any = {"local_files_only": local_files_only, "progress": progress}
+            asked["hires"] = options["hires"] = _with_network(options["hires"], pipe, dtype)
             for name, model_of in read_named("controlnet", controlnet or ()):
                 pipe.add_control(name, model_of, **how)
             for name, file in read_named("ip_adapter", ip_adapter or ()):
@@ -380,6 +412,8 @@ def generate(
     for place, made in enumerate(images):
         own = of_image(options, result.seeds[place], place)
         own |= {"width": made.width, "height": made.height, "num_images": None}
+        if options["hires"] is not None:  # the size is the first pass's
+            own |= {"width": plan.bucket.width, "height": plan.bucket.height, "hires": options["hires"].facts}
         settings = {"version": __version__, **source, **options, **pictures, **followed, **named, **own, **found}
         settings = {name: value for name, value in settings.items() if value is not None}
         files.append(str(destination(made, settings)))
@@ -536,6 +570,40 @@ def add_loras(pipe: Pipeline, given: list[str], folder: str | None, *, strict: b
                 note(f"{name}: {len(left)} tensors left out, such as {left[0]}")
         strengths[name] = factor
     return strengths
+
+
+def _hires(given: dict[str, Any], before: Any) -> Hires | None:
+    """The second pass that flags ask for, over that of a picture, `before`."""
+    from dataclasses import replace
+
+    from jaxl.call.hires import Hires
+    from jaxl.call.sizes import read_size
+
+    fields = ("upscaler", "steps", "strength", "prompt", "negative", "scheduler", "guidance")
+    names = {"negative": "negative_prompt", "guidance": "guidance_scale"}
+    own = {names.get(each, each): given[f"hires_{each}"] for each in fields if given[f"hires_{each}"] is not None}
+    size = given["hires"]
+    if size is not None:
+        try:
+            sides = read_size(size)
+            own |= {"scale": float(size)} if sides is None else {"size": sides}
+        except ValueError:
+            raise InputError("hires", size, "give a number, such as 1.5, or WIDTHxHEIGHT") from None
+        return Hires(**own)
+    if own and not isinstance(before, Hires):
+        name, value = next(iter(own.items()))
+        raise InputError(f"hires.{name}", value, "there is no second pass; give `hires` too, such as `hires=1.5`")
+    return replace(before, **own) if isinstance(before, Hires) else None
+
+
+def _with_network(hires: Hires | None, pipe: Pipeline, dtype: str) -> Hires | None:
+    """The second pass with its upscaler loaded, if that is a file."""
+    from dataclasses import replace
+
+    if hires is None or not isinstance(hires.upscaler, str) or not Path(hires.upscaler).is_file():
+        return hires
+    file = Path(hires.upscaler)
+    return replace(hires, upscaler=pipe.add_upscaler(file.stem, file, dtype=dtype))
 
 
 def _picture_for(argument: str, text: str) -> tuple[str, Image.Image, float]:

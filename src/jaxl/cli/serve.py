@@ -61,6 +61,7 @@ from jaxl.server.settings import (
     read_models,
     read_name,
     read_named,
+    read_scales,
     read_sizes,
     read_upscalers,
 )
@@ -174,6 +175,13 @@ def serve(
         typer.Option(
             metavar="FILE",
             help="A network that enlarges pictures, .safetensors or .pth; NAME=FILE names it; repeatable.",
+        ),
+    ] = None,
+    hires: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SCALE,...",
+            help="Second passes that requests may ask for: images of each size, so many times as large, such as 1.5,2.",
         ),
     ] = None,
     max_waiting: Annotated[
@@ -327,6 +335,7 @@ def serve(
         ip_adapters=read_named("ip_adapter", ip_adapter or ()),
         image_encoder=image_encoder,
         upscalers=read_upscalers(upscaler or ()),
+        hires=read_scales(() if hires is None else hires.split(",")),
         dtype=dtype,
         unet=unet,
         vae=vae,

@@ -17,10 +17,14 @@ Place = Literal["device", "host", "disk"]
 
 @dataclass(frozen=True)
 class Stage:
-    """A number of rows that an image runs in one lane; images of a lane run together, whatever else they differ in."""
+    """A number of rows that an image runs in one lane; images of a lane run together, whatever else they differ in.
+
+    remade: what it begins with is made, by `Backend.remake`, of what the stage before left.
+    """
 
     lane: Hashable
     rows: int
+    remade: bool = False
 
 
 @dataclass(frozen=True)
@@ -114,7 +118,10 @@ class Batch(Protocol):
     """The images that one lane runs. One thread uses it; what it is asked may be done after the method returns."""
 
     def join(self, place: int, drawing: Any, stage: int, state: Any | None) -> None:
-        """Put an image at a free place, at the beginning of a stage; `state` comes from `take`, None in the first."""
+        """Put an image at a free place, at the beginning of a stage.
+
+        `state` comes from `take`, or from `Backend.remake` where the stage is remade; it is None in the first one.
+        """
         ...
 
     def take(self, place: int) -> Any:
@@ -183,6 +190,13 @@ class Backend(Protocol):
 
     def batch(self, lane: Any, size: int) -> Batch:
         """Return a batch of `size` free places."""
+        ...
+
+    def remake(self, drawing: Any, stage: int, state: Any) -> Callable[[], Any]:
+        """Begin to make what a remade stage begins with, of the state that the one before ended with.
+
+        The callable does the rest, in another thread. It raises NonFiniteError.
+        """
         ...
 
     def finish(self, drawing: Any, state: Any) -> Callable[[], Image.Image]:

@@ -91,6 +91,7 @@ class Engine:
         self._image_rate, self._row_rate, self._row_seconds = Window(), Window(), Average()
         self._wake = threading.Condition()
         self._finisher = ThreadPoolExecutor(2, thread_name_prefix="finish image")
+        self._remaker = ThreadPoolExecutor(2, thread_name_prefix="remake state")
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     def __enter__(self) -> Engine:
@@ -113,6 +114,7 @@ class Engine:
             self._wake.notify_all()
         self._thread.join()
         self._finisher.shutdown()
+        self._remaker.shutdown()
 
     def drain(self, timeout: float) -> bool:
         """Take nothing new and wait until all is done; False if that takes longer than `timeout` seconds."""
@@ -296,11 +298,11 @@ class Engine:
     def _attend(self, under_way: Call | None) -> None:
         """Tell each backend who waits for it, and which images in the making use it."""
         running = [work for lane in self._lanes.values() for _, work in lane.running()]
-        running += [work for work in self._waiting if work.state is not None]
+        running += [work for work in self._waiting if work.stage]
         running += [] if under_way is None else [work for _, work, _ in under_way.progress]
         backends = {id(work.backend): work.backend for work in (*self._waiting, *running)}
         for backend in backends.values():
-            waiting = [work.drawing for work in self._waiting if work.state is None and work.backend is backend]
+            waiting = [work.drawing for work in self._waiting if not work.stage and work.backend is backend]
             used_by = [work.drawing for work in running if work.backend is backend]
             backend.attend(waiting, used_by, self._notify)
 
@@ -339,7 +341,7 @@ class Engine:
         """
         wanted = [lane for lane in self._lanes.values() if lane.count]
         for work in self._waiting if self._has_room() else ():
-            if not work.drawing.ready:
+            if not work.ready:
                 continue
             lane = self._lanes.setdefault((id(work.backend), work.lane), Lane(work.backend, work.lane))
             if lane not in wanted:
@@ -353,7 +355,7 @@ class Engine:
         return min(wanted, key=lambda lane: lane.served, default=None)
 
     def _has_room(self) -> bool:
-        """Return whether images may begin: not while many finished ones wait to be decoded."""
+        """Return whether images may begin: not while many others wait to be decoded."""
         return self._finishing < 2 * self._places
 
     def _admit(self, lane: Lane) -> list[Work]:
@@ -362,7 +364,7 @@ class Engine:
         if not self._has_room() or (lane.count and not self.joins):
             room = 0
         own = [work for work in self._waiting if work.lane == lane.key and work.backend is lane.backend]
-        fitting = [work for work in own if work.drawing.ready][:room]
+        fitting = [work for work in own if work.ready][:room]
         self._waiting = [work for work in self._waiting if work not in fitting]
         return fitting
 
@@ -403,9 +405,11 @@ class Engine:
             if pictures is not None and place in call.shown:
                 work.ticket.tell(Preview(work.index, done, work.total, pictures[place]))
         with self._wake:
-            self._finishing += len(call.drawn)
+            self._finishing += len(call.drawn) + len(call.remade)
         for work, picture in call.drawn:
             self._finisher.submit(self._finish, work, picture)
+        for work, state in call.remade:
+            self._remaker.submit(self._remake, work, state)
         return following
 
     def _count(self, call: Call) -> None:
@@ -424,7 +428,7 @@ class Engine:
                 work.ticket.seconds += seconds / images
 
     def _begin(self, lane: Lane, work: Work) -> None:
-        first = work.state is None
+        first = work.stage == 0
         try:
             lane.join(work)
         except JaxlError as error:  # the fault of this image alone
@@ -433,6 +437,18 @@ class Engine:
         if first:
             work.ticket.start()
             work.ticket.tell(Started(work.index))
+
+    def _remake(self, work: Work, state: Callable[[], Any]) -> None:
+        """Make the state that an image's stage begins with; a thread of the remaker's runs this."""
+        try:
+            work.state = None if work.ticket.future.done() else state()
+        except Exception as error:
+            self._settle(work.ticket, error if isinstance(error, JaxlError) else _engine_error(error))
+        finally:
+            with self._wake:
+                work.remade = False
+                self._finishing -= 1
+                self._wake.notify_all()
 
     def _finish(self, work: Work, picture: Callable[[], Image.Image]) -> None:
         """Wait for a picture and give it to its ticket; a thread of the finisher's runs this."""

@@ -92,6 +92,7 @@ class FakeBatch:
 class FakeBackend:
     """Draws at `size` (width, height), or at any of `sizes_of_images`; a row of a batch takes `row_seconds`.
 
+    Second passes go to `larger` sizes.
     `known` are the LoRAs that it takes, in the argument `loras`; it reads no tags in prompts.
     Guided and unguided images are in lanes of their own. An interval of guidance makes an image go from one to the
     other, as the pipeline's do.
@@ -104,6 +105,7 @@ class FakeBackend:
         places: int | Sequence[int] = 4,
         sizes_of_images: Sequence[tuple[int, int]] = (),
         known: Sequence[Lora] = (),
+        larger: Sequence[tuple[int, int]] = (),
     ):
         self.row_seconds = row_seconds
         self.size = size
@@ -112,6 +114,7 @@ class FakeBackend:
         self.sizes_of_images = [size, *sizes_of_images]
         self.known = known
         self.served: Sequence[Served] = ()
+        self.larger = larger
 
     def models(self) -> Sequence[Served]:
         return self.served
@@ -149,13 +152,19 @@ class FakeBackend:
             Stage((width, height, guided and start * rows <= first < end * rows), last - first)
             for first, last in pairwise(marks)
         )
+        size = (width, height)
+        if (hires := given.get("hires")) is not None:
+            _, size = hires.sizes(size, 1)
+            if size not in self.larger:
+                raise InputError("hires", size, "this server has no second passes of that size")
+            stages = (*stages, Stage((*size, guided), hires.steps or steps, remade=True))
         settings = repr(
             sorted((name, _digest(value)) for name, value in given.items() if name not in ("seed", "num_images"))
         )
         scheduler = str(given.get("scheduler", "euler"))
         hashes = {name: self._hash(name) for name in given.get("loras", {})}
         facts = {"lora_hashes": hashes} if hashes else {}
-        return [FakeDrawing(settings, seed + i, scheduler, (width, height), stages, facts) for i in range(images)]
+        return [FakeDrawing(settings, seed + i, scheduler, size, stages, facts) for i in range(images)]
 
     def upscale(self, name: str, picture: Image.Image, size: tuple[int, int]) -> Image.Image:
         """Make pixels larger."""
@@ -173,6 +182,9 @@ class FakeBackend:
 
     def batch(self, lane: Hashable, size: int) -> FakeBatch:
         return FakeBatch(self, lane, size)
+
+    def remake(self, drawing: FakeDrawing, stage: int, state: bytes) -> Callable[[], bytes]:
+        return lambda: hashlib.sha256(state + repr(drawing.size).encode()).digest()
 
     def finish(self, drawing: FakeDrawing, state: bytes) -> Callable[[], Image.Image]:
         return lambda: Image.fromarray(_pattern(state, *drawing.size))

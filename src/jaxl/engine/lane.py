@@ -21,7 +21,8 @@ PRIORITY_SECONDS = 10.0
 class Work:
     """One image of a request on its way: `stage` of its drawing, of which the devices were asked to run `done` rows.
 
-    `state` is what `Batch.take` returned, while the image is at no place; None before its first.
+    `state` is what `Batch.take` or `Backend.remake` returned, while the image is at no place; None before its first,
+    and while it is `remade`.
     """
 
     def __init__(self, ticket: Ticket, index: int, drawing: Any, backend: Backend):
@@ -34,6 +35,12 @@ class Work:
         self.before = 0  # rows of earlier stages
         self.shown = 0
         self.state: Any = None
+        self.remade = False
+
+    @property
+    def ready(self) -> bool:
+        """Whether it may join a batch."""
+        return not self.remade and self.drawing.ready
 
     @property
     def lane(self) -> Hashable:
@@ -55,7 +62,7 @@ class Work:
     def order(self) -> tuple[bool, float, int]:
         """The key of the queue: images that have begun go first, then the longest wait, with the priority added."""
         ticket = self.ticket
-        return (self.state is None, ticket.submitted - PRIORITY_SECONDS * ticket.request.priority, self.index)
+        return (self.stage == 0, ticket.submitted - PRIORITY_SECONDS * ticket.request.priority, self.index)
 
     @property
     def rows_to_stop(self) -> int:
@@ -90,6 +97,15 @@ class Work:
         self.stage += 1
         return self.stage < len(self.drawing.stages)
 
+    def remake(self) -> Callable[[], Any] | None:
+        """Begin to make the state that its stage begins with, where that is not the last one's."""
+        if not self.drawing.stages[self.stage].remade:
+            return None
+        self.remade = True
+        made = self.backend.remake(self.drawing, self.stage, self.state)
+        self.state = None
+        return made
+
     def finish(self) -> Callable[[], Image.Image]:
         """Begin to make the picture of its last state, and give that up."""
         picture = self.backend.finish(self.drawing, self.state)
@@ -102,8 +118,9 @@ class Call:
     """Rows of a lane that the devices were asked to run, and what there is to tell when they have come to the `mark`.
 
     progress: the images that were at places, each with its place and all its rows by then. shown: the places of those
-    to be shown, of which `previews` waits for the pictures. onward: the images that have another stage. drawn: those
-    that have none, each with a callable that waits for its picture.
+    to be shown, of which `previews` waits for the pictures. onward: the images that have another stage. remade: those
+    of them whose state is made anew, each with a callable that makes it. drawn: the images that have no other stage,
+    each with a callable that waits for its picture.
     """
 
     lane: Lane
@@ -114,6 +131,7 @@ class Call:
     shown: list[int]
     previews: Callable[[], np.ndarray] | None
     onward: list[Work]
+    remade: list[tuple[Work, Callable[[], Any]]]
     drawn: list[tuple[Work, Callable[[], Image.Image]]]
 
 
@@ -176,8 +194,9 @@ class Lane:
         mark = self.batch.mark()
         ended = [(place, work) for place, work in running if work.at_end]
         onward = [work for place, work in ended if work.next_stage(self._take(place))]
+        remade = [(work, made) for work in onward if (made := work.remake()) is not None]
         drawn = [(work, work.finish()) for _, work in ended if work not in onward]
-        return Call(self, rows, began, mark, progress, shown, previews, onward, drawn)
+        return Call(self, rows, began, mark, progress, shown, previews, onward, remade, drawn)
 
     def drop(self, unwanted: set[Ticket]) -> None:
         """Free the places of the tickets that are not wanted any more."""

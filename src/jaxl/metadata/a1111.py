@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 
+from jaxl.call.hires_texts import take_hires
 from jaxl.call.infotext import EMBEDDINGS, LABELS, READERS, RESIZED
 from jaxl.call.sizes import read_size
 from jaxl.call.unit_texts import take_units
@@ -39,7 +40,6 @@ USUAL_CLIP_SKIP = 2
 NOTES = {"Version", "App", "Created Date", "User", "Init image hash", "Source Identifier", "Hardware", "Time taken"}
 HYPERNETWORK = re.compile(r"<hypernet:([^<>:]+)[^<>]*>")
 MASKED = ("Mask ", "Masked ", "Inpaint area")
-SECOND_PASS = "jaxl draws the first; draw on from its picture, enlarged, as `image` with `strength`"
 
 
 def read(texts: Texts) -> Settings | None:
@@ -61,8 +61,8 @@ def from_pairs(reading: Reading, pairs: Mapping[str, str]) -> Settings:
     if negative := left.pop("Negative prompt", ""):  # an empty one is zeros in SDXL there, as none is here
         reading.text("negative_prompt", negative)
     reading.arguments["prompt_syntax"] = "lenient"  # A1111 read it so
-    _sampler(reading, left)
     _second_pass(reading, left)
+    _sampler(reading, left)
     if LABELS["strength"] in left:
         reading.strength(left.pop(LABELS["strength"]), LABELS["strength"])
     for name, label in LABELS.items():
@@ -119,10 +119,12 @@ def _sampler(reading: Reading, left: dict[str, str]) -> None:
 
 def _second_pass(reading: Reading, left: dict[str, str]) -> None:
     """Take the second pass, whose strength stands without its name."""
-    names = [name for name in left if name.startswith("Hires ")]
-    if names:
-        names += [name for name in (LABELS["strength"],) if name in left]
-        reading.miss("the second pass", ", ".join(f"{name}: {left.pop(name)}" for name in names), SECOND_PASS)
+    hires, unread = take_hires(left)
+    if hires is not None:
+        reading.second_pass(hires)
+    unread |= {name: left.pop(name) for name in [*left] if name.startswith("Hires ")}
+    if unread:
+        reading.miss("the second pass", ", ".join(f"{name}: {value}" for name, value in unread.items()))
 
 
 def _networks(reading: Reading, left: dict[str, str]) -> None:

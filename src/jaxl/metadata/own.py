@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from jaxl.call.hires import Hires
 from jaxl.call.options import OF_PICTURES, DrawOptions
+from jaxl.errors import InputError
 from jaxl.metadata.container import Texts
 from jaxl.metadata.settings import Reading, Settings
 from jaxl.png import read_settings_text
@@ -29,6 +31,8 @@ def read(texts: Texts) -> Settings | None:
             reading.text(name, value)
         elif name == "loras" and not isinstance(value, dict):
             reading.miss(name, value)
+        elif name == "hires":
+            _second_pass(reading, value)
         elif name in DrawOptions.__annotations__:
             if name not in NOTES and value is not None:
                 reading.arguments[name] = value
@@ -48,6 +52,13 @@ def read(texts: Texts) -> Settings | None:
     for name, kept in (("controls", reading.controls), ("image_prompts", reading.image_prompts)):
         kept += [each for each in _list(told.get(name)) if isinstance(each, dict) and each]
     return reading.done()
+
+
+def _second_pass(reading: Reading, told: Any) -> None:
+    try:
+        reading.second_pass(Hires(**told))
+    except (InputError, TypeError):
+        reading.miss("the second pass", told)
 
 
 def _items(value: Any) -> list[tuple[str, Any]]:

@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from jaxl.call.hires import WITHOUT_NETWORK, Hires
 from jaxl.call.options import DrawOptions
 from jaxl.call.sizes import read_size
 from jaxl.diffusion.names import find_name
@@ -34,6 +35,7 @@ KINDS: Mapping[str, tuple[str, str]] = {
     "lora": ("the LoRA", "load it, as one of `loras`, or take it out of `prompt`"),
     "embedding": ("the textual inversion", "load it, as `embedding`"),
     "refiner": ("the refiner", "give it, as `refiner`"),
+    "upscaler": ("the upscaler of the second pass", "give its file, as `hires_upscaler`"),
 }
 # and what has pictures of its own, which no file has
 PICTURED: Mapping[str, str] = {
@@ -46,7 +48,7 @@ PICTURED: Mapping[str, str] = {
 class Network:
     """A network that a picture was drawn with, as its file names it.
 
-    kind: model, vae, lora, embedding or refiner. name: without folders and the ending of a file.
+    kind: model, vae, lora, embedding, refiner or upscaler. name: without folders and the ending of a file.
     hash: as the file has it, "" if it has none. detail: how it was used, such as "0.8".
     """
 
@@ -177,6 +179,12 @@ class Reading:
         """Set the share of the steps that was run from a picture, which is missing."""
         if self.number("strength", value, label=label, least=0, most=1):
             self.miss("the picture that it was drawn from", remedy="give it as `image`")
+
+    def second_pass(self, hires: Hires) -> None:
+        """Set the second pass, whose upscaler may be a network."""
+        self.arguments["hires"] = hires
+        if isinstance(hires.upscaler, str) and hires.upscaler not in WITHOUT_NETWORK:
+            self.network("upscaler", hires.upscaler)
 
     def sampler(
         self, sampler: object, schedule: object = None, labels: Sequence[str] = ("sampler", "schedule")

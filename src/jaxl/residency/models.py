@@ -143,7 +143,7 @@ class Models:
                 resident.here = resident.open = False
         for image in waiting:
             if image.resident in leaving:
-                image.inputs = None  # made with the parameters that leave
+                image.forget()  # what was made with the parameters that leave
         threading.Thread(target=self._swap, args=(choice.bring, leaving, tell), name="swap models", daemon=True).start()
 
     def keeps(self, lane: ModelLane) -> bool:
@@ -151,6 +151,9 @@ class Models:
 
     def batch(self, lane: ModelLane, size: int) -> Batch:
         return lane.resident.backend.batch(lane.lane, size)
+
+    def remake(self, drawing: ModelImage, stage: int, state: Any) -> Callable[[], Any]:
+        return drawing.resident.backend.remake(drawing, stage, state)
 
     def finish(self, drawing: ModelImage, state: Any) -> Callable[[], Image.Image]:
         resident = drawing.resident

@@ -60,12 +60,11 @@ class Order:
     def __init__(self, resident: Resident, plan: Plan):
         self.resident = resident
         self.plan = plan
-        self.images = [self._image(own) for own in plan.by_image()]
+        self.images = [self._image(planned) for planned in resident.backend.images(plan)]
 
-    def _image(self, plan: Plan) -> ModelImage:
-        planned = self.resident.backend.planned(plan)
+    def _image(self, planned: PlannedImage) -> ModelImage:
         stages = tuple(replace(stage, lane=ModelLane(self.resident, stage.lane)) for stage in planned.stages)
-        return ModelImage(plan=plan, stages=stages, noise=planned.noise, order=self)
+        return ModelImage(planned.plan, stages, planned.noise, planned.second, order=self)
 
     def prepare(self, tell: Callable[[], None]) -> None:
         """Make what its images are fed in another thread, which calls `tell` then; more calls change nothing."""
@@ -74,13 +73,8 @@ class Order:
             _PREPARERS.submit(self._prepare, tell)
 
     def _prepare(self, tell: Callable[[], None]) -> None:
-        backend = self.resident.backend
         try:
-            for image, inputs in zip(
-                self.images, backend.pipe.inputs(backend.params, self.plan).by_image(), strict=True
-            ):
-                inputs.prepare()
-                image.inputs = image.inputs or inputs
+            self.resident.backend.feed(self.images, self.plan)
         except Exception as error:
             if not isinstance(error, JaxlError):
                 log.exception("a request could not be prepared", exc_info=error)

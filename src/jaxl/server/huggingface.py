@@ -19,6 +19,7 @@ from jaxl.call.images import read_image, read_mask
 from jaxl.errors import InputError
 from jaxl.server.edits import Source
 from jaxl.server.errors import RESPONSES, ApiError, fields
+from jaxl.server.hires import AskedHires
 from jaxl.server.limits import Count, GuidanceScale, Loras, Name, Proportion, Seed, Side
 from jaxl.server.pictures import MEDIA_TYPES, Format, decode
 from jaxl.server.service import CurrentService, Service
@@ -40,6 +41,7 @@ FIELDS = {
             "scheduler",
             "strength",
             "loras",
+            "hires",
             "prompt_syntax",
         )
     },
@@ -77,6 +79,7 @@ class Parameters(StartFields):
     seed: Seed | None = None
     scheduler: Name | None = None
     loras: Loras | None = None
+    hires: AskedHires | None = None
     prompt_syntax: Syntax | None = Field(None, description="literal by default.")
     num_images_per_prompt: int | None = Field(None, ge=1, le=1, description="The answer is one picture.")
 
@@ -116,6 +119,7 @@ async def _draw(http: HttpRequest, asked: InferenceRequest, service: Service, mo
         "seed": wanted.seed,
         "scheduler": wanted.scheduler,
         "loras": wanted.loras,
+        "hires": None if wanted.hires is None else wanted.hires.read(),
         "prompt_syntax": wanted.prompt_syntax,
     }
     source = await asyncio.to_thread(_source, http, asked, wanted, service.settings.max_pixels)
@@ -124,7 +128,7 @@ async def _draw(http: HttpRequest, asked: InferenceRequest, service: Service, mo
         arguments |= {"prompt": prompt, "image": source.picture, "mask": source.mask, "strength": wanted.strength}
     elif wanted.strength is not None:
         raise InputError("strength", wanted.strength, "needs a picture in inputs")
-    async with service.attended(http, arguments, model=model, policy=service.policy("strict", model)) as stream:
+    async with service.attended(http, arguments, policy=service.policy("strict", model)) as stream:
         result = await stream.result()
     file = await AnswerFiles(service, stream, source and source.seamless(), format).file(0, result.images[0])
     return Response(file.data, media_type=file.media_type)

@@ -78,8 +78,9 @@ async def _settings(data: bytes, service: Service) -> dict[str, Any]:
     loras = [each.name for each in await service.loras()] if any(n.kind == "lora" for n in found.networks) else []
     server = service.settings
     embeddings = [each.hash or each.name for each in server.embeddings]
+    upscalers = [name for name, _ in server.upscalers]
     models = {name: each.name for each in service.engine.models() for name in each.names}
-    has = {"model": [*server.names, *models], "lora": loras, "embedding": embeddings}
+    has = {"model": [*server.names, *models], "lora": loras, "embedding": embeddings, "upscaler": upscalers}
     drew = {name for each in found.networks if each.kind == "model" for name in (each.name, each.hash)}
     model = next((own for name, own in models.items() if name in drew), None)
     return {**told(found, has, server.ip_adapters), **({} if model is None else {"model": model})}
@@ -101,6 +102,8 @@ def told(
     if isinstance(arguments.get("loras"), Mapping):
         strengths = arguments["loras"].items()
         arguments["loras"] = {name: own.unet if isinstance(own, Strength) else own for name, own in strengths}
+    if (hires := arguments.get("hires")) is not None:
+        arguments["hires"] = hires.facts
     # a name may say more than the text of A1111 does
     adapters = tuple(each for each in found.controls if each.get("name") in ip_adapters)
     controls = tuple(each for each in found.controls if each not in adapters)

@@ -18,6 +18,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.types import Receive
 
 from jaxl import __version__
+from jaxl.call.hires import PREFIX
 from jaxl.call.images import read_image
 from jaxl.call.options import OF_PICTURES
 from jaxl.call.sizes import Size, nearest_size
@@ -27,6 +28,7 @@ from jaxl.errors import CancelledError, DeadlineError, InputError, UnloadedError
 from jaxl.server import logs
 from jaxl.server.errors import ApiError
 from jaxl.server.filters import load
+from jaxl.server.hires import drawn_at, ends_at
 from jaxl.server.jobs.runner import Runner
 from jaxl.server.jobs.store import JobStore
 from jaxl.server.kept import MOST_BYTES, MOST_REQUESTS, File, KeptRequest, Shelf
@@ -90,22 +92,21 @@ class Service:
         deadline: float | None = None,
         id: str | None = None,
         key: Key = ANYBODY,
-        model: str | None = None,
         keep: bool = False,
         policy: Policy = "strict",
     ) -> Stream:
         """Put a request with arguments of `Pipeline.generate` in the queue; None counts as not given.
 
-        key: whose it is. model: the name that it asks for. keep: whether it is drawn although its client is gone.
-        policy: what to do with a size that is not drawn here.
+        key: whose it is. keep: whether it is drawn although its client is gone. policy: what to do with a size that is
+        not drawn here.
 
         Raises InputError, QueueFullError and DrainingError, and ApiError for an id that is in use and for what the key
         may not have.
         """
-        given = self._allowed(arguments, key, model, policy, deadline)
-        drawn = given["width"], given["height"]
+        given = self._allowed(arguments, key, policy, deadline)
+        drawn = ends_at((given["width"], given["height"]), given.get("hires"))
         # a crop around a mask is drawn at a size of its own, not the picture's
-        wanted = drawn if "padding_mask_crop" in given else self.wanted(arguments)
+        wanted = drawn if "padding_mask_crop" in given else ends_at(self.wanted(arguments), arguments.get("hires"))
         if wanted != drawn:
             given |= await asyncio.to_thread(_framed, given, wanted, drawn)
         # before there is a ticket: after that, giving up would have to cancel it
@@ -141,20 +142,19 @@ class Service:
         arguments: Mapping[str, Any],
         *,
         key: Key,
-        model: str | None,
         policy: Policy,
         deadline: float | None,
     ) -> dict[str, Any]:
         """Return the arguments as `checked` does. Raises what `submit` would, as far as that can be told now."""
-        given = self._allowed(arguments, key, model, policy, deadline)
+        given = self._allowed(arguments, key, policy, deadline)
         await asyncio.to_thread(self.engine.check, given)
         return given
 
     def _allowed(
-        self, arguments: Mapping[str, Any], key: Key, model: str | None, policy: Policy, deadline: float | None
+        self, arguments: Mapping[str, Any], key: Key, policy: Policy, deadline: float | None
     ) -> dict[str, Any]:
-        given, most = self.checked(arguments, policy), self.settings.deadline
-        self.quotas.check(key, model or self.settings.model, given)
+        given, most, asked = self.checked(arguments, policy), self.settings.deadline, arguments.get("model")
+        self.quotas.check(key, asked if asked in key.models else self.model_named(asked), given)
         if deadline is not None and not LEAST_DEADLINE <= deadline <= most:
             raise InputError("deadline", deadline, f"give seconds, from {LEAST_DEADLINE:g} to {most:g}")
         return given
@@ -190,20 +190,25 @@ class Service:
     def checked(self, arguments: Mapping[str, Any], policy: Policy = "strict") -> dict[str, Any]:
         """Return the given arguments with a seed and a size of the server. Raises InputError beyond its limits."""
         given = {name: value for name, value in arguments.items() if value not in (None, {})}
-        model = self.model_named(given.pop("model", None))
+        model, hires = self.model_named(given.pop("model", None)), given.get("hires")
         if self.engine.models():
             given["model"] = model
         for name in logs.TEXTS:
             self.check_text(name, given.get(name, ""))
+            self.check_text(f"{PREFIX}{name}", getattr(hires, name, None) or "")
         given.setdefault("num_images", 1)
         given.setdefault("prompt_syntax", "literal")
         if given["num_images"] > self.settings.max_images:
             raise InputError("num_images", given["num_images"], f"give at most {self.settings.max_images}")
-        if (asked := len(loras_in(given))) > MOST_LORAS:
-            raise InputError("prompt", given.get("prompt"), f"{asked} LoRAs; give at most {MOST_LORAS}")
+        own = {"": given} if hires is None else {"": given, PREFIX: {**given, "prompt": hires.prompt}}
+        for prefix, texts in own.items():
+            if (asked := len(loras_in(texts))) > MOST_LORAS:
+                raise InputError(f"{prefix}prompt", texts["prompt"], f"{asked} LoRAs; give at most {MOST_LORAS}")
         if given.get("seed", -1) == -1:
             given["seed"] = secrets.randbelow(2**32)  # 32 bits, because many other programs read no more
-        given["width"], given["height"] = drawn_for(self.wanted(given), self.settings.sizes, policy)
+        given["width"], given["height"] = size = drawn_for(self.wanted(given), self.settings.sizes, policy)
+        if hires is not None:
+            given["hires"] = drawn_at(hires, size, self.settings.larger_sizes, policy)
         return given
 
     def upscaled(self, name: str, picture: Image.Image, size: Size) -> Image.Image:
@@ -290,6 +295,7 @@ class Service:
         given = {name: value for name, value in arguments.items() if not isinstance(value, Image.Image | None)}
         given.pop("num_images", None)
         given |= {name: [each.facts for each in given[name]] for name in OF_PICTURES if name in given}
+        given |= {"hires": given["hires"].facts} if "hires" in given else {}
         size = {"width": picture.width, "height": picture.height}
         return {"version": __version__, **own, **(facts or {}), **size, **given, "seed": seed, "scheduler": scheduler}
 
@@ -381,7 +387,7 @@ class Stream:
 
     @property
     def drawn(self) -> Size:
-        return self.arguments["width"], self.arguments["height"]
+        return ends_at((self.arguments["width"], self.arguments["height"]), self.arguments.get("hires"))
 
     def __aiter__(self) -> AsyncIterator[Event]:
         return self._events

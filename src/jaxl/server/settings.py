@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from jaxl.call.hires import MOST_SCALE
 from jaxl.call.sizes import Size, check_size
 from jaxl.config import Dtype, Split
 from jaxl.errors import InputError
@@ -44,6 +46,7 @@ class ModelOptions:
     controlnets: names of ControlNets that requests may ask for, each with what it is loaded from.
     ip_adapters: the same for IP-Adapters. image_encoder: theirs, where none lies beside them.
     upscalers: names of networks that enlarge pictures, each with its file.
+    hires: how many times larger the second passes may be that requests ask for.
     unet, vae, preview: models in place of the checkpoint's U-Net and autoencoder, and a tiny one for previews.
     embedding_dir: a folder with textual inversions for prompts.
     vae_tile: pixels of the tiles that images are decoded in. preset, prediction_type, precision: see
@@ -65,6 +68,7 @@ class ModelOptions:
     ip_adapters: tuple[tuple[str, str], ...] = ()
     image_encoder: str | None = None
     upscalers: tuple[tuple[str, str], ...] = ()
+    hires: tuple[float, ...] = ()
     dtype: Dtype = "auto"
     unet: str | None = None
     vae: str | None = None
@@ -161,6 +165,7 @@ class Settings:
 
     model: the public name; a path would tell strangers about the machine. aliases: other names that clients may use.
     sizes: (width, height) of the pictures that are drawn, those that are warmed; the first is the default.
+    larger_sizes: those of second passes, none of which are drawn without any.
     size_policy: what becomes of other sizes; see `jaxl.server.sizes`.
     schedulers: the names that are offered. embeddings: textual inversions, also those that could not be loaded.
     controlnets, ip_adapters: the names of those that requests may ask for. upscalers: the same, each with its scale.
@@ -183,6 +188,7 @@ class Settings:
     model: str = "tiny"
     aliases: tuple[str, ...] = ()
     sizes: tuple[Size, ...] = ((256, 256),)
+    larger_sizes: tuple[Size, ...] = ()
     size_policy: SizePolicy = "auto"
     schedulers: tuple[str, ...] = ()
     embeddings: tuple[Summary, ...] = ()
@@ -299,6 +305,18 @@ def read_bytes(argument: str, text: str | None) -> int | None:
         raise InputError(argument, text, "give bytes with a unit, such as 24GB or 24GiB")
     number, unit, binary = match.groups()
     return round(float(number) * (1024 if binary else 1000) ** " KMGT".index(unit.upper() or " "))
+
+
+def read_scales(texts: Iterable[str]) -> tuple[float, ...]:
+    """Return how many times larger second passes are to be, of texts such as 1.5. Raises InputError, naming `hires`."""
+    try:
+        scales = tuple(float(text) for text in texts)
+    except ValueError:
+        scales = (math.nan,)
+    if not all(1 <= scale <= MOST_SCALE for scale in scales):
+        remedy = f"give numbers from 1 to {MOST_SCALE:g} with commas between them, such as 1.5,2"
+        raise InputError("hires", ",".join(texts), remedy)
+    return scales
 
 
 def read_sizes(texts: Iterable[str]) -> tuple[Size, ...]:

@@ -50,7 +50,9 @@ OPPOSITES = ("static", "no_urls", "no_mark")
 OF_THE_MODEL = "the model says it when it is loaded"
 A_LIMIT = "a limit that nobody needed to change yet"
 NO_OPTION = {
-    **dict.fromkeys(("sizes", "chunks", "schedulers", "scheduler", "steps", "guidance_scale"), OF_THE_MODEL),
+    **dict.fromkeys(
+        ("sizes", "larger_sizes", "chunks", "schedulers", "scheduler", "steps", "guidance_scale"), OF_THE_MODEL
+    ),
     **dict.fromkeys(("embeddings", "controlnets", "ip_adapters", "upscalers"), OF_THE_MODEL),
     **dict.fromkeys(("max_pixels", "max_body", "max_prompt"), A_LIMIT),
     "usd_per_hour": "what --prices has for the devices that are found",
@@ -152,6 +154,7 @@ SPECIAL = {
     "controlnet": "edges=canny",
     "ip_adapter": "like=plus",
     "upscaler": "sharp=4x.pth",
+    "hires": "1.5,2",
 }
 
 

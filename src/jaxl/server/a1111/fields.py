@@ -12,6 +12,7 @@ from typing import Annotated, Any
 from PIL import ImageFilter, ImageOps
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from jaxl.call.hires import PREFIX, Hires
 from jaxl.call.images import read_image, read_mask
 from jaxl.diffusion.names import AUTOMATIC, CHECKPOINT, a1111_name, find_name
 from jaxl.diffusion.schedulers import SCHEDULERS
@@ -21,7 +22,7 @@ from jaxl.server.a1111.options import MAX_CLIP_SKIP, USUAL_NOISE, clip_skip, ove
 from jaxl.server.edits import Source, filled, transparent
 from jaxl.server.limits import Count, GuidanceScale, Name, Proportion, Seed, Side
 from jaxl.server.pictures import decode
-from jaxl.server.service import Service
+from jaxl.server.service import Service, check_model
 from jaxl.server.settings import Settings
 from jaxl.text.prompt import Syntax
 
@@ -36,11 +37,25 @@ FIELDS = {
     "variation_seed": "subseed",
     "variation_strength": "subseed_strength",
     "seed_resize_from": "seed_resize_from_w",
+    "hires": "enable_hr",
+    **{
+        f"{PREFIX}{name}": field
+        for name, field in {
+            "scale": "hr_scale",
+            "size": "hr_resize_x",
+            "upscaler": "hr_upscaler",
+            "steps": "hr_second_pass_steps",
+            "strength": "denoising_strength",
+            "prompt": "hr_prompt",
+            "negative_prompt": "hr_negative_prompt",
+            "scheduler": "hr_sampler_name",
+            "guidance_scale": "hr_cfg",
+        }.items()
+    },
 }
 
 # what jaxl lacks: fields that may ask for nothing, with what to do instead
 LACKING: Mapping[str, str] = {
-    "enable_hr": "there is no second pass; ask for the size you want, or send the picture to img2img",
     "refiner_checkpoint": "this server has one model; leave it out",
     "restore_faces": "there is no face restoration; leave it out",
     "tiling": "pictures that tile are not supported; leave it out",
@@ -55,8 +70,19 @@ MAY_BE_UNASKED = (
     *LACKING,
     *("seed_resize_from_w", "seed_resize_from_h", "sampler_name", "sampler_index", "scheduler"),
     *("alwayson_scripts", "override_settings"),
+    *(
+        "enable_hr",
+        "hr_upscaler",
+        "hr_resize_x",
+        "hr_resize_y",
+        "hr_checkpoint_name",
+        "hr_sampler_name",
+        "hr_scheduler",
+    ),
+    *("firstphase_width", "firstphase_height"),
 )
 NO_CHOICE = ("", "none", "null", "false", "0", "-1", "automatic", "use same sampler", "use same scheduler")
+NO_CHOICE += ("use same checkpoint",)
 
 Positive = Annotated[float, Field(ge=0, le=1e6)]
 Flag = bool | None
@@ -115,7 +141,22 @@ class A1111Request(BaseModel):
 
 
 class Txt2Img(A1111Request):
-    pass
+    denoising_strength: Proportion | None = Field(0.75, description="Of the second pass, which enable_hr asks for.")
+    hr_scale: float | None = 2.0
+    hr_upscaler: Name | None = Field(None, description="Latent, where nothing else is given.")
+    hr_second_pass_steps: int | None = Field(0, ge=0, le=1000)
+    hr_resize_x: Side | None = Field(
+        None, description="In place of hr_scale; of 0 and null, it follows from the other."
+    )
+    hr_resize_y: Side | None = None
+    hr_checkpoint_name: str | None = None
+    hr_sampler_name: Name | None = None
+    hr_scheduler: Name | None = None
+    hr_prompt: str | None = ""
+    hr_negative_prompt: str | None = ""
+    hr_cfg: GuidanceScale | None = Field(None, description="As Forge has it.")
+    firstphase_width: Side | None = Field(None, description="Where it is given, width and height are the second's.")
+    firstphase_height: Side | None = None
 
 
 class Img2Img(A1111Request):
@@ -174,6 +215,32 @@ def arguments_of(asked: A1111Request, settings: Settings) -> dict[str, Any]:
     }
 
 
+def txt2img_arguments(asked: Txt2Img, settings: Settings) -> dict[str, Any]:
+    """Those of `Pipeline.generate`, with a second pass. Raises ApiError and InputError."""
+    arguments = arguments_of(asked, settings)
+    if not asked.enable_hr:
+        return arguments
+    check_model(asked.hr_checkpoint_name, settings, "hr_checkpoint_name")
+    size = (asked.hr_resize_x or 0, asked.hr_resize_y or 0)
+    if asked.firstphase_width and asked.firstphase_height and asked.width and asked.height:
+        size = asked.width, asked.height
+        arguments |= {"width": asked.firstphase_width, "height": asked.firstphase_height}
+    own = asked.hr_sampler_name or asked.hr_scheduler
+    sampler, schedule = asked.hr_sampler_name or asked.sampler_name or asked.sampler_index, asked.hr_scheduler
+    hires = Hires(
+        scale=2.0 if asked.hr_scale is None else asked.hr_scale,
+        size=size if any(size) else None,
+        upscaler=asked.hr_upscaler or "latent",
+        steps=asked.hr_second_pass_steps or 0,
+        strength=0.75 if asked.denoising_strength is None else asked.denoising_strength,
+        prompt=asked.hr_prompt or None,
+        negative_prompt=asked.hr_negative_prompt or None,
+        scheduler=scheduler_of(sampler, schedule or asked.scheduler, settings.scheduler) if own else None,
+        guidance_scale=asked.hr_cfg,
+    )
+    return {**arguments, "hires": hires}
+
+
 def _variation(asked: A1111Request) -> dict[str, Any]:
     """The arguments that say of which seed, and of which size, the noise is besides."""
     found: dict[str, Any] = {}
@@ -191,6 +258,8 @@ def edit_of(asked: Img2Img, service: Service) -> tuple[dict[str, Any], Source]:
     Decodes pictures, which takes a while. Raises ApiError and InputError.
     """
     arguments = arguments_of(asked, service.settings)
+    if asked.enable_hr:
+        raise refusal("enable_hr", True, "second passes are for txt2img; ask for a larger size")
     source = _source(asked, service.settings.max_pixels)
     arguments |= {"image": source.picture, "mask": source.mask, "strength": asked.denoising_strength}
     if source.mask is not None and asked.inpaint_full_res:

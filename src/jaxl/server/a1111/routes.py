@@ -22,14 +22,26 @@ from PIL import Image
 from pydantic import BaseModel
 from starlette.requests import Request as HttpRequest
 
+from jaxl.call.hires import a1111_upscaler
+from jaxl.call.hires_texts import STRENGTH, hires_texts
 from jaxl.call.infotext import a1111_text, lora_hashes, read_a1111_text, text_of
+from jaxl.call.interpolation import MODES
 from jaxl.diffusion.names import AUTOMATIC, CHECKPOINT, a1111_name
 from jaxl.diffusion.schedulers import SCHEDULERS
 from jaxl.engine import Preview
 from jaxl.engine.backend import Served
 from jaxl.server.a1111.controlnet import SCRIPT as CONTROLNET
 from jaxl.server.a1111.controlnet import units_of, with_units
-from jaxl.server.a1111.fields import FIELDS, A1111Request, Img2Img, Txt2Img, arguments_of, edit_of, offered, solver_of
+from jaxl.server.a1111.fields import (
+    FIELDS,
+    A1111Request,
+    Img2Img,
+    Txt2Img,
+    edit_of,
+    offered,
+    solver_of,
+    txt2img_arguments,
+)
 from jaxl.server.a1111.options import CLIP_SKIP, MODEL, USUAL_CLIP_SKIP, overrides, refusal
 from jaxl.server.edits import Source
 from jaxl.server.errors import A1111_RESPONSES, ApiError, fields
@@ -114,7 +126,7 @@ Jobs = Annotated[list[Job], Depends(jobs_of)]
 @router.post("/txt2img")
 async def txt2img(http: HttpRequest, asked: Txt2Img, service: CurrentService) -> ImagesAnswer:
     """Draw pictures of a prompt."""
-    arguments = _with_model(http, arguments_of(asked, service.settings), service)
+    arguments = _with_model(http, txt2img_arguments(asked, service.settings), service)
     arguments, made = await _with_controls(asked, arguments, service)
     return await _draw(http, service, asked, arguments, None, made)
 
@@ -257,6 +269,11 @@ async def loras(service: CurrentService) -> AsciiResponse:
 
 
 @router.get("/latent-upscale-modes")
+async def latent_upscale_modes() -> list[dict[str, str]]:
+    """What enlarges latents for second passes."""
+    return [{"name": a1111_upscaler(name)} for name in MODES]
+
+
 @router.get("/sd-vae")
 @router.get("/script-info")
 @router.get("/hypernetworks")
@@ -422,7 +439,7 @@ def _all_jobs(http: HttpRequest) -> list[Job]:
 def _info(made: Sequence[Mapping[str, Any]], seeds: Sequence[int], asked: A1111Request) -> dict[str, Any]:
     """Return the `info` of images, with the fields of `Processed.js` in the web UI; `made` are their settings."""
     first, count = made[0], len(made)
-    negative = first.get("negative_prompt", "")
+    negative, second = first.get("negative_prompt", ""), hires_texts(first["hires"]) if "hires" in first else {}
     return {
         "prompt": first["prompt"],
         "all_prompts": [first["prompt"]] * count,
@@ -447,9 +464,10 @@ def _info(made: Sequence[Mapping[str, Any]], seeds: Sequence[int], asked: A1111R
         "sd_vae_hash": None,
         "seed_resize_from_w": first.get("seed_resize_from", (-1, -1))[0],
         "seed_resize_from_h": first.get("seed_resize_from", (-1, -1))[1],
-        "denoising_strength": first.get("strength"),
+        "denoising_strength": float(second[STRENGTH]) if second else first.get("strength"),
         "extra_generation_params": {
             "Schedule type": a1111_name(first["scheduler"])[1],
+            **{label: value for label, value in second.items() if label != STRENGTH},
             **({"Resized to": first["resized_to"]} if "resized_to" in first else {}),
             **({"Lora hashes": lora_hashes(first)} if "lora_hashes" in first else {}),
         },

@@ -61,7 +61,6 @@ async def accept(
     arguments: Mapping[str, Any],
     *,
     priority: int | None,
-    model: str | None,
     policy: Policy,
     deadline: float | None,
     refused: Mapping[str, Any],
@@ -75,7 +74,7 @@ async def accept(
         if value:
             raise InputError(name, value, "a job has one answer, which is kept; leave it out")
     key, url = http.state.key, http.headers.get(WEBHOOK)
-    given = await service.check(arguments, key=key, model=model, policy=policy, deadline=deadline)
+    given = await service.check(arguments, key=key, policy=policy, deadline=deadline)
     webhook = None if url is None else webhooks.check(url, service.settings.webhook_allow)
     media_type, body = http.headers["content-type"], await http.body()
     job = new_job(

@@ -33,6 +33,7 @@ from jaxl.server.errors import RESPONSES, ApiError, fields
 from jaxl.server.events import EventStream, event, file_url, with_status
 from jaxl.server.guard import FORM as FORM_TYPE
 from jaxl.server.guard import JSON, media_type
+from jaxl.server.hires import AskedHires
 from jaxl.server.image_prompts import ImagePromptFields, read_image_prompts
 from jaxl.server.jobs.routes import JobRoute, accept, is_job, wants_job
 from jaxl.server.kept import SECONDS
@@ -138,6 +139,7 @@ class ImageRequest(BaseModel):
     loras: Loras | None = None
     controls: ControlFields | None = None
     image_prompts: ImagePromptFields | None = None
+    hires: AskedHires | None = None
     prompt_syntax: Syntax | None = Field(None, description="literal by default.")
     previews: int | None = Field(
         None, ge=0, le=100, description="Like partial_images, and for /v1/requests/{id}/events too."
@@ -170,6 +172,7 @@ class ImageRequest(BaseModel):
             "steps": self.num_inference_steps,
             # the others have the names that they have there
             **{name: getattr(self, name) for name in ImageRequest.model_fields if name in DrawOptions.__annotations__},
+            "hires": None if self.hires is None else self.hires.read(),
         }
 
 
@@ -399,7 +402,6 @@ def _how(asked: ImageRequest, service: Service) -> dict[str, Any]:
         "priority": asked.priority,
         "deadline": asked.deadline,
         "keep": bool(asked.keep),
-        "model": asked.model,
         "policy": _policy(asked, service),
     }
 
@@ -430,7 +432,6 @@ async def _respond(
             service,
             await _with_pictures(arguments, asked, service),
             priority=asked.priority,
-            model=asked.model,
             policy=_policy(asked, service),
             deadline=asked.deadline,
             refused={

@@ -27,6 +27,7 @@ from jaxl.server.settings import (
     read_models,
     read_name,
     read_named,
+    read_scales,
     read_sizes,
     read_upscalers,
 )
@@ -63,6 +64,7 @@ class Arguments(BaseModel):
     ip_adapter: str = Field("", description="NAME=FILE of each IP-Adapter, with commas between several.")
     image_encoder: str | None = ModelOptions.image_encoder
     upscaler: str = Field("", description="FILE or NAME=FILE of each upscaler, with commas between several.")
+    hires: str = Field("", description="How many times larger second passes may be, with commas between several.")
     dtype: Dtype = ModelOptions.dtype
     unet: str | None = ModelOptions.unet
     vae: str | None = ModelOptions.vae
@@ -119,6 +121,7 @@ def app(arguments: dict[str, Any]) -> Any:
         controlnets=read_named("controlnet", _several(given.controlnet)),
         ip_adapters=read_named("ip_adapter", _several(given.ip_adapter)),
         upscalers=read_upscalers(_several(given.upscaler)),
+        hires=read_scales(_several(given.hires)),
     )
     settings = _part(
         given,

@@ -22,6 +22,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from jaxl.call.control import MODES
+from jaxl.call.hires import WITHOUT_NETWORK, a1111_upscaler
 from jaxl.call.image_prompt import BLOCKS
 from jaxl.call.options import STRENGTH
 from jaxl.diffusion.names import a1111_name
@@ -71,6 +72,7 @@ RESTORE = (
 MODELS = '<jaxl-model class="jaxl-networks" hidden></jaxl-model>'
 LORAS = '<jaxl-loras class="jaxl-networks" hidden></jaxl-loras>'
 NETWORKS = '<jaxl-{0} class="jaxl-networks" data-names="{1}" data-choices="{2}"{3}></jaxl-{0}>'
+HIRES = '<jaxl-hires class="jaxl-hires" data-sizes="{}" data-upscalers="{}"{}></jaxl-hires>'
 SCHEDULER = '<jaxl-scheduler data-samplers="{}" data-value="{}"></jaxl-scheduler>'
 # tells Gradio which values the page's elements put into the form
 BRIDGE = (
@@ -176,6 +178,7 @@ def _blocks(gr: Any, settings: Settings) -> Any:
                     own(LORAS)
                     own(_networks("controls", settings.controlnets, MODES))
                     own(_networks("image_prompts", settings.ip_adapters, BLOCKS))
+                    own(_hires(settings))
                     with gr.Accordion("Steps, guidance", open=False):
                         steps = gr.Slider(1, MOST_STEPS, settings.steps, step=1, label="Steps", elem_id="jaxl-steps")
                         guidance = gr.Slider(0, 30, settings.guidance_scale, step=0.1, label="Guidance")
@@ -233,6 +236,14 @@ def _networks(tag: str, names: Collection[str], choices: Iterable[str]) -> str:
     """Return the element for networks of the server, which is hidden where there are none."""
     told = (escape(json.dumps([*each])) for each in (names, choices))
     return NETWORKS.format(tag, *told, "" if names else " hidden")
+
+
+def _hires(settings: Settings) -> str:
+    """Return the element for second passes, which is hidden where there are none."""
+    sizes = [f"{width}x{height}" for width, height in settings.larger_sizes]
+    labels = {name: a1111_upscaler(name) for name in WITHOUT_NETWORK} | {name: name for name, _ in settings.upscalers}
+    told = (escape(json.dumps(each)) for each in (sizes, [*labels.items()]))
+    return HIRES.format(*told, "" if sizes else " hidden")
 
 
 def _samplers(settings: Settings) -> list[dict[str, Any]]:

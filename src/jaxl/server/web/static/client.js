@@ -38,6 +38,7 @@ export async function* draw(asked, source, { id, keep, signal }) {
     loras: asked.loras,
     controls: await withPictures(asked.controls, ([image]) => ({ image })),
     image_prompts: await withPictures(asked.image_prompts, (images) => ({ images })),
+    hires: source ? null : asked.hires, // second passes are for what begins as noise
     strength: source ? asked.strength : null,
     mask_blur: masked ? asked.mask_blur : null,
     padding_mask_crop: masked && asked.only_masked ? asked.padding_mask_crop : null,

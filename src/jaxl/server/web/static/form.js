@@ -11,7 +11,7 @@ const OLD = 24 * 3600_000;
 // what a picture has whose settings do not say it
 const USUAL = { negative_prompt: "", prompt_syntax: "lenient" };
 // what the form has no field for, and what needs none
-const SILENT = ["version", "width", "height", "model", "num_images", "whole", "size", "scheduler", "loras", "lora_hashes", ...NETWORKS, "program", "unread"];
+const SILENT = ["version", "width", "height", "model", "num_images", "whole", "size", "scheduler", "loras", "lora_hashes", "hires", ...NETWORKS, "program", "unread"];
 
 // of the pictures of networks
 const pictured = (name) => `${tab}/${name}`;
@@ -29,7 +29,7 @@ export function remember(names, values) {
 
 /** What is asked for; the seed is a text, empty for one at random. */
 export function asked() {
-  const names = ["model", "size", "scheduler", "loras", ...NETWORKS];
+  const names = ["model", "size", "scheduler", "loras", "hires", ...NETWORKS];
   const own = Object.fromEntries(names.map((name) => [name, part(name).value]));
   return { ...known, ...own, seed: String(known.seed ?? "").trim() };
 }
@@ -85,6 +85,7 @@ export function fill(names, offered, settings, values) {
   for (const name of NETWORKS) {
     if (settings[name] || settings.whole) lost.push(...part(name).choose(settings[name] ?? []));
   }
+  if (settings.hires || settings.whole) lost.push(...part("hires").choose(settings.hires, size));
   const fits = (name, value) => !offered[name] || value <= offered[name];
   const filled = names.map((name, i) => {
     const value = settings[name];

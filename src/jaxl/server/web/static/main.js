@@ -10,6 +10,7 @@ import "./scheduler.js";
 import "./loras.js";
 import "./controls.js";
 import "./image_prompts.js";
+import "./hires.js";
 import "./tokens.js";
 import "./waiting.js";
 import "./statistics.js";

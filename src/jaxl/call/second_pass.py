@@ -1,0 +1,128 @@
+"""The plan of a second pass, and the pictures that it starts from, made of what the first one leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+from PIL import Image
+
+from jaxl.call import arguments
+from jaxl.call.hires import PREFIX, Hires, read_upscaler
+from jaxl.call.images import MAX_PIXELS, to_array
+from jaxl.call.interpolation import MODES, interpolated
+from jaxl.call.options import DrawOptions
+from jaxl.call.starts import Picture
+from jaxl.call.upscale import Size, Told, enlarged
+from jaxl.errors import InputError
+
+if TYPE_CHECKING:
+    from jaxl.call.plan import Plan
+    from jaxl.run.model import Model
+    from jaxl.run.upscaler import Upscaler
+
+# options that a first pass alone has
+OF_FIRST = ("latents", "timesteps", "sigmas", "hires")
+# options that a second pass may have of its own
+OF_SECOND = ("prompt", "negative_prompt", "scheduler", "guidance_scale")
+# options that a second pass has no use for, with what to do instead
+WITHOUT: Mapping[str, str] = {
+    "image": "a second pass is for images that begin as noise; enlarge the picture, and give it as `image` alone",
+    "mask": "a second pass is for images that begin as noise; enlarge the picture, and give it with `mask` alone",
+    "denoising_start": "a second pass begins anew; leave one of the two out",
+    "denoising_end": "another model goes on at the same size; leave one of the two out",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Enlarging:
+    """The way from what a first pass leaves to what a second one starts from.
+
+    An image is enlarged to the size `cover`, by latents of `factor` pixels or by pixels, and its middle is `kept`.
+    """
+
+    upscaler: Upscaler | str
+    cover: Size
+    kept: Size
+    factor: int
+
+    @property
+    def of_latents(self) -> bool:
+        """Whether latents are enlarged; if not, the image is decoded before."""
+        return isinstance(self.upscaler, str) and self.upscaler in MODES
+
+    def latents(self, latents: np.ndarray) -> list[Picture]:
+        """Return the start of each image, from latents [B, h, w, C]."""
+        assert isinstance(self.upscaler, str)
+        width, height, left, top, across, down = (
+            side // self.factor for side in (*self.cover, *self._beyond, *self.kept)
+        )
+        made = interpolated(latents, self.upscaler, height, width)[:, top : top + down, left : left + across]
+        return [Picture(own[None], encoded=True) for own in made]
+
+    def pixels(self, image: Image.Image, progress: Told | None = None) -> Picture:
+        """Return the start of an image, from the image itself."""
+        made = enlarged(image, self.upscaler, self.cover, f"{PREFIX}scale", MAX_PIXELS, progress)
+        left, top = self._beyond
+        return Picture(to_array(made.crop((left, top, left + self.kept[0], top + self.kept[1])))[None])
+
+    @property
+    def _beyond(self) -> Size:
+        """The pixels that are left out at the left and at the top, by whole latents."""
+        left, top = (
+            (all - own) // self.factor // 2 * self.factor for all, own in zip(self.cover, self.kept, strict=True)
+        )
+        return left, top
+
+
+def plan_second_pass(
+    make: Callable[[Any, DrawOptions], Plan],
+    model: Model,
+    first: Plan,
+    prompt: str | Sequence[str],
+    options: DrawOptions,
+    networks: Mapping[str, Upscaler],
+) -> Plan:
+    """Return the plan of the second pass that options ask for, with zeros in place of what the `first` one will leave.
+
+    It is that of an image from a picture, with the same seed, of which all steps are run. `make` makes a plan of a
+    prompt and options; `networks` are the upscalers by name. Raises InputError; PREFIX begins the names of what is
+    wrong with the second pass alone.
+    """
+    hires: Any = options.get("hires")
+    if not isinstance(hires, Hires):
+        raise InputError("hires", hires, "give a `jaxl.Hires`")
+    for name, remedy in WITHOUT.items():
+        if options.get(name) is not None:
+            raise InputError("hires", hires.facts, f"with `{name}`: {remedy}")
+    upscaler, factor = read_upscaler(hires.upscaler, networks), model.vae.factor
+    cover, kept = hires.sizes((first.bucket.width, first.bucket.height), factor)
+    steps, most = hires.steps or first.steps, model.scheduler.noise.num_train_timesteps
+    if (whole := int(steps / hires.strength)) > most:
+        remedy = f"the last of {whole}, for that strength, and a schedule has {most}; give fewer, or raise the strength"
+        raise InputError(f"{PREFIX}steps", steps, remedy)
+    own: dict[str, Any] = {
+        **{name: value for name, value in options.items() if name not in OF_FIRST and value is not None},
+        "prompt": prompt,
+        "image": np.zeros((1, kept[1] // factor, kept[0] // factor, model.vae.latent_channels), np.float32),
+        "width": kept[0],
+        "height": kept[1],
+        "steps": steps,
+        "strength": hires.strength,
+        "strength_steps": "whole",
+    }
+    changed = {name: value for name in OF_SECOND if (value := getattr(hires, name)) not in (None, "")}
+    for name, value in changed.items():
+        own.pop(f"{name}_2", None)  # a text of its own is for both encoders
+        prompts = 1 if isinstance(prompt, str) else len(prompt)
+        texts = name.endswith("prompt")
+        own[name] = arguments.prompts_per_image(f"{PREFIX}{name}", value, prompts, 1) if texts else value
+    try:
+        plan = make(own.pop("prompt"), cast(DrawOptions, own))
+    except InputError as error:
+        if error.argument not in {*changed, "steps", "strength"}:
+            raise
+        raise InputError(f"{PREFIX}{error.argument}", error.value, error.remedy) from None
+    return replace(plan, enlarging=Enlarging(upscaler, cover, kept, factor))
