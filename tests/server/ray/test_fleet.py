@@ -78,12 +78,12 @@ def test_a_replica_enlarges_pictures(engine: Fleet) -> None:
 
 def images_in(fleet: Fleet) -> list[int]:
     """Of each replica, those in the making."""
-    return [stats.running for _, stats in fleet.handle.broadcast("stats").results()]
+    return [stats.running for _, stats, _ in fleet.handle.broadcast("stats").results()]
 
 
 def idle(fleet: Fleet) -> bool:
     """Whether no replica has anything to do."""
-    return not any(stats.running + stats.waiting for _, stats in fleet.handle.broadcast("stats").results())
+    return not any(stats.running + stats.waiting for _, stats, _ in fleet.handle.broadcast("stats").results())
 
 
 @SLOW

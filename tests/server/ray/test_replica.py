@@ -56,7 +56,7 @@ def test_pictures_are_enlarged(one: Replica) -> None:
 
 def test_what_the_router_is_told(one: Replica) -> None:
     one.backend.known = [Lora("pencil", "pencil.safetensors")]
-    assert one.record_routing_stats() == {"places": 1, "loras": ["pencil"], "image_seconds": 0.0}
+    assert one.record_routing_stats() == {"places": 1, "loras": ["pencil"], "models": [], "image_seconds": 0.0}
     asyncio.run(messages(one, Request(ASKED)))
     assert one.record_routing_stats()["image_seconds"] > 0.02
 
