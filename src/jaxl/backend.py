@@ -281,8 +281,9 @@ class PipelineBackend:
     def batch(self, lane: Running, size: int) -> RunningBatch:
         return RunningBatch(self, self._bucket(lane.bucket, size), lane.adapters)
 
-    def finish(self, drawing: PlannedImage, state: Slots) -> Callable[[], Image.Image]:
-        decoded, params = self._decode(drawing.plan.bucket, state.latents), self.params
+    def finish(self, drawing: PlannedImage, state: Slots, early: bool = False) -> Callable[[], Image.Image]:
+        latents = state.denoised if early else state.latents
+        decoded, params = self._decode(drawing.plan.bucket, latents), self.params
         return lambda: self.pipe.to_images(params, drawing.plan, decoded)[0]
 
     def _decode(self, bucket: Bucket, latents: jax.Array) -> Decoded:

@@ -130,9 +130,10 @@ class Backend(Protocol):
         """Return a batch of `size` free places."""
         ...
 
-    def finish(self, drawing: Any, state: Any) -> Callable[[], Image.Image]:
+    def finish(self, drawing: Any, state: Any, early: bool = False) -> Callable[[], Image.Image]:
         """Begin to turn the last state into a picture, and return a callable that waits for it in another thread.
 
+        With `early` the state is another one, and the picture what the image was going to be, as far as that shows.
         The callable raises NonFiniteError.
         """
         ...

@@ -166,7 +166,7 @@ class FakeBackend:
     def batch(self, lane: Hashable, size: int) -> FakeBatch:
         return FakeBatch(self, lane, size)
 
-    def finish(self, drawing: FakeDrawing, state: bytes) -> Callable[[], Image.Image]:
+    def finish(self, drawing: FakeDrawing, state: bytes, early: bool = False) -> Callable[[], Image.Image]:
         return lambda: Image.fromarray(_pattern(state, *drawing.size))
 
 

@@ -90,9 +90,9 @@ class Work:
         self.stage += 1
         return self.stage < len(self.drawing.stages)
 
-    def finish(self) -> Callable[[], Image.Image]:
-        """Begin to make the picture of its last state, and give that up."""
-        picture = self.backend.finish(self.drawing, self.state)
+    def finish(self, *, early: bool = False) -> Callable[[], Image.Image]:
+        """Begin to make the picture of its last state, or before that of the one that it has, and give that up."""
+        picture = self.backend.finish(self.drawing, self.state, early)
         self.state = None
         return picture
 
@@ -164,6 +164,13 @@ class Lane:
     def _take(self, place: int) -> Any:
         self.places[place] = None
         return self.batch.take(place)
+
+    def leave(self, place: int) -> Work:
+        """Return an image that leaves its place with the state that it has."""
+        work = self.places[place]
+        assert work is not None
+        work.state = self._take(place)
+        return work
 
     def run(self, rows: int, began: float) -> Call:
         """Ask the devices, now, for the next rows of all images; those at the end of a stage leave their places."""
