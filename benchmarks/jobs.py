@@ -1,10 +1,10 @@
 """Jobs of a server that is killed again and again: whether each is answered, once, with its own picture.
 
-    python benchmarks/jobs.py [--jobs 200] [--kills 5] [OPTIONS OF jaxl serve ...]
+    python benchmarks/jobs.py [--fake] [--jobs 200] [--kills 5] [OPTIONS OF jaxl serve ...]
 
 Clients send jobs under ids of their own while the server is killed with SIGKILL at random times and started again; a
 client whose request was not answered sends it again. At the end all answers are fetched, and some pictures drawn again
-alone.
+alone. With --fake the server's engine draws patterns without a model, which show as well whose picture one is.
 """
 
 import argparse
@@ -27,16 +27,28 @@ from PIL import Image
 
 CHECKED = 10
 STEPS = (4, 6, 8)
+FAKE = """
+import sys, types
+from jaxl.engine.fake import FakeBackend
+
+class Backend(FakeBackend):
+    defaults = {"sizes": ((32, 32),), "scheduler": "euler", "steps": 10, "guidance_scale": 4.0}
+
+sys.modules["jaxl.backend"] = types.SimpleNamespace(open_backend=lambda model, **options: Backend(0.02))
+import jaxl.cli
+sys.exit(jaxl.cli.run(sys.argv[1:]))
+"""
 
 
 class Server:
     """`jaxl serve` on a port of its own, which is started again and again."""
 
-    def __init__(self, options: list[str]):
+    def __init__(self, options: list[str], fake: bool):
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
-        self.command = [sys.executable, "-m", "jaxl", "serve", "--port", str(port), *options]
+        program = ["-c", FAKE] if fake else ["-m", "jaxl"]
+        self.command = [sys.executable, *program, "serve", "--port", str(port), *options]
         self.start()
 
     def start(self) -> None:
@@ -80,6 +92,7 @@ def send(url: str, number: int, counts: collections.Counter[str]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
+    parser.add_argument("--fake", action="store_true")
     parser.add_argument("--jobs", type=int, default=200)
     parser.add_argument("--kills", type=int, default=5)
     given, options = parser.parse_known_args()
@@ -87,7 +100,7 @@ def main() -> None:
     chance = random.Random(0)
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        server = Server(["--jobs", folder, *options])
+        server = Server(["--jobs", folder, *options], given.fake)
 
         def send_all() -> None:
             for number in range(given.jobs):
@@ -97,7 +110,7 @@ def main() -> None:
         sending = threading.Thread(target=send_all)
         sending.start()
         for _ in range(given.kills):
-            time.sleep(chance.uniform(1, 8))
+            time.sleep(chance.uniform(0.5, 2))
             server.kill()
             states = [job["state"] for job in _after(server)]
             counts["had ended at a kill"] = sum(state == "done" for state in states)

@@ -338,7 +338,7 @@ class PipelineBackend:
         assert enlarging is not None  # as only second passes are remade
         if second.noise is not None:
             second.noise.begin()
-        image = self._finish(drawing.plan, state) if second.plan.encodes else None
+        image = self._finish(drawing.plan, state.latents) if second.plan.encodes else None
 
         def make() -> Picture:
             if image is not None:
@@ -364,11 +364,13 @@ class PipelineBackend:
         encode = self._decoder.get(ENCODE_IMAGE, bucket)
         return Picture(np.asarray(encode(self._decoding, picture.array)), encoded=True)
 
-    def finish(self, drawing: PlannedImage, state: Slots) -> Callable[[], Image.Image]:
-        return self._finish(drawing.passes[-1].plan, state)
+    def finish(self, drawing: PlannedImage, state: Slots, early: int | None = None) -> Callable[[], Image.Image]:
+        if early is None:
+            return self._finish(drawing.passes[-1].plan, state.latents)
+        return self._finish(drawing.at(early)[0].plan, state.denoised)
 
-    def _finish(self, plan: Plan, state: Slots) -> Callable[[], Image.Image]:
-        decoded, params = self._decode(plan.bucket, state.latents), self.params
+    def _finish(self, plan: Plan, latents: jax.Array) -> Callable[[], Image.Image]:
+        decoded, params = self._decode(plan.bucket, latents), self.params
         return lambda: self.pipe.to_images(params, plan, decoded)[0]
 
     def _decode(self, bucket: Bucket, latents: jax.Array) -> Decoded:

@@ -207,6 +207,34 @@ def test_cancel_frees_the_place_before_the_next_call() -> None:
         assert len(gate.calls) == 2
 
 
+def test_stop_keeps_what_has_begun() -> None:
+    """As it is, which is what it would have been after as many steps; what waits is given up, others go on."""
+    with gated(places=2) as (engine, gate):
+        stopped = engine.submit(Request(asked(steps=1000, num_images=3, seed=5)))
+        other = engine.submit(Request(asked("b", steps=1)))
+        assert gate.arrived.acquire(timeout=A_WHILE)
+        gate.open.release()
+        until(lambda: stopped.done > 0)
+        stopped.stop()
+        gate.open.release(10)
+        result = stopped.future.result(A_WHILE)
+        assert (result.numbers, result.seeds, stopped.state) == ([0, 1], [5, 6], "done")
+        assert [image.size for image in result.images] == [(32, 32)] * 2
+        assert len(other.future.result(A_WHILE).images) == 1
+
+
+def test_stop_of_what_has_not_begun() -> None:
+    with gated(places=1) as (engine, gate):
+        first = engine.submit(Request(asked(steps=2)))
+        second = engine.submit(Request(asked("b", steps=1000)))
+        assert gate.arrived.acquire(timeout=A_WHILE)
+        second.stop()
+        gate.open.release(10)
+        with pytest.raises(CancelledError):
+            second.future.result(A_WHILE)
+        first.future.result(A_WHILE)
+
+
 def test_two_requests_with_one_id() -> None:
     """Each is known until its own end."""
     with gated(places=1) as (engine, gate):

@@ -154,8 +154,7 @@ class TestWebuiapi:
             skipped = httpx.get(f"{api.baseurl}/progress", params={"skip_current_image": True}).json()
             assert skipped["current_image"] is None
             assert api.interrupt() == {}
-            with pytest.raises(RuntimeError, match=r"499.*the request was cancelled"):
-                drawing.result()
+            assert [image.size for image in drawing.result().images] == [(32, 32)] * 2, "as they are, as in A1111"
         until(lambda: engine.stats().running == 0)
         assert api.get_progress()["state"]["job_count"] == 0
 
@@ -259,7 +258,7 @@ class TestOthers:
             second = threads.submit(one.post, "/txt2img", json={"prompt": "second", "steps": 20})
             until(lambda: len(engine.tickets()) == 2)
             assert one.post("/skip").json() == {}
-            assert first.result().status_code == 499
+            assert first.result().status_code in (200, 499), "499 if it had not begun"
             assert second.result().status_code == 200
 
     @SLOW
@@ -285,7 +284,8 @@ class TestOthers:
             until(lambda: two.get("/progress").json()["eta_relative"] > 0)  # known after a first call of the devices
             one.post("/interrupt")
             two.post("/interrupt")
-            assert {first.result().status_code, second.result().status_code} == {499}
+            assert len(first.result().json()["images"]) == 4, "those of five that had begun"
+            assert second.result().status_code in (200, 499), "a place was free for it, or not yet"
 
 
 class TestArguments:

@@ -103,8 +103,9 @@ class TestSchema:
         assert {("post", path) for path in ("/", "/sdapi/v1/txt2img", "/v1/images/generations")} <= set(seen)
         if plausible:
             undrawn = {path for (_, path), statuses in seen.items() if 200 not in statuses}
-            # no request or picture is there to ask for, no settings are in made-up pictures, nothing loads models
+            # no request, job or picture is there to ask for, no settings are in made-up pictures, nothing loads models
             requests_there = {"/v1/requests/{id}", "/v1/requests/{id}/events"}
+            requests_there |= {"/v1/jobs/{id}", "/v1/jobs/{id}/answer"}
             others = {"/v1/images/files/{name}", "/v1/images/settings", "/sdapi/v1/unload-checkpoint"}
             others |= {"/sdapi/v1/extra-batch-images"}  # each of whose pictures has to be one
             assert undrawn == requests_there | others

@@ -199,9 +199,10 @@ class Backend(Protocol):
         """
         ...
 
-    def finish(self, drawing: Any, state: Any) -> Callable[[], Image.Image]:
+    def finish(self, drawing: Any, state: Any, early: int | None = None) -> Callable[[], Image.Image]:
         """Begin to turn the last state into a picture, and return a callable that waits for it in another thread.
 
+        With `early` the state is one of that stage, and the picture what it was going to be, as far as that shows.
         The callable raises NonFiniteError.
         """
         ...

@@ -136,7 +136,9 @@ class Engine:
         drawings = backend.read(request.arguments)
         rows = sum(stage.rows for drawing in drawings for stage in drawing.stages)
         seeds = [drawing.seed for drawing in drawings]
-        ticket = Ticket(request, seeds, drawings[0].scheduler, rows, listener, self._cancel, drawings[0].facts)
+        ticket = Ticket(
+            request, seeds, drawings[0].scheduler, rows, listener, self._cancel, drawings[0].facts, self._stop
+        )
         with self._wake:
             if self._waiting and len(self._waiting) + len(drawings) > self.max_waiting:
                 self._counts["requests_refused"] += 1
@@ -259,12 +261,18 @@ class Engine:
     def _cancel(self, ticket: Ticket) -> None:
         self._settle(ticket, CancelledError("the request was cancelled"))
 
+    def _stop(self, ticket: Ticket) -> None:
+        with self._wake:
+            ticket.stopped = True
+            self._wake.notify_all()
+
     def _run(self) -> None:
         under_way: Call | None = None
         while True:
             if under_way is not None and under_way.mark.is_ready():
                 self._land(under_way, None)
                 under_way = None
+            self._finish_stopped()
             with self._wake:
                 self._drop_unwanted()
                 self._attend(under_way)
@@ -282,6 +290,31 @@ class Engine:
                 following = self._land(under_way, following)
             under_way = following
             del lane, joining, following  # else they would hold a backend that `unload` gives up
+
+    def _finish_stopped(self) -> None:
+        """Have the images of stopped tickets that have begun finished as they are, and give up the others."""
+        with self._wake:
+            stopped = {ticket for ticket in self._tickets if ticket.stopped}
+            works = [work for work in self._waiting if work.ticket in stopped]
+            self._waiting = [work for work in self._waiting if work.ticket not in stopped]
+        for lane in list(self._lanes.values()) if stopped else ():
+            here = [(place, work) for place, work in lane.running() if work.ticket in stopped]
+            try:
+                works += [lane.leave(place) for place, _ in here]
+            except Exception as error:
+                self._fail(lane, [work for _, work in here], error)
+        for work in works:
+            with self._wake:
+                if not work.rows_done:
+                    work.ticket.left.discard(work.index)
+                    continue
+                self._finishing += 1
+            self._finisher.submit(self._finish, work, work.finish(early=True))
+        for ticket in stopped:
+            ticket.stopped = False  # nothing more is to be done about it
+            if not ticket.left:
+                drawn = any(image is not None for image in ticket.images)
+                self._settle(ticket, ticket.result() if drawn else CancelledError("the request was cancelled"))
 
     def _drop_unwanted(self) -> None:
         now = time.monotonic()
@@ -464,9 +497,10 @@ class Engine:
                 self._wake.notify_all()
         with self._wake:
             ticket.images[work.index] = drawn
+            ticket.left.discard(work.index)
             self._counts["images_done"] += 1
             self._image_rate.add(1)
-            last = None not in ticket.images
+            last = not ticket.left
         ticket.tell(Drawn(work.index, drawn))
         if last:
             self._settle(ticket, ticket.result())

@@ -186,7 +186,7 @@ class FakeBackend:
     def remake(self, drawing: FakeDrawing, stage: int, state: bytes) -> Callable[[], bytes]:
         return lambda: hashlib.sha256(state + repr(drawing.size).encode()).digest()
 
-    def finish(self, drawing: FakeDrawing, state: bytes) -> Callable[[], Image.Image]:
+    def finish(self, drawing: FakeDrawing, state: bytes, early: int | None = None) -> Callable[[], Image.Image]:
         return lambda: Image.fromarray(_pattern(state, *drawing.size))
 
 

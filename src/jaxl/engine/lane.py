@@ -22,7 +22,7 @@ class Work:
     """One image of a request on its way: `stage` of its drawing, of which the devices were asked to run `done` rows.
 
     `state` is what `Batch.take` or `Backend.remake` returned, while the image is at no place; None before its first,
-    and while it is `remade`.
+    and while it is `remade`. `ended` is what that is made of, until the image is at a place again.
     """
 
     def __init__(self, ticket: Ticket, index: int, drawing: Any, backend: Backend):
@@ -35,6 +35,7 @@ class Work:
         self.before = 0  # rows of earlier stages
         self.shown = 0
         self.state: Any = None
+        self.ended: Any = None
         self.remade = False
 
     @property
@@ -102,13 +103,16 @@ class Work:
         if not self.drawing.stages[self.stage].remade:
             return None
         self.remade = True
-        made = self.backend.remake(self.drawing, self.stage, self.state)
-        self.state = None
-        return made
+        self.ended, self.state = self.state, None
+        return self.backend.remake(self.drawing, self.stage, self.ended)
 
-    def finish(self) -> Callable[[], Image.Image]:
-        """Begin to make the picture of its last state, and give that up."""
-        picture = self.backend.finish(self.drawing, self.state)
+    def finish(self, *, early: bool = False) -> Callable[[], Image.Image]:
+        """Begin to make the picture of its last state, or before that of the one that it has, and give that up."""
+        if early and self.ended is not None:
+            picture = self.backend.finish(self.drawing, self.ended, self.stage - 1)
+        else:
+            picture = self.backend.finish(self.drawing, self.state, self.stage if early else None)
+        self.ended = None
         self.state = None
         return picture
 
@@ -177,11 +181,18 @@ class Lane:
         place = self.places.index(None)
         self.batch.join(place, work.drawing, work.stage, work.state)
         self.places[place] = work
-        work.state = None
+        work.state = work.ended = None
 
     def _take(self, place: int) -> Any:
         self.places[place] = None
         return self.batch.take(place)
+
+    def leave(self, place: int) -> Work:
+        """Return an image that leaves its place with the state that it has."""
+        work = self.places[place]
+        assert work is not None
+        work.state = self._take(place)
+        return work
 
     def run(self, rows: int, began: float) -> Call:
         """Ask the devices, now, for the next rows of all images; those at the end of a stage leave their places."""

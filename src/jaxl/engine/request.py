@@ -39,8 +39,9 @@ class Request:
 class Result:
     """The images of a request, in order, and how they were made.
 
-    `steps` are calls of the network for each image. `timings`: seconds "queue" (until the first image began), "run"
-    (from there until the last was done) and "total".
+    `numbers` are their indices in the request: all of them, unless it was stopped. `steps` are calls of the network for
+    each image. `timings`: seconds "queue" (until the first image began), "run" (from there until the last was done) and
+    "total".
     """
 
     images: list[Image.Image]
@@ -48,6 +49,7 @@ class Result:
     scheduler: str
     steps: int
     timings: dict[str, float]
+    numbers: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -121,8 +123,9 @@ class Ticket:
         tell: Callable[[Event], None] | None,
         cancel: Callable[[Ticket], None],
         facts: Mapping[str, Any] | None = None,
+        stop: Callable[[Ticket], None] | None = None,
     ):
-        """`tell` is called with each event; `cancel` asks the engine to cancel the ticket."""
+        """`tell` is called with each event; `cancel` and `stop` ask the engine to cancel or to stop the ticket."""
         self.request = request
         self.seeds = seeds
         self.scheduler = scheduler
@@ -135,7 +138,9 @@ class Ticket:
         self.seconds = 0.0
         self.started: float | None = None
         self.future: Future[Result] = Future()
-        self._cancel = cancel
+        self.left = set(range(len(seeds)))  # the images that are still to come
+        self.stopped = False
+        self._cancel, self._stop = cancel, stop or cancel
 
     @property
     def id(self) -> str:
@@ -150,6 +155,13 @@ class Ticket:
     def cancel(self) -> None:
         """Cancel the request: its places are free before the engine's next call, and `future` raises CancelledError."""
         self._cancel(self)
+
+    def stop(self) -> None:
+        """Have the images that have begun finished as they are, and no others; `future` gives those that there are.
+
+        It raises CancelledError if there are none.
+        """
+        self._stop(self)
 
     @property
     def state(self) -> State:
@@ -168,11 +180,13 @@ class Ticket:
         self.started = self.started or time.monotonic()
 
     def result(self) -> Result:
-        """Return the result, now that all images are done."""
-        images = [image for image in self.images if image is not None]
+        """Return the result, now that all images are done that are to come."""
+        drawn = [(number, image) for number, image in enumerate(self.images) if image is not None]
+        numbers, images = [number for number, _ in drawn], [image for _, image in drawn]
         now, started = time.monotonic(), self.started or self.submitted
         timings = {"queue": started - self.submitted, "run": now - started, "total": now - self.submitted}
-        return Result(images, self.seeds, self.scheduler, self.total // len(images), timings)
+        seeds, steps = [self.seeds[number] for number in numbers], self.total // len(self.images)
+        return Result(images, seeds, self.scheduler, steps, timings, numbers)
 
     def settle(self, outcome: Result | JaxlError) -> bool:
         """Give it its end, unless it has one; return whether it had none."""

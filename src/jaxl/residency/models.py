@@ -155,10 +155,10 @@ class Models:
     def remake(self, drawing: ModelImage, stage: int, state: Any) -> Callable[[], Any]:
         return drawing.resident.backend.remake(drawing, stage, state)
 
-    def finish(self, drawing: ModelImage, state: Any) -> Callable[[], Image.Image]:
+    def finish(self, drawing: ModelImage, state: Any, early: int | None = None) -> Callable[[], Image.Image]:
         resident = drawing.resident
         resident.using.add(drawing)
-        picture = resident.backend.finish(drawing, state)
+        picture = resident.backend.finish(drawing, state, early)
 
         def wait() -> Image.Image:
             try:

@@ -122,9 +122,10 @@ class Metrics:
         if past.done:
             self._latency.observe(past.ended - past.submitted)
             width, height = (ticket.request.arguments.get(name) for name in ("width", "height"))
-            self._images.labels(f"{width}x{height}").inc(len(ticket.images))
+            drawn = sum(image is not None for image in ticket.images)
+            self._images.labels(f"{width}x{height}").inc(drawn)
             if model := ticket.request.arguments.get("model"):
-                self._of_model.labels(model).inc(len(ticket.images))
+                self._of_model.labels(model).inc(drawn)
 
     def observe_http(self, route: str, status: int) -> None:
         """Count an HTTP request. `route` is the route's path, of which there are few, not the request's."""

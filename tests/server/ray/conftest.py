@@ -39,7 +39,10 @@ cloudpickle.register_pickle_by_value(sys.modules[__name__])  # which the replica
 
 
 # tests that count the places of one engine
-OF_ONE = ("test_full_queue", "test_progress", "test_skip_goes_on_with_the_next", "test_who_waits_is_told")
+OF_ONE = (
+    *("test_full_queue", "test_progress", "test_progress_and_interrupt"),
+    *("test_skip_goes_on_with_the_next", "test_who_waits_is_told"),
+)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

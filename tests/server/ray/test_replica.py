@@ -11,7 +11,7 @@ from jaxl.engine import Drawn, Lora, Progress, Request, Started, Status
 from jaxl.engine.fake import FakeBackend
 from jaxl.errors import EngineError, InputError
 from jaxl.server.ray import replica
-from jaxl.server.ray.replica import Accepted, Message, Replica
+from jaxl.server.ray.replica import Accepted, Message, Replica, Spent
 
 ASKED = {"prompt": "a", "seed": 1, "steps": 3}
 
@@ -37,7 +37,9 @@ def test_an_image(one: Replica) -> None:
     assert heard[0] == Accepted("euler", 3)
     assert isinstance(heard[1], Started)
     assert [each.done for each in heard if isinstance(each, Progress)][-1] == 3
-    assert isinstance(heard[-1], Drawn)
+    assert isinstance(heard[-2], Drawn)
+    assert isinstance(heard[-1], Spent)
+    assert heard[-1].seconds > 0
 
 
 def test_loras(one: Replica) -> None:

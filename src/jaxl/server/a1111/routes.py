@@ -173,17 +173,17 @@ async def progress(service: CurrentService, jobs: Jobs, skip_current_image: bool
 
 @router.post("/interrupt")
 async def interrupt(jobs: Jobs) -> dict[str, Any]:
-    """Cancel all requests that the caller has made."""
+    """Stop all requests that the caller has made: each is answered with its images as they are, finished or not."""
     for job in jobs:
-        job.stream.ticket.cancel()
+        job.stream.ticket.stop()
     return {}
 
 
 @router.post("/skip")
 async def skip(jobs: Jobs) -> dict[str, Any]:
-    """Cancel the oldest request that the caller has made, and go on with the next."""
+    """Stop the oldest request that the caller has made, and go on with the next."""
     for job in jobs[:1]:
-        job.stream.ticket.cancel()
+        job.stream.ticket.stop()
     return {}
 
 
@@ -389,8 +389,9 @@ async def _draw(
             result = await stream.result()
         finally:
             jobs.remove(job)
-    made = [work.settings(*drawn) for drawn in enumerate(result.images)]
-    files = [(await work.file(*drawn)).data for drawn in enumerate(result.images)] if asked.send_images else []
+    images = list(zip(result.numbers, result.images, strict=True))
+    made = [work.settings(*drawn) for drawn in images]
+    files = [(await work.file(*drawn)).data for drawn in images] if asked.send_images else []
     maps = await asyncio.to_thread(lambda: [encoded(each) for each in shown]) if asked.send_images else []
     unsaid = {"override_settings", "alwayson_scripts"}  # these may hold values that JSON cannot
     if isinstance(asked, Img2Img) and not asked.include_init_images:

@@ -61,9 +61,9 @@ class Runner:
         self.running: dict[str, asyncio.Task[None]] = {}
         self.ended = {"done": 0, "failed": 0}  # how many
         self._failures: dict[str, int] = {}
-        self._not_before: dict[
-            tuple[str, str], float
-        ] = {}  # a kind, "id" or "owner", and which: on the monotonic clock
+        # a kind, "id" or "owner", and which one: on the monotonic clock, as the next is
+        self._not_before: dict[tuple[str, str], float] = {}
+        self._forget_at = 0.0
         self._trouble: str | None = None  # what the log has said of the disk
         self._wake, self._tell_now = asyncio.Event(), asyncio.Event()
 
@@ -101,8 +101,10 @@ class Runner:
 
     async def _begin_some(self, app: ASGIApp) -> float:
         """Begin the jobs that there is room for; return the seconds until there may be room for others."""
-        await asyncio.to_thread(self.store.forget_old, self.seconds)
-        while True:
+        if (now := time.monotonic()) >= self._forget_at:
+            await asyncio.to_thread(self.store.forget_old, self.seconds)
+            self._forget_at = now + IDLE
+        while self._has_room():
             now = time.monotonic()
             self._not_before = {which: at for which, at in self._not_before.items() if at > now}
             without = {kind: [name for of, name in self._not_before if of == kind] for kind in ("id", "owner")}
@@ -110,12 +112,11 @@ class Runner:
             job = await asyncio.to_thread(self.store.next, ids, without["owner"])
             if job is None or not self.engine.healthy or self.engine.draining:
                 return LEAST_AGAIN if self._not_before else IDLE
-            if not self._has_room():
-                return EVERY
             await asyncio.to_thread(self.store.check_room)
             asked = await asyncio.to_thread(self.store.begin, job)
             task = self.running[job.id] = asyncio.create_task(self._draw(job, asked, app))
             task.add_done_callback(partial(self._left, job.id))
+        return EVERY
 
     def _has_room(self) -> bool:
         """Return whether the devices would have to wait for images if no job were begun."""

@@ -138,7 +138,9 @@ class Fleet:
         images, seed = request.arguments.get("num_images", 1), request.arguments["seed"]
         counts = counts_up(request.arguments)
         seeds = [seed + i * counts for i in range(images)]
-        ticket = Ticket(request, seeds, "", 0, listener, lambda _: self._cancel(order))
+        ticket = Ticket(
+            request, seeds, "", 0, listener, lambda _: self._cancel(order), stop=lambda _: self._stop(order)
+        )
         order = Order(ticket)
         with self._wake:
             waiting = sum(len(each.unaccepted) for each in self._orders.values())
@@ -372,9 +374,15 @@ class Fleet:
             else:
                 self._counts[ticket.state] += 1
             self._wake.notify_all()
-        if order.task is not None and isinstance(outcome, CancelledError):
+        if order.task is not None and (isinstance(outcome, CancelledError) or None in ticket.images):
             with suppress(RuntimeError):  # the loop is closed
                 self._loop.call_soon_threadsafe(order.task.cancel)
+
+    def _stop(self, order: Order) -> None:
+        """End with the images that are done: replicas do not finish others early."""
+        if any(image is not None for image in order.ticket.images):
+            self._end(order, order.ticket.result())
+        self._cancel(order)
 
     def _cancel(self, order: Order) -> None:
         self._end(order, CancelledError("the request was cancelled"))
