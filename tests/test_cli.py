@@ -23,7 +23,7 @@ from PIL import Image
 from written_pictures import png
 
 import jaxl
-from jaxl import Control, ImagePrompt
+from jaxl import Control, Hires, ImagePrompt
 from jaxl.cli import run
 from jaxl.png import read_settings
 from jaxl.weights.store import write_safetensors
@@ -551,9 +551,37 @@ def test_like_another_picture(capsys: pytest.CaptureFixture[str], small: Any) ->
     assert other["noise"] == "cuda"
 
 
+def test_second_passes(capsys: pytest.CaptureFixture[str], small: Any) -> None:
+    """As the library draws them; a file says all, and flags replace parts of it."""
+    model = small[0].checkpoint.source
+    pipe, params = on_all_devices(model)
+    flags = ("--model", model, "--steps", "2", "--size", "64x64", "--seed", "5", "--quiet", "-o", "out.png")
+    more = ("--hires", "96x64", "--hires-steps", "3", "--hires-strength", "0.5", "--hires-negative", "fog")
+    assert run(["generate", "a cat", *flags, *more]) == 0, capsys.readouterr().err
+    hires = Hires(size=(96, 64), steps=3, strength=0.5, negative_prompt="fog")
+    (wanted,) = pipe.generate(params, "a cat", steps=2, seed=5, hires=hires).images
+    with Image.open("out.png") as got:
+        assert np.abs(np.asarray(got, np.int16) - np.asarray(wanted, np.int16)).max() <= 1
+        assert "Hires resize: 96x64, Hires steps: 3" in got.text["parameters"]  # pyright: ignore[reportAttributeAccessIssue]
+    written = read_settings("out.png")
+    assert (written["hires"], written["width"]) == (hires.facts, 64)
+    again = ("--model", model, "--quiet", "-o", "same.png")
+    assert run(["generate", "--like", "out.png", *again]) == 0
+    with Image.open("out.png") as first, Image.open("same.png") as second:
+        np.testing.assert_array_equal(np.asarray(first), np.asarray(second))
+    assert run(["generate", "--like", "out.png", "--hires-upscaler", "Lanczos", *again]) == 0
+    assert read_settings("same.png")["hires"] == {**hires.facts, "upscaler": "lanczos"}
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
+        (["--hires", "much"], "--hires 'much': give a number, such as 1.5, or WIDTHxHEIGHT"),
+        (["--hires", "0.5"], "--hires 0.5: give a number from 1 to 16"),
+        (["--hires", "2", "--hires-upscaler", "latnet"], "--hires-upscaler 'latnet': did you mean 'latent'?"),
+        (["--hires", "2", "--hires-strength", "0"], "--hires-strength 0.0: give a number above 0, up to 1"),
+        (["--hires-negative", "fog"], "--hires-negative 'fog': there is no second pass; give --hires too"),
+        (["--hires", "2", "--refiner", "tiny"], "--refiner 'tiny': it does not draw second passes; leave it out"),
         (["--init-image", "missing.png"], "--init-image 'missing.png': No such file"),
         (["--strength", "0.5"], "--strength 0.5: needs a picture"),
         (["--guidance-interval", "0.2"], "--guidance-interval [0.2]: give two numbers"),

@@ -14,6 +14,7 @@ from jaxl.call.second_pass import Enlarging
 from jaxl.call.upscale import RESAMPLINGS
 from jaxl.errors import InputError
 
+WIDE = (96, 64)
 KIND: dict[str, Any] = {"prompt": "a red apple", "negative_prompt": "dark", "steps": 3, "seed": 5, "guidance_scale": 4}
 
 
@@ -25,18 +26,18 @@ def test_it_is_an_image_drawn_from_its_enlarged_self(small: Any) -> None:
     """With latents and with pixels, and with what the second pass has of its own, tags and all."""
     pipe, params = small
     first = pipe.generate(params, **KIND)
-    again = {**KIND, "width": 96, "height": 96, "strength_steps": "whole"}
+    again = {**KIND, "width": 96, "height": 64, "strength_steps": "whole"}
 
-    latents = interpolated(first.latents, "latent-bicubic", 12, 12)
+    latents = interpolated(first.latents, "latent-bicubic", 12, 12)[:, 2:10]
     wanted = pipe.generate(params, **{**again, "image": latents, "strength": 0.7})
-    made = pipe.generate(params, hires=Hires(scale=1.5, upscaler="Latent (bicubic)"), **KIND)
+    made = pipe.generate(params, hires=Hires(size=WIDE, upscaler="Latent (bicubic)"), **KIND)
     np.testing.assert_array_equal(made.latents, wanted.latents)
     np.testing.assert_array_equal(pixels(made), pixels(wanted))
     assert (made.seeds, made.steps) == ([5], 6)
 
     own = {"prompt": "a blue star", "negative_prompt": "bright", "scheduler": "heun", "guidance_scale": 2.0}
-    hires = Hires(size=(96, 96), upscaler="lanczos", strength=0.5, steps=2, **own)
-    enlarged = first.images[0].resize((96, 96), Image.Resampling.LANCZOS)
+    hires = Hires(size=WIDE, upscaler="lanczos", strength=0.5, steps=2, **own)
+    enlarged = first.images[0].resize((96, 96), Image.Resampling.LANCZOS).crop((0, 16, 96, 80))
     wanted = pipe.generate(params, **{**again, **own, "steps": 2, "image": enlarged, "strength": 0.5})
     made = pipe.generate(params, hires=hires, **KIND)
     np.testing.assert_array_equal(made.latents, wanted.latents)
@@ -48,14 +49,14 @@ def test_a_network_enlarges(small: Any, tmp_path: Any) -> None:
     weights = saved(tmp_path / "x4.pth", weights_of(golden("compact_4x")[0]))
     network = pipe.add_upscaler("sharp", weights, tile=64)
     try:
-        by_name = pipe.generate(params, hires=Hires(scale=1.5, upscaler="sharp", strength=0.4), **KIND)
+        by_name = pipe.generate(params, hires=Hires(size=WIDE, upscaler="sharp", strength=0.4), **KIND)
         with pytest.raises(InputError, match=r"hires.upscaler='sharq': did you mean 'sharp'"):
             pipe.plan("a cat", hires=Hires(upscaler="sharq"))
         with pytest.raises(InputError, match="name='latent': "):
             pipe.add_upscaler("latent", network)
     finally:
         pipe.remove_upscaler("sharp")
-    itself = pipe.generate(params, hires=Hires(scale=1.5, upscaler=network, strength=0.4), **KIND)
+    itself = pipe.generate(params, hires=Hires(size=WIDE, upscaler=network, strength=0.4), **KIND)
     np.testing.assert_array_equal(by_name.latents, itself.latents)
     assert Hires(upscaler=network).facts == {"scale": 2.0, "upscaler": "sharp"}
 
@@ -65,13 +66,13 @@ def test_whoever_watches_sees_both_passes(small: Any) -> None:
     told: list[tuple[int, int, int]] = []
 
     def callback(done: int, total: int, latents: np.ndarray) -> bool:
-        told.append((done, total, latents.shape[1]))
+        told.append((done, total, latents.shape[2]))
         return done < 5
 
-    hires = Hires(scale=1.5, steps=4)
+    hires = Hires(size=WIDE, steps=4)
     stopped = pipe.generate(params, **KIND, hires=hires, callback=callback)
     assert told == [(1, 7, 8), (2, 7, 8), (3, 7, 8), (4, 7, 12), (5, 7, 12)]
-    assert (stopped.steps, stopped.images[0].size) == (5, (96, 96))
+    assert (stopped.steps, stopped.images[0].size) == (5, WIDE)
     early = pipe.generate(params, **KIND, hires=hires, callback=lambda done, total, latents: False)
     assert (early.images, early.latents.shape[1]) == ([], 8)
 
@@ -142,6 +143,12 @@ def test_prompts_have_second_passes_of_their_own(small: Any) -> None:
     assert second.batch == 4
     np.testing.assert_array_equal(ids[3], alone.texts[0][0][max(alone.texts[0][0])][0]["text_encoder"][0])
     assert not np.array_equal(ids[1], ids[2])
+
+
+def test_prompts_go_on_to_change(small: Any) -> None:
+    plan = small[0].plan("[a cat:a dog:0.5] [by night:1.5]", steps=4, hires=Hires(strength=0.5))
+    assert [(segment.rows, segment.version) for segment in plan.segments] == [(2, 0), (2, 1)]
+    assert [segment.rows for segment in plan.second.segments] == [2, 2]
 
 
 def test_upscalers_have_one_list() -> None:

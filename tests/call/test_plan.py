@@ -139,6 +139,7 @@ def test_every_field_of_a_plan_goes_with_its_image(small: Any) -> None:
     pipe, _ = small
     shared = {"bucket", "scheduler", "steps", "first", "count", "segments", "clip_skip", "time_ids", "freeu", "preset"}
     shared |= {"emphasis", "empty", "truncates"}
+    shared |= {"second", "enlarging"}  # passes are taken apart before images are
     shared |= {"noise_scale", "variation_strength", "picture_scale", "inversions", "networks"}
     made = {"batch", "rounds"}
     own = {"rows", "texts", "adapters", "controls", "image_prompts", "seeds", "noise", "pictures", "pastes"}

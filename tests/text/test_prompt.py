@@ -3,6 +3,7 @@ gives."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 
 from jaxl.errors import InputError
 from jaxl.text.prompt import MAX_LENGTH, parse, schedule
-from jaxl.text.spans import MAX_DEPTH, Span
+from jaxl.text.spans import MAX_DEPTH, Span, Steps
 
 DOWN = 1 / 1.1
 parse, schedule = (partial(read, syntax="a1111") for read in (parse, schedule))
@@ -133,6 +134,21 @@ def test_schedule(prompt: str, expected: tuple[tuple[int, str], ...]) -> None:
 )
 def test_alternation(prompt: str, expected: tuple[tuple[int, str], ...]) -> None:
     assert schedule(prompt, 5) == expected
+
+
+def test_a_second_pass_goes_on_where_the_first_one_ended() -> None:
+    """As in A1111: the first one has the numbers up to 1, or up to its steps; of 28 steps the last 20 are run."""
+    steps = Steps(28, first=8, earlier=10)
+    expected = {
+        "[a:b:0.5]": ((0, "b"),),
+        "[a:b:1.5]": ((0, "a"), (18, "b")),
+        "[a:b:6]": ((0, "a"), (4, "b")),  # before what is run
+        "[a:b:14]": ((0, "a"), (12, "b")),
+        "[a:b:2.5]": ((0, "a"),),
+    }
+    assert {prompt: schedule(prompt, steps) for prompt in expected} == expected
+    (*_, eighth, ninth) = schedule("[a|b|c]", replace(steps, total=10))
+    assert (eighth, ninth) == ((8, "a"), (9, "b"))
 
 
 def test_one_step() -> None:

@@ -45,6 +45,7 @@ from jaxl.run.controls import ControlNet, ControlNets
 from jaxl.run.image_prompts import IPAdapter
 from jaxl.run.model import Model
 from jaxl.run.sharding import shares
+from jaxl.text.spans import Steps
 from jaxl.text.tags import read_tags
 from jaxl.text.tokenizer import Tokenizer
 from jaxl.weights.adapters.adapter import Adapter
@@ -217,8 +218,12 @@ def make_plan(
     ip_adapters: Mapping[str, IPAdapter],
     prompt: str | Sequence[str],
     options: DrawOptions,
+    earlier: int | None = None,
 ) -> Plan:
-    """The plan of a call of `Pipeline.generate`, which explains the options and what is raised."""
+    """The plan of a call of `Pipeline.generate`, which explains the options and what is raised.
+
+    earlier: the steps of the first pass, if this is a second one.
+    """
     check_names(options)
     asked: DrawOptions = {**DEFAULTS, **options}
     options = cast(DrawOptions, {name: value for name, value in options.items() if value is not None})
@@ -300,7 +305,7 @@ def make_plan(
         lexicon,
         {**given, "prompt": [text for text, _ in tagged]},
         batch=batch,
-        steps=len(times),
+        steps=Steps(len(times)) if earlier is None else Steps(len(times), skip, earlier),
         syntax=syntax,
         guided=guided,
         zero_negative=model.zero_negative or options.get("empty_negative") == "zeros",

@@ -17,6 +17,7 @@ from jaxl.run.bucket import Branch
 from jaxl.run.model import Model
 from jaxl.text.chunks import OWN, Chunks, chunk, neutral, pad
 from jaxl.text.prompt import SYNTAXES, Syntax, is_composed, parse, schedule
+from jaxl.text.spans import Steps
 from jaxl.text.tokenizer import Tokenizer
 from jaxl.text.words import NO_WORDS
 from jaxl.weights.checkpoint import Checkpoint
@@ -81,7 +82,7 @@ def read_prompts(
     given: Mapping[str, Sequence[str]],
     *,
     batch: int,
-    steps: int,
+    steps: int | Steps,
     syntax: Syntax,
     guided: bool,
     zero_negative: bool,

@@ -78,7 +78,7 @@ class Enlarging:
 
 
 def plan_second_pass(
-    make: Callable[[Any, DrawOptions], Plan],
+    make: Callable[[Any, DrawOptions, int | None], Plan],
     model: Model,
     first: Plan,
     prompt: str | Sequence[str],
@@ -120,7 +120,7 @@ def plan_second_pass(
         texts = name.endswith("prompt")
         own[name] = arguments.prompts_per_image(f"{PREFIX}{name}", value, prompts, 1) if texts else value
     try:
-        plan = make(own.pop("prompt"), cast(DrawOptions, own))
+        plan = make(own.pop("prompt"), cast(DrawOptions, own), first.steps)
     except InputError as error:
         if error.argument not in {*changed, "steps", "strength"}:
             raise

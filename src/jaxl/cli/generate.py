@@ -592,7 +592,7 @@ def _hires(given: dict[str, Any], before: Any) -> Hires | None:
         return Hires(**own)
     if own and not isinstance(before, Hires):
         name, value = next(iter(own.items()))
-        raise InputError(f"hires.{name}", value, "there is no second pass; give `hires` too, such as `hires=1.5`")
+        raise InputError(f"hires.{name}", value, "there is no second pass; give `hires` too")
     return replace(before, **own) if isinstance(before, Hires) else None
 
 

@@ -16,6 +16,7 @@ from jaxl.text.spans import (
     Piece,
     Sections,
     Span,
+    Steps,
     alternating,
     append,
     append_token,
@@ -59,7 +60,7 @@ class _Bracket:
             yield from part
             yield mark
 
-    def closed(self, steps: int) -> list[str] | None:
+    def closed(self, steps: Steps) -> list[str] | None:
         """Return its text at each step, or the one text of all steps; None where it has no meaning."""
         parts = [joined(part) for part in self.parts]
         when = "".join([piece if isinstance(piece, str) else "[" for piece in self.parts[-1]]).strip()
@@ -76,7 +77,7 @@ class _Bracket:
         return None
 
 
-def texts(prompt: str, steps: int) -> list[str]:
+def texts(prompt: str, steps: Steps) -> list[str]:
     """Return the text at each step, or the one text of all steps.
 
     A bracket has a meaning where all brackets in it have one. A bar that is not between alternatives, a backslash at

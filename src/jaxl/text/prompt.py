@@ -28,7 +28,7 @@ from typing import Literal, get_args
 
 from jaxl.errors import InputError
 from jaxl.text import lenient, strict
-from jaxl.text.spans import Sections, Span
+from jaxl.text.spans import Sections, Span, Steps
 
 Syntax = Literal["a1111", "lenient", "literal", "plain"]
 SYNTAXES: tuple[Syntax, ...] = get_args(Syntax)
@@ -40,7 +40,7 @@ _AND = re.compile(r"(?<![\\\w])AND\b")
 
 @dataclass(frozen=True)
 class _Reader:
-    texts: Callable[[str, int], list[str]]
+    texts: Callable[[str, Steps], list[str]]
     sections: Callable[[str], Sections]
 
 
@@ -54,20 +54,20 @@ _READERS: Mapping[Syntax, _Reader] = {
 
 
 def schedule(
-    prompt: str, steps: int, argument: str = "prompt", syntax: Syntax = "lenient"
+    prompt: str, steps: int | Steps, argument: str = "prompt", syntax: Syntax = "lenient"
 ) -> tuple[tuple[int, str], ...]:
     """Return the texts of a prompt, each with the first step at which it holds; the first one is 0.
 
     In `[a:b:when]`, a holds for the first n of the steps and b from then on. A number with a point is a share of them
     and n is int(when * steps); a whole number is n itself. This is A1111's schedule, in which a's `end_at_step` is
     n. (A1111's sampler counts its calls of the network from 0 and compares `call <= end_at_step`, so there each
-    switch comes one call late.)
+    switch comes one call late.) `Steps` are those of a second pass.
 
     Weights and BREAK are left in the texts, for `parse`. Raises InputError, for `argument`, as the syntax has it.
     """
     _check(prompt, argument, syntax)
     with _told(argument, prompt):
-        texts = _READERS[syntax].texts(prompt, steps)
+        texts = _READERS[syntax].texts(prompt, Steps(steps) if isinstance(steps, int) else steps)
     return tuple((step, text) for step, text in enumerate(texts) if step == 0 or text != texts[step - 1])
 
 

@@ -26,6 +26,28 @@ Sections = Sequence[Sequence[Span]]
 Piece = str | list[str]  # one text for all steps, or one text for each
 
 
+@dataclass(frozen=True)
+class Steps:
+    """The steps of a schedule, `total`, of which those from `first` on are run.
+
+    earlier: those of a first pass, if this is a second one, in which texts go on to change: 0 to 1 are shares of the
+    first pass, and 1 to 2 of this one.
+    """
+
+    total: int
+    first: int = 0
+    earlier: int | None = None
+
+    def place(self, when: str) -> int:
+        """Return the step at which a text changes: a share, where a number has a point, or a number of steps."""
+        share, number = "." in when, float(when)
+        if self.earlier is None:
+            place = number * self.total if share else number
+        else:
+            place = self.first + int((number - 1) * (self.total - self.first) if share else number - self.earlier)
+        return int(min(max(place, 0), self.total))
+
+
 def append(section: list[Span], text: str, weight: float) -> None:
     """Add text to the last span of a section, or, if that has another weight or is an embedding, as a new one."""
     if section and section[-1].weight == weight and not section[-1].embedding:
@@ -49,16 +71,16 @@ def joined(pieces: Sequence[Piece]) -> list[str]:
     return ["".join([_at(step, texts) for texts in lists]) for step in range(count)]
 
 
-def alternating(parts: Sequence[list[str]], steps: int) -> list[str]:
+def alternating(parts: Sequence[list[str]], steps: Steps) -> list[str]:
     """Return the text at each step: the parts in turn."""
-    return [_at(step, parts[step % len(parts)]) for step in range(steps)]
+    begun = 0 if steps.earlier is None else steps.first
+    return [_at(step, parts[(step - begun) % len(parts)]) for step in range(steps.total)]
 
 
-def switching(before: list[str], after: list[str], when: str, steps: int) -> list[str]:
-    """Return the text at each step: `before` for `when` steps (with a point: that share of all), then `after`."""
-    first = float(when) * steps if "." in when else float(when)
-    first = int(min(max(first, 0), steps))
-    return [_at(step, before if step < first else after) for step in range(steps)]
+def switching(before: list[str], after: list[str], when: str, steps: Steps) -> list[str]:
+    """Return the text at each step: `before` up to `when`, then `after`."""
+    place = steps.place(when)
+    return [_at(step, before if step < place else after) for step in range(steps.total)]
 
 
 def _at(step: int, texts: list[str]) -> str:

@@ -10,7 +10,18 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-from jaxl.text.spans import EMBEDDING, MAX_DEPTH, Sections, Span, alternating, append, append_token, joined, switching
+from jaxl.text.spans import (
+    EMBEDDING,
+    MAX_DEPTH,
+    Sections,
+    Span,
+    Steps,
+    alternating,
+    append,
+    append_token,
+    joined,
+    switching,
+)
 
 MAX_WEIGHT = 10.0
 
@@ -51,7 +62,7 @@ class _Group:
         return "".join(texts).strip() if self.marks and len(texts) == len(self.parts[-1]) else ""
 
 
-def texts(prompt: str, steps: int) -> list[str]:
+def texts(prompt: str, steps: Steps) -> list[str]:
     """Return the text at each step, or the one text of all steps. Raises BrokenSyntaxError."""
     return _texts(_read(prompt), steps)
 
@@ -90,7 +101,7 @@ def _read(prompt: str) -> _Group:
     return stack[0]
 
 
-def _texts(group: _Group, steps: int) -> list[str]:
+def _texts(group: _Group, steps: Steps) -> list[str]:
     """Return the text of a group at each step, or the one text of all steps."""
     parts = [joined([i if isinstance(i, str) else _texts(i, steps) for i in part]) for part in group.parts]
     if group.opening == "[" and "|" in group.marks:
