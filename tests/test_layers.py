@@ -101,6 +101,7 @@ def test_exported_names() -> None:
         "NonFiniteError",
         "OutputError",
         "Pipeline",
+        "Region",
         "Result",
         "Strength",
         "TruncationWarning",

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from jaxl.call.control import Control
     from jaxl.call.image_prompt import ImagePrompt
     from jaxl.call.preprocess import preprocess
+    from jaxl.call.region import Region
     from jaxl.call.upscale import upscale
     from jaxl.loading import from_pretrained
     from jaxl.metadata import settings_of
@@ -38,6 +39,7 @@ __all__ = [
     "NonFiniteError",
     "OutputError",
     "Pipeline",
+    "Region",
     "Result",
     "Strength",
     "TruncationWarning",
@@ -55,6 +57,7 @@ _MODULES = {
     "Control": "call.control",
     "ImagePrompt": "call.image_prompt",
     "Pipeline": "pipeline",
+    "Region": "call.region",
     "Result": "pipeline",
     "Strength": "weights.adapters.strength",
     "Upscaler": "run.upscaler",

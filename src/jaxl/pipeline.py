@@ -616,14 +616,15 @@ class Pipeline:
                 Where the callback stops before that, there are latents alone.
             **options: `Options` in `jaxl.call.options`: pictures and masks to start from (`Start`), guidance
                 (`Guidance`), choices of sampling (`Sampling`), less work at some distance from the exact picture
-                (`Caching`), LoRAs (`Adapters`), ControlNets (`Controls`), IP-Adapters (`ImagePrompts`), the syntax of
-                prompts, and what SDXL is told of sizes (`MicroConditioning`).
+                (`Caching`), LoRAs (`Adapters`), ControlNets (`Controls`), IP-Adapters (`ImagePrompts`), parts with
+                prompts of their own (`Regions`), the syntax of prompts, and what SDXL is told of sizes
+                (`MicroConditioning`).
 
         No argument compiles anything anew but the number of images, their size, whether any of them is guided, is
         guided by perturbed attention, has FreeU, keeps features from step to step, or has a prompt of more than 75
-        tokens, and the rank that an image's LoRAs have together, to the next power of two. Raises InputError for an
-        argument that cannot work and NonFiniteError rather than return a broken image; warns with TruncationWarning
-        when a prompt was cut.
+        tokens, the most regions that one has, and the rank that an image's LoRAs have together, to the next power of
+        two. Raises InputError for an argument that cannot work and NonFiniteError rather than return a broken image;
+        warns with TruncationWarning when a prompt was cut.
         """
         given = locals()  # by name, so that no option is forgotten on the way
         named = {name: given[name] for name in DrawOptions.__annotations__ if name in given}

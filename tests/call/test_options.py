@@ -9,7 +9,7 @@ import pytest
 import jaxl
 from jaxl.call import options
 from jaxl.call.infotext import LABELS
-from jaxl.call.options import DEFAULTS, OF_PICTURES, DrawOptions, LoadOptions, Options
+from jaxl.call.options import DEFAULTS, WITH_FACTS, DrawOptions, LoadOptions, Options
 from jaxl.cli.generate import generate as command
 from jaxl.diffusion.randomness import Randomness
 from jaxl.server.openai.images import Edit, ImageRequest
@@ -81,7 +81,7 @@ NO_LABEL: Mapping[str, str] = {
     **dict.fromkeys(("s_churn", "s_tmin", "s_tmax", "s_noise"), OWN_JSON),
     **dict.fromkeys(("guidance_interval", "pag_scale", "pag_adaptive_scale", "pag_layers", "freeu"), OWN_JSON),
     **dict.fromkeys(("cache_interval", "step_interval", "speed"), OWN_JSON),
-    **dict.fromkeys(("image", "mask", "padding_mask_crop", "denoising_start", "denoising_end", *OF_PICTURES), OWN_JSON),
+    **dict.fromkeys(("image", "mask", "padding_mask_crop", "denoising_start", "denoising_end", *WITH_FACTS), OWN_JSON),
     **dict.fromkeys(options.MicroConditioning.__annotations__, OWN_JSON),
 }
 
@@ -104,6 +104,7 @@ def test_each_is_in_the_signature_and_the_docstring() -> None:
     assert set(DRAWING) - set(Options.__annotations__) == set(named)
     groups = (options.MicroConditioning, options.Guidance, options.Caching, options.Start, options.Sampling, Randomness)
     groups += (options.Noise, options.Conventions, options.Adapters, options.Controls, options.ImagePrompts)
+    groups += (options.Regions,)
     explained = documented(jaxl.Pipeline.generate.__doc__) | documented(Options.__doc__)
     explained |= {name for group in groups for name in documented(group.__doc__)}
     # the size ids are explained for the positive branch

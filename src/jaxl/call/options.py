@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict, TypeVar, c
 
 from jaxl.call.control import Control
 from jaxl.call.image_prompt import ImagePrompt
+from jaxl.call.region import Region
 from jaxl.config import Split
 from jaxl.diffusion.tables import Sampling
 from jaxl.text.prompt import Syntax
@@ -35,6 +36,7 @@ __all__ = [
     "LoadOptions",
     "MicroConditioning",
     "Options",
+    "Regions",
     "Sampling",
     "Start",
 ]
@@ -223,6 +225,8 @@ class Adapters(TypedDict, total=False):
 
 # the options that have pictures beside those to start from
 OF_PICTURES = ("controls", "image_prompts")
+# and those whose values have facts, which files tell
+WITH_FACTS = (*OF_PICTURES, "regions")
 
 
 class Controls(TypedDict, total=False):
@@ -248,6 +252,17 @@ class ImagePrompts(TypedDict, total=False):
     image_prompts: Sequence[ImagePrompt] | Sequence[Sequence[ImagePrompt]]
 
 
+class Regions(TypedDict, total=False):
+    """Parts of the images with prompts of their own.
+
+    Attributes:
+        regions: a list of `jaxl.Region`, each with a box or a mask, or one such list for each image. Images of one call
+            may have different ones.
+    """
+
+    regions: Sequence[Region] | Sequence[Sequence[Region]]
+
+
 class Options(
     Sampling,
     Guidance,
@@ -258,6 +273,7 @@ class Options(
     Adapters,
     Controls,
     ImagePrompts,
+    Regions,
     MicroConditioning,
     total=False,
 ):

@@ -20,6 +20,7 @@ FLAGS = {
     "timestep_spacing": "--spacing",
     "controls": "--control",
     "image_prompts": "--image-prompt",
+    "regions": "--region",
     "loras": "--lora",
     "strict": "--lora-partial",
     "token": "HF_TOKEN in the environment",

@@ -168,6 +168,15 @@ def generate(
             help="Be like a picture, by an IP-Adapter that --ip-adapter named; repeatable.",
         ),
     ] = None,
+    regions: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--region",
+            metavar="BOX_OR_MASK[@STRENGTH]: PROMPT",
+            help="A part with a prompt of its own, such as '0,0,0.5,1: a cat' for the left half; it may end with "
+            "'Negative prompt: TEXT'; repeatable.",
+        ),
+    ] = None,
     unet: UnetOption = None,
     vae: VaeOption = None,
     vae_tile: VaeTileOption = None,
@@ -267,7 +276,8 @@ def generate(
     from jaxl.call.control import Control
     from jaxl.call.image_prompt import ImagePrompt
     from jaxl.call.images import read_image
-    from jaxl.call.options import OF_PICTURES, DrawOptions
+    from jaxl.call.options import OF_PICTURES, WITH_FACTS, DrawOptions
+    from jaxl.call.region import Region
     from jaxl.call.seeds import counts_up, of_image
     from jaxl.cli.like import Like
 
@@ -297,6 +307,7 @@ def generate(
         "image": None if image is None else read_image(image, "image"),
         "controls": [Control(*_picture_for("control", text)) for text in controls or ()] or None,
         "image_prompts": [ImagePrompt(*_picture_for("image_prompt", text)) for text in image_prompts or ()] or None,
+        "regions": options["regions"] if regions is None else [Region.parse(text) for text in regions],
     }
     if refiner is not None:
         asked["denoising_end"] = share("refiner_at", refiner_at)
@@ -374,7 +385,7 @@ def generate(
     named = {"unet": unet, "vae": vae, "precision": precision, "refiner": refiner, "refiner_at": refiner and refiner_at}
     # names alone: a folder would tell strangers about the machine
     pictures = {name: file and Path(file).name for name, file in (("image", image), ("mask", mask))}
-    followed = {name: [each.facts for each in asked[name] or ()] or None for name in OF_PICTURES}
+    followed = {name: [each.facts for each in asked[name] or ()] or None for name in WITH_FACTS}
     drawn = time.perf_counter()
     files = []
     for place, made in enumerate(images):

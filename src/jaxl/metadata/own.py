@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from jaxl.call.options import OF_PICTURES, DrawOptions
+from jaxl.call.region import Region
+from jaxl.errors import InputError
 from jaxl.metadata.container import Texts
 from jaxl.metadata.settings import Reading, Settings
 from jaxl.png import read_settings_text
@@ -29,6 +31,8 @@ def read(texts: Texts) -> Settings | None:
             reading.text(name, value)
         elif name == "loras" and not isinstance(value, dict):
             reading.miss(name, value)
+        elif name == "regions":
+            _read_regions(reading, _list(value))
         elif name in DrawOptions.__annotations__:
             if name not in NOTES and value is not None:
                 reading.arguments[name] = value
@@ -48,6 +52,19 @@ def read(texts: Texts) -> Settings | None:
     for name, kept in (("controls", reading.controls), ("image_prompts", reading.image_prompts)):
         kept += [each for each in _list(told.get(name)) if isinstance(each, dict) and each]
     return reading.done()
+
+
+def _read_regions(reading: Reading, told: list[Any]) -> None:
+    """Give the regions, all but those with masks, which no file has."""
+    found = []
+    for facts in told:
+        try:
+            found.append(Region(**facts))
+        except (InputError, TypeError):
+            prompt = facts.get("prompt") if isinstance(facts, dict) else facts
+            reading.miss("the region of a mask", prompt, "give it as one of `regions`")
+    if found:
+        reading.give("regions", found)
 
 
 def _items(value: Any) -> list[tuple[str, Any]]:

@@ -96,7 +96,7 @@ def _state(to: Target, bucket: Bucket) -> tuple[Slots, Conditioning]:
 
 
 def _uncontrolled(bucket: Bucket) -> Bucket:
-    return replace(bucket, controls=(), image_prompts=())
+    return replace(bucket, controls=(), image_prompts=(), regions=0)
 
 
 def _adapter(bucket: Bucket) -> IPAdapterConfig:
@@ -152,7 +152,7 @@ OBSERVE = Program(
         {path: to.whole((), jnp.float32) for path in layers(to.shapes["unet"])},
     ),
     gives=lambda to, bucket: (_shardings(slots_shapes(to, bucket)), replicated(to.mesh)),
-    depends_on=tuple(name for name in OF_ROWS if name not in ("controls", "image_prompts")),
+    depends_on=tuple(name for name in OF_ROWS if name not in ("controls", "image_prompts", "regions")),
 )
 DECODE = Program(
     "decode",

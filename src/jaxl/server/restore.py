@@ -97,6 +97,8 @@ def told(
     if isinstance(arguments.get("loras"), Mapping):
         strengths = arguments["loras"].items()
         arguments["loras"] = {name: own.unet if isinstance(own, Strength) else own for name, own in strengths}
+    if "regions" in arguments:
+        arguments["regions"] = [each.facts for each in arguments["regions"]]
     # a name may say more than the text of A1111 does
     adapters = tuple(each for each in found.controls if each.get("name") in ip_adapters)
     controls = tuple(each for each in found.controls if each not in adapters)

@@ -19,7 +19,7 @@ from starlette.types import Receive
 
 from jaxl import __version__
 from jaxl.call.images import read_image
-from jaxl.call.options import OF_PICTURES
+from jaxl.call.options import WITH_FACTS
 from jaxl.call.sizes import Size, nearest_size
 from jaxl.engine import AnyEngine, Channel, Event, Lora, Request, Result, Ticket
 from jaxl.engine.request import new_id
@@ -151,6 +151,9 @@ class Service:
         given = {name: value for name, value in arguments.items() if value not in (None, {})}
         for name in logs.TEXTS:
             self.check_text(name, given.get(name, ""))
+        for region in given.get("regions", ()):
+            for text in (region.prompt, region.negative_prompt or ""):
+                self.check_text("regions", text)
         given.setdefault("num_images", 1)
         given.setdefault("prompt_syntax", "literal")
         if given["num_images"] > self.settings.max_images:
@@ -224,7 +227,7 @@ class Service:
         own = {name: getattr(self.settings, name) for name in ("model", "steps", "guidance_scale")}
         given = {name: value for name, value in arguments.items() if not isinstance(value, Image.Image | None)}
         given.pop("num_images", None)
-        given |= {name: [each.facts for each in given[name]] for name in OF_PICTURES if name in given}
+        given |= {name: [each.facts for each in given[name]] for name in WITH_FACTS if name in given}
         size = {"width": picture.width, "height": picture.height}
         return {"version": __version__, **own, **(facts or {}), **size, **given, "seed": seed, "scheduler": scheduler}
 
