@@ -26,6 +26,8 @@ from PIL import Image
 
 from jaxl import presets
 from jaxl.call import arguments
+from jaxl.call.detail import check_parts, detail_options, laid_over
+from jaxl.call.images import read_image
 from jaxl.call.inputs import Encoder, Inputs
 from jaxl.call.lexicon import Lexicon
 from jaxl.call.loras import adapter_set, read_loras
@@ -643,6 +645,36 @@ class Pipeline:
         refined = pipe.run(its_params, refining, output=output, **shown)
         timings = {name: base.timings.get(name, 0.0) + seconds for name, seconds in refined.timings.items()}
         return replace(refined, steps=base.steps + refined.steps, timings=timings)
+
+    def detail(
+        self,
+        params: Params,
+        picture: Any,
+        parts: Any,
+        prompt: str | Sequence[str],
+        *,
+        feather: float = 4.0,
+        progress: ShowProgress | None = None,
+        **options: Unpack[DrawOptions],
+    ) -> Image.Image:
+        """Return a picture with parts of it drawn anew, each enlarged to a size of the model.
+
+        Args:
+            picture: a path, a PIL image, or an array.
+            parts: boxes (left, top, right, bottom), as shares of the picture if none is above 1, else in pixels, or
+                masks of the picture's size, white where to draw. They are images of one batch.
+            prompt: what they show, one for all or one for each.
+            feather: pixels over which they go over into the picture.
+            **options: of `generate`, but for those that a part has already. `strength` is 0.4, and `padding_mask_crop`,
+                the pixels around a part that are seen with it, 32 by default.
+
+        Raises InputError, also for parts that the picture does not hold, and NonFiniteError.
+        """
+        image = read_image(picture, "picture")
+        prompts, masks = check_parts(image, parts, prompt, feather)
+        plan = self.plan(prompts, **detail_options(image, masks, options))
+        result = self.run(params, replace(plan, pastes=None), output="pil", progress=progress)
+        return laid_over(image, plan.pastes or [], list(result.images))
 
     def plan(self, prompt: str | Sequence[str], **options: Unpack[DrawOptions]) -> Plan:
         """Check the arguments of `generate` and give each image its own, before anything is loaded or compiled."""

@@ -59,7 +59,7 @@ def test_texts(small: Any) -> None:
         ([Region("a", LEFT)] * 17, "regions='17 for an image': give at most 16"),
         ([Region("<lora:chalk:1> a", LEFT)], "regions='<lora:chalk:1> a': LoRAs are for whole images"),
         ([Region("a (cat", LEFT)], r"regions='a \(cat': .*never closed"),
-        ([Region("a", (0, 0, 65, 64))], "box=.*the image is 64x64"),
+        ([Region("a", (0, 0, 65, 64))], "box=.*the picture is 64x64"),
         ([Region("a", (0.5, 0, 0.501, 1))], "box=.*it holds no pixel"),
         ([Region("a", mask=BLACK)], "mask='all black'"),
         ([Region("a", mask=Image.new("L", (64, 32), 255))], "mask='64x32 pixels': the image is 64x64"),

@@ -47,7 +47,7 @@ class Region:
         if (self.box is None) == (self.mask is None):
             raise InputError("box", self.box, f"{whose}: give either a box or a mask")
         if self.box is not None:
-            self._sides()
+            read_box(self.box, whose)
 
     @classmethod
     def parse(cls, text: str) -> Region:
@@ -71,31 +71,36 @@ class Region:
         mask = read_image(where, "region") if box is None else None
         return cls(prompt.strip(), box, mask, not_wanted.strip() if negative else None, factor)
 
-    def pixels(self, width: int, height: int) -> tuple[int, int, int, int]:
-        """Return the box in pixels of an image of a size. Raises InputError for one that it does not hold."""
-        box = self._sides()
-        scales = (width, height) * 2 if max(box) <= 1 else (1,) * 4
-        left, top, right, bottom = (round(side * scale) for side, scale in zip(box, scales, strict=True))
-        if right > width or bottom > height:
-            remedy = f"of region {self.prompt!r}: the image is {width}x{height}; give a box within it"
-            raise InputError("box", self.box, remedy)
-        if left == right or top == bottom:
-            raise InputError("box", self.box, f"of region {self.prompt!r}: it holds no pixel; make it larger")
-        return left, top, right, bottom
-
-    def _sides(self) -> tuple[float, float, float, float]:
-        try:
-            left, top, right, bottom = sides = tuple(float(side) for side in self.box or ())
-        except (TypeError, ValueError):
-            sides = left, top, right, bottom = (math.nan,) * 4
-        if not (all(map(math.isfinite, sides)) and 0 <= left < right and 0 <= top < bottom):
-            remedy = "give left, top, right and bottom, from 0 on, such as (0, 0, 0.5, 1) for the left half"
-            raise InputError("box", self.box, f"of region {self.prompt!r}: {remedy}")
-        return left, top, right, bottom
-
     @property
     def facts(self) -> dict[str, Any]:
         """What it is but its mask, as settings in files have it."""
         own = {"prompt": self.prompt, "strength": self.strength}
         own |= {} if self.box is None else {"box": [float(side) for side in self.box]}
         return own | ({} if self.negative_prompt is None else {"negative_prompt": self.negative_prompt})
+
+
+def read_box(box: Sequence[float], whose: str) -> tuple[float, float, float, float]:
+    """Return left, top, right and bottom. Raises InputError for what is no box; `whose` it is begins the remedy."""
+    try:
+        left, top, right, bottom = sides = tuple(float(side) for side in box)
+    except (TypeError, ValueError):
+        sides = left, top, right, bottom = (math.nan,) * 4
+    if not (all(map(math.isfinite, sides)) and 0 <= left < right and 0 <= top < bottom):
+        remedy = "give left, top, right and bottom, from 0 on, such as (0, 0, 0.5, 1) for the left half"
+        raise InputError("box", box, f"{whose}: {remedy}")
+    return left, top, right, bottom
+
+
+def in_pixels(box: Sequence[float], width: int, height: int, whose: str) -> tuple[int, int, int, int]:
+    """Return a box in pixels of a picture, of which its sides are shares if none is above 1.
+
+    Raises InputError for a box that the picture does not hold; `whose` it is begins the remedy.
+    """
+    sides = read_box(box, whose)
+    scales = (width, height) * 2 if max(sides) <= 1 else (1,) * 4
+    left, top, right, bottom = (round(side * scale) for side, scale in zip(sides, scales, strict=True))
+    if right > width or bottom > height:
+        raise InputError("box", box, f"{whose}: the picture is {width}x{height}; give a box within it")
+    if left == right or top == bottom:
+        raise InputError("box", box, f"{whose}: it holds no pixel; make it larger")
+    return left, top, right, bottom

@@ -13,7 +13,7 @@ from jaxl.call.arguments import lists_per_image
 from jaxl.call.controls import check_shape
 from jaxl.call.images import fit, read_image
 from jaxl.call.prompts import Chunk
-from jaxl.call.region import MOST_REGIONS, Region
+from jaxl.call.region import MOST_REGIONS, Region, in_pixels
 from jaxl.config import UNetConfig
 from jaxl.errors import InputError
 from jaxl.nn.unet import transformer_sizes
@@ -86,7 +86,9 @@ def _area(asked: AskedRegion, width: int, height: int) -> np.ndarray:
     """Return the share of each pixel [height, width] that a region has."""
     if asked.mask is not None:
         return np.asarray(fit(asked.mask, width, height), np.float32) / 255.0
-    left, top, right, bottom = asked.region.pixels(width, height)
+    assert asked.region.box is not None  # it has one of the two
+    whose = f"of region {asked.region.prompt!r}"
+    left, top, right, bottom = in_pixels(asked.region.box, width, height, whose)
     area = np.zeros((height, width), np.float32)
     area[top:bottom, left:right] = 1.0
     return area

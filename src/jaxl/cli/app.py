@@ -23,6 +23,7 @@ from jaxl.cli.bench_serve import bench_serve
 from jaxl.cli.cache import cache
 from jaxl.cli.compile import compile_programs
 from jaxl.cli.demo import demo
+from jaxl.cli.detail import detail
 from jaxl.cli.estimate import estimate
 from jaxl.cli.flags import flag
 from jaxl.cli.fuse import fuse
@@ -100,6 +101,7 @@ app.command("compile")(compile_programs)
 app.command()(cache)
 app.command()(fuse)
 app.command()(preprocess)
+app.command()(detail)
 app.command()(upscale)
 app.command()(estimate)
 app.command()(inspect)

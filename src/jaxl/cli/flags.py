@@ -21,6 +21,8 @@ FLAGS = {
     "controls": "--control",
     "image_prompts": "--image-prompt",
     "regions": "--region",
+    "parts": "--region",
+    "box": "--region",
     "loras": "--lora",
     "strict": "--lora-partial",
     "token": "HF_TOKEN in the environment",
