@@ -28,6 +28,7 @@ from jaxl.cli.estimate import estimate
 from jaxl.cli.flags import flag
 from jaxl.cli.fuse import fuse
 from jaxl.cli.generate import generate
+from jaxl.cli.grid import grid
 from jaxl.cli.inspect import inspect
 from jaxl.cli.machine import find_devices, memory_bytes
 from jaxl.cli.options import JsonOption
@@ -102,6 +103,7 @@ app.command()(cache)
 app.command()(fuse)
 app.command()(preprocess)
 app.command()(detail)
+app.command()(grid)
 app.command()(upscale)
 app.command()(estimate)
 app.command()(inspect)
