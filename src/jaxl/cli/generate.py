@@ -45,6 +45,7 @@ from jaxl.cli.options import (
     VaeTileOption,
     VariantOption,
 )
+from jaxl.cli.prompt_files import PromptFiles, PromptStyleOption, StylesFileOption, WildcardsOption
 from jaxl.cli.terminal import in_background, note, print_line, progress_bars, to_terminal
 from jaxl.config import Split
 from jaxl.errors import InputError, JaxlError, is_out_of_memory
@@ -233,6 +234,9 @@ def generate(
     negative_prompt_2: Annotated[
         str | None, typer.Option("--negative-2", metavar="TEXT", help="--negative of the second one.")
     ] = None,
+    wildcards: WildcardsOption = None,
+    styles_file: StylesFileOption = None,
+    prompt_style: PromptStyleOption = None,
     clip_skip: Annotated[
         int | None,
         typer.Option(show_default="0", help="Last layers of the text encoders to skip beyond the usual."),
@@ -300,6 +304,11 @@ def generate(
     usual = {"prompt_syntax": "a1111", "clip_skip": 0, "seed": secrets.randbelow(2**32)}
     options |= {name: value for name, value in usual.items() if options[name] is None}
     seeds = seeds_per_image("seed", options["seed"], num_images, counts=counts)
+    texts = PromptFiles.read(wildcards, styles_file, prompt_style)
+    if texts is not None and prompt is None:
+        raise InputError(
+            "prompt", "", "wildcards and styles are for one that you give; that of --like was drawn as it is"
+        )
     asked: dict[str, Any] = {
         **options,
         "seed": seeds if counts else seeds[0],
@@ -309,6 +318,8 @@ def generate(
         "image_prompts": [ImagePrompt(*_picture_for("image_prompt", text)) for text in image_prompts or ()] or None,
         "regions": options["regions"] if regions is None else [Region.parse(text) for text in regions],
     }
+    if texts is not None:
+        asked |= _of_images(texts, options, seeds)
     if refiner is not None:
         asked["denoising_end"] = share("refiner_at", refiner_at)
     show = None if preview is None else _preview_file(preview)
@@ -327,6 +338,7 @@ def generate(
             if machines.several and any_seed:
                 own_seeds = seeds_per_image("seed", _seed_of_host_0(seeds[0]), num_images, counts=counts)
                 asked["seed"] = own_seeds if counts else own_seeds[0]
+                asked.update({} if texts is None else _of_images(texts, options, own_seeds))
             open_model = Opener(dtype, shard_params, num_images, local_files_only, progress, kernels, split)
             pipe = open_model(
                 **source,
@@ -390,6 +402,7 @@ def generate(
     files = []
     for place, made in enumerate(images):
         own = of_image(options, result.seeds[place], place)
+        own |= {} if texts is None else texts.prompts(options, result.seeds[place])
         own |= {"width": made.width, "height": made.height, "num_images": None}
         settings = {"version": __version__, **source, **options, **pictures, **followed, **named, **own, **found}
         settings = {name: value for name, value in settings.items() if value is not None}
@@ -562,6 +575,12 @@ def _picture_for(argument: str, text: str) -> tuple[str, Image.Image, float]:
     if not (name and file):
         raise InputError(argument, text, "give a name and a picture, such as edges:lines.png or edges:lines.png:0.8")
     return name, read_image(file, argument), strength
+
+
+def _of_images(texts: PromptFiles, options: dict[str, Any], seeds: list[int]) -> dict[str, Any]:
+    """The prompts of each image, which is one of as many prompts."""
+    each = [texts.prompts(options, seed) for seed in seeds]
+    return {name: [own[name] for own in each] for name in each[0]} | {"num_images": 1}
 
 
 def _seed_of_host_0(seed: int) -> int:
