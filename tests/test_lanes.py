@@ -26,6 +26,7 @@ def test_lanes_for_what_costs_something() -> None:
     assert lane_kinds(one.plain, ("unguided",)) == [one.plain]
     assert lane_kinds(one, ("pag", "cached"))[-1] == replace(pag, cached=True)
     assert lane_kinds(one, ("regions",)) == [one, replace(one, regions=REGIONS)]
+    assert lane_kinds(one, ("seamless",)) == [one, replace(one, seamless="xy")]
 
 
 def test_a_lane_with_everything(small: Any) -> None:

@@ -379,8 +379,8 @@ def open_backend(
         default one of all slots.
     chunks: parts of 75 tokens that a prompt may have; prompts of one part have a lane of their own.
     lanes: what requests may ask for besides: "pag", perturbed-attention guidance of the middle block; "freeu";
-        "cached", for `cache_interval`; "regions", four of an image; "unguided", so that rows without guidance pay for
-        one branch. All have lanes of their own.
+        "cached", for `cache_interval`; "regions", four of an image; "seamless", for pictures that tile; "unguided", so
+        that rows without guidance pay for one branch. All have lanes of their own.
     lora_dir: a folder of LoRAs that requests may ask for. `lora_rank` is the sum of the ranks that an image may have,
         128 by default; given without a folder, requests may ask for the model's own LoRAs. Images with LoRAs have lanes
         of their own. lora_partial: leave out what a file has for layers that the model lacks, and log it; otherwise
@@ -463,7 +463,8 @@ def lane_kinds(bucket: Bucket, lanes: Sequence[str]) -> list[Bucket]:
     more = {"freeu": "freeu" in lanes, "cached": "cached" in lanes}
     plain = [each for own in branches for each in (own, replace(own, **more))]
     parts = (0, REGIONS) if "regions" in lanes else (0,)
-    return list(dict.fromkeys(replace(each, regions=n) for n in parts for each in plain))
+    edges = ("", "xy") if "seamless" in lanes else ("",)
+    return [replace(each, regions=n, seamless=how) for how in edges for n in parts for each in dict.fromkeys(plain)]
 
 
 def _needs(
@@ -520,12 +521,23 @@ def _needs(
             lambda lane: _fit(bucket.image_prompts, lane.image_prompts),
         ),
         (
+            "seamless",
+            bucket.seamless,
+            "the server draws " + (" or ".join(map(repr, ways)) if (ways := _ways(lanes)) else "pictures with edges"),
+            lambda lane: lane.seamless == bucket.seamless,
+        ),
+        (
             "regions",
             bucket.regions,
             f"an image may have {regions} here; give fewer" if regions else none_here,
             lambda lane: lane.regions >= bucket.regions,
         ),
     ]
+
+
+def _ways(lanes: Sequence[Bucket]) -> list[str]:
+    """Return the axes along which pictures of some lane wrap around."""
+    return sorted({lane.seamless for lane in lanes} - {""})
 
 
 def _fit(tokens: Sequence[int], places: Sequence[int]) -> bool:

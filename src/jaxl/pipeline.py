@@ -563,7 +563,7 @@ class Pipeline:
 
     def filled(self, bucket: Bucket) -> Bucket:
         """The bucket with as many images as its devices draw at a time."""
-        return self.devices.filled(bucket, self.model.parts(bucket.height))
+        return self.devices.filled(bucket, bucket.parts(self.model.parts(bucket.height)))
 
     def generate(
         self,
@@ -619,14 +619,14 @@ class Pipeline:
             **options: `Options` in `jaxl.call.options`: pictures and masks to start from (`Start`), guidance
                 (`Guidance`), choices of sampling (`Sampling`), less work at some distance from the exact picture
                 (`Caching`), LoRAs (`Adapters`), ControlNets (`Controls`), IP-Adapters (`ImagePrompts`), parts with
-                prompts of their own (`Regions`), the syntax of prompts, and what SDXL is told of sizes
-                (`MicroConditioning`).
+                prompts of their own (`Regions`), images without seams (`Edges`), the syntax of prompts, and what SDXL
+                is told of sizes (`MicroConditioning`).
 
         No argument compiles anything anew but the number of images, their size, whether any of them is guided, is
         guided by perturbed attention, has FreeU, keeps features from step to step, or has a prompt of more than 75
-        tokens, the most regions that one has, and the rank that an image's LoRAs have together, to the next power of
-        two. Raises InputError for an argument that cannot work and NonFiniteError rather than return a broken image;
-        warns with TruncationWarning when a prompt was cut.
+        tokens, the most regions that one has, whether they are seamless, and the rank that an image's LoRAs have
+        together, to the next power of two. Raises InputError for an argument that cannot work and NonFiniteError rather
+        than return a broken image; warns with TruncationWarning when a prompt was cut.
         """
         given = locals()  # by name, so that no option is forgotten on the way
         named = {name: given[name] for name in DrawOptions.__annotations__ if name in given}
@@ -679,7 +679,11 @@ class Pipeline:
     def plan(self, prompt: str | Sequence[str], **options: Unpack[DrawOptions]) -> Plan:
         """Check the arguments of `generate` and give each image its own, before anything is loaded or compiled."""
         known = self.model, self.tokenizers, self.lexicon, self.preset, self.devices, self.loras
-        return make_plan(*known, self.controls, self.ip_adapters, prompt, options)
+        plan = make_plan(*known, self.controls, self.ip_adapters, prompt, options)
+        if plan.bucket.seamless and self.exact.target.tile:
+            remedy = "tiles do not see the opposite edge, which `seamless` is about; leave one of the two out"
+            raise InputError("vae_tile", self.exact.target.tile, remedy)
+        return plan
 
     def plan_refining(
         self, base: Plan, noisy: np.ndarray | None, /, prompt: str | Sequence[str], **options: Unpack[DrawOptions]

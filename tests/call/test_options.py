@@ -72,6 +72,7 @@ NO_LABEL: Mapping[str, str] = {
     "clip_skip": "Clip skip, counted from another layer",
     "loras": "tags at the prompt's end",
     "num_images": "each picture has a file",
+    "seamless": "Tiling, for both axes",
     "noise": "RNG, by A1111's names",
     "seed_resize_from": "Seed resize from, a text",
     **dict.fromkeys(("style", *WAYS, "step_noise", "sde_noise", "noise_batch"), OWN_JSON),
@@ -104,7 +105,7 @@ def test_each_is_in_the_signature_and_the_docstring() -> None:
     assert set(DRAWING) - set(Options.__annotations__) == set(named)
     groups = (options.MicroConditioning, options.Guidance, options.Caching, options.Start, options.Sampling, Randomness)
     groups += (options.Noise, options.Conventions, options.Adapters, options.Controls, options.ImagePrompts)
-    groups += (options.Regions,)
+    groups += (options.Regions, options.Edges)
     explained = documented(jaxl.Pipeline.generate.__doc__) | documented(Options.__doc__)
     explained |= {name for group in groups for name in documented(group.__doc__)}
     # the size ids are explained for the positive branch

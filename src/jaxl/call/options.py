@@ -31,6 +31,7 @@ __all__ = [
     "Controls",
     "Conventions",
     "DrawOptions",
+    "Edges",
     "Guidance",
     "ImagePrompts",
     "LoadOptions",
@@ -223,6 +224,17 @@ class Adapters(TypedDict, total=False):
     loras: Mapping[str, float | Strength] | Sequence[Mapping[str, float | Strength]]
 
 
+class Edges(TypedDict, total=False):
+    """What is beyond the edges of the images.
+
+    Attributes:
+        seamless: "x", "y" or "xy": along these axes the image wraps around, so that copies beside each other have no
+            seam, as with A1111's tiling: convolutions of the U-Net and the autoencoder see the opposite edge.
+    """
+
+    seamless: Literal["x", "y", "xy"]
+
+
 # the options that have pictures beside those to start from
 OF_PICTURES = ("controls", "image_prompts")
 # and those whose values have facts, which files tell
@@ -274,6 +286,7 @@ class Options(
     Controls,
     ImagePrompts,
     Regions,
+    Edges,
     MicroConditioning,
     total=False,
 ):

@@ -33,7 +33,7 @@ from jaxl.call.row_noise import RowNoise
 from jaxl.call.sizes import rounds, smallest_that_fits
 from jaxl.call.starts import Paste, Picture, default_size, lengthened, read_sources, read_starts, span
 from jaxl.call.styles import styled
-from jaxl.config import Split, check_pag_layers
+from jaxl.config import Split, TinyVAEConfig, check_pag_layers
 from jaxl.diffusion.other_noise import OWN
 from jaxl.diffusion.schedulers import SCHEDULERS
 from jaxl.diffusion.tables import Sampling, build_table, check_gaps, scheduler_name
@@ -336,13 +336,14 @@ def make_plan(
         controls=tuple(network.config for network in networks),
         image_prompts=places_of(image_prompts),
         regions=max(map(len, asked_regions)),
+        seamless=_seamless(options, model),
     )
     from_noise = pictures is None or (skip == 0 and "mask" in begin)
     goes_on = "denoising_start" in begin
     return Plan(
         batch=batch,
         rounds=per_round,
-        bucket=devices.filled(bucket, model.parts(bucket.height)),
+        bucket=devices.filled(bucket, bucket.parts(model.parts(bucket.height))),
         scheduler=full_name,
         steps=len(times),
         preset=preset,
@@ -397,6 +398,16 @@ def _other_prompts(options: DrawOptions) -> dict[str, Any]:
         return {"negative_prompt": "", **others}
     said = [text for name in negative for text in ([others[name]] if isinstance(others[name], str) else others[name])]
     return others if any(said) else {name: text for name, text in others.items() if name not in negative}
+
+
+def _seamless(options: DrawOptions, model: Model) -> str:
+    """The axes along which images wrap around. Raises InputError, also for an autoencoder that cannot."""
+    value = options.get("seamless")
+    if value is None:
+        return ""
+    if isinstance(model.vae, TinyVAEConfig):
+        raise InputError("seamless", value, "an autoencoder of TAESD's kind has edges; load another, or leave it out")
+    return _one_of("seamless", value, ("x", "y", "xy"))
 
 
 def _one_of(argument: str, value: Any, known: Sequence[str]) -> str:

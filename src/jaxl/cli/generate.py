@@ -178,6 +178,9 @@ def generate(
             "'Negative prompt: TEXT'; repeatable.",
         ),
     ] = None,
+    seamless: Annotated[
+        str | None, typer.Option(metavar="AXES", help="x, y or xy: copies beside each other have no seam there.")
+    ] = None,
     unet: UnetOption = None,
     vae: VaeOption = None,
     vae_tile: VaeTileOption = None,

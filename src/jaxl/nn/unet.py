@@ -143,7 +143,7 @@ def unet(
     shared = Shared(
         cfg, kernels, temb, context, lengths, perturbed, pag_layers, freeu, added, tuple(images), tuple(regions)
     )
-    first = conv(params["conv_in"], x)
+    first = conv(params["conv_in"], x, wrap=kernels.wrap)
 
     def deep() -> Array:
         x, skips = down(params, shared, first)
@@ -160,7 +160,7 @@ def unet(
     last = first + added.skips[0] if added.skips else first
     x = _up_layer(params, shared, *_up_layers(cfg)[-1], now, last)
     x = group_norm(params["conv_norm_out"], x, cfg.norm_num_groups, cfg.norm_eps, silu=True, kernels=kernels)
-    return conv(params["conv_out"], x), now
+    return conv(params["conv_out"], x, wrap=kernels.wrap), now
 
 
 @dataclass(frozen=True)
@@ -268,7 +268,7 @@ def down(params: Params, shared: Shared, x: Array) -> tuple[Array, list[Array]]:
         if any(depths):
             x = skips[-1] = both(x, more)
         if "downsamplers" in block:
-            x = conv(block["downsamplers"]["0"]["conv"], x, stride=2, padding=(1, 1))
+            x = conv(block["downsamplers"]["0"]["conv"], x, stride=2, padding=(1, 1), wrap=shared.kernels.wrap)
             skips.append(x)
         if not any(depths):
             x = skips[-1] = both(x, more)

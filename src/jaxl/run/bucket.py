@@ -54,7 +54,8 @@ class Bucket:
     U-Net and to the text encoders; they cost nothing where there is none. `controls` are the ControlNets and
     their kin that images may have, in programs that have a place for each. `image_prompts` are the places for pictures
     that cross-attention reads, by the tokens that each has room for; `ip_adapter` is what makes these of a picture.
-    `regions` are the places for texts of parts of an image.
+    `regions` are the places for texts of parts of an image. `seamless` names the axes, x or y, along which pictures
+    wrap around; their rows are not split over devices.
     """
 
     batch: int
@@ -71,6 +72,7 @@ class Bucket:
     image_prompts: tuple[int, ...] = ()
     ip_adapter: IPAdapterConfig | None = None
     regions: int = 0
+    seamless: str = ""
 
     @property
     def order(self) -> tuple[Branch, ...]:
@@ -92,6 +94,15 @@ class Bucket:
     def single(self) -> Bucket:
         """The bucket of one of its images."""
         return replace(self, batch=1)
+
+    def seen(self, model: Model) -> Model:
+        """Return the model with kernels for pictures of this kind."""
+        wrap = "y" in self.seamless, "x" in self.seamless
+        return replace(model, kernels=replace(model.kernels, wrap=wrap))
+
+    def parts(self, rows: int) -> int:
+        """Return into how many parts the pictures may be split that have so many by their height."""
+        return 1 if self.seamless else rows
 
     @property
     def size(self) -> tuple[int, int, int]:

@@ -175,7 +175,8 @@ def evaluate(
 ) -> tuple[Array, Array]:
     """The network's outputs for evaluations, [E, h, w, C], and its features."""
     latents = pictures.x[..., : model.vae.latent_channels]
-    at = Evaluation(latents, told.t, told.pooled, told.time_ids, told.lengths, told.shallow, model.kernels)
+    plain = replace(model.kernels, wrap=XLA.wrap)  # what controls see has edges
+    at = Evaluation(latents, told.t, told.pooled, told.time_ids, told.lengths, told.shallow, plain)
     added = NOTHING
     for cfg, own, control, embedded in zip(bucket.controls, controls, told.controls, pictures.embedded, strict=True):
         added += kind_of(cfg).added(own, replace(control, embedded=embedded), at)

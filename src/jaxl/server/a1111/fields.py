@@ -36,6 +36,7 @@ FIELDS = {
     "variation_seed": "subseed",
     "variation_strength": "subseed_strength",
     "seed_resize_from": "seed_resize_from_w",
+    "seamless": "tiling",
 }
 
 # what jaxl lacks: fields that may ask for nothing, with what to do instead
@@ -43,7 +44,6 @@ LACKING: Mapping[str, str] = {
     "enable_hr": "there is no second pass; ask for the size you want, or send the picture to img2img",
     "refiner_checkpoint": "this server has one model; leave it out",
     "restore_faces": "there is no face restoration; leave it out",
-    "tiling": "pictures that tile are not supported; leave it out",
     "styles": "no styles are kept here; write their texts into the prompt",
     "s_min_uncond": "the negative prompt is never skipped; leave it out",
     "script_name": "there are no scripts; leave it out",
@@ -53,6 +53,7 @@ LACKING: Mapping[str, str] = {
 # what clients send in these and other fields where nobody has chosen anything
 MAY_BE_UNASKED = (
     *LACKING,
+    "tiling",
     *("seed_resize_from_w", "seed_resize_from_h", "sampler_name", "sampler_index", "scheduler"),
     *("alwayson_scripts", "override_settings"),
 )
@@ -168,6 +169,7 @@ def arguments_of(asked: A1111Request, settings: Settings) -> dict[str, Any]:
         "s_tmin": asked.s_tmin if churns else None,
         "s_tmax": (asked.s_tmax or None) if churns else None,
         "s_noise": None if asked.s_noise == 1 else asked.s_noise,
+        "seamless": "xy" if asked.tiling else None,
         **skip,
         **_variation(asked),
         **overrides(asked.override_settings or {}, settings),

@@ -134,6 +134,7 @@ class ImageRequest(BaseModel):
     controls: ControlFields | None = None
     image_prompts: ImagePromptFields | None = None
     regions: RegionFields | None = None
+    seamless: Literal["x", "y", "xy"] | None = Field(None, description="Copies beside each other have no seam.")
     prompt_syntax: Syntax | None = Field(None, description="literal by default.")
     previews: int | None = Field(
         None, ge=0, le=100, description="Like partial_images, and for /v1/requests/{id}/events too."
