@@ -479,6 +479,7 @@ def _needs(
     none_here = "the server has no program for it; leave it out"
     places = max((lane.image_prompts for lane in lanes), key=len)
     regions = max(lane.regions for lane in lanes)
+    seamless = " or ".join(sorted({repr(lane.seamless) for lane in lanes if lane.seamless})) or "pictures with edges"
     room = f"an image may have {len(places)} here, of {max(places, default=0)} tokens each; give fewer pictures"
     return [
         (
@@ -523,7 +524,7 @@ def _needs(
         (
             "seamless",
             bucket.seamless,
-            "the server draws " + (" or ".join(map(repr, ways)) if (ways := _ways(lanes)) else "pictures with edges"),
+            f"the server draws {seamless}",
             lambda lane: lane.seamless == bucket.seamless,
         ),
         (
@@ -533,11 +534,6 @@ def _needs(
             lambda lane: lane.regions >= bucket.regions,
         ),
     ]
-
-
-def _ways(lanes: Sequence[Bucket]) -> list[str]:
-    """Return the axes along which pictures of some lane wrap around."""
-    return sorted({lane.seamless for lane in lanes} - {""})
 
 
 def _fit(tokens: Sequence[int], places: Sequence[int]) -> bool:

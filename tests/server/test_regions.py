@@ -10,6 +10,9 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
+from jaxl.metadata.container import Texts
+from jaxl.metadata.own import read
+
 OPENAI = "/v1/images/generations"
 stream = io.BytesIO()
 Image.new("RGB", (32, 32), "white").save(stream, "PNG")
@@ -39,6 +42,21 @@ def test_they_arrive_and_are_read_back(client: TestClient, asked: list[Mapping[s
     told = client.post("/v1/images/settings", json={"image": data}).json()
     assert told["regions"] == [cat.facts]
     assert "the region of a mask: a llama; give it as one of regions" in told["unread"]
+
+
+def test_a_file_names_no_mask() -> None:
+    told = [{"prompt": "a", "box": [0, 0, 1, 1], "mask": "secret.png"}, {"prompt": "b", "mask": "secret.png"}, 7]
+    texts = Texts((8, 8))
+    texts["jaxl"] = json.dumps({"prompt": "a", "regions": told})
+    found = read(texts)
+    assert found is not None
+    assert [each.facts for each in found.arguments["regions"]] == [
+        {"prompt": "a", "strength": 1.0, "box": [0, 0, 1, 1]}
+    ]
+    assert found.missing == (
+        "the region of a mask: b; give it as one of `regions`",
+        "a region without a prompt",
+    )
 
 
 @pytest.mark.parametrize(

@@ -58,11 +58,9 @@ def open_tokenizers(checkpoint: Checkpoint, model: Model) -> dict[str, Tokenizer
 class Texts:
     """Texts by version, image and branch, as chunks; None where the embedding is zeros.
 
-    Those of regions are by image, region, version and branch.
-
-    A version begins at each step at which a text changes; `versions` are these steps, the first one 0. The branches are
-    the negative prompt, if there is one, and the positive one. `inversions` are the names of those that are in them.
-    `empty` is a text without words.
+    Those of `regions` are by image, region, version and branch. A version begins at each step at which a text changes;
+    `versions` are these steps, the first one 0. The branches are the negative prompt, if there is one, and the positive
+    one. `inversions` are the names of those that are in them. `empty` is a text without words.
     """
 
     versions: tuple[int, ...]
@@ -100,9 +98,9 @@ def read_prompts(
 
     `given` maps the arguments `prompt`, `prompt_2`, `negative_prompt` and `negative_prompt_2`, where they are, to one
     text for each image; with `zero_negative`, a negative one that is not there is zeros. `regions` are those of each
-    image; one without a negative prompt has its image's. Raises InputError for a text
-    that breaks the syntax, or asks for an embedding that the lexicon lacks; warns of words that the plain syntax loses,
-    and of an `AND` that the lenient one takes as a word.
+    image; one without a negative prompt has its image's. Raises InputError for a text that breaks the syntax, or asks
+    for an embedding that the lexicon lacks; warns of words that the plain syntax loses, and of an `AND` that the
+    lenient one takes as a word.
     """
     if syntax not in SYNTAXES:
         raise InputError("prompt_syntax", syntax, f"give one of {', '.join(map(repr, SYNTAXES))}")

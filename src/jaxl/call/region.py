@@ -12,6 +12,8 @@ from jaxl.errors import InputError
 
 # of one image: each costs another reading of a text in every block
 MOST_REGIONS = 16
+# what files tell of one
+FACTS = ("prompt", "box", "strength", "negative_prompt")
 # between the prompt and the negative one in a text, as in A1111's settings
 NEGATIVE = "Negative prompt:"
 FORM = "give left,top,right,bottom or the file of a mask, then a colon and a prompt, such as 0,0,0.5,1: a cat"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from jaxl.call.options import OF_PICTURES, DrawOptions
-from jaxl.call.region import Region
+from jaxl.call.region import FACTS, Region
 from jaxl.errors import InputError
 from jaxl.metadata.container import Texts
 from jaxl.metadata.settings import Reading, Settings
@@ -57,12 +57,14 @@ def read(texts: Texts) -> Settings | None:
 def _read_regions(reading: Reading, told: list[Any]) -> None:
     """Give the regions, all but those with masks, which no file has."""
     found = []
-    for facts in told:
+    for facts in (each if isinstance(each, dict) else {} for each in told):
         try:
-            found.append(Region(**facts))
-        except (InputError, TypeError):
-            prompt = facts.get("prompt") if isinstance(facts, dict) else facts
-            reading.miss("the region of a mask", prompt, "give it as one of `regions`")
+            # a mask is nobody's to name here: it would be a file of this machine
+            found.append(Region(**{name: value for name, value in facts.items() if name in FACTS}))
+        except InputError:
+            reading.miss("the region of a mask", facts.get("prompt"), "give it as one of `regions`")
+        except TypeError:
+            reading.miss("a region without a prompt")
     if found:
         reading.give("regions", found)
 
