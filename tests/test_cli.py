@@ -105,6 +105,21 @@ def test_generate(capsys: pytest.CaptureFixture[str]) -> None:
         assert image.info["parameters"].startswith(f"{prompt}\nSteps: 1, Sampler: Euler a, ")
 
 
+def test_wildcards_and_styles(capsys: pytest.CaptureFixture[str], small: Any) -> None:
+    """Each image has the prompts that its seed chooses; its file says them."""
+    Path("wild").mkdir()
+    Path("wild", "animal.txt").write_text("cat\ndog\nllama\n")
+    Path("styles.csv").write_text('name,prompt,negative_prompt\nfilm,"photo of {prompt}","__animal__"\n')
+    how = ("--model", small[0].checkpoint.source, *SMALL, "--guidance", "1", "--seed", "0", "--quiet")
+    files = ("--wildcards", "wild", "--styles-file", "styles.csv", "--prompt-style", "film")
+    assert run(["generate", "a __animal__", *how, *files, "-n", "4"]) == 0
+    made = [read_settings(f"jaxl-{seed}.png") for seed in range(4)]
+    assert len({each["prompt"] for each in made} & {f"photo of a {name}" for name in ("cat", "dog", "llama")}) > 1
+    assert {each["negative_prompt"] for each in made} <= {"cat", "dog", "llama"}
+    assert run(["generate", "a __plant__", *how, *files]) == 2
+    assert "PROMPT '__plant__': " in capsys.readouterr().err
+
+
 def test_several_images_and_a_random_seed(capsys: pytest.CaptureFixture[str], small: Any) -> None:
     model = ("--model", small[0].checkpoint.source)
     assert run(["generate", "a cat", *model, *SMALL, "-n", "2", "--guidance", "1", "--output", "new/cat.png"]) == 0

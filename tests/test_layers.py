@@ -102,6 +102,7 @@ def test_exported_names() -> None:
         "NonFiniteError",
         "OutputError",
         "Pipeline",
+        "Region",
         "Result",
         "Strength",
         "TruncationWarning",

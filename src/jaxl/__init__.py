@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from jaxl.call.hires import Hires
     from jaxl.call.image_prompt import ImagePrompt
     from jaxl.call.preprocess import preprocess
+    from jaxl.call.region import Region
     from jaxl.call.upscale import upscale
     from jaxl.loading import from_pretrained
     from jaxl.metadata import settings_of
@@ -40,6 +41,7 @@ __all__ = [
     "NonFiniteError",
     "OutputError",
     "Pipeline",
+    "Region",
     "Result",
     "Strength",
     "TruncationWarning",
@@ -58,6 +60,7 @@ _MODULES = {
     "Hires": "call.hires",
     "ImagePrompt": "call.image_prompt",
     "Pipeline": "pipeline",
+    "Region": "call.region",
     "Result": "pipeline",
     "Strength": "weights.adapters.strength",
     "Upscaler": "run.upscaler",

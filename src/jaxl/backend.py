@@ -70,6 +70,7 @@ CHUNKS = 3  # that a prompt may have, of 75 tokens each
 LORA_RANK = 128  # of all LoRAs of an image together
 IMAGE_PROMPTS = 2  # of an image
 IMAGE_TOKENS = 16  # of an image prompt: those of one picture in Plus, of four in a plain IP-Adapter
+REGIONS = 4  # of an image, in lanes that have any
 # what clients are told, who cannot ask for it
 LENIENT = "whoever runs the server can have such tensors left out, with --lora-partial"
 
@@ -460,7 +461,7 @@ def cheapest(bucket: Bucket, lanes: Sequence[Bucket], networks: Sequence[Control
         lanes,
         key=lambda lane: (
             *(lane.branches, lane.cached, lane.freeu),
-            *(lane.controls != (), lane.image_prompts != (), lane.room, lane.chunks),
+            *(lane.controls != (), lane.image_prompts != (), lane.regions, lane.room, lane.chunks),
         ),
     )
 
@@ -496,8 +497,8 @@ def open_backend(
         default one of all slots.
     chunks: parts of 75 tokens that a prompt may have; prompts of one part have a lane of their own.
     lanes: what requests may ask for besides: "pag", perturbed-attention guidance of the middle block; "freeu";
-        "cached", for `cache_interval`; "unguided", so that rows without guidance pay for one branch. All have lanes of
-        their own.
+        "cached", for `cache_interval`; "regions", four of an image; "seamless", for pictures that tile; "unguided", so
+        that rows without guidance pay for one branch. All have lanes of their own.
     lora_dir: a folder of LoRAs that requests may ask for. `lora_rank` is the sum of the ranks that an image may have,
         128 by default; given without a folder, requests may ask for the model's own LoRAs. Images with LoRAs have lanes
         of their own. lora_partial: leave out what a file has for layers that the model lacks, and log it; otherwise
@@ -614,7 +615,10 @@ def lane_kinds(bucket: Bucket, lanes: Sequence[str]) -> list[Bucket]:
     if "pag" in lanes:
         branches.append(replace(bucket, pag_layers=PAG_LAYERS))
     more = {"freeu": "freeu" in lanes, "cached": "cached" in lanes}
-    return list(dict.fromkeys(each for own in branches for each in (own, replace(own, **more))))
+    plain = [each for own in branches for each in (own, replace(own, **more))]
+    parts = (0, REGIONS) if "regions" in lanes else (0,)
+    edges = ("", "xy") if "seamless" in lanes else ("",)
+    return [replace(each, regions=n, seamless=how) for how in edges for n in parts for each in dict.fromkeys(plain)]
 
 
 def _needs(
@@ -628,6 +632,8 @@ def _needs(
     rank = max(lane.room.rank for lane in lanes)
     none_here = "the server has no program for it; leave it out"
     places = max((lane.image_prompts for lane in lanes), key=len)
+    regions = max(lane.regions for lane in lanes)
+    seamless = " or ".join(sorted({repr(lane.seamless) for lane in lanes if lane.seamless})) or "pictures with edges"
     room = f"an image may have {len(places)} here, of {max(places, default=0)} tokens each; give fewer pictures"
     return [
         (
@@ -668,6 +674,18 @@ def _needs(
             f"{len(bucket.image_prompts)}, of {max(bucket.image_prompts, default=0)} tokens",
             room if places else none_here,
             lambda lane: _fit(bucket.image_prompts, lane.image_prompts),
+        ),
+        (
+            "seamless",
+            bucket.seamless,
+            f"the server draws {seamless}",
+            lambda lane: lane.seamless == bucket.seamless,
+        ),
+        (
+            "regions",
+            bucket.regions,
+            f"an image may have {regions} here; give fewer" if regions else none_here,
+            lambda lane: lane.regions >= bucket.regions,
         ),
     ]
 

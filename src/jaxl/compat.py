@@ -226,6 +226,7 @@ class FlaxStableDiffusionXLPipeline:
             adapters=None,
             controls=(),
             image_prompts=(),
+            regions=(),
         )
         if latents is None:
             latents = jax.random.normal(key, (b, *self._latent_shape(height, width)), jnp.float32)

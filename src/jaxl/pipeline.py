@@ -26,7 +26,9 @@ from PIL import Image
 
 from jaxl import presets
 from jaxl.call import arguments
+from jaxl.call.detail import check_parts, detail_options, laid_over
 from jaxl.call.hires import WITHOUT_NETWORK
+from jaxl.call.images import read_image
 from jaxl.call.inputs import Encoder, Inputs
 from jaxl.call.lexicon import Lexicon
 from jaxl.call.loras import adapter_set, read_loras
@@ -584,7 +586,7 @@ class Pipeline:
 
     def filled(self, bucket: Bucket) -> Bucket:
         """The bucket with as many images as its devices draw at a time."""
-        return self.devices.filled(bucket, self.model.parts(bucket.height))
+        return self.devices.filled(bucket, bucket.parts(self.model.parts(bucket.height)))
 
     def generate(
         self,
@@ -639,14 +641,15 @@ class Pipeline:
                 Where the callback stops before that, there are latents alone.
             **options: `Options` in `jaxl.call.options`: pictures and masks to start from (`Start`), guidance
                 (`Guidance`), choices of sampling (`Sampling`), less work at some distance from the exact picture
-                (`Caching`), LoRAs (`Adapters`), ControlNets (`Controls`), IP-Adapters (`ImagePrompts`), the syntax of
-                prompts, and what SDXL is told of sizes (`MicroConditioning`).
+                (`Caching`), LoRAs (`Adapters`), ControlNets (`Controls`), IP-Adapters (`ImagePrompts`), parts with
+                prompts of their own (`Regions`), images without seams (`Edges`), the syntax of prompts, and what SDXL
+                is told of sizes (`MicroConditioning`).
 
         No argument compiles anything anew but the number of images, their size, whether any of them is guided, is
         guided by perturbed attention, has FreeU, keeps features from step to step, or has a prompt of more than 75
-        tokens, and the rank that an image's LoRAs have together, to the next power of two. Raises InputError for an
-        argument that cannot work and NonFiniteError rather than return a broken image; warns with TruncationWarning
-        when a prompt was cut.
+        tokens, the most regions that one has, whether they are seamless, and the rank that an image's LoRAs have
+        together, to the next power of two. Raises InputError for an argument that cannot work and NonFiniteError rather
+        than return a broken image; warns with TruncationWarning when a prompt was cut.
         """
         given = locals()  # by name, so that no option is forgotten on the way
         named = {name: given[name] for name in DrawOptions.__annotations__ if name in given}
@@ -668,11 +671,44 @@ class Pipeline:
         timings = {name: base.timings.get(name, 0.0) + seconds for name, seconds in refined.timings.items()}
         return replace(refined, steps=base.steps + refined.steps, timings=timings)
 
+    def detail(
+        self,
+        params: Params,
+        picture: Any,
+        parts: Any,
+        prompt: str | Sequence[str],
+        *,
+        feather: float = 4.0,
+        progress: ShowProgress | None = None,
+        **options: Unpack[DrawOptions],
+    ) -> Image.Image:
+        """Return a picture with parts of it drawn anew, each enlarged to a size of the model.
+
+        Args:
+            picture: a path, a PIL image, or an array.
+            parts: boxes (left, top, right, bottom), as shares of the picture if none is above 1, else in pixels, or
+                masks of the picture's size, white where to draw. They are images of one batch.
+            prompt: what they show, one for all or one for each.
+            feather: pixels over which they go over into the picture.
+            **options: of `generate`, but for those that a part has already. `strength` is 0.4, and `padding_mask_crop`,
+                the pixels around a part that are seen with it, 32 by default.
+
+        Raises InputError, also for parts that the picture does not hold, and NonFiniteError.
+        """
+        image = read_image(picture, "picture")
+        prompts, masks = check_parts(image, parts, prompt, feather)
+        plan = self.plan(prompts, **detail_options(image, masks, options))
+        result = self.run(params, replace(plan, pastes=None), output="pil", progress=progress)
+        return laid_over(image, plan.pastes or [], list(result.images))
+
     def plan(self, prompt: str | Sequence[str], **options: Unpack[DrawOptions]) -> Plan:
         """Check the arguments of `generate` and give each image its own, before anything is loaded or compiled."""
         known = self.model, self.tokenizers, self.lexicon, self.preset, self.devices, self.loras
         make = partial(make_plan, *known, self.controls, self.ip_adapters)
         first = make(prompt, options)
+        if first.bucket.seamless and self.exact.target.tile:
+            remedy = "tiles do not see the opposite edge, which `seamless` is about; leave one of the two out"
+            raise InputError("vae_tile", self.exact.target.tile, remedy)
         if (hires := options.get("hires")) is None:
             return first
         if self.mesh.is_multi_process:

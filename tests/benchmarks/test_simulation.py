@@ -140,7 +140,7 @@ class TimedBackend(FakeBackend):
             assert self.drawn.acquire(timeout=600)
             self._undrawn -= 1
 
-    def finish(self, drawing: FakeDrawing, state: bytes, early: bool = False) -> Callable[[], Image.Image]:
+    def finish(self, drawing: FakeDrawing, state: bytes, early: int | None = None) -> Callable[[], Image.Image]:
         self._undrawn += 1
         self.left.append((self.clock.now, drawing.seed))
         return super().finish(drawing, state)

@@ -9,7 +9,7 @@ import pytest
 import jaxl
 from jaxl.call import options
 from jaxl.call.infotext import LABELS
-from jaxl.call.options import DEFAULTS, OF_PICTURES, DrawOptions, LoadOptions, Options
+from jaxl.call.options import DEFAULTS, WITH_FACTS, DrawOptions, LoadOptions, Options
 from jaxl.cli.generate import generate as command
 from jaxl.diffusion.randomness import Randomness
 from jaxl.server.openai.images import Edit, ImageRequest
@@ -72,6 +72,7 @@ NO_LABEL: Mapping[str, str] = {
     "clip_skip": "Clip skip, counted from another layer",
     "loras": "tags at the prompt's end",
     "num_images": "each picture has a file",
+    "seamless": "Tiling, for both axes",
     "noise": "RNG, by A1111's names",
     "seed_resize_from": "Seed resize from, a text",
     "hires": "Hires upscale and its kin",
@@ -82,7 +83,7 @@ NO_LABEL: Mapping[str, str] = {
     **dict.fromkeys(("s_churn", "s_tmin", "s_tmax", "s_noise"), OWN_JSON),
     **dict.fromkeys(("guidance_interval", "pag_scale", "pag_adaptive_scale", "pag_layers", "freeu"), OWN_JSON),
     **dict.fromkeys(("cache_interval", "step_interval", "speed"), OWN_JSON),
-    **dict.fromkeys(("image", "mask", "padding_mask_crop", "denoising_start", "denoising_end", *OF_PICTURES), OWN_JSON),
+    **dict.fromkeys(("image", "mask", "padding_mask_crop", "denoising_start", "denoising_end", *WITH_FACTS), OWN_JSON),
     **dict.fromkeys(options.MicroConditioning.__annotations__, OWN_JSON),
 }
 
@@ -104,14 +105,8 @@ def test_each_is_in_the_signature_and_the_docstring() -> None:
     assert named == {name: DEFAULTS.get(name) for name in named}
     assert set(DRAWING) - set(Options.__annotations__) == set(named)
     groups = (options.MicroConditioning, options.Guidance, options.Caching, options.Start, options.Sampling, Randomness)
-    groups += (
-        options.Noise,
-        options.Conventions,
-        options.Adapters,
-        options.Controls,
-        options.ImagePrompts,
-        options.SecondPass,
-    )
+    groups += (options.Noise, options.Conventions, options.Adapters, options.Controls, options.ImagePrompts)
+    groups += (options.Regions, options.Edges, options.SecondPass)
     explained = documented(jaxl.Pipeline.generate.__doc__) | documented(Options.__doc__)
     explained |= {name for group in groups for name in documented(group.__doc__)}
     # the size ids are explained for the positive branch

@@ -34,6 +34,8 @@ FULL = Bucket(
     text_room=Room(32),
     controls=(ControlNetConfig(SMALL, 3, (8, 8, 16, 16), bgr=True, pooled=False),),
     image_prompts=(8,),
+    regions=2,
+    seamless="xy",
     ip_adapter=IPAdapterConfig(VisionConfig(14, 7, 16, 16, 1, 2, "gelu", 1e-5, 8), 4, SMALL.cross_attention_dim, None),
 )
 

@@ -14,7 +14,7 @@ from ip_adapters import write
 from PIL import Image
 
 import jaxl
-from jaxl import Control, ImagePrompt
+from jaxl import Control, ImagePrompt, Region
 from jaxl.call.plan import Devices
 from jaxl.errors import InputError
 from jaxl.run.bucket import Bucket
@@ -76,7 +76,7 @@ def test_a_picture_is_that_of_one_device(small: Any) -> None:
 
 
 def test_all_that_exists_is_split(small: Any, tmp_path: Path) -> None:
-    """Two images on eight devices: PAG, FreeU, features that are kept, LoRA, controls, image prompts and a mask."""
+    """Two images on eight devices: PAG, FreeU, kept features, LoRA, controls, image prompts, regions and a mask."""
     source, config = small[0].checkpoint.source, dict(small[0].checkpoint.configs["unet"])
     model, adapters = small[0].model, write(tmp_path, small[0].model.unet)
     networks = {
@@ -106,6 +106,7 @@ def test_all_that_exists_is_split(small: Any, tmp_path: Path) -> None:
             mask=LEFT,
             controls=[[Control("edges", LINES)], [Control("sketch", LINES, end=0.6), Control("lite", PHOTO, 1.5)]],
             image_prompts=[[ImagePrompt("plus", PHOTO, 0.8, mask=LEFT)], []],
+            regions=[[], [Region("a cat", (0, 0.3, 1, 0.7), strength=0.9)]],
             **SIZE,
         )
         drawn.append(result)

@@ -368,7 +368,6 @@ class TestRefused:
             ("enable_hr", True),
             ("refiner_checkpoint", "sd_xl_refiner"),
             ("restore_faces", True),
-            ("tiling", True),
             ("styles", ["anime"]),
             ("s_min_uncond", 1.0),
             ("script_name", "X/Y/Z plot"),

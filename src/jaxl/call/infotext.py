@@ -91,6 +91,8 @@ def a1111_text(settings: Mapping[str, Any]) -> str:
             pairs["RNG"] = label
     if settings.get("seed_resize_from"):
         pairs[RESIZED] = "x".join(map(str, settings["seed_resize_from"]))
+    if settings.get("seamless") == "xy":
+        pairs["Tiling"] = True
     if settings.get("clip_skip"):
         # A1111 counts from the last layer, jaxl from SDXL's usual second-to-last one
         pairs["Clip skip"] = settings["clip_skip"] + 2

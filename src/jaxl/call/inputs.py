@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import weakref
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -21,6 +21,7 @@ from jaxl.diffusion.noise import image_key
 from jaxl.nn.clip import Replaced
 from jaxl.nn.layer_kinds import adapted
 from jaxl.nn.layers import Params
+from jaxl.nn.unet import transformer_sizes
 from jaxl.run.adapted import AdaptedNetworks
 from jaxl.run.adapters import NO_ROOM, adapter_arrays, adapter_shapes, at_each_row, at_each_text
 from jaxl.run.bucket import Beginning, Branch, Bucket, Conditioning, Text
@@ -39,8 +40,11 @@ from jaxl.run.programs import (
     NEUTRAL,
     Programs,
 )
+from jaxl.run.regions import Regional
 from jaxl.weights.adapters.changes import NETWORKS
 from jaxl.weights.adapters.combined import AdapterSet, of_text
+
+OfBranches = dict[Branch, list[Chunk] | None]
 
 NO_FREEU = np.ones(4, np.float32)  # what leaves the skip connections as they are
 
@@ -249,8 +253,7 @@ class Inputs:
         """
         plan, zeros = self.plan, self.programs.zero_text()
 
-        def encoded(image: int, branch: Branch) -> list[Text]:
-            text = plan.texts[segment.version][image][self._read(branch)]
+        def encoded(text: list[Chunk] | None, image: int, branch: Branch) -> list[Text]:
             # diffusers, the reference, skips layers for the positive text alone
             skip = plan.clip_skip if branch.reads is Branch.POSITIVE else 0
             own = plan.adapters[segment.version][image]
@@ -258,13 +261,16 @@ class Inputs:
                 return [zeros]
             return [self.encoder.emphasised(c, skip, own, bucket, plan.emphasis, plan.empty) for c in text]
 
-        texts: list[list[list[Text]]] = []
-        lengths: list[list[int]] = []
-        for i in plan.filled:
-            chunks = [encoded(i, branch) for branch in bucket.order]
-            lengths.append([len(each) * zeros.prompt_embeds.shape[1] for each in chunks])
+        def batched(of_image: Callable[[int], OfBranches]) -> tuple[list[list[list[Text]]], np.ndarray | None]:
+            """The texts of the batch, [image][branch][chunk], and their lengths, if the bucket has several chunks."""
+            chunks = [[encoded(of_image(i)[self._read(b)], i, b) for b in bucket.order] for i in plan.filled]
+            lengths = [[len(each) * zeros.prompt_embeds.shape[1] for each in own] for own in chunks]
             # what fills a text up to the bucket is not looked at
-            texts.append([each + each[:1] * (bucket.chunks - len(each)) for each in chunks])
+            texts = [[each + each[:1] * (bucket.chunks - len(each)) for each in own] for own in chunks]
+            return texts, np.asarray(lengths, np.int32) if bucket.chunks > 1 else None
+
+        own_texts = plan.texts[segment.version]
+        texts, lengths = batched(own_texts.__getitem__)
         time_ids = np.stack([plan.time_ids[self._read(branch)] for branch in bucket.order])
         worn = [plan.adapters[segment.version][i] for i in plan.filled]
         adapted_networks, target = self.encoder.networks, self.programs.target
@@ -275,12 +281,26 @@ class Inputs:
             adapter_arrays(adapter_shapes(target, "unet", bucket.room, among, bucket.batch), forms)
             for among in (at_each_text, at_each_row)
         )
-        context, pooled = self.programs.get(GATHER, bucket)(adapted(self.network(segment), of_texts), texts)
+        gather = partial(self.programs.get(GATHER, bucket), adapted(self.network(segment), of_texts))
+        context, pooled = gather(texts)
+
+        def regional(place: int) -> Regional:
+            """What is read at one of the bucket's places for regions: an image without one has its own text, unseen."""
+            own = [(*each, *[None] * (place + 1))[place] for each in plan.regions]
+            read, its_lengths = batched(
+                lambda i: own_texts[i] if (here := own[i]) is None else here.texts[segment.version]
+            )
+            sizes = transformer_sizes(target.model.unet, *bucket.latents_shape(target.model)[1:3])
+            unseen = tuple(np.zeros(size, np.float32) for size in sizes)
+            shares = [unseen if (here := own[i]) is None else here.shares for i in plan.filled]
+            its_context = gather(read)[0] if any(own) else context
+            return Regional(its_context, its_lengths, tuple(map(np.stack, zip(*shares, strict=True))))
+
         return Conditioning(
             context=context,
             pooled=pooled,
             time_ids=np.broadcast_to(time_ids, (bucket.batch, *time_ids.shape)),
-            lengths=np.asarray(lengths, np.int32) if bucket.chunks > 1 else None,
+            lengths=lengths,
             freeu=np.broadcast_to(NO_FREEU if plan.freeu is None else plan.freeu, (bucket.batch, 4))
             if bucket.freeu
             else None,
@@ -288,6 +308,7 @@ class Inputs:
             adapters=of_rows,
             controls=self._controls(bucket, plan.networks if networks is None else networks, texts),
             image_prompts=tuple(self._image_prompts(bucket, place) for place in range(len(bucket.image_prompts))),
+            regions=tuple(map(regional, range(bucket.regions))),
         )
 
     def _read(self, branch: Branch) -> Branch:

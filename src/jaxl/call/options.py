@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict, TypeVar, c
 from jaxl.call.control import Control
 from jaxl.call.hires import Hires
 from jaxl.call.image_prompt import ImagePrompt
+from jaxl.call.region import Region
 from jaxl.config import Split
 from jaxl.diffusion.tables import Sampling
 from jaxl.text.prompt import Syntax
@@ -31,11 +32,13 @@ __all__ = [
     "Controls",
     "Conventions",
     "DrawOptions",
+    "Edges",
     "Guidance",
     "ImagePrompts",
     "LoadOptions",
     "MicroConditioning",
     "Options",
+    "Regions",
     "Sampling",
     "SecondPass",
     "Start",
@@ -223,8 +226,21 @@ class Adapters(TypedDict, total=False):
     loras: Mapping[str, float | Strength] | Sequence[Mapping[str, float | Strength]]
 
 
+class Edges(TypedDict, total=False):
+    """What is beyond the edges of the images.
+
+    Attributes:
+        seamless: "x", "y" or "xy": along these axes the image wraps around, so that copies beside each other have no
+            seam, as with A1111's tiling: convolutions of the U-Net and the autoencoder see the opposite edge.
+    """
+
+    seamless: Literal["x", "y", "xy"]
+
+
 # the options that have pictures beside those to start from
 OF_PICTURES = ("controls", "image_prompts")
+# and those whose values have facts, which files tell
+WITH_FACTS = (*OF_PICTURES, "regions")
 
 
 class Controls(TypedDict, total=False):
@@ -262,6 +278,17 @@ class SecondPass(TypedDict, total=False):
     hires: Hires
 
 
+class Regions(TypedDict, total=False):
+    """Parts of the images with prompts of their own.
+
+    Attributes:
+        regions: a list of `jaxl.Region`, each with a box or a mask, or one such list for each image. Images of one call
+            may have different ones.
+    """
+
+    regions: Sequence[Region] | Sequence[Sequence[Region]]
+
+
 class Options(
     Sampling,
     Guidance,
@@ -273,6 +300,8 @@ class Options(
     Controls,
     ImagePrompts,
     SecondPass,
+    Regions,
+    Edges,
     MicroConditioning,
     total=False,
 ):

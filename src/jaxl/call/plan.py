@@ -28,12 +28,13 @@ from jaxl.call.options import (
     part,
 )
 from jaxl.call.prompts import Chunk, read_prompts
+from jaxl.call.regions import PlannedRegion, read_regions, shares_of
 from jaxl.call.row_noise import RowNoise
 from jaxl.call.second_pass import Enlarging
 from jaxl.call.sizes import rounds, smallest_that_fits
 from jaxl.call.starts import Paste, Picture, default_size, lengthened, read_sources, read_starts, span
 from jaxl.call.styles import styled
-from jaxl.config import Split, check_pag_layers
+from jaxl.config import Split, TinyVAEConfig, check_pag_layers
 from jaxl.diffusion.other_noise import OWN
 from jaxl.diffusion.schedulers import SCHEDULERS
 from jaxl.diffusion.tables import Sampling, build_table, check_gaps, scheduler_name
@@ -83,7 +84,7 @@ class Plan:
     tables, of which `count` rows are run, from row `first` on, in `segments`. `texts` are [version][image][branch] ->
     chunks, or None for the zero embedding; `inversions` are the names of the textual inversions in them. `adapters`
     are [version][image]. `controls` are the ControlNets of each image, `networks` those of the bucket, in its order;
-    `image_prompts` are what each image reads of pictures.
+    `image_prompts` are what each image reads of pictures, `regions` what its parts read of texts.
     The latents start as `noise_scale` times noise, each seed's own or `noise` [B, h, w, C], plus
     `picture_scale` times the picture's latents. A share `variation_strength` of each seed's own is that of another,
     `variation_seeds`. `row_noise` is what rows add, if it is not their own. `emphasis` is what weights in texts do, for
@@ -106,6 +107,7 @@ class Plan:
     controls: list[tuple[PlannedControl, ...]] = field(metadata=OF_IMAGE)
     networks: tuple[ControlNet, ...]
     image_prompts: list[tuple[PlannedImagePrompt, ...]] = field(metadata=OF_IMAGE)
+    regions: list[tuple[PlannedRegion, ...]] = field(metadata=OF_IMAGE)
     inversions: tuple[str, ...]
     clip_skip: int
     seeds: list[int] = field(metadata=OF_IMAGE)
@@ -251,6 +253,7 @@ def make_plan(
         raise InputError("mask", None, "this model repaints pictures; pass `image` and `mask`")
     asked_controls = read_controls(options.get("controls"), controlnets, batch, each)
     shown = read_image_prompts(options.get("image_prompts"), ip_adapters, batch, each)
+    asked_regions = read_regions(options.get("regions"), syntax, batch, each)
     native_width, native_height = default_size(
         sources or [seen.picture for own in asked_controls for seen in own], model
     )
@@ -310,6 +313,7 @@ def make_plan(
         guided=guided,
         zero_negative=model.zero_negative or options.get("empty_negative") == "zeros",
         starts=starts(worn, len(times)),
+        regions=[[asked.region for asked in own] for own in asked_regions],
     )
     by_version = [at_step(worn, step, len(times)) for step in texts.versions]
     kinds = zip((guided_rows | perturbed_rows).tolist(), [texts.version(place) for place in places], strict=True)
@@ -335,6 +339,10 @@ def make_plan(
     image_prompts = [
         plan_image_prompts(own, model.unet, (width, height), (h, w), first, numbers, run.used) for own in shown
     ]
+    regions = [
+        tuple(map(PlannedRegion, texts.regions[i], shares_of(own, model.unet, (width, height), (h, w))))
+        for i, own in enumerate(asked_regions)
+    ]
     drawn = read_noise(part(options, Noise), asked.get("seed"), batch, model.vae.factor)
     churn = sampling.get("s_churn")
     if drawn.step_source != OWN and table.adds_noise and churn:
@@ -352,13 +360,15 @@ def make_plan(
         text_room=Room.holding(room_for(own, name) for own in every_set for name in TEXT_ENCODERS).rounded,
         controls=tuple(network.config for network in networks),
         image_prompts=places_of(image_prompts),
+        regions=max(map(len, asked_regions)),
+        seamless=_seamless(options, model),
     )
     from_noise = pictures is None or (skip == 0 and "mask" in begin)
     goes_on = "denoising_start" in begin
     return Plan(
         batch=batch,
         rounds=per_round,
-        bucket=devices.filled(bucket, model.parts(bucket.height)),
+        bucket=devices.filled(bucket, bucket.parts(model.parts(bucket.height))),
         scheduler=full_name,
         steps=len(times),
         preset=preset,
@@ -371,6 +381,7 @@ def make_plan(
         controls=controls,
         networks=networks,
         image_prompts=image_prompts,
+        regions=regions,
         inversions=texts.inversions,
         clip_skip=_clip_skip(model, asked.get("clip_skip")),
         seeds=drawn.seeds,
@@ -412,6 +423,16 @@ def _other_prompts(options: DrawOptions) -> dict[str, Any]:
         return {"negative_prompt": "", **others}
     said = [text for name in negative for text in ([others[name]] if isinstance(others[name], str) else others[name])]
     return others if any(said) else {name: text for name, text in others.items() if name not in negative}
+
+
+def _seamless(options: DrawOptions, model: Model) -> str:
+    """The axes along which images wrap around. Raises InputError, also for an autoencoder that cannot."""
+    value = options.get("seamless")
+    if value is None:
+        return ""
+    if isinstance(model.vae, TinyVAEConfig):
+        raise InputError("seamless", value, "an autoencoder of TAESD's kind has edges; load another, or leave it out")
+    return _one_of("seamless", value, ("x", "y", "xy"))
 
 
 def _one_of(argument: str, value: Any, known: Sequence[str]) -> str:

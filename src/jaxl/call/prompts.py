@@ -12,6 +12,7 @@ from functools import cache
 import numpy as np
 
 from jaxl.call.lexicon import Lexicon
+from jaxl.call.region import Region
 from jaxl.errors import CheckpointError, InputError, PromptWarning, TruncationWarning
 from jaxl.run.bucket import Branch
 from jaxl.run.model import Model
@@ -26,6 +27,9 @@ from jaxl.weights.folder import TOKENIZERS
 # by text encoder: ids int32 and weights float32 [1, T], the places bool [1, T] that have vectors of textual inversions,
 # and these, float32 [n, width] for n places
 Chunk = dict[str, tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]
+
+# by text encoder: the argument that it reads, and its text; None for zeros
+Sources = dict[str, tuple[str, str]] | None
 
 # each number of chunks needs a program of its own, and the memory of attention grows with it
 MAX_CHUNKS = 16
@@ -55,13 +59,14 @@ def open_tokenizers(checkpoint: Checkpoint, model: Model) -> dict[str, Tokenizer
 class Texts:
     """Texts by version, image and branch, as chunks; None where the embedding is zeros.
 
-    A version begins at each step at which a text changes; `versions` are these steps, the first one 0. The branches are
-    the negative prompt, if there is one, and the positive one. `inversions` are the names of those that are in them.
-    `empty` is a text without words.
+    Those of `regions` are by image, region, version and branch. A version begins at each step at which a text changes;
+    `versions` are these steps, the first one 0. The branches are the negative prompt, if there is one, and the positive
+    one. `inversions` are the names of those that are in them. `empty` is a text without words.
     """
 
     versions: tuple[int, ...]
     chunks: list[list[dict[Branch, list[Chunk] | None]]]
+    regions: list[list[tuple[dict[Branch, list[Chunk] | None], ...]]]
     inversions: tuple[str, ...]
     empty: Chunk
 
@@ -72,7 +77,8 @@ class Texts:
     @property
     def most(self) -> int:
         """The largest number of chunks that a text has."""
-        return max(len(text or [{}]) for images in self.chunks for texts in images for text in texts.values())
+        every = (texts for of in (*self.chunks, *(own for image in self.regions for own in image)) for texts in of)
+        return max(len(text or [{}]) for texts in every for text in texts.values())
 
 
 def read_prompts(
@@ -87,13 +93,15 @@ def read_prompts(
     guided: bool,
     zero_negative: bool,
     starts: Sequence[int] = (),
+    regions: Sequence[Sequence[Region]] = (),
 ) -> Texts:
     """Return the texts of `batch` images over a schedule of `steps`; a version begins at each of `starts`, too.
 
     `given` maps the arguments `prompt`, `prompt_2`, `negative_prompt` and `negative_prompt_2`, where they are, to one
-    text for each image; with `zero_negative`, a negative one that is not there is zeros. Raises InputError for a text
-    that breaks the syntax, or asks for an embedding that the lexicon lacks; warns of words that the plain syntax loses,
-    and of an `AND` that the lenient one takes as a word.
+    text for each image; with `zero_negative`, a negative one that is not there is zeros. `regions` are those of each
+    image; one without a negative prompt has its image's. Raises InputError for a text that breaks the syntax, or asks
+    for an embedding that the lexicon lacks; warns of words that the plain syntax loses, and of an `AND` that the
+    lenient one takes as a word.
     """
     if syntax not in SYNTAXES:
         raise InputError("prompt_syntax", syntax, f"give one of {', '.join(map(repr, SYNTAXES))}")
@@ -117,7 +125,7 @@ def read_prompts(
             raise InputError(argument, text, f"{len(chunks.ids)} chunks of 75 tokens; at most {MAX_CHUNKS}; shorten it")
         return chunks
 
-    def sources(prefix: str, image: int) -> dict[str, tuple[str, str]] | None:
+    def sources(prefix: str, image: int) -> Sources:
         """Return for each text encoder the argument it reads, and its text; None for zeros."""
         first, second = f"{prefix}prompt", f"{prefix}prompt_2"
         if first not in given and second not in given and zero_negative:
@@ -126,7 +134,14 @@ def read_prompts(
         own = {"text_encoder": shared, "text_encoder_2": (second, given[second][image]) if second in given else shared}
         return {encoder: own[encoder] for encoder in tokenizers}
 
-    def chunks(texts: dict[str, tuple[str, str]] | None, step: int) -> list[Chunk] | None:
+    def of_region(region: Region, image: Mapping[Branch, Sources]) -> dict[Branch, Sources]:
+        own = {Branch.POSITIVE: region.prompt, Branch.NEGATIVE: region.negative_prompt}
+        return {
+            branch: shared if own[branch] is None else dict.fromkeys(tokenizers, ("regions", own[branch] or ""))
+            for branch, shared in image.items()
+        }
+
+    def chunks(texts: Sources, step: int) -> list[Chunk] | None:
         if texts is None:
             return None
         encoded = {}
@@ -144,12 +159,19 @@ def read_prompts(
 
     branches = (Branch.NEGATIVE, Branch.POSITIVE) if guided else (Branch.POSITIVE,)
     images = [{branch: sources(branch.prefix, image) for branch in branches} for image in range(batch)]
-    read = {source for image in images for texts in image.values() if texts for source in texts.values()}
+    parts = [[of_region(region, image) for region in own] for own, image in zip(regions, images, strict=False)]
+    every = [*images, *(part for own in parts for part in own)]
+    read = {source for image in every for texts in image.values() if texts for source in texts.values()}
     at_steps = sorted({first for source in read for first, _ in versions(*source)} | {0, *starts})
-    texts = [[{branch: chunks(texts, at) for branch, texts in image.items()} for image in images] for at in at_steps]
+
+    def at_step(image: Mapping[Branch, Sources], at: int) -> dict[Branch, list[Chunk] | None]:
+        return {branch: chunks(texts, at) for branch, texts in image.items()}
+
+    texts = [[at_step(image, at) for image in images] for at in at_steps]
+    of_regions = [[tuple(at_step(part, at) for at in at_steps) for part in own] for own in parts]
     names = tuple(name for name in lexicon.inversions if name in used)
     empty = {encoder: row(encoder, encode(encoder, "prompt", ""), 0) for encoder in tokenizers}
-    return Texts(tuple(at_steps), texts, names, empty)
+    return Texts(tuple(at_steps), texts, of_regions, names, empty)
 
 
 def _cut(tokenizer: Tokenizer, argument: str, text: str) -> Chunks:

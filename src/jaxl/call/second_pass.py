@@ -14,6 +14,7 @@ from jaxl.call.hires import PREFIX, Hires, read_upscaler
 from jaxl.call.images import MAX_PIXELS, to_array
 from jaxl.call.interpolation import MODES, interpolated
 from jaxl.call.options import DrawOptions
+from jaxl.call.region import Region
 from jaxl.call.starts import Picture
 from jaxl.call.upscale import Size, Told, enlarged
 from jaxl.errors import InputError
@@ -113,6 +114,8 @@ def plan_second_pass(
         "strength": hires.strength,
         "strength_steps": "whole",
     }
+    if "regions" in own:
+        own["regions"] = _in_shares(own["regions"], first.bucket.width, first.bucket.height)
     changed = {name: value for name in OF_SECOND if (value := getattr(hires, name)) not in (None, "")}
     for name, value in changed.items():
         own.pop(f"{name}_2", None)  # a text of its own is for both encoders
@@ -126,3 +129,11 @@ def plan_second_pass(
             raise
         raise InputError(f"{PREFIX}{error.argument}", error.value, error.remedy) from None
     return replace(plan, enlarging=Enlarging(upscaler, cover, kept, factor))
+
+
+def _in_shares(regions: Sequence[Any], width: int, height: int) -> list[Any]:
+    """Return regions, or lists of them for each image, as those of an image of another size."""
+    return [
+        each.in_shares(width, height) if isinstance(each, Region) else _in_shares(each, width, height)
+        for each in regions
+    ]

@@ -23,10 +23,12 @@ from jaxl.cli.bench_serve import bench_serve
 from jaxl.cli.cache import cache
 from jaxl.cli.compile import compile_programs
 from jaxl.cli.demo import demo
+from jaxl.cli.detail import detail
 from jaxl.cli.estimate import estimate
 from jaxl.cli.flags import flag
 from jaxl.cli.fuse import fuse
 from jaxl.cli.generate import generate
+from jaxl.cli.grid import grid
 from jaxl.cli.inspect import inspect
 from jaxl.cli.keys import app as keys
 from jaxl.cli.machine import find_devices, memory_bytes
@@ -102,6 +104,8 @@ app.command("compile")(compile_programs)
 app.command()(cache)
 app.command()(fuse)
 app.command()(preprocess)
+app.command()(detail)
+app.command()(grid)
 app.command()(upscale)
 app.command()(estimate)
 app.command()(inspect)

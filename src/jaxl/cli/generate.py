@@ -45,6 +45,7 @@ from jaxl.cli.options import (
     VaeTileOption,
     VariantOption,
 )
+from jaxl.cli.prompt_files import PromptFiles, PromptStyleOption, StylesFileOption, WildcardsOption
 from jaxl.cli.terminal import in_background, note, print_line, progress_bars, to_terminal
 from jaxl.config import Split
 from jaxl.errors import InputError, JaxlError, is_out_of_memory
@@ -195,6 +196,18 @@ def generate(
             help="Be like a picture, by an IP-Adapter that --ip-adapter named; repeatable.",
         ),
     ] = None,
+    regions: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--region",
+            metavar="BOX_OR_MASK[@STRENGTH]: PROMPT",
+            help="A part with a prompt of its own, such as '0,0,0.5,1: a cat' for the left half; it may end with "
+            "'Negative prompt: TEXT'; repeatable.",
+        ),
+    ] = None,
+    seamless: Annotated[
+        str | None, typer.Option(metavar="AXES", help="x, y or xy: copies beside each other have no seam there.")
+    ] = None,
     unet: UnetOption = None,
     vae: VaeOption = None,
     vae_tile: VaeTileOption = None,
@@ -251,6 +264,9 @@ def generate(
     negative_prompt_2: Annotated[
         str | None, typer.Option("--negative-2", metavar="TEXT", help="--negative of the second one.")
     ] = None,
+    wildcards: WildcardsOption = None,
+    styles_file: StylesFileOption = None,
+    prompt_style: PromptStyleOption = None,
     clip_skip: Annotated[
         int | None,
         typer.Option(show_default="0", help="Last layers of the text encoders to skip beyond the usual."),
@@ -295,7 +311,8 @@ def generate(
     from jaxl.call.control import Control
     from jaxl.call.image_prompt import ImagePrompt
     from jaxl.call.images import read_image
-    from jaxl.call.options import OF_PICTURES, DrawOptions
+    from jaxl.call.options import OF_PICTURES, WITH_FACTS, DrawOptions
+    from jaxl.call.region import Region
     from jaxl.call.seeds import counts_up, of_image
     from jaxl.cli.like import Like
 
@@ -321,6 +338,11 @@ def generate(
     usual = {"prompt_syntax": "a1111", "clip_skip": 0, "seed": secrets.randbelow(2**32)}
     options |= {name: value for name, value in usual.items() if options[name] is None}
     seeds = seeds_per_image("seed", options["seed"], num_images, counts=counts)
+    texts = PromptFiles.read(wildcards, styles_file, prompt_style)
+    if texts is not None and prompt is None:
+        raise InputError(
+            "prompt", "", "wildcards and styles are for one that you give; that of --like was drawn as it is"
+        )
     asked: dict[str, Any] = {
         **options,
         "seed": seeds if counts else seeds[0],
@@ -328,7 +350,10 @@ def generate(
         "image": None if image is None else read_image(image, "image"),
         "controls": [Control(*_picture_for("control", text)) for text in controls or ()] or None,
         "image_prompts": [ImagePrompt(*_picture_for("image_prompt", text)) for text in image_prompts or ()] or None,
+        "regions": options["regions"] if regions is None else [Region.parse(text) for text in regions],
     }
+    if texts is not None:
+        asked |= _of_images(texts, options, seeds)
     if refiner is not None:
         asked["denoising_end"] = share("refiner_at", refiner_at)
     show = None if preview is None else _preview_file(preview)
@@ -347,6 +372,7 @@ def generate(
             if machines.several and any_seed:
                 own_seeds = seeds_per_image("seed", _seed_of_host_0(seeds[0]), num_images, counts=counts)
                 asked["seed"] = own_seeds if counts else own_seeds[0]
+                asked.update({} if texts is None else _of_images(texts, options, own_seeds))
             open_model = Opener(dtype, shard_params, num_images, local_files_only, progress, kernels, split)
             pipe = open_model(
                 **source,
@@ -406,11 +432,12 @@ def generate(
     named = {"unet": unet, "vae": vae, "precision": precision, "refiner": refiner, "refiner_at": refiner and refiner_at}
     # names alone: a folder would tell strangers about the machine
     pictures = {name: file and Path(file).name for name, file in (("image", image), ("mask", mask))}
-    followed = {name: [each.facts for each in asked[name] or ()] or None for name in OF_PICTURES}
+    followed = {name: [each.facts for each in asked[name] or ()] or None for name in WITH_FACTS}
     drawn = time.perf_counter()
     files = []
     for place, made in enumerate(images):
         own = of_image(options, result.seeds[place], place)
+        own |= {} if texts is None else texts.prompts(options, result.seeds[place])
         own |= {"width": made.width, "height": made.height, "num_images": None}
         if options["hires"] is not None:  # the size is the first pass's
             own |= {"width": plan.bucket.width, "height": plan.bucket.height, "hires": options["hires"].facts}
@@ -619,6 +646,12 @@ def _picture_for(argument: str, text: str) -> tuple[str, Image.Image, float]:
     if not (name and file):
         raise InputError(argument, text, "give a name and a picture, such as edges:lines.png or edges:lines.png:0.8")
     return name, read_image(file, argument), strength
+
+
+def _of_images(texts: PromptFiles, options: dict[str, Any], seeds: list[int]) -> dict[str, Any]:
+    """The prompts of each image, which is one of as many prompts."""
+    each = [texts.prompts(options, seed) for seed in seeds]
+    return {name: [own[name] for own in each] for name in each[0]} | {"num_images": 1}
 
 
 def _seed_of_host_0(seed: int) -> int:

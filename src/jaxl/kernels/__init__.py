@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from jaxl.kernels import processor
 
-__all__ = ["Kernels"]
+__all__ = ["XLA", "Kernels", "Wrap"]
 
 # Attention works through heads, then through parts of the queries, so that the scores it holds at a time stay under
 # this many bytes. Rows of the softmax do not depend on each other, so the result does not change. On a CPU the limit is
@@ -21,12 +21,17 @@ CPU_SCORE_BYTES = 2**23
 MAX_SCORE_BYTES = 2**30
 
 
+# down, and across
+Wrap = tuple[bool, bool]
+
+
 @dataclass(frozen=True)
 class Kernels:
     """The form of each operation; XLA's takes the shapes and dtypes that a form does not. Winograd's is for the U-Net.
 
     A `layer_norm` in one pass reads its input once: XLA makes the sums where the input is written. A `product` other
-    than XLA's is one in int8. Wide `sums` are those of bfloat16, see `kernels.wide_sums`.
+    than XLA's is one in int8. Wide `sums` are those of bfloat16, see `kernels.wide_sums`. Pictures `wrap` around, down
+    or across, where convolutions see the opposite edge in place of zeros.
     """
 
     attention: Literal["xla", "cudnn", "tpu"] = "xla"
@@ -36,6 +41,7 @@ class Kernels:
     product: Literal["xla", "tpu"] = "xla"
     sums: Literal["narrow", "wide"] = "narrow"
     score_bytes: int = MAX_SCORE_BYTES
+    wrap: Wrap = (False, False)
 
     @classmethod
     def of(cls, platform: str, kind: str = "") -> Kernels:

@@ -83,6 +83,9 @@ def from_pairs(reading: Reading, pairs: Mapping[str, str]) -> Settings:
         of_web_ui = {"seed_resize_from", "eta_noise_seed_delta"} & {*reading.arguments}
         reading.noise = NOISE["A1111"] if of_web_ui else NOISE.get(reading.program)
     reading.size_in(left.pop("Size", None), "Size")
+    if left.get("Tiling") == "True":
+        reading.arguments["seamless"] = "xy"
+        del left["Tiling"]
     if (skip := left.pop("Clip skip", None)) is not None:
         beyond = as_number(skip, int)
         if beyond is None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from jaxl.call.hires import Hires
 from jaxl.call.options import OF_PICTURES, DrawOptions
+from jaxl.call.region import FACTS, Region
 from jaxl.errors import InputError
 from jaxl.metadata.container import Texts
 from jaxl.metadata.settings import Reading, Settings
@@ -33,6 +34,8 @@ def read(texts: Texts) -> Settings | None:
             reading.miss(name, value)
         elif name == "hires":
             _second_pass(reading, value)
+        elif name == "regions":
+            _read_regions(reading, _list(value))
         elif name in DrawOptions.__annotations__:
             if name not in NOTES and value is not None:
                 reading.arguments[name] = value
@@ -59,6 +62,21 @@ def _second_pass(reading: Reading, told: Any) -> None:
         reading.second_pass(Hires(**told))
     except (InputError, TypeError):
         reading.miss("the second pass", told)
+
+
+def _read_regions(reading: Reading, told: list[Any]) -> None:
+    """Give the regions, all but those with masks, which no file has."""
+    found = []
+    for facts in (each if isinstance(each, dict) else {} for each in told):
+        try:
+            # a mask is nobody's to name here: it would be a file of this machine
+            found.append(Region(**{name: value for name, value in facts.items() if name in FACTS}))
+        except InputError:
+            reading.miss("the region of a mask", facts.get("prompt"), "give it as one of `regions`")
+        except TypeError:
+            reading.miss("a region without a prompt")
+    if found:
+        reading.give("regions", found)
 
 
 def _items(value: Any) -> list[tuple[str, Any]]:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import DTypeLike
 
-from jaxl.kernels import XLA, Kernels, wide_sums
+from jaxl.kernels import XLA, Kernels, Wrap, wide_sums
 from jaxl.kernels.group_norm import group_norm, scale_and_shift
 from jaxl.nn.layer_kinds import Layer, Params, Plain, Quantised, layer_of
 
@@ -91,11 +91,30 @@ def _product(
 
 
 def conv(
-    p: Params, x: Array, *, stride: int = 1, padding: tuple[int, int] | None = None, kernels: Kernels = XLA
+    p: Params,
+    x: Array,
+    *,
+    stride: int = 1,
+    padding: tuple[int, int] | None = None,
+    kernels: Kernels = XLA,
+    wrap: Wrap = XLA.wrap,
 ) -> Array:
-    """[B, H, W, I] -> [B, H', W', O]; `padding` (before, after) on both axes keeps the size by default."""
+    """[B, H, W, I] -> [B, H', W', O]; `padding` (before, after) on both axes keeps the size by default.
+
+    Where the picture is to `wrap`, its opposite edges stand in place of the padding's zeros.
+    """
     kernel = p["weight"].shape[0]
-    return layer_of(p).conv(x, stride, padding or (kernel // 2, kernel // 2), kernels)
+    padding = padding or (kernel // 2, kernel // 2)
+    if kernel == 1 or not any(wrap):
+        return layer_of(p).conv(x, stride, padding, kernels)
+    # what sees the zeros around a larger picture is cut off, so that any form of the convolution will do
+    rim = [(stride, stride) if around else (0, 0) for around in wrap]
+    y = layer_of(p).conv(jnp.pad(x, ((0, 0), *rim, (0, 0)), mode="wrap"), stride, padding, kernels)
+    inner = (
+        slice(1, 1 - -side // stride) if around else slice(None)
+        for around, side in zip(wrap, x.shape[1:3], strict=True)
+    )
+    return y[:, *inner]
 
 
 def normalised_conv(
@@ -112,7 +131,8 @@ def normalised_conv(
 ) -> Array:
     """Group norm of `x` (`added` and `skip` as there) and SiLU, a 3x3 convolution, plus `residual`."""
     layer = layer_of(p)
-    if kernels.conv == "tpu" and isinstance(layer, Plain | Quantised) and layer.bias is not None:
+    fused = kernels.conv == "tpu" and not any(kernels.wrap)
+    if fused and isinstance(layer, Plain | Quantised) and layer.bias is not None:
         from jaxl.kernels import tpu_conv as tpu  # Pallas takes a third of a second to import
 
         if tpu.takes(x, layer.weight):
@@ -121,7 +141,7 @@ def normalised_conv(
             scales = (layer.input_scale, layer.scale) if isinstance(layer, Quantised) else None
             return tpu.conv(x, layer.weight, layer.bias, by_channel, residual, skip=skip, scales=scales)
     x = group_norm(norm, x, groups, eps, silu=True, added=added, skip=skip, kernels=kernels)
-    y = layer.conv(x, 1, (1, 1), kernels)
+    y = conv(p, x, kernels=kernels, wrap=kernels.wrap)
     return y if residual is None else residual + y
 
 
@@ -180,13 +200,13 @@ def resnet(
 def upsampled_conv(p: Params, x: Array, height: int, width: int, kernels: Kernels = XLA) -> Array:
     """[B, H, W, I] -> [B, height, width, O]: `upsample`, then a 3x3 convolution."""
     layer = layer_of(p)
-    twice = (height, width) == (2 * x.shape[1], 2 * x.shape[2])
+    twice = (height, width) == (2 * x.shape[1], 2 * x.shape[2]) and not any(kernels.wrap)
     if twice and kernels.conv == "tpu" and isinstance(layer, Plain) and layer.bias is not None:
         from jaxl.kernels import tpu_upsampled_conv as tpu  # Pallas takes a third of a second to import
 
         if tpu.takes(x, layer.weight):
             return tpu.conv(x, layer.weight, layer.bias)
-    return conv(p, upsample(x, height, width, kernels), kernels=kernels)
+    return conv(p, upsample(x, height, width, kernels), kernels=kernels, wrap=kernels.wrap)
 
 
 def upsample(x: Array, height: int, width: int, kernels: Kernels = XLA) -> Array:

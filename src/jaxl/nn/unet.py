@@ -111,6 +111,7 @@ def unet(
     shallow: Array | None = None,
     added: Added = NOTHING,
     images: Sequence[ImageContext] = (),
+    regions: Sequence[RegionContext] = (),
     kernels: Kernels = XLA,
 ) -> tuple[Array, Array]:
     """Predict noise, velocity or sample, as the checkpoint was trained to; also the features for later timesteps.
@@ -127,7 +128,7 @@ def unet(
     features: what an earlier call returned. shallow: bool [B], the rows that take theirs from there and run the first
     convolution and the last layer alone; what lies between is not run at all where all rows are shallow (Ma et al.
     2023, DeepCache, arXiv:2312.00858). added: what ControlNets and their kin add on the way (`nn.added`). images: what
-    cross-attention reads of pictures beside the texts.
+    cross-attention reads of pictures beside the texts. regions: what it reads in parts of them in place of the texts.
 
     Raises InputError for unknown pag_layers, ValueError for arguments that must come together and do not.
     """
@@ -139,8 +140,10 @@ def unet(
 
     x = x.astype(params["conv_in"]["weight"].dtype)
     temb = embedding(params, cfg, t, pooled, time_ids, guidance)
-    shared = Shared(cfg, kernels, temb, context, lengths, perturbed, pag_layers, freeu, added, tuple(images))
-    first = conv(params["conv_in"], x)
+    shared = Shared(
+        cfg, kernels, temb, context, lengths, perturbed, pag_layers, freeu, added, tuple(images), tuple(regions)
+    )
+    first = conv(params["conv_in"], x, wrap=kernels.wrap)
 
     def deep() -> Array:
         x, skips = down(params, shared, first)
@@ -157,7 +160,7 @@ def unet(
     last = first + added.skips[0] if added.skips else first
     x = _up_layer(params, shared, *_up_layers(cfg)[-1], now, last)
     x = group_norm(params["conv_norm_out"], x, cfg.norm_num_groups, cfg.norm_eps, silu=True, kernels=kernels)
-    return conv(params["conv_out"], x), now
+    return conv(params["conv_out"], x, wrap=kernels.wrap), now
 
 
 @dataclass(frozen=True)
@@ -177,6 +180,7 @@ class Shared:
     freeu: Array | None = None
     added: Added = NOTHING
     images: tuple[ImageContext, ...] = ()
+    regions: tuple[RegionContext, ...] = ()
 
 
 @jax.tree_util.register_dataclass
@@ -196,9 +200,28 @@ class ImageContext:
 
     def at(self, cfg: UNetConfig, path: str, height: int, width: int) -> Array:
         """The factors of each place in a transformer [B, h * w, 1]."""
-        mask = next(mask for mask in self.masks if mask.shape[1:] == (height, width))
         strength = self.strengths[:, cfg.transformers.index(path)]
-        return (strength[:, None, None] * mask).reshape(len(mask), -1, 1)
+        return strength[:, None, None] * _of_size(self.masks, height, width)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class RegionContext:
+    """What cross-attention reads in a part of the picture, in place of the text there.
+
+    context, lengths: as of the text. shares: float32 [B, h, w], from 0 to 1, what it has of each place, for every size
+    of the features that transformers see; those of all regions add up to 1 at most.
+    """
+
+    context: Params
+    lengths: Array | None
+    shares: tuple[Array, ...]
+
+
+def _of_size(masks: Sequence[Array], height: int, width: int) -> Array:
+    """Return the one of a size, as factors of each place [B, h * w, 1]."""
+    mask = next(mask for mask in masks if mask.shape[1:] == (height, width))
+    return mask.reshape(len(mask), -1, 1)
 
 
 def embedding(
@@ -245,7 +268,7 @@ def down(params: Params, shared: Shared, x: Array) -> tuple[Array, list[Array]]:
         if any(depths):
             x = skips[-1] = both(x, more)
         if "downsamplers" in block:
-            x = conv(block["downsamplers"]["0"]["conv"], x, stride=2, padding=(1, 1))
+            x = conv(block["downsamplers"]["0"]["conv"], x, stride=2, padding=(1, 1), wrap=shared.kernels.wrap)
             skips.append(x)
         if not any(depths):
             x = skips[-1] = both(x, more)
@@ -306,16 +329,18 @@ def _transformer(params: Params, shared: Shared, path: str, x: Array, heads: int
     tokens = group_norm(p["norm"], x, shared.cfg.norm_num_groups, 1e-6, kernels=shared.kernels)
     tokens = linear(p["proj_in"], tokens.reshape(-1, c))
     blocks = p.get("transformer_blocks", {})
-    factors = [each.at(shared.cfg, path, h, w) for each in shared.images] if blocks else []
+    shares = [_of_size(each.shares, h, w) for each in shared.regions]
+    factors = [*shares, *(each.at(shared.cfg, path, h, w) for each in shared.images)] if blocks else []
+    others = (*shared.regions, *shared.images)
     for i in map(str, range(len(blocks))):
         place = [*path.split("."), "transformer_blocks", i, "attn2"]
-        images = tuple(
+        read = tuple(
             (reduce(getitem, place, each.context), each.lengths, factor)
-            for each, factor in zip(shared.images, factors, strict=True)
+            for each, factor in zip(others, factors, strict=True)
         )
         text = reduce(getitem, place, shared.context)
         nudges = shared.added.within(f"{path}.transformer_blocks.{i}")
-        told = heads, shared.kernels, shared.lengths, perturbed, nudges, images
+        told = heads, shared.kernels, shared.lengths, perturbed, nudges, 1 - sum(shares) if shares else None, read
         tokens = transformer_block(blocks[i], tokens, text, *told)
     return (linear(p["proj_out"], tokens) + x.reshape(-1, c)).reshape(x.shape)
 
@@ -416,9 +441,13 @@ def transformer_block(
     lengths: Array | None,
     perturbed: Array | None,
     nudges: Mapping[str, Nudges],
-    images: tuple[tuple[Params, Array, Array], ...] = (),
+    share: Array | None = None,
+    others: tuple[tuple[Params, Array | None, Array], ...] = (),
 ) -> Array:
-    """Return what a block makes of tokens [B*T, C]. Each of `images` is a context, its lengths, and its factors.
+    """Return what a block makes of tokens [B*T, C].
+
+    Of what is read of the `context` a `share` [B, T, 1] counts, all by default. Each of `others` is a context that is
+    read beside it, its lengths, and its factors.
 
     XLA lays products of two axes out better than of three, and where blocks change between both it may read again what
     it wrote, for the sums of the next norm.
@@ -438,8 +467,10 @@ def transformer_block(
     tokens = linear(p["attn1"]["to_out"]["0"], y.reshape(tokens.shape), kernels, residual=tokens)
     q = projected("attn2.to_q", p["norm2"])
     y = attention(q, context["k"], context["v"], heads, lengths=lengths, kernels=kernels)
-    for image, real, factors in images:
-        read = attention(q, image["k"], image["v"], heads, lengths=real, kernels=kernels)
+    if share is not None:
+        y = share.astype(y.dtype) * y
+    for other, real, factors in others:
+        read = attention(q, other["k"], other["v"], heads, lengths=real, kernels=kernels)
         y = y + factors.astype(y.dtype) * read
     tokens = linear(p["attn2"]["to_out"]["0"], y.reshape(tokens.shape), kernels, residual=tokens)
     y = geglu(p["ff"]["net"]["0"]["proj"], tokens, p["norm3"], kernels)

@@ -98,15 +98,17 @@ def encode(params: Params, cfg: VAEConfig, images: Array, kernels: Kernels = XLA
     `to_latents` of the mean is what the U-Net works on.
     """
     p = params["encoder"]
-    x = conv(p["conv_in"], images.astype(p["conv_in"]["weight"].dtype))
+    x = conv(p["conv_in"], images.astype(p["conv_in"]["weight"].dtype), wrap=kernels.wrap)
     for i in range(len(cfg.channels)):
         block = p["down_blocks"][str(i)]
         for j in range(cfg.layers_per_block):
             x = resnet(block["resnets"][str(j)], x, cfg.norm_num_groups, EPS, kernels)
         if "downsamplers" in block:
+            # its zeros are there before the layer, which diffusers and A1111 leave as they are in pictures that wrap
             x = conv(block["downsamplers"]["0"]["conv"], x, stride=2, padding=(0, 1))
     x = _middle(p["mid_block"], cfg, x, kernels)
-    x = conv(p["conv_out"], group_norm(p["conv_norm_out"], x, cfg.norm_num_groups, EPS, silu=True, kernels=kernels))
+    x = group_norm(p["conv_norm_out"], x, cfg.norm_num_groups, EPS, silu=True, kernels=kernels)
+    x = conv(p["conv_out"], x, wrap=kernels.wrap)
     if cfg.use_quant_conv:
         x = linear(params["quant_conv"], x)
     mean, log_variance = jnp.split(x.astype(jnp.float32), 2, axis=-1)
@@ -119,7 +121,7 @@ def decode(params: Params, cfg: VAEConfig, latents: Array, kernels: Kernels = XL
     x = latents.astype(p["conv_in"]["weight"].dtype)
     if cfg.use_post_quant_conv:
         x = linear(params["post_quant_conv"], x)
-    x = _middle(p["mid_block"], cfg, conv(p["conv_in"], x), kernels)
+    x = _middle(p["mid_block"], cfg, conv(p["conv_in"], x, wrap=kernels.wrap), kernels)
     for i in range(len(cfg.channels)):
         block = p["up_blocks"][str(i)]
         for j in range(cfg.layers_per_block + 1):
@@ -127,7 +129,7 @@ def decode(params: Params, cfg: VAEConfig, latents: Array, kernels: Kernels = XL
         if "upsamplers" in block:
             x = upsampled_conv(block["upsamplers"]["0"]["conv"], x, 2 * x.shape[1], 2 * x.shape[2], kernels)
     x = group_norm(p["conv_norm_out"], x, cfg.norm_num_groups, EPS, silu=True, kernels=kernels)
-    return conv(p["conv_out"], x).astype(jnp.float32)
+    return conv(p["conv_out"], x, wrap=kernels.wrap).astype(jnp.float32)
 
 
 def _middle(p: Params, cfg: VAEConfig, x: Array, kernels: Kernels) -> Array:

@@ -18,6 +18,7 @@ from jaxl.run.control_kinds import Controlled
 from jaxl.run.controls import controlled_shapes
 from jaxl.run.image_prompts import Prompted
 from jaxl.run.model import Model
+from jaxl.run.regions import Regional
 from jaxl.run.target import Leaf, Target
 
 # rows of a call for which images may be given noise: more would take more memory, fewer would make more calls
@@ -53,6 +54,8 @@ class Bucket:
     U-Net and to the text encoders; they cost nothing where there is none. `controls` are the ControlNets and
     their kin that images may have, in programs that have a place for each. `image_prompts` are the places for pictures
     that cross-attention reads, by the tokens that each has room for; `ip_adapter` is what makes these of a picture.
+    `regions` are the places for texts of parts of an image. `seamless` names the axes, x or y, along which pictures
+    wrap around; their rows are not split over devices.
     """
 
     batch: int
@@ -68,6 +71,8 @@ class Bucket:
     controls: tuple[ControlConfig, ...] = ()
     image_prompts: tuple[int, ...] = ()
     ip_adapter: IPAdapterConfig | None = None
+    regions: int = 0
+    seamless: str = ""
 
     @property
     def order(self) -> tuple[Branch, ...]:
@@ -89,6 +94,15 @@ class Bucket:
     def single(self) -> Bucket:
         """The bucket of one of its images."""
         return replace(self, batch=1)
+
+    def seen(self, model: Model) -> Model:
+        """Return the model with kernels for pictures of this kind."""
+        wrap = "y" in self.seamless, "x" in self.seamless
+        return replace(model, kernels=replace(model.kernels, wrap=wrap))
+
+    def parts(self, rows: int) -> int:
+        """Return into how many parts the pictures may be split that have so many by their height."""
+        return 1 if self.seamless else rows
 
     @property
     def size(self) -> tuple[int, int, int]:
@@ -132,7 +146,8 @@ class Conditioning:
     `freeu`: float32 [B, 4], s1, s2, b1 and b2, where the bucket has it.
     `inpaint`: float32 [B, h, w, 5], the mask and the masked picture's latents, for models that were trained on them.
     `adapters`: what is added to the U-Net's layers (`run.adapters`), [B, ...], where the bucket has room for it.
-    `controls`: what each of the bucket's controls is told. `image_prompts`: what is read at each of its places.
+    `controls`: what each of the bucket's controls is told. `image_prompts`, `regions`: what is read at each of its
+    places for them.
     """
 
     context: Params
@@ -144,6 +159,7 @@ class Conditioning:
     adapters: Params | None
     controls: tuple[Controlled, ...]
     image_prompts: tuple[Prompted, ...]
+    regions: tuple[Regional, ...]
 
     @classmethod
     def shapes(cls, to: Target, bucket: Bucket) -> Conditioning:
@@ -153,16 +169,19 @@ class Conditioning:
         _, length, width = text.prompt_embeds.shape
         embeds = jax.ShapeDtypeStruct((b * g, bucket.chunks * length, width), text.prompt_embeds.dtype)
         context = jax.eval_shape(unet_context, to.shapes["unet"], embeds)
+        context = jax.tree.map(lambda leaf: to.split((b, g, *leaf.shape[1:]), leaf.dtype, branches=g), context)
+        lengths = to.split((b, g), jnp.int32, branches=g) if bucket.chunks > 1 else None
         return cls(
-            context=jax.tree.map(lambda leaf: to.split((b, g, *leaf.shape[1:]), leaf.dtype, branches=g), context),
+            context=context,
             pooled=to.split((b, g, *text.pooled.shape[1:]), text.pooled.dtype, branches=g),
             time_ids=to.split((b, g, to.model.time_ids), branches=g),
-            lengths=to.split((b, g), jnp.int32, branches=g) if bucket.chunks > 1 else None,
+            lengths=lengths,
             freeu=to.split((b, 4)) if bucket.freeu else None,
             inpaint=to.split((*latents[:3], extra)) if extra else None,
             adapters=adapter_shapes(to, "unet", bucket.room, at_each_row, b),
             controls=tuple(controlled_shapes(to, cfg, bucket.size, g, embeds) for cfg in bucket.controls),
             image_prompts=tuple(Prompted.shapes(to, tokens, b, g, latents) for tokens in bucket.image_prompts),
+            regions=(Regional.shapes(to, context, lengths, b, latents),) * bucket.regions,
         )
 
 

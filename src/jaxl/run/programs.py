@@ -97,7 +97,7 @@ def _state(to: Target, bucket: Bucket) -> tuple[Slots, Conditioning]:
 
 
 def _uncontrolled(bucket: Bucket) -> Bucket:
-    return replace(bucket, controls=(), image_prompts=())
+    return replace(bucket, controls=(), image_prompts=(), regions=0, seamless="")
 
 
 def _adapter(bucket: Bucket) -> IPAdapterConfig:
@@ -114,12 +114,12 @@ def _whole(to: Target, _: Bucket) -> Any:
 
 
 def _mesh_for_unet(to: Target, bucket: Bucket) -> Mesh:
-    return to.mesh_for(bucket.batch, bucket.branches, to.model.parts(bucket.height))
+    return to.mesh_for(bucket.batch, bucket.branches, bucket.parts(to.model.parts(bucket.height)))
 
 
 def _mesh_for_vae(to: Target, bucket: Bucket) -> Mesh:
     rows = 1 if to.tile else bucket.latents_shape(to.model)[1]
-    return to.mesh_for(1, math.gcd(bucket.batch, to.mesh.size), rows)
+    return to.mesh_for(1, math.gcd(bucket.batch, to.mesh.size), bucket.parts(rows))
 
 
 def _shardings(shapes: Any) -> Any:
@@ -130,7 +130,7 @@ def _shardings(shapes: Any) -> Any:
 
 ADVANCE = Program(
     "advance",
-    run=lambda to, bucket: partial(steps.advance, to.model, bucket),
+    run=lambda to, bucket: partial(steps.advance, bucket.seen(to.model), bucket),
     takes=lambda to, bucket: (
         to.shapes["unet"],
         *_state(to, bucket),
@@ -153,23 +153,25 @@ OBSERVE = Program(
         {path: to.whole((), jnp.float32) for path in layers(to.shapes["unet"])},
     ),
     gives=lambda to, bucket: (_shardings(slots_shapes(to, bucket)), replicated(to.mesh)),
-    depends_on=tuple(name for name in OF_ROWS if name not in ("controls", "image_prompts")),
+    depends_on=tuple(name for name in OF_ROWS if name not in ("controls", "image_prompts", "regions", "seamless")),
 )
 DECODE = Program(
     "decode",
-    run=lambda to, bucket: partial(steps.decode, to.model, devices=math.gcd(bucket.batch, to.mesh.size), tile=to.tile),
+    run=lambda to, bucket: partial(
+        steps.decode, bucket.seen(to.model), devices=math.gcd(bucket.batch, to.mesh.size), tile=to.tile
+    ),
     takes=lambda to, bucket: (to.shapes["vae"], to.split(bucket.latents_shape(to.model))),
     gives=_split,
-    depends_on=PIXELS,
+    depends_on=(*PIXELS, "seamless"),
     always=True,
     mesh=_mesh_for_vae,
 )
 ENCODE_IMAGE = Program(
     "encode_image",
-    run=lambda to, _: partial(steps.encode_image, to.model, tile=to.tile),
+    run=lambda to, bucket: partial(steps.encode_image, bucket.seen(to.model), tile=to.tile),
     takes=lambda to, bucket: (to.shapes["vae"], to.whole((1, bucket.height, bucket.width, 3), jnp.float32)),
     gives=_whole,
-    depends_on=("height", "width"),
+    depends_on=("height", "width", "seamless"),
     mesh=_mesh_for_vae,
 )
 PREVIEW = Program(

@@ -26,7 +26,7 @@ from jaxl.nn.layer_kinds import adapted
 from jaxl.nn.layers import Params
 from jaxl.nn.preview import latents_to_rgb
 from jaxl.nn.tiles import decode_tiled, encode_tiled
-from jaxl.nn.unet import ImageContext, features_shape, unet, unet_context
+from jaxl.nn.unet import ImageContext, RegionContext, features_shape, unet, unet_context
 from jaxl.run.bucket import Beginning, Branch, Bucket, Conditioning, Text
 from jaxl.run.control_kinds import Control, Evaluation, flat, kind_of
 from jaxl.run.image_prompts import ENCODER, PROJECTION
@@ -136,7 +136,7 @@ class Told:
     """What E evaluations of the network are told, [E, ...]: all but what has pixels, as `unet` takes it.
 
     `adapters` may be of images, whose evaluations are neighbours. `controls` are without their `embedded`, `images`
-    without their `masks`.
+    without their `masks`, `regions` without their `shares`.
     """
 
     t: Array
@@ -151,6 +151,7 @@ class Told:
     adapters: Params | None
     controls: list[Control]
     images: list[ImageContext]
+    regions: list[RegionContext]
 
 
 @jax.tree_util.register_dataclass
@@ -159,13 +160,14 @@ class Pictures:
     """What E evaluations are told by pixel, [E, h, w, ...].
 
     `x` is what the U-Net sees, scaled latents and what may stand behind them. `embedded` is that of controls, `masks`
-    are those of image prompts.
+    are those of image prompts, `shares` those of regions.
     """
 
     x: Array
     features: Array | None
     embedded: list[Any]
     masks: list[tuple[Array, ...]]
+    shares: list[tuple[Array, ...]]
 
 
 def evaluate(
@@ -173,7 +175,8 @@ def evaluate(
 ) -> tuple[Array, Array]:
     """The network's outputs for evaluations, [E, h, w, C], and its features."""
     latents = pictures.x[..., : model.vae.latent_channels]
-    at = Evaluation(latents, told.t, told.pooled, told.time_ids, told.lengths, told.shallow, model.kernels)
+    plain = replace(model.kernels, wrap=XLA.wrap)  # what controls see has edges
+    at = Evaluation(latents, told.t, told.pooled, told.time_ids, told.lengths, told.shallow, plain)
     added = NOTHING
     for cfg, own, control, embedded in zip(bucket.controls, controls, told.controls, pictures.embedded, strict=True):
         added += kind_of(cfg).added(own, replace(control, embedded=embedded), at)
@@ -194,6 +197,7 @@ def evaluate(
         shallow=told.shallow,
         added=added,
         images=[replace(image, masks=masks) for image, masks in zip(told.images, pictures.masks, strict=True)],
+        regions=[replace(each, shares=shares) for each, shares in zip(told.regions, pictures.shares, strict=True)],
         kernels=model.kernels,
     )
 
@@ -220,6 +224,7 @@ def denoise(
     context, pooled, time_ids, lengths = flat((cond.context, cond.pooled, cond.time_ids, cond.lengths))
     of_controls = [each.in_row(row) for each in cond.controls]
     images = [each.in_row(row, g) for each in cond.image_prompts]
+    regions = [each.told(g) for each in cond.regions]
     told = Told(
         t=per_branch(row["t"]),
         guidance=per_branch(row["guidance"]) if model.unet.time_cond_proj_dim else None,
@@ -233,12 +238,14 @@ def denoise(
         adapters=per_branch(cond.adapters) if splits_pictures() else cond.adapters,
         controls=[replace(each, embedded=None) for each in of_controls],
         images=[replace(each, masks=()) for each in images],
+        regions=[replace(each, shares=()) for each in regions],
     )
     pictures = Pictures(
         x=spread(per_branch(x if cond.inpaint is None else jnp.concatenate([x, cond.inpaint], axis=-1))),
         features=None if features is None else features.reshape(b * g, *features.shape[2:]),
         embedded=[each.embedded for each in of_controls],
         masks=[each.masks for each in images],
+        shares=[each.shares for each in regions],
     )
     network = by_rows(partial(evaluate, model, bucket), WHOLE, WHOLE, EACH, PIXELS)
     out, deep = network(params, controls, told, pictures)

@@ -104,6 +104,8 @@ def told(
         arguments["loras"] = {name: own.unet if isinstance(own, Strength) else own for name, own in strengths}
     if (hires := arguments.get("hires")) is not None:
         arguments["hires"] = hires.facts
+    if "regions" in arguments:
+        arguments["regions"] = [each.facts for each in arguments["regions"]]
     # a name may say more than the text of A1111 does
     adapters = tuple(each for each in found.controls if each.get("name") in ip_adapters)
     controls = tuple(each for each in found.controls if each not in adapters)

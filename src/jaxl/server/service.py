@@ -20,7 +20,7 @@ from starlette.types import Receive
 from jaxl import __version__
 from jaxl.call.hires import PREFIX
 from jaxl.call.images import read_image
-from jaxl.call.options import OF_PICTURES
+from jaxl.call.options import WITH_FACTS
 from jaxl.call.sizes import Size, nearest_size
 from jaxl.engine import AnyEngine, Channel, Event, Lora, Request, Result, Ticket
 from jaxl.engine.request import new_id
@@ -196,6 +196,9 @@ class Service:
         for name in logs.TEXTS:
             self.check_text(name, given.get(name, ""))
             self.check_text(f"{PREFIX}{name}", getattr(hires, name, None) or "")
+        for region in given.get("regions", ()):
+            for text in (region.prompt, region.negative_prompt or ""):
+                self.check_text("regions", text)
         given.setdefault("num_images", 1)
         given.setdefault("prompt_syntax", "literal")
         if given["num_images"] > self.settings.max_images:
@@ -294,7 +297,7 @@ class Service:
         own = {name: getattr(self.settings, name) for name in ("model", "steps", "guidance_scale")}
         given = {name: value for name, value in arguments.items() if not isinstance(value, Image.Image | None)}
         given.pop("num_images", None)
-        given |= {name: [each.facts for each in given[name]] for name in OF_PICTURES if name in given}
+        given |= {name: [each.facts for each in given[name]] for name in WITH_FACTS if name in given}
         given |= {"hires": given["hires"].facts} if "hires" in given else {}
         size = {"width": picture.width, "height": picture.height}
         return {"version": __version__, **own, **(facts or {}), **size, **given, "seed": seed, "scheduler": scheduler}

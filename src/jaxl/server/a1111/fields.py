@@ -22,7 +22,7 @@ from jaxl.server.a1111.options import MAX_CLIP_SKIP, USUAL_NOISE, clip_skip, ove
 from jaxl.server.edits import Source, filled, transparent
 from jaxl.server.limits import Count, GuidanceScale, Name, Proportion, Seed, Side
 from jaxl.server.pictures import decode
-from jaxl.server.service import Service, check_model
+from jaxl.server.service import Service
 from jaxl.server.settings import Settings
 from jaxl.text.prompt import Syntax
 
@@ -52,13 +52,13 @@ FIELDS = {
             "guidance_scale": "hr_cfg",
         }.items()
     },
+    "seamless": "tiling",
 }
 
 # what jaxl lacks: fields that may ask for nothing, with what to do instead
 LACKING: Mapping[str, str] = {
     "refiner_checkpoint": "this server has one model; leave it out",
     "restore_faces": "there is no face restoration; leave it out",
-    "tiling": "pictures that tile are not supported; leave it out",
     "styles": "no styles are kept here; write their texts into the prompt",
     "s_min_uncond": "the negative prompt is never skipped; leave it out",
     "script_name": "there are no scripts; leave it out",
@@ -68,6 +68,7 @@ LACKING: Mapping[str, str] = {
 # what clients send in these and other fields where nobody has chosen anything
 MAY_BE_UNASKED = (
     *LACKING,
+    "tiling",
     *("seed_resize_from_w", "seed_resize_from_h", "sampler_name", "sampler_index", "scheduler"),
     *("alwayson_scripts", "override_settings"),
     *(
@@ -209,6 +210,7 @@ def arguments_of(asked: A1111Request, settings: Settings) -> dict[str, Any]:
         "s_tmin": asked.s_tmin if churns else None,
         "s_tmax": (asked.s_tmax or None) if churns else None,
         "s_noise": None if asked.s_noise == 1 else asked.s_noise,
+        "seamless": "xy" if asked.tiling else None,
         **skip,
         **_variation(asked),
         **overrides(asked.override_settings or {}),
@@ -220,7 +222,6 @@ def txt2img_arguments(asked: Txt2Img, settings: Settings) -> dict[str, Any]:
     arguments = arguments_of(asked, settings)
     if not asked.enable_hr:
         return arguments
-    check_model(asked.hr_checkpoint_name, settings, "hr_checkpoint_name")
     size = (asked.hr_resize_x or 0, asked.hr_resize_y or 0)
     if asked.firstphase_width and asked.firstphase_height and asked.width and asked.height:
         size = asked.width, asked.height

@@ -127,6 +127,9 @@ Jobs = Annotated[list[Job], Depends(jobs_of)]
 async def txt2img(http: HttpRequest, asked: Txt2Img, service: CurrentService) -> ImagesAnswer:
     """Draw pictures of a prompt."""
     arguments = _with_model(http, txt2img_arguments(asked, service.settings), service)
+    second = asked.hr_checkpoint_name if asked.enable_hr else None
+    if second is not None and service.model_named(second, "hr_checkpoint_name") != arguments["model"]:
+        raise InputError("hr_checkpoint_name", second, "both passes are drawn with one model; leave it out")
     arguments, made = await _with_controls(asked, arguments, service)
     return await _draw(http, service, asked, arguments, None, made)
 

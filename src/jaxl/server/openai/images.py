@@ -53,6 +53,7 @@ from jaxl.server.limits import (
 from jaxl.server.openai.fields import PictureUrl, PictureUrls
 from jaxl.server.pictures import MEDIA_TYPES, decode
 from jaxl.server.preprocess import in_turn
+from jaxl.server.regions import RegionFields, read_regions
 from jaxl.server.service import LEAST_DEADLINE, CurrentService, Service, Stream
 from jaxl.server.sizes import Policy, as_text
 from jaxl.server.work import AnswerFiles
@@ -140,6 +141,8 @@ class ImageRequest(BaseModel):
     controls: ControlFields | None = None
     image_prompts: ImagePromptFields | None = None
     hires: AskedHires | None = None
+    regions: RegionFields | None = None
+    seamless: Literal["x", "y", "xy"] | None = Field(None, description="Copies beside each other have no seam.")
     prompt_syntax: Syntax | None = Field(None, description="literal by default.")
     previews: int | None = Field(
         None, ge=0, le=100, description="Like partial_images, and for /v1/requests/{id}/events too."
@@ -386,12 +389,14 @@ async def draw(
 
 
 async def _with_pictures(arguments: dict[str, Any], asked: ImageRequest, service: Service) -> dict[str, Any]:
-    """Return the arguments with the pictures that a request's images follow and are to be like."""
+    """Return the arguments with the pictures that a request's images follow and are to be like, and their regions."""
     most, found = service.settings.max_pixels, {**arguments, "model": asked.model}
     if asked.controls:
         found["controls"] = await in_turn(read_controls, asked.controls, most)
     if asked.image_prompts:
         found["image_prompts"] = await in_turn(read_image_prompts, asked.image_prompts, most)
+    if asked.regions:
+        found["regions"] = await in_turn(read_regions, asked.regions, most)
     return found
 
 
