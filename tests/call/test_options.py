@@ -27,7 +27,7 @@ ANOTHER = "said by another flag or field"
 
 # what a style sets
 WAYS = ("timestep_rounding", "start_scale", "discard_penultimate")
-WAYS += ("emphasis", "empty_negative", "strength_steps", "byte_rounding")
+WAYS += ("emphasis", "empty_negative", "strength_steps", "prompt_steps", "byte_rounding", "negative_clip_skip")
 
 NO_FLAG: Mapping[str, str] = {
     "mesh": "the devices of the machine",

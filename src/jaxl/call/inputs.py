@@ -251,8 +251,7 @@ class Inputs:
 
         def encoded(image: int, branch: Branch) -> list[Text]:
             text = plan.texts[segment.version][image][self._read(branch)]
-            # diffusers, the reference, skips layers for the positive text alone
-            skip = plan.clip_skip if branch.reads is Branch.POSITIVE else 0
+            skip = plan.clip_skip[branch.reads]
             own = plan.adapters[segment.version][image]
             if not text:
                 return [zeros]

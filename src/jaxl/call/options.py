@@ -162,7 +162,8 @@ class Noise(TypedDict, total=False):
             of their own: "cuda:t4", "cuda:l4", "cuda:rtx3060" and more. A seed means what it means there.
         step_noise: the same for the noise that steps add, where that is drawn otherwise: in ComfyUI on the GPU.
         sde_noise: "brownian", the default: schedulers for SDEs, such as dpm++2m_sde, take another program's noise from
-            a Brownian path of each image, as in A1111 and ComfyUI; or "draws": as others do, as in diffusers.
+            a Brownian path of each image over the whole schedule, as in A1111; "brownian_run": over the steps that are
+            run, as in ComfyUI; or "draws": as others do, as in diffusers.
         eta_noise_seed_delta: steps draw from the seed with this added to it, one for all or one for each image, as with
             A1111's option ENSD, where 31337 is usual; 0 is ComfyUI's way, and "inverted", for the seed with its 32 bits
             inverted, InvokeAI's. Without it they go on with the first noise's generator, if both are of one source.
@@ -176,7 +177,7 @@ class Noise(TypedDict, total=False):
 
     noise: str
     step_noise: str
-    sde_noise: Literal["brownian", "draws"]
+    sde_noise: Literal["brownian", "brownian_run", "draws"]
     eta_noise_seed_delta: Annotated[int | Sequence[int] | Literal["inverted"], "ENSD"]
     variation_seed: Annotated[int | Sequence[int], "Variation seed"]
     variation_strength: Annotated[float, "Variation seed strength"]
@@ -190,6 +191,7 @@ class Conventions(TypedDict, total=False):
     Attributes:
         style: "a1111", "comfyui", "diffusers", "invokeai" or "swarmui": sets options of noise, of sampling, of prompts
             and of this group, where they are not given, to what that program does (docs/guide.md has a table).
+        negative_clip_skip: `clip_skip` of the negative prompt; by default 0, as in diffusers, where others skip both.
         emphasis: what the weight of a word does to its embedding: "original", the default, A1111's: it is multiplied,
             and the text's mean is restored; "no_norm", without the latter; "comfyui": it moves away from the
             embedding of an empty text; or "ignore".
@@ -198,14 +200,19 @@ class Conventions(TypedDict, total=False):
             says which it takes, as in diffusers.
         strength_steps: how many steps are run from a picture: "part", the default, diffusers': the share `strength` of
             them; "part+1", A1111's: one more; or "whole", ComfyUI's: all, the last ones of a schedule so much longer.
+        prompt_steps: what a text that changes counts, `[a:b:5]`: "steps", the default, of the whole schedule; or
+            "calls", A1111's: of the network from the first that is run, of which some schedulers make two a step; a
+            change comes one call late.
         byte_rounding: "round", the default, to the nearest of 256 levels; or "truncate" to the one below, as A1111 and
             ComfyUI do.
     """
 
     style: str
+    negative_clip_skip: int
     emphasis: Literal["original", "no_norm", "comfyui", "ignore"]
     empty_negative: Literal["zeros", "encoded"]
     strength_steps: Literal["part", "part+1", "whole"]
+    prompt_steps: Literal["steps", "calls"]
     byte_rounding: Literal["round", "truncate"]
 
 
@@ -265,9 +272,9 @@ class Options(
 
     Attributes:
         prompt_syntax: "a1111", the syntax of AUTOMATIC1111's web UI (see `jaxl.text.prompt`), which refuses what is
-            broken; "lenient", the same as the web UI reads it, where that is text; "literal", which takes all as text;
-            or "plain", which does so too and cuts it at 75 tokens, as diffusers does. With the others, longer prompts
-            are encoded in chunks.
+            broken; "lenient", the same as the web UI reads it, where that is text; "comfyui", that program's;
+            "literal", which takes all as text; or "plain", which does so too and cuts it at 75 tokens, as diffusers
+            does. With the others, longer prompts are encoded in chunks.
     """
 
     prompt_syntax: Syntax

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import groupby
@@ -104,7 +105,7 @@ class Plan:
     networks: tuple[ControlNet, ...]
     image_prompts: list[tuple[PlannedImagePrompt, ...]] = field(metadata=OF_IMAGE)
     inversions: tuple[str, ...]
-    clip_skip: int
+    clip_skip: dict[Branch, int]
     seeds: list[int] = field(metadata=OF_IMAGE)
     time_ids: dict[Branch, np.ndarray]
     freeu: np.ndarray | None
@@ -206,7 +207,10 @@ def make_plan(
     if "style" in options:
         own_scheduler = scheduler_name(model.scheduler, preset.scheduler)
         prompts = 1 if isinstance(prompt, str) else len(prompt)
-        options = cast(DrawOptions, styled(options, own_scheduler, prompts * asked.get("num_images", 1)))
+        options = cast(
+            DrawOptions,
+            styled(options, own_scheduler, prompts * asked.get("num_images", 1), model.scheduler.noise.kind),
+        )
     each = arguments.whole_number("num_images", asked.get("num_images"), least=1)
     positive = arguments.prompts_per_image("prompt", prompt, None, each)
     batch, prompts = len(positive), len(positive) // each
@@ -273,6 +277,8 @@ def make_plan(
     layers = tuple(options.get("pag_layers", PAG_LAYERS)) if perturbed else ()
     check_pag_layers(model.unet, layers)
 
+    counts = _one_of("prompt_steps", options.get("prompt_steps", "steps"), ("steps", "calls"))
+    calls = -(-whole.used // len(times))  # of the network in a step
     worn = [adapter_set(own, len(times)) for own in asked_loras]
     texts = read_prompts(
         model,
@@ -280,14 +286,19 @@ def make_plan(
         lexicon,
         {**given, "prompt": [text for text, _ in tagged]},
         batch=batch,
-        steps=len(times),
+        steps=len(times) * (calls if counts == "calls" else 1),
         syntax=syntax,
         guided=guided,
         zero_negative=model.zero_negative or options.get("empty_negative") == "zeros",
-        starts=starts(worn, len(times)),
     )
-    by_version = [at_step(worn, step, len(times)) for step in texts.versions]
-    kinds = zip((guided_rows | perturbed_rows).tolist(), [texts.version(place) for place in places], strict=True)
+    text_steps = places if counts == "steps" else np.maximum(np.arange(table.used) - 1, 0)
+    changes = [0, *starts(worn, len(times))]
+    read = [
+        (texts.version(now), bisect_right(changes, place) - 1) for now, place in zip(text_steps, places, strict=True)
+    ]
+    versions = list(dict.fromkeys(read))
+    by_version = [at_step(worn, changes[own], len(times)) for _, own in versions]
+    kinds = zip((guided_rows | perturbed_rows).tolist(), map(versions.index, read), strict=True)
     segments = tuple(Segment(len(list(run)), *kind) for kind, run in groupby(kinds))
     every = arguments.whole_number("cache_interval", options.get("cache_interval", 1), least=1)
     shallow = _shallow(places, table.steps, len(times), segments, every)
@@ -341,13 +352,13 @@ def make_plan(
         first=first,
         count=table.used,
         segments=segments,
-        texts=texts.chunks,
+        texts=[texts.chunks[text] for text, _ in versions],
         adapters=by_version,
         controls=controls,
         networks=networks,
         image_prompts=image_prompts,
         inversions=texts.inversions,
-        clip_skip=_clip_skip(model, asked.get("clip_skip")),
+        clip_skip=_clip_skip(model, options),
         seeds=drawn.seeds,
         time_ids=arguments.time_ids(micro, height, width, model.time_ids),
         freeu=_freeu(options),
@@ -430,9 +441,12 @@ def _is_whole(places: np.ndarray, done: np.ndarray, steps: int, every: int) -> n
     return (done % every == 0) | (places < WHOLE_SHARE * steps)
 
 
-def _clip_skip(model: Model, value: Any) -> int:
+def _clip_skip(model: Model, options: DrawOptions) -> dict[Branch, int]:
     most = min(cfg.layers for cfg in model.text_encoders.values()) - 1
-    return arguments.whole_number("clip_skip", value, least=0, most=most)
+    return {
+        branch: arguments.whole_number(name, options.get(name, 0), least=0, most=most)
+        for branch, name in ((Branch.POSITIVE, "clip_skip"), (Branch.NEGATIVE, "negative_clip_skip"))
+    }
 
 
 def _freeu(options: Options) -> np.ndarray | None:

@@ -85,9 +85,8 @@ def read_prompts(
     syntax: Syntax,
     guided: bool,
     zero_negative: bool,
-    starts: Sequence[int] = (),
 ) -> Texts:
-    """Return the texts of `batch` images over a schedule of `steps`; a version begins at each of `starts`, too.
+    """Return the texts of `batch` images over a schedule of `steps`.
 
     `given` maps the arguments `prompt`, `prompt_2`, `negative_prompt` and `negative_prompt_2`, where they are, to one
     text for each image; with `zero_negative`, a negative one that is not there is zeros. Raises InputError for a text
@@ -110,7 +109,8 @@ def read_prompts(
         if syntax == "plain":
             return _cut(tokenizers[encoder], argument, text)
         words = NO_WORDS if syntax == "literal" else lexicon.words[encoder]
-        chunks = chunk(tokenizers[encoder], parse(text, argument, syntax), argument, words)
+        read = parse(text, argument, syntax)
+        chunks = chunk(tokenizers[encoder], read, argument, words, by_words=syntax == "comfyui")
         used.update(words.within(chunks.rows))
         if len(chunks.ids) > MAX_CHUNKS:
             raise InputError(argument, text, f"{len(chunks.ids)} chunks of 75 tokens; at most {MAX_CHUNKS}; shorten it")
@@ -144,7 +144,7 @@ def read_prompts(
     branches = (Branch.NEGATIVE, Branch.POSITIVE) if guided else (Branch.POSITIVE,)
     images = [{branch: sources(branch.prefix, image) for branch in branches} for image in range(batch)]
     read = {source for image in images for texts in image.values() if texts for source in texts.values()}
-    at_steps = sorted({first for source in read for first, _ in versions(*source)} | {0, *starts})
+    at_steps = sorted({first for source in read for first, _ in versions(*source)} | {0})
     texts = [[{branch: chunks(texts, at) for branch, texts in image.items()} for image in images] for at in at_steps]
     names = tuple(name for name in lexicon.inversions if name in used)
     empty = {encoder: row(encoder, encode(encoder, "prompt", ""), 0) for encoder in tokenizers}

@@ -21,6 +21,7 @@ from jaxl import __version__
 from jaxl.call.images import read_image
 from jaxl.call.options import OF_PICTURES
 from jaxl.call.sizes import Size, nearest_size
+from jaxl.call.styles import syntax_of
 from jaxl.engine import AnyEngine, Channel, Event, Lora, Request, Result, Ticket
 from jaxl.engine.request import new_id
 from jaxl.errors import CancelledError, DeadlineError, InputError, UnloadedError
@@ -152,7 +153,7 @@ class Service:
         for name in logs.TEXTS:
             self.check_text(name, given.get(name, ""))
         given.setdefault("num_images", 1)
-        given.setdefault("prompt_syntax", "literal")
+        given.setdefault("prompt_syntax", syntax_of(given) or "literal")
         if given["num_images"] > self.settings.max_images:
             raise InputError("num_images", given["num_images"], f"give at most {self.settings.max_images}")
         if (asked := len(loras_in(given))) > MOST_LORAS:
