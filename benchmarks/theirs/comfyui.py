@@ -49,9 +49,9 @@ class ComfyUI(Program):
         return (sigma.log() - self.trained.log()).abs().argmin().float()
 
     def texts(self, asked: Asked) -> Iterator[tuple[Text, Text]]:
-        both = tuple(self._embedded(text, asked.clip_skip) for text in (asked.prompt, asked.negative))
+        positive, negative = (self._embedded(text, asked.clip_skip) for text in (asked.prompt, asked.negative))
         while True:
-            yield both
+            yield positive, negative
 
     def _embedded(self, prompt: str, skip: int) -> Text:
         chunks = [self._chunks(tokenizer, prompt) for tokenizer in (self.pipe.tokenizer, self.pipe.tokenizer_2)]

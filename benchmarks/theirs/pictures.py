@@ -156,17 +156,17 @@ def decibels(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def main() -> None:
-    import diffusers
     import jax
     import jax.numpy as jnp
     import torch
+    from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
 
     parser = argparse.ArgumentParser()
     parser.add_argument("names", nargs="*", help="of settings, all by default")
     parser.add_argument("--keep", type=Path, help="a folder for both pictures of each setting")
     arguments = parser.parse_args()
     pipe, params = jaxl.from_pretrained("tiny", dtype=jnp.float32, mesh=jaxl.make_mesh(jax.devices()[:1]))
-    networks = diffusers.StableDiffusionXLPipeline.from_pretrained(MODEL, torch_dtype=torch.float32)
+    networks = StableDiffusionXLPipeline.from_pretrained(MODEL, torch_dtype=torch.float32)
     for style, (program, settings) in STYLES.items():
         found = []
         print(f"| `{style}` | dB |\n| --- | --- |", flush=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -103,7 +103,7 @@ class WebUI(Program):
             states.append(torch.cat(each)[None])
         return torch.cat(states, -1), all_pooled[-1]
 
-    def _chunks(self, tokenizer: Any, prompt: str) -> list[Tokens]:
+    def _chunks(self, tokenizer: Any, prompt: str) -> Sequence[Tokens]:
         comma = tokenizer(",", add_special_tokens=False).input_ids[0]
         chunks: list[list[tuple[int, float]]] = []
         for part in re.split(r"\s*\bBREAK\b\s*", prompt):

@@ -142,7 +142,7 @@ class RunningBatch:
     def join(self, place: int, drawing: PlannedImage, stage: int, state: Slots | None) -> None:
         programs, single = self.backend.pipe.programs, self.bucket.single
         slots = programs.get(START, single)(drawing.inputs.beginning()) if state is None else state
-        self._put(place, drawing, stage, replace(slots, features=programs.no_features(single)))
+        self._put(place, drawing, stage, replace(slots, features=programs.no_features(single, slots.features)))
 
     def take(self, place: int) -> Slots:
         self._joined.pop(place, None)
@@ -344,7 +344,7 @@ class PipelineBackend:
         return min(
             lanes,
             key=lambda lane: (
-                *(lane.branches, lane.cached, lane.freeu),
+                *(lane.branches, lane.cached, lane.freeu, lane.shaped),
                 *(lane.controls != (), lane.image_prompts != (), lane.room, lane.chunks),
             ),
         )
@@ -378,8 +378,8 @@ def open_backend(
         default one of all slots.
     chunks: parts of 75 tokens that a prompt may have; prompts of one part have a lane of their own.
     lanes: what requests may ask for besides: "pag", perturbed-attention guidance of the middle block; "freeu";
-        "cached", for `cache_interval`; "unguided", so that rows without guidance pay for one branch. All have lanes of
-        their own.
+        "cached", for `cache_interval`; "shaped", for `apg_eta`, `cfg_zero`, `mimic_scale` and their kin; "unguided", so
+        that rows without guidance pay for one branch. All have lanes of their own.
     lora_dir: a folder of LoRAs that requests may ask for. `lora_rank` is the sum of the ranks that an image may have,
         128 by default; given without a folder, requests may ask for the model's own LoRAs. Images with LoRAs have lanes
         of their own. lora_partial: leave out what a file has for layers that the model lacks, and log it; otherwise
@@ -452,14 +452,14 @@ def open_backend(
 def lane_kinds(bucket: Bucket, lanes: Sequence[str]) -> list[Bucket]:
     """The lanes of a bucket: as it is, and with what `jaxl.call.lanes` adds to it.
 
-    FreeU and features that are kept change nothing for an image that asks for neither, so one lane has both.
+    What these change is nothing for an image that does not ask for it, so one lane has all of them.
     """
     branches = [bucket]
     if "unguided" in lanes:
         branches.append(bucket.plain)
     if "pag" in lanes:
         branches.append(replace(bucket, pag_layers=PAG_LAYERS))
-    more = {"freeu": "freeu" in lanes, "cached": "cached" in lanes}
+    more = {name: name in lanes for name in ("freeu", "cached", "shaped")}
     return list(dict.fromkeys(each for own in branches for each in (own, replace(own, **more))))
 
 
@@ -497,6 +497,7 @@ def _needs(
         ("pag_scale", bucket.pag_layers, none_here, lambda lane: bucket.pag_layers in ((), lane.pag_layers)),
         ("freeu", bucket.freeu, none_here, lambda lane: lane.freeu >= bucket.freeu),
         ("cache_interval", bucket.cached, none_here, lambda lane: lane.cached >= bucket.cached),
+        ("apg_eta, cfg_zero or mimic_scale", bucket.shaped, none_here, lambda lane: lane.shaped >= bucket.shaped),
         (
             "loras",
             f"rank {max(bucket.room.rank, bucket.room.other_rank, bucket.text_room.rank)}",

@@ -13,5 +13,5 @@ def test_each_name_once() -> None:
 
 @pytest.mark.parametrize("name", ["", "cache"])
 def test_other_names_are_refused(name: str) -> None:
-    with pytest.raises(jaxl.InputError, match=f"lanes='{name}': .*known: cached, freeu, pag, unguided"):
+    with pytest.raises(jaxl.InputError, match=f"lanes='{name}': .*known: cached, freeu, pag, shaped, unguided"):
         check_lanes([name])

@@ -12,6 +12,7 @@ from jaxl.call.infotext import LABELS
 from jaxl.call.options import DEFAULTS, OF_PICTURES, DrawOptions, LoadOptions, Options
 from jaxl.cli.generate import generate as command
 from jaxl.diffusion.randomness import Randomness
+from jaxl.diffusion.rows import SHAPING
 from jaxl.server.openai.images import Edit, ImageRequest
 
 LOADING = tuple(LoadOptions.__dataclass_fields__)
@@ -80,6 +81,7 @@ NO_LABEL: Mapping[str, str] = {
     **dict.fromkeys(("timesteps", "sigmas", "timestep_spacing", "final_sigmas_type", "solver_type", "shift"), OWN_JSON),
     **dict.fromkeys(("s_churn", "s_tmin", "s_tmax", "s_noise"), OWN_JSON),
     **dict.fromkeys(("guidance_interval", "pag_scale", "pag_adaptive_scale", "pag_layers", "freeu"), OWN_JSON),
+    **dict.fromkeys((*SHAPING, "cfg_zero_steps"), OWN_JSON),
     **dict.fromkeys(("cache_interval", "step_interval", "speed"), OWN_JSON),
     **dict.fromkeys(("image", "mask", "padding_mask_crop", "denoising_start", "denoising_end", *OF_PICTURES), OWN_JSON),
     **dict.fromkeys(options.MicroConditioning.__annotations__, OWN_JSON),

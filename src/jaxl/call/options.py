@@ -92,6 +92,18 @@ class Guidance(TypedDict, total=False):
     Attributes:
         guidance_rescale: 0 to 1, one or one for each image; takes back what guidance adds to the deviation of the
             prediction (Lin et al. 2023, arXiv:2305.08891, section 3.4).
+        apg_eta: 0 to 1, the share that is kept of what guidance adds along the estimate itself, which makes colours
+            loud; 1 by default, and 0 in adaptive projected guidance (Sadat et al. 2024, arXiv:2410.02416). This and the
+            numbers after it are one for all images, or one for each.
+        apg_threshold: the length that what guidance adds has at most, such as 15; 0, the default, for any.
+        apg_momentum: -1 to 1, how much of what the row before added is added again; below 0 it is taken back.
+        cfg_zero: 0 or 1; whether the negative prediction is scaled to be as near to the positive one as it can
+            (CFG-Zero* of Fan et al. 2025, arXiv:2503.18886).
+        cfg_zero_steps: the first steps in which a model that was trained on straight paths does not move, as there; 0
+            by default.
+        mimic_scale: 0 or more; dynamic thresholding: the estimate becomes as large as with this scale of guidance. 0,
+            the default, is none (Saharia et al. 2022, arXiv:2205.11487, section 2.3).
+        mimic_percentile: 0 to 1, what of each channel is not clipped; 1 by default.
         guidance_interval: (start, end), shares of the steps from 0 to 1; outside them nothing but the prompt's own
             branch is computed, which is faster (Kynkaanniemi et al. 2024, arXiv:2404.07724).
         pag_scale: 0 or more, one or one for each image; perturbed-attention guidance (Ahn et al. 2024,
@@ -104,6 +116,13 @@ class Guidance(TypedDict, total=False):
     """
 
     guidance_rescale: Annotated[float | Sequence[float], "CFG Rescale phi"]
+    apg_eta: float | Sequence[float]
+    apg_threshold: float | Sequence[float]
+    apg_momentum: float | Sequence[float]
+    cfg_zero: float | Sequence[float]
+    cfg_zero_steps: int
+    mimic_scale: float | Sequence[float]
+    mimic_percentile: float | Sequence[float]
     guidance_interval: tuple[float, float]
     pag_scale: float | Sequence[float]
     pag_adaptive_scale: float

@@ -35,6 +35,7 @@ from jaxl.call.starts import Paste, Picture, default_size, lengthened, read_sour
 from jaxl.call.styles import styled
 from jaxl.config import Split, check_pag_layers
 from jaxl.diffusion.other_noise import OWN
+from jaxl.diffusion.rows import COLUMNS, SHAPING, Table
 from jaxl.diffusion.schedulers import SCHEDULERS
 from jaxl.diffusion.tables import Sampling, build_table, check_gaps, scheduler_name
 from jaxl.errors import InputError, nearest
@@ -303,8 +304,17 @@ def make_plan(
     every = arguments.whole_number("cache_interval", options.get("cache_interval", 1), least=1)
     shallow = _shallow(places, table.steps, len(times), segments, every)
     rescale = arguments.per_image("guidance_rescale", options.get("guidance_rescale", 0.0), batch, least=0, most=1)
+    shaping = _shaping(options, batch)
+    table = _still(table, places, model, options)
     own = [
-        table.with_columns(guidance=guidance[i], rescale=rescale[i], pag=pag[i], shallow=shallow) for i in range(batch)
+        table.with_columns(
+            guidance=guidance[i],
+            rescale=rescale[i],
+            pag=pag[i],
+            shallow=shallow,
+            **{name: each[i] for name, each in shaping.items()},
+        )
+        for i in range(batch)
     ]
     # images that are drawn with different weights, not just with different factors beside them, cannot run together
     every_set = list(dict.fromkeys(own for version in by_version for own in version))
@@ -334,6 +344,7 @@ def make_plan(
         pag_layers=layers,
         freeu="freeu" in options,
         cached=every > 1,
+        shaped=guided and any((shaping[name] != usual).any() for name, usual in SHAPING.items()),
         room=Room.holding(room_for(own, "unet") for own in every_set).rounded,
         text_room=Room.holding(room_for(own, name) for own in every_set for name in TEXT_ENCODERS).rounded,
         controls=tuple(network.config for network in networks),
@@ -424,6 +435,29 @@ def _scales(
     done = places / steps
     inside = (done >= start) & (done < end)
     return np.where(inside, guidance, 1.0), np.where(inside, pag, 0.0)
+
+
+def _shaping(options: DrawOptions, batch: int) -> dict[str, np.ndarray]:
+    """The columns of SHAPING for each image, [B] each."""
+    least = {"apg_momentum": -1.0}
+    most = {"apg_threshold": math.inf, "mimic_scale": math.inf}
+    return {
+        name: arguments.per_image(
+            name, options.get(name, usual), batch, least=least.get(name, 0.0), most=most.get(name, 1.0)
+        )
+        for name, usual in SHAPING.items()
+    }
+
+
+def _still(table: Table, places: np.ndarray, model: Model, options: DrawOptions) -> Table:
+    """The table without what the network says in the first steps, as `cfg_zero_steps` asks."""
+    still = arguments.whole_number("cfg_zero_steps", options.get("cfg_zero_steps", 0), least=0)
+    if not still:
+        return table
+    if model.scheduler.noise.flow is None:
+        raise InputError("cfg_zero_steps", still, "is for models that were trained on straight paths; leave it out")
+    c_out = table.rows[: table.used, COLUMNS.index("c_out")]
+    return table.with_columns(c_out=np.where(places < still, 0.0, c_out))
 
 
 def _shallow(places: np.ndarray, made: np.ndarray, steps: int, segments: Sequence[Segment], every: int) -> np.ndarray:

@@ -199,6 +199,23 @@ def generate(
     speed: Annotated[
         str | None, typer.Option(metavar="NAME", help="exact, balanced or fast: intervals of caching and of guidance.")
     ] = None,
+    apg_eta: Annotated[
+        float | None, typer.Option(help="0 to 1: less than 1 for adaptive projected guidance, with less loud colours.")
+    ] = None,
+    apg_threshold: Annotated[
+        float | None, typer.Option(help="The most that guidance may add, such as 15, by its length in latents.")
+    ] = None,
+    apg_momentum: Annotated[
+        float | None, typer.Option(help="-1 to 1: how much of what a step's guidance added the next adds again.")
+    ] = None,
+    cfg_zero: Annotated[float | None, typer.Option(help="1 for CFG-Zero*.")] = None,
+    cfg_zero_steps: Annotated[
+        int | None, typer.Option(help="First steps without a move, of a model that was trained on straight paths.")
+    ] = None,
+    mimic_scale: Annotated[
+        float | None, typer.Option(help="Dynamic thresholding: estimates as large as with this scale of guidance.")
+    ] = None,
+    mimic_percentile: Annotated[float | None, typer.Option(help="0 to 1: what it does not clip.")] = None,
     pag_scale: Annotated[
         float | None, typer.Option("--pag", help="Scale of perturbed-attention guidance, such as 3.")
     ] = None,

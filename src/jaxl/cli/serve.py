@@ -119,7 +119,7 @@ def serve(
         str | None,
         typer.Option(
             metavar="NAME,...",
-            help="What requests may ask for besides, in batches of their own: pag, freeu, cached, unguided.",
+            help="What requests may ask for besides, in batches of their own: pag, freeu, cached, shaped, unguided.",
         ),
     ] = None,
     lora_dir: LoraDirOption = ModelOptions.lora_dir,

@@ -43,6 +43,7 @@ from jaxl.server.limits import (
     GuidanceScale,
     Interval,
     Loras,
+    Momentum,
     Name,
     PlaceAndNumber,
     Proportion,
@@ -108,6 +109,13 @@ class ImageRequest(BaseModel):
     num_inference_steps: Count | None = None
     guidance_scale: GuidanceScale | None = None
     guidance_rescale: Proportion | None = None
+    apg_eta: Proportion | None = None
+    apg_threshold: GuidanceScale | None = None
+    apg_momentum: Momentum | None = None
+    cfg_zero: Proportion | None = None
+    cfg_zero_steps: Count | None = None
+    mimic_scale: GuidanceScale | None = None
+    mimic_percentile: Proportion | None = None
     guidance_interval: Interval | None = None
     pag_scale: GuidanceScale | None = None
     freeu: FreeUScales | None = None
