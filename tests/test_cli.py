@@ -184,7 +184,7 @@ BAD_ARGUMENTS = [
     (["generate", "x", "--output", "file"], "--output 'file': Not a directory; choose another place"),
     (["generate", "x", "--output", "file/a.png"], "--output 'file/a.png': Not a directory; choose another place"),
     (["generate", "smile :)"], "text, or give --prompt-syntax lenient"),
-    (["generate", "x", "--prompt-syntax", "comfy"], "'a1111', 'lenient', 'literal', 'plain'"),
+    (["generate", "x", "--prompt-syntax", "comfy"], "'a1111', 'lenient', 'comfyui', 'literal', 'plain'"),
     (["inspect"], "Missing argument 'MODEL'"),
     (["inspect", "missing/"], "missing/: no such file or folder"),
 ]

@@ -177,7 +177,7 @@ class RunningBatch:
             assert drawing.inputs is not None  # it is ready
             inputs = drawing.inputs if state is None else drawing.inputs.begun_with(state)
             state = programs.get(START, single)(inputs.beginning())
-        self._put(place, drawing, stage, replace(state, features=programs.no_features(single)))
+        self._put(place, drawing, stage, replace(state, features=programs.no_features(single, state.features)))
 
     def take(self, place: int) -> Slots:
         self._joined.pop(place, None)
@@ -460,7 +460,7 @@ def cheapest(bucket: Bucket, lanes: Sequence[Bucket], networks: Sequence[Control
     return min(
         lanes,
         key=lambda lane: (
-            *(lane.branches, lane.cached, lane.freeu),
+            *(lane.branches, lane.cached, lane.freeu, lane.shaped),
             *(lane.controls != (), lane.image_prompts != (), lane.regions, lane.room, lane.chunks),
         ),
     )
@@ -497,7 +497,8 @@ def open_backend(
         default one of all slots.
     chunks: parts of 75 tokens that a prompt may have; prompts of one part have a lane of their own.
     lanes: what requests may ask for besides: "pag", perturbed-attention guidance of the middle block; "freeu";
-        "cached", for `cache_interval`; "regions", four of an image; "seamless", for pictures that tile; "unguided", so
+        "cached", for `cache_interval`; "shaped", for `apg_eta`, `cfg_zero`, `mimic_scale` and their kin; "regions", four
+        of an image; "seamless", for pictures that tile; "unguided", so
         that rows without guidance pay for one branch. All have lanes of their own.
     lora_dir: a folder of LoRAs that requests may ask for. `lora_rank` is the sum of the ranks that an image may have,
         128 by default; given without a folder, requests may ask for the model's own LoRAs. Images with LoRAs have lanes
@@ -607,14 +608,14 @@ def _usable(model: str | os.PathLike[str], *, others: bool) -> Iterator[None]:
 def lane_kinds(bucket: Bucket, lanes: Sequence[str]) -> list[Bucket]:
     """The lanes of a bucket: as it is, and with what `jaxl.call.lanes` adds to it.
 
-    FreeU and features that are kept change nothing for an image that asks for neither, so one lane has both.
+    What these change is nothing for an image that does not ask for it, so one lane has all of them.
     """
     branches = [bucket]
     if "unguided" in lanes:
         branches.append(bucket.plain)
     if "pag" in lanes:
         branches.append(replace(bucket, pag_layers=PAG_LAYERS))
-    more = {"freeu": "freeu" in lanes, "cached": "cached" in lanes}
+    more = {name: name in lanes for name in ("freeu", "cached", "shaped")}
     plain = [each for own in branches for each in (own, replace(own, **more))]
     parts = (0, REGIONS) if "regions" in lanes else (0,)
     edges = ("", "xy") if "seamless" in lanes else ("",)
@@ -657,6 +658,7 @@ def _needs(
         ("pag_scale", bucket.pag_layers, none_here, lambda lane: bucket.pag_layers in ((), lane.pag_layers)),
         ("freeu", bucket.freeu, none_here, lambda lane: lane.freeu >= bucket.freeu),
         ("cache_interval", bucket.cached, none_here, lambda lane: lane.cached >= bucket.cached),
+        ("apg_eta, cfg_zero or mimic_scale", bucket.shaped, none_here, lambda lane: lane.shaped >= bucket.shaped),
         (
             "loras",
             f"rank {max(bucket.room.rank, bucket.room.other_rank, bucket.text_room.rank)}",

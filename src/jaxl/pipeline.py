@@ -889,7 +889,7 @@ class Pipeline:
             bucket, network = plan.bucket_of(segment), inputs.network(segment)
             run = self.programs.get(ADVANCE, bucket)
             controls = tuple(each.params for each in plan.networks)
-            slots = replace(slots, features=self.programs.no_features(bucket))
+            slots = replace(slots, features=self.programs.no_features(bucket, slots.features))
             most = segment.rows if watch is None else 1
             for n, given in calls(self.programs, plan.bucket, drawn, segment.rows, most):
                 slots = run(network, slots, cond, n, controls, given)

@@ -127,7 +127,7 @@ def test_variations_of_jaxls_own_noise(small: Any) -> None:
         ({"noise": "tarch"}, "noise='tarch'.*torch"),
         ({"noise": "cuda:t5"}, "noise='cuda:t5'.*cuda:t4"),
         ({"step_noise": "tarch"}, "step_noise='tarch'.*torch"),
-        ({"sde_noise": "brown"}, "sde_noise='brown': give 'brownian' or 'draws'"),
+        ({"sde_noise": "brown"}, "sde_noise='brown': give 'brownian', 'brownian_run' or 'draws'"),
         ({"noise_batch": (1, 1)}, "noise_batch=.*give the first image's place and the number"),
         ({"noise": "jaxl", "noise_batch": (0, 1)}, "noise_batch=.*is for noise of other programs; give noise='torch'"),
         (

@@ -12,6 +12,7 @@ from jaxl.call.infotext import LABELS
 from jaxl.call.options import DEFAULTS, WITH_FACTS, DrawOptions, LoadOptions, Options
 from jaxl.cli.generate import generate as command
 from jaxl.diffusion.randomness import Randomness
+from jaxl.diffusion.rows import SHAPING
 from jaxl.server.openai.images import Edit, ImageRequest
 
 LOADING = tuple(LoadOptions.__dataclass_fields__)
@@ -27,7 +28,7 @@ ANOTHER = "said by another flag or field"
 
 # what a style sets
 WAYS = ("timestep_rounding", "start_scale", "discard_penultimate")
-WAYS += ("emphasis", "empty_negative", "strength_steps", "byte_rounding")
+WAYS += ("emphasis", "empty_negative", "strength_steps", "prompt_steps", "byte_rounding", "negative_clip_skip")
 
 NO_FLAG: Mapping[str, str] = {
     "mesh": "the devices of the machine",
@@ -82,6 +83,7 @@ NO_LABEL: Mapping[str, str] = {
     **dict.fromkeys(("timesteps", "sigmas", "timestep_spacing", "final_sigmas_type", "solver_type", "shift"), OWN_JSON),
     **dict.fromkeys(("s_churn", "s_tmin", "s_tmax", "s_noise"), OWN_JSON),
     **dict.fromkeys(("guidance_interval", "pag_scale", "pag_adaptive_scale", "pag_layers", "freeu"), OWN_JSON),
+    **dict.fromkeys((*SHAPING, "cfg_zero_steps"), OWN_JSON),
     **dict.fromkeys(("cache_interval", "step_interval", "speed"), OWN_JSON),
     **dict.fromkeys(("image", "mask", "padding_mask_crop", "denoising_start", "denoising_end", *WITH_FACTS), OWN_JSON),
     **dict.fromkeys(options.MicroConditioning.__annotations__, OWN_JSON),

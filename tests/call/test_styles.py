@@ -191,7 +191,7 @@ def test_bytes(small: Any) -> None:
         ({"empty_negative": "none"}, "empty_negative='none'.*encoded, zeros"),
         ({"byte_rounding": "up"}, "byte_rounding='up'.*round, truncate"),
         ({"strength_steps": "all"}, "strength_steps='all': give 'part', 'part.1' or 'whole'"),
-        ({"timestep_rounding": "down"}, "timestep_rounding='down': must be 'none' or 'nearest'"),
+        ({"timestep_rounding": "down"}, "timestep_rounding='down': must be 'none', 'nearest' or 'distilled'"),
         ({"start_scale": 1}, "start_scale=1: must be 'sigma' or 'variance'"),
         ({"discard_penultimate": True, "scheduler": "ddim"}, "discard_penultimate=True: scheduler 'ddim' counts"),
         ({"discard_penultimate": True, "sigmas": [1.0, 0.0]}, "discard_penultimate=True: sigmas are given"),

@@ -44,9 +44,9 @@ def graph(**more: Any) -> dict[str, Any]:
 
 
 BASICS = {
-    "prompt": "a \\[red\\] (castle:1.2), BREAK",
+    "prompt": "a [red] (castle:1.2), BREAK",
     "negative_prompt": "",
-    "prompt_syntax": "lenient",
+    "prompt_syntax": "comfyui",
     "seed": 2**63 + 5,
     "steps": 20,
     "guidance_scale": 6.5,
@@ -54,7 +54,9 @@ BASICS = {
     "height": 1216,
     "scheduler": "dpm++2m_karras",
     "noise": "torch",
+    "style": "comfyui",
 }
+LENIENT = {"prompt_syntax": "lenient"}
 BASE = Network("model", "sd_xl_base_1.0")
 
 
@@ -174,7 +176,7 @@ def test_nodes_that_many_have() -> None:
             ),
         )
     )
-    assert found.arguments == {**BASICS, "prompt": "a [red] castle", "loras": {"pencil": 0.8}}
+    assert found.arguments == {**BASICS, "prompt": "a [red] castle", "loras": {"pencil": 0.8}, **LENIENT}
 
 
 def test_texts() -> None:
@@ -194,9 +196,10 @@ def test_texts() -> None:
     )
     expected = {"prompt": "a hill, green", "prompt_2": "a castle", "negative_prompt": "rain BREAK fog"}
     expected |= {"original_size": (2048, 4096), "crops_coords_top_left": (2, 1), "target_size": (1216, 832)}
-    assert found.arguments == {**BASICS, **expected}
+    assert found.arguments == {**BASICS, **expected, **LENIENT}
     zeros = read(graph(n7=node("ConditioningZeroOut", conditioning="6:0")))
     assert "negative_prompt" not in zeros.arguments
+    assert zeros.arguments["empty_negative"] == "zeros"
     both = read(graph(n7=node("ConditioningCombine", conditioning_1="6:0", conditioning_2="6:0")))
     assert lines(both) == ["node 7 (ConditioningCombine)"]
 

@@ -28,28 +28,48 @@ def a1111(sampler: str = "DPM++ 2M, Schedule type: Karras", more: str = "Version
 @pytest.mark.parametrize(
     ("text", "program", "more"),
     [
-        (a1111(), "A1111", {"scheduler": "dpm++2m_karras", "noise": "cuda"}),
-        (a1111(more="RNG: NV, Version: v1.10.1"), "A1111", {"scheduler": "dpm++2m_karras", "noise": "nv"}),
+        (a1111(), "A1111", {"scheduler": "dpm++2m_karras", "noise": "cuda", "style": "a1111"}),
+        (
+            a1111(more="RNG: NV, Version: v1.10.1"),
+            "A1111",
+            {"scheduler": "dpm++2m_karras", "noise": "nv", "style": "a1111"},
+        ),
         # 1.9 and later write the schedule that was run, so Automatic is uniform; before it was a part of the name
-        (a1111("Euler, Schedule type: Automatic"), "A1111", {"scheduler": "euler_uniform", "noise": "cuda"}),
-        (a1111("Euler", "Version: v1.6.0"), "A1111", {"scheduler": "euler_uniform", "noise": "cuda"}),
-        (a1111("DPM++ 2M", "Version: v1.7.0"), "A1111", {"scheduler": "dpm++2m_uniform", "noise": "cuda"}),
-        (a1111("DPM++ 2M Karras", "Version: v1.7.0"), "A1111", {"scheduler": "dpm++2m_karras", "noise": "cuda"}),
+        (
+            a1111("Euler, Schedule type: Automatic"),
+            "A1111",
+            {"scheduler": "euler_uniform", "noise": "cuda", "style": "a1111"},
+        ),
+        (a1111("Euler", "Version: v1.6.0"), "A1111", {"scheduler": "euler_uniform", "noise": "cuda", "style": "a1111"}),
+        (
+            a1111("DPM++ 2M", "Version: v1.7.0"),
+            "A1111",
+            {"scheduler": "dpm++2m_uniform", "noise": "cuda", "style": "a1111"},
+        ),
+        (
+            a1111("DPM++ 2M Karras", "Version: v1.7.0"),
+            "A1111",
+            {"scheduler": "dpm++2m_karras", "noise": "cuda", "style": "a1111"},
+        ),
         (
             a1111(more="Clip skip: 3, RNG: CPU, Version: f2.0.1v1.10.1-previous-665-gae278f79"),
             "Forge",
-            {"scheduler": "dpm++2m_karras", "noise": "torch", "clip_skip": 1},
+            {"scheduler": "dpm++2m_karras", "noise": "torch", "clip_skip": 1, "style": "forge"},
         ),
         (
             a1111(more="Version: f1.0.0v2-v1.10.1RC-latest-2194"),
             "reForge",
-            {"scheduler": "dpm++2m_karras", "noise": "cuda"},
+            {"scheduler": "dpm++2m_karras", "noise": "cuda", "style": "forge"},
         ),
-        (a1111(more="Version: classic"), "Forge Classic", {"scheduler": "dpm++2m_karras", "noise": "cuda"}),
+        (
+            a1111(more="Version: classic"),
+            "Forge Classic",
+            {"scheduler": "dpm++2m_karras", "noise": "cuda", "style": "forge"},
+        ),
         (
             a1111("dpmpp_2m, Scheduler: karras", "Version: ComfyUI"),
             "ComfyUI",
-            {"scheduler": "dpm++2m_karras", "noise": "torch"},
+            {"scheduler": "dpm++2m_karras", "noise": "torch", "style": "comfyui"},
         ),
         (
             a1111("DPM++ 2M", "Sampler sigma: karras, App: SD.Next, Version: 2d2d64d"),
@@ -295,6 +315,7 @@ def test_invokeai() -> None:
         "height": 1216,
         "scheduler": "dpm++2m_karras",
         "loras": {"pencil": 0.75},
+        "style": "invokeai",
     }
     assert found.networks == (Network("model", "base", "blake3:ab12"), Network("lora", "pencil", "blake3:cd34", "0.75"))
     assert found.controls == ({"name": "edges", "strength": 0.5},)
@@ -373,7 +394,7 @@ def test_swarmui(write: Any) -> None:
     assert (found.program, found.version) == ("SwarmUI", "0.9.7.0")
     expected = {"prompt": "a castle", "negative_prompt": "rain", "seed": 5, "steps": 20, "guidance_scale": 7.0}
     expected |= {"width": 832, "height": 1216, "scheduler": "dpm++2m_karras", "loras": {"pencil": 0.75}}
-    expected |= {"clip_skip": 1, "noise": "torch", "prompt_syntax": "lenient"}
+    expected |= {"clip_skip": 1, "noise": "torch", "prompt_syntax": "lenient", "style": "swarmui"}
     assert found.arguments == expected
     assert found.networks == (Network("model", "sd_xl_base_1.0", "0xd7a9"), Network("lora", "pencil", detail="0.75"))
     assert found.missing == ("freeuapplyto: Base",)

@@ -254,8 +254,7 @@ class Inputs:
         plan, zeros = self.plan, self.programs.zero_text()
 
         def encoded(text: list[Chunk] | None, image: int, branch: Branch) -> list[Text]:
-            # diffusers, the reference, skips layers for the positive text alone
-            skip = plan.clip_skip if branch.reads is Branch.POSITIVE else 0
+            skip = plan.clip_skip[branch.reads]
             own = plan.adapters[segment.version][image]
             if not text:
                 return [zeros]

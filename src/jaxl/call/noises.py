@@ -17,6 +17,7 @@ from jaxl.call.row_noise import RowNoise
 from jaxl.call.seeds import counts_up
 from jaxl.diffusion.brownian import BrownianNoise
 from jaxl.diffusion.other_noise import BLOCK, OWN, Numbers, check_source
+from jaxl.diffusion.rounded import rounded_levels
 from jaxl.diffusion.rows import Table
 from jaxl.diffusion.variation import blended, pasted
 from jaxl.errors import InputError
@@ -35,7 +36,7 @@ class AskedNoise:
 
     source: str
     step_source: str
-    brownian: bool
+    sde: str
     seeds: list[int]
     deltas: list[int] | None
     variations: list[int]
@@ -65,14 +66,14 @@ def read_noise(options: Noise, seed: Any, batch: int, factor: int) -> AskedNoise
         if name in options and of_source == OWN:
             raise InputError(name, options[name], "is for noise of other programs; give noise='torch', or another")
     sde = options.get("sde_noise", "brownian")
-    if sde not in ("brownian", "draws"):
-        raise InputError("sde_noise", sde, "give 'brownian' or 'draws'")
+    if sde not in ("brownian", "brownian_run", "draws"):
+        raise InputError("sde_noise", sde, "give 'brownian', 'brownian_run' or 'draws'")
     places, of = _batch(options.get("noise_batch"), batch)
     seeds = arguments.seeds_per_image("seed", seed, batch, counts=counts_up(options))
     return AskedNoise(
         source,
         step_source,
-        brownian=sde == "brownian",
+        sde=sde,
         seeds=seeds,
         deltas=_deltas(options.get("eta_noise_seed_delta"), seeds),
         variations=arguments.seeds_per_image("variation_seed", options.get("variation_seed", 0), batch),
@@ -148,8 +149,9 @@ def row_noise(asked: AskedNoise, *, brownian: bool, whole: Table, run: Table, sh
     takes = run.noisy
     if asked.step_source == OWN or not takes.any():
         return None
-    if brownian and asked.brownian:
-        levels, spanned = run.sigmas / run.alphas, whole.sigmas / whole.alphas
+    if brownian and asked.sde != "draws":
+        spanned, levels = rounded_levels(whole, run)
+        spanned = levels if asked.sde == "brownian_run" else spanned
         steps = [*zip(levels[:-1][takes].tolist(), levels[1:][takes].tolist(), strict=True)]
         ends = float(spanned[spanned > 0].min()), float(spanned.max())
         # the difference that A1111 adds to seeds of steps is none for these

@@ -97,6 +97,18 @@ class Guidance(TypedDict, total=False):
     Attributes:
         guidance_rescale: 0 to 1, one or one for each image; takes back what guidance adds to the deviation of the
             prediction (Lin et al. 2023, arXiv:2305.08891, section 3.4).
+        apg_eta: 0 to 1, the share that is kept of what guidance adds along the estimate itself, which makes colours
+            loud; 1 by default, and 0 in adaptive projected guidance (Sadat et al. 2024, arXiv:2410.02416). This and the
+            numbers after it are one for all images, or one for each.
+        apg_threshold: the length that what guidance adds has at most, such as 15; 0, the default, for any.
+        apg_momentum: -1 to 1, how much of what the row before added is added again; below 0 it is taken back.
+        cfg_zero: 0 or 1; whether the negative prediction is scaled to be as near to the positive one as it can
+            (CFG-Zero* of Fan et al. 2025, arXiv:2503.18886).
+        cfg_zero_steps: the first steps in which a model that was trained on straight paths does not move, as there; 0
+            by default.
+        mimic_scale: 0 or more; dynamic thresholding: the estimate becomes as large as with this scale of guidance. 0,
+            the default, is none (Saharia et al. 2022, arXiv:2205.11487, section 2.3).
+        mimic_percentile: 0 to 1, what of each channel is not clipped; 1 by default.
         guidance_interval: (start, end), shares of the steps from 0 to 1; outside them nothing but the prompt's own
             branch is computed, which is faster (Kynkaanniemi et al. 2024, arXiv:2404.07724).
         pag_scale: 0 or more, one or one for each image; perturbed-attention guidance (Ahn et al. 2024,
@@ -109,6 +121,13 @@ class Guidance(TypedDict, total=False):
     """
 
     guidance_rescale: Annotated[float | Sequence[float], "CFG Rescale phi"]
+    apg_eta: float | Sequence[float]
+    apg_threshold: float | Sequence[float]
+    apg_momentum: float | Sequence[float]
+    cfg_zero: float | Sequence[float]
+    cfg_zero_steps: int
+    mimic_scale: float | Sequence[float]
+    mimic_percentile: float | Sequence[float]
     guidance_interval: tuple[float, float]
     pag_scale: float | Sequence[float]
     pag_adaptive_scale: float
@@ -167,7 +186,8 @@ class Noise(TypedDict, total=False):
             of their own: "cuda:t4", "cuda:l4", "cuda:rtx3060" and more. A seed means what it means there.
         step_noise: the same for the noise that steps add, where that is drawn otherwise: in ComfyUI on the GPU.
         sde_noise: "brownian", the default: schedulers for SDEs, such as dpm++2m_sde, take another program's noise from
-            a Brownian path of each image, as in A1111 and ComfyUI; or "draws": as others do, as in diffusers.
+            a Brownian path of each image over the whole schedule, as in A1111; "brownian_run": over the steps that are
+            run, as in ComfyUI; or "draws": as others do, as in diffusers.
         eta_noise_seed_delta: steps draw from the seed with this added to it, one for all or one for each image, as with
             A1111's option ENSD, where 31337 is usual; 0 is ComfyUI's way, and "inverted", for the seed with its 32 bits
             inverted, InvokeAI's. Without it they go on with the first noise's generator, if both are of one source.
@@ -181,7 +201,7 @@ class Noise(TypedDict, total=False):
 
     noise: str
     step_noise: str
-    sde_noise: Literal["brownian", "draws"]
+    sde_noise: Literal["brownian", "brownian_run", "draws"]
     eta_noise_seed_delta: Annotated[int | Sequence[int] | Literal["inverted"], "ENSD"]
     variation_seed: Annotated[int | Sequence[int], "Variation seed"]
     variation_strength: Annotated[float, "Variation seed strength"]
@@ -195,6 +215,7 @@ class Conventions(TypedDict, total=False):
     Attributes:
         style: "a1111", "comfyui", "diffusers", "invokeai" or "swarmui": sets options of noise, of sampling, of prompts
             and of this group, where they are not given, to what that program does (docs/guide.md has a table).
+        negative_clip_skip: `clip_skip` of the negative prompt; by default 0, as in diffusers, where others skip both.
         emphasis: what the weight of a word does to its embedding: "original", the default, A1111's: it is multiplied,
             and the text's mean is restored; "no_norm", without the latter; "comfyui": it moves away from the
             embedding of an empty text; or "ignore".
@@ -203,14 +224,19 @@ class Conventions(TypedDict, total=False):
             says which it takes, as in diffusers.
         strength_steps: how many steps are run from a picture: "part", the default, diffusers': the share `strength` of
             them; "part+1", A1111's: one more; or "whole", ComfyUI's: all, the last ones of a schedule so much longer.
+        prompt_steps: what a text that changes counts, `[a:b:5]`: "steps", the default, of the whole schedule; or
+            "calls", A1111's: of the network from the first that is run, of which some schedulers make two a step; a
+            change comes one call late.
         byte_rounding: "round", the default, to the nearest of 256 levels; or "truncate" to the one below, as A1111 and
             ComfyUI do.
     """
 
     style: str
+    negative_clip_skip: int
     emphasis: Literal["original", "no_norm", "comfyui", "ignore"]
     empty_negative: Literal["zeros", "encoded"]
     strength_steps: Literal["part", "part+1", "whole"]
+    prompt_steps: Literal["steps", "calls"]
     byte_rounding: Literal["round", "truncate"]
 
 
@@ -309,9 +335,9 @@ class Options(
 
     Attributes:
         prompt_syntax: "a1111", the syntax of AUTOMATIC1111's web UI (see `jaxl.text.prompt`), which refuses what is
-            broken; "lenient", the same as the web UI reads it, where that is text; "literal", which takes all as text;
-            or "plain", which does so too and cuts it at 75 tokens, as diffusers does. With the others, longer prompts
-            are encoded in chunks.
+            broken; "lenient", the same as the web UI reads it, where that is text; "comfyui", that program's;
+            "literal", which takes all as text; or "plain", which does so too and cuts it at 75 tokens, as diffusers
+            does. With the others, longer prompts are encoded in chunks.
     """
 
     prompt_syntax: Syntax

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import groupby
@@ -36,6 +37,7 @@ from jaxl.call.starts import Paste, Picture, default_size, lengthened, read_sour
 from jaxl.call.styles import styled
 from jaxl.config import Split, TinyVAEConfig, check_pag_layers
 from jaxl.diffusion.other_noise import OWN
+from jaxl.diffusion.rows import COLUMNS, SHAPING, Table
 from jaxl.diffusion.schedulers import SCHEDULERS
 from jaxl.diffusion.tables import Sampling, build_table, check_gaps, scheduler_name
 from jaxl.errors import InputError, nearest
@@ -109,7 +111,7 @@ class Plan:
     image_prompts: list[tuple[PlannedImagePrompt, ...]] = field(metadata=OF_IMAGE)
     regions: list[tuple[PlannedRegion, ...]] = field(metadata=OF_IMAGE)
     inversions: tuple[str, ...]
-    clip_skip: int
+    clip_skip: dict[Branch, int]
     seeds: list[int] = field(metadata=OF_IMAGE)
     time_ids: dict[Branch, np.ndarray]
     freeu: np.ndarray | None
@@ -233,7 +235,10 @@ def make_plan(
     if "style" in options:
         own_scheduler = scheduler_name(model.scheduler, preset.scheduler)
         prompts = 1 if isinstance(prompt, str) else len(prompt)
-        options = cast(DrawOptions, styled(options, own_scheduler, prompts * asked.get("num_images", 1)))
+        options = cast(
+            DrawOptions,
+            styled(options, own_scheduler, prompts * asked.get("num_images", 1), model.scheduler.noise.kind),
+        )
     each = arguments.whole_number("num_images", asked.get("num_images"), least=1)
     positive = arguments.prompts_per_image("prompt", prompt, None, each)
     batch, prompts = len(positive), len(positive) // each
@@ -301,6 +306,11 @@ def make_plan(
     layers = tuple(options.get("pag_layers", PAG_LAYERS)) if perturbed else ()
     check_pag_layers(model.unet, layers)
 
+    counts = _one_of("prompt_steps", options.get("prompt_steps", "steps"), ("steps", "calls"))
+    calls = -(-whole.used // len(times)) if counts == "calls" else 1  # of the network in a step
+    of_texts = Steps(calls * len(times))
+    if earlier is not None:
+        of_texts = Steps(of_texts.total, calls * skip, calls * earlier)
     worn = [adapter_set(own, len(times)) for own in asked_loras]
     texts = read_prompts(
         model,
@@ -308,21 +318,35 @@ def make_plan(
         lexicon,
         {**given, "prompt": [text for text, _ in tagged]},
         batch=batch,
-        steps=Steps(len(times)) if earlier is None else Steps(len(times), skip, earlier),
+        steps=of_texts,
         syntax=syntax,
         guided=guided,
         zero_negative=model.zero_negative or options.get("empty_negative") == "zeros",
-        starts=starts(worn, len(times)),
         regions=[[asked.region for asked in own] for own in asked_regions],
     )
-    by_version = [at_step(worn, step, len(times)) for step in texts.versions]
-    kinds = zip((guided_rows | perturbed_rows).tolist(), [texts.version(place) for place in places], strict=True)
+    text_steps = places if counts == "steps" else of_texts.first + np.maximum(np.arange(table.used) - 1, 0)
+    changes = [0, *starts(worn, len(times))]
+    read = [
+        (texts.version(now), bisect_right(changes, place) - 1) for now, place in zip(text_steps, places, strict=True)
+    ]
+    versions = list(dict.fromkeys(read))
+    by_version = [at_step(worn, changes[own], len(times)) for _, own in versions]
+    kinds = zip((guided_rows | perturbed_rows).tolist(), map(versions.index, read), strict=True)
     segments = tuple(Segment(len(list(run)), *kind) for kind, run in groupby(kinds))
     every = arguments.whole_number("cache_interval", options.get("cache_interval", 1), least=1)
     shallow = _shallow(places, table.steps, len(times), segments, every)
     rescale = arguments.per_image("guidance_rescale", options.get("guidance_rescale", 0.0), batch, least=0, most=1)
+    shaping = _shaping(options, batch)
+    table = _still(table, places, model, options)
     own = [
-        table.with_columns(guidance=guidance[i], rescale=rescale[i], pag=pag[i], shallow=shallow) for i in range(batch)
+        table.with_columns(
+            guidance=guidance[i],
+            rescale=rescale[i],
+            pag=pag[i],
+            shallow=shallow,
+            **{name: each[i] for name, each in shaping.items()},
+        )
+        for i in range(batch)
     ]
     # images that are drawn with different weights, not just with different factors beside them, cannot run together
     every_set = list(dict.fromkeys(own for version in by_version for own in version))
@@ -340,7 +364,10 @@ def make_plan(
         plan_image_prompts(own, model.unet, (width, height), (h, w), first, numbers, run.used) for own in shown
     ]
     regions = [
-        tuple(map(PlannedRegion, texts.regions[i], shares_of(own, model.unet, (width, height), (h, w))))
+        tuple(
+            PlannedRegion(tuple(its[text] for text, _ in versions), shares)
+            for its, shares in zip(texts.regions[i], shares_of(own, model.unet, (width, height), (h, w)), strict=True)
+        )
         for i, own in enumerate(asked_regions)
     ]
     drawn = read_noise(part(options, Noise), asked.get("seed"), batch, model.vae.factor)
@@ -356,6 +383,7 @@ def make_plan(
         pag_layers=layers,
         freeu="freeu" in options,
         cached=every > 1,
+        shaped=guided and any((shaping[name] != usual).any() for name, usual in SHAPING.items()),
         room=Room.holding(room_for(own, "unet") for own in every_set).rounded,
         text_room=Room.holding(room_for(own, name) for own in every_set for name in TEXT_ENCODERS).rounded,
         controls=tuple(network.config for network in networks),
@@ -376,14 +404,14 @@ def make_plan(
         first=first,
         count=table.used,
         segments=segments,
-        texts=texts.chunks,
+        texts=[texts.chunks[text] for text, _ in versions],
         adapters=by_version,
         controls=controls,
         networks=networks,
         image_prompts=image_prompts,
         regions=regions,
         inversions=texts.inversions,
-        clip_skip=_clip_skip(model, asked.get("clip_skip")),
+        clip_skip=_clip_skip(model, options),
         seeds=drawn.seeds,
         time_ids=arguments.time_ids(micro, height, width, model.time_ids),
         freeu=_freeu(options),
@@ -461,6 +489,29 @@ def _scales(
     return np.where(inside, guidance, 1.0), np.where(inside, pag, 0.0)
 
 
+def _shaping(options: DrawOptions, batch: int) -> dict[str, np.ndarray]:
+    """The columns of SHAPING for each image, [B] each."""
+    least = {"apg_momentum": -1.0}
+    most = {"apg_threshold": math.inf, "mimic_scale": math.inf}
+    return {
+        name: arguments.per_image(
+            name, options.get(name, usual), batch, least=least.get(name, 0.0), most=most.get(name, 1.0)
+        )
+        for name, usual in SHAPING.items()
+    }
+
+
+def _still(table: Table, places: np.ndarray, model: Model, options: DrawOptions) -> Table:
+    """The table without what the network says in the first steps, as `cfg_zero_steps` asks."""
+    still = arguments.whole_number("cfg_zero_steps", options.get("cfg_zero_steps", 0), least=0)
+    if not still:
+        return table
+    if model.scheduler.noise.flow is None:
+        raise InputError("cfg_zero_steps", still, "is for models that were trained on straight paths; leave it out")
+    c_out = table.rows[: table.used, COLUMNS.index("c_out")]
+    return table.with_columns(c_out=np.where(places < still, 0.0, c_out))
+
+
 def _shallow(places: np.ndarray, made: np.ndarray, steps: int, segments: Sequence[Segment], every: int) -> np.ndarray:
     """Whether each row is shallow, bool, from its step's place in the whole schedule and among the steps made.
 
@@ -476,9 +527,12 @@ def _is_whole(places: np.ndarray, done: np.ndarray, steps: int, every: int) -> n
     return (done % every == 0) | (places < WHOLE_SHARE * steps)
 
 
-def _clip_skip(model: Model, value: Any) -> int:
+def _clip_skip(model: Model, options: DrawOptions) -> dict[Branch, int]:
     most = min(cfg.layers for cfg in model.text_encoders.values()) - 1
-    return arguments.whole_number("clip_skip", value, least=0, most=most)
+    return {
+        branch: arguments.whole_number(name, options.get(name, 0), least=0, most=most)
+        for branch, name in ((Branch.POSITIVE, "clip_skip"), (Branch.NEGATIVE, "negative_clip_skip"))
+    }
 
 
 def _freeu(options: Options) -> np.ndarray | None:

@@ -92,10 +92,9 @@ def read_prompts(
     syntax: Syntax,
     guided: bool,
     zero_negative: bool,
-    starts: Sequence[int] = (),
     regions: Sequence[Sequence[Region]] = (),
 ) -> Texts:
-    """Return the texts of `batch` images over a schedule of `steps`; a version begins at each of `starts`, too.
+    """Return the texts of `batch` images over a schedule of `steps`.
 
     `given` maps the arguments `prompt`, `prompt_2`, `negative_prompt` and `negative_prompt_2`, where they are, to one
     text for each image; with `zero_negative`, a negative one that is not there is zeros. `regions` are those of each
@@ -119,7 +118,8 @@ def read_prompts(
         if syntax == "plain":
             return _cut(tokenizers[encoder], argument, text)
         words = NO_WORDS if syntax == "literal" else lexicon.words[encoder]
-        chunks = chunk(tokenizers[encoder], parse(text, argument, syntax), argument, words)
+        read = parse(text, argument, syntax)
+        chunks = chunk(tokenizers[encoder], read, argument, words, by_words=syntax == "comfyui")
         used.update(words.within(chunks.rows))
         if len(chunks.ids) > MAX_CHUNKS:
             raise InputError(argument, text, f"{len(chunks.ids)} chunks of 75 tokens; at most {MAX_CHUNKS}; shorten it")
@@ -162,7 +162,7 @@ def read_prompts(
     parts = [[of_region(region, image) for region in own] for own, image in zip(regions, images, strict=False)]
     every = [*images, *(part for own in parts for part in own)]
     read = {source for image in every for texts in image.values() if texts for source in texts.values()}
-    at_steps = sorted({first for source in read for first, _ in versions(*source)} | {0, *starts})
+    at_steps = sorted({first for source in read for first, _ in versions(*source)} | {0})
 
     def at_step(image: Mapping[Branch, Sources], at: int) -> dict[Branch, list[Chunk] | None]:
         return {branch: chunks(texts, at) for branch, texts in image.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from jaxl.call.options import Noise
@@ -14,6 +14,8 @@ from jaxl.errors import InputError, nearest
 
 # sigma schedules that span the levels of a spacing, which is that of the whole training elsewhere
 SPANNING = ("karras", "exponential", "beta")
+# options that are for noise by betas alone
+OF_BETAS = ("timestep_rounding", "start_scale", "timestep_spacing")
 
 
 @dataclass(frozen=True)
@@ -21,15 +23,19 @@ class Style:
     """What a program does.
 
     `options` are those it sets for all pictures, `sde` others for solvers of SDEs. `one_generator`: that draws a batch.
-    `schedules`: a sampler's name alone means one of these, or uniform; None leaves it to the checkpoint. `discards`:
-    the samplers whose last level but one is left out.
+    `schedules`: a sampler's name alone means one of these, or uniform; None leaves it to the checkpoint. `forms`: its
+    own forms of sigma schedules that go by these names. `discards`: the samplers whose last level but one is left out.
+    `schedulers`: options of single schedulers. `skips_both`: `clip_skip` is that of both prompts.
     """
 
     options: Mapping[str, Any]
     sde: Mapping[str, Any] = field(default_factory=dict)
     one_generator: bool = False
     schedules: Mapping[str, str] | None = None
+    forms: Mapping[str, str] = field(default_factory=dict)
     discards: tuple[str, ...] = ()
+    schedulers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    skips_both: bool = False
 
 
 _COMFYUI = Style(
@@ -45,27 +51,36 @@ _COMFYUI = Style(
         "empty_negative": "encoded",
         "emphasis": "comfyui",
     },
-    sde={"step_noise": "torch"},
+    sde={"step_noise": "torch", "sde_noise": "brownian_run"},
     one_generator=True,
+    skips_both=True,
     schedules={},
+    forms={"beta": "beta_comfyui", "kl_optimal": "kl_optimal_comfyui", "ays": "ays_comfyui"},
     discards=("dpm2", "dpm2_a", "unipc"),
+    schedulers={"lcm": {"scheduler": "lcm_sigmas_uniform"}},
+)
+_DISTILLED = {"scheduler": "lcm_sigmas", "timestep_rounding": "distilled"}
+_A1111 = Style(
+    {
+        "noise": "cuda",
+        "timestep_rounding": "none",
+        "start_scale": "sigma",
+        "byte_rounding": "truncate",
+        "strength_steps": "part+1",
+        "empty_negative": "zeros",
+        "emphasis": "original",
+        "prompt_syntax": "lenient",
+        "prompt_steps": "calls",
+    },
+    schedules=AUTOMATIC,
+    forms={"ays": "ays_a1111"},
+    discards=("dpm2", "dpm2_a", "dpm++3m_sde"),
+    schedulers={"lcm": _DISTILLED, "lcm_sigmas_uniform": _DISTILLED, "dpm_fast": {"eta": 1.0}},
 )
 STYLES: Mapping[str, Style] = {
-    "a1111": Style(
-        {
-            "noise": "cuda",
-            "timestep_rounding": "none",
-            "start_scale": "sigma",
-            "byte_rounding": "truncate",
-            "strength_steps": "part+1",
-            "empty_negative": "zeros",
-            "emphasis": "original",
-            "prompt_syntax": "lenient",
-        },
-        schedules=AUTOMATIC,
-        discards=("dpm2", "dpm2_a", "dpm++3m_sde"),
-    ),
-    "comfyui": _COMFYUI,
+    "a1111": _A1111,
+    "forge": replace(_A1111, options={**_A1111.options, "timestep_rounding": "nearest"}, skips_both=True),
+    "comfyui": replace(_COMFYUI, options={**_COMFYUI.options, "prompt_syntax": "comfyui"}),
     "diffusers": Style({"noise": "torch", "sde_noise": "draws", "prompt_syntax": "plain"}, one_generator=True),
     "invokeai": Style(
         {
@@ -74,9 +89,10 @@ STYLES: Mapping[str, Style] = {
             "eta_noise_seed_delta": "inverted",
             "sde_noise": "draws",
             "empty_negative": "zeros",
-        }
+        },
+        skips_both=True,
     ),
-    "swarmui": Style(_COMFYUI.options, sde=_COMFYUI.sde, schedules={}, discards=_COMFYUI.discards),
+    "swarmui": replace(_COMFYUI, one_generator=False),
 }
 
 
@@ -90,6 +106,12 @@ def style_of(options: Mapping[str, Any]) -> Style | None:
     return STYLES[name]
 
 
+def syntax_of(options: Mapping[str, Any]) -> Any:
+    """Return the syntax of prompts in the style that is asked for, if it has one."""
+    style = style_of(options)
+    return None if style is None else style.options.get("prompt_syntax")
+
+
 def batch_of(options: Mapping[str, Any]) -> tuple[int, int] | None:
     """Return the first image's place, and the number of images, of a batch that one generator draws; None without."""
     given, style = options.get("noise_batch"), style_of(options)
@@ -98,18 +120,22 @@ def batch_of(options: Mapping[str, Any]) -> tuple[int, int] | None:
     return 0, options.get("num_images") or 1
 
 
-def styled(options: Mapping[str, Any], scheduler: str, images: int) -> dict[str, Any]:
+def styled(options: Mapping[str, Any], scheduler: str, images: int, kind: str = "betas") -> dict[str, Any]:
     """Return the options with those of their style, where they say nothing else.
 
-    scheduler: the model's, for where they name none. images: those of the call.
+    scheduler: the model's, for where they name none. images: those of the call. kind: that of the model's noise.
     """
     style = style_of(options)
     if style is None:
         return dict(options)
-    chosen = SCHEDULERS[find_name(options.get("scheduler", scheduler))]
+    name = find_name(options.get("scheduler", scheduler))
+    of_scheduler = style.schedulers.get(name, {})
+    chosen = SCHEDULERS[of_scheduler.get("scheduler", name)]
     own: dict[str, Any] = {**style.options, **(style.sde if chosen.solver.brownian else {})}
     if (batch := batch_of({**options, "num_images": images})) is not None:
         own["noise_batch"] = batch
+    if style.skips_both and "clip_skip" in options:
+        own["negative_clip_skip"] = options["clip_skip"]
     if "latents" in options:
         own["step_noise"] = own.get("step_noise", own.pop("noise"))
         own.pop("noise_batch", None)
@@ -120,8 +146,11 @@ def styled(options: Mapping[str, Any], scheduler: str, images: int) -> dict[str,
         own.pop("timestep_rounding", None)
     elif style.schedules is not None and not custom:
         own |= _levels(style, chosen)
+    own |= of_scheduler
     if custom:
         own.pop("strength_steps", None)
+    if kind != "betas":  # whose levels and first noise are as the model has them
+        own = {name: value for name, value in own.items() if name not in OF_BETAS}
     return {**own, **options, **({"scheduler": own["scheduler"]} if "scheduler" in own else {})}
 
 
@@ -130,6 +159,7 @@ def _levels(style: Style, chosen: Scheduler) -> dict[str, Any]:
     solver = chosen.solver
     found: dict[str, Any] = {"discard_penultimate": True} if solver.name in style.discards else {}
     schedule = chosen.sigma_schedule or (style.schedules or {}).get(solver.name, "uniform")
+    schedule = style.forms.get(schedule, schedule)
     if schedule in solver.schedules:
         found["scheduler"] = f"{solver.name}_{schedule}"
     if schedule in SPANNING:

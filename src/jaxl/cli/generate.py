@@ -95,7 +95,8 @@ def generate(
         str | None, typer.Option(metavar="NAME", help="The same for the noise of steps, where it is another's.")
     ] = None,
     sde_noise: Annotated[
-        str | None, typer.Option(metavar="NAME", help="brownian, as A1111 draws it for SDE schedulers, or draws.")
+        str | None,
+        typer.Option(metavar="NAME", help="brownian, as A1111 draws it for SDE schedulers, brownian_run or draws."),
     ] = None,
     eta_noise_seed_delta: Annotated[
         int | None, typer.Option("--ensd", help="Steps draw from the seed and this, such as 31337.")
@@ -238,6 +239,23 @@ def generate(
     speed: Annotated[
         str | None, typer.Option(metavar="NAME", help="exact, balanced or fast: intervals of caching and of guidance.")
     ] = None,
+    apg_eta: Annotated[
+        float | None, typer.Option(help="0 to 1: less than 1 for adaptive projected guidance, with less loud colours.")
+    ] = None,
+    apg_threshold: Annotated[
+        float | None, typer.Option(help="The most that guidance may add, such as 15, by its length in latents.")
+    ] = None,
+    apg_momentum: Annotated[
+        float | None, typer.Option(help="-1 to 1: how much of what a step's guidance added the next adds again.")
+    ] = None,
+    cfg_zero: Annotated[float | None, typer.Option(help="1 for CFG-Zero*.")] = None,
+    cfg_zero_steps: Annotated[
+        int | None, typer.Option(help="First steps without a move, of a model that was trained on straight paths.")
+    ] = None,
+    mimic_scale: Annotated[
+        float | None, typer.Option(help="Dynamic thresholding: estimates as large as with this scale of guidance.")
+    ] = None,
+    mimic_percentile: Annotated[float | None, typer.Option(help="0 to 1: what it does not clip.")] = None,
     pag_scale: Annotated[
         float | None, typer.Option("--pag", help="Scale of perturbed-attention guidance, such as 3.")
     ] = None,
@@ -253,11 +271,11 @@ def generate(
         str | None, typer.Option(metavar="S,S,...", help="Instead of --steps; the last is the end.")
     ] = None,
     prompt_syntax: Annotated[
-        Literal["a1111", "lenient", "literal", "plain"] | None,
+        Literal["a1111", "lenient", "comfyui", "literal", "plain"] | None,
         typer.Option(
             show_default="a1111",
-            help="a1111 knows (word:1.3), [a:b:0.5] and BREAK, lenient forgives mistakes in it, literal knows nothing, "
-            "and plain also cuts at 75 tokens.",
+            help="a1111 knows (word:1.3), [a:b:0.5] and BREAK, lenient forgives mistakes in it, comfyui has brackets "
+            "alone, literal knows nothing, and plain also cuts at 75 tokens.",
         ),
     ] = None,
     prompt_2: Annotated[str | None, typer.Option(metavar="TEXT", help="PROMPT of the second text encoder.")] = None,
@@ -336,6 +354,8 @@ def generate(
     any_seed, counts = options["seed"] is None, counts_up(options)
     # 32 bits, because many other programs read no more
     usual = {"prompt_syntax": "a1111", "clip_skip": 0, "seed": secrets.randbelow(2**32)}
+    if options["style"] is not None:
+        del usual["prompt_syntax"]  # which is the style's
     options |= {name: value for name, value in usual.items() if options[name] is None}
     seeds = seeds_per_image("seed", options["seed"], num_images, counts=counts)
     texts = PromptFiles.read(wildcards, styles_file, prompt_style)

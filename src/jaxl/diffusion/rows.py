@@ -10,15 +10,17 @@ h1 to h3 are the three previous entries of the history, the latest first; `saved
 keep for later rows, such as the start of a two-row step. Both start as zeros. A row with `push_x` and `push_d` both 0
 leaves the history as it is.
 
-Six more columns belong to the request rather than to the scheduler. Where an image's mask keeps the picture that was
+Twelve more columns belong to the request rather than to the scheduler. Where an image's mask keeps the picture that was
 given, x' is replaced by `known_image * picture + known_noise * noise`. `guidance` and `pag` are the scales of
 classifier-free and of perturbed-attention guidance at this row, `rescale` is guidance_rescale. Where `shallow` is 1 the
 network may go by what it kept of an earlier row, where it is 0 it goes by nothing but x. A scheduler may leave factors
-in `guidance`, by which the scale that is asked for is multiplied: see `Table.factors`.
+in `guidance`, by which the scale that is asked for is multiplied: see `Table.factors`. SHAPING are the numbers of kinds
+of guidance that are more than a sum: see `jaxl.run.guidance`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -28,6 +30,15 @@ from jaxl.diffusion.schedule import NoiseSchedule
 from jaxl.errors import CheckpointError
 
 MIXED = ("x", "saved", "d", "h1", "h2", "h3", "noise")
+# with what they are where nothing is asked for
+SHAPING: Mapping[str, float] = {
+    "apg_eta": 1.0,
+    "apg_threshold": 0.0,
+    "apg_momentum": 0.0,
+    "cfg_zero": 0.0,
+    "mimic_scale": 0.0,
+    "mimic_percentile": 1.0,
+}
 COLUMNS = (
     *("t", "c_in", "c_skip", "c_out"),
     *(f"x_{term}" for term in MIXED),
@@ -35,6 +46,7 @@ COLUMNS = (
     *("push_x", "push_d"),
     *("known_image", "known_noise"),
     *("guidance", "rescale", "pag", "shallow"),
+    *SHAPING,
 )
 # 1000 steps of a scheduler with two rows a step fit; a fixed capacity means that no number of steps recompiles
 MAX_ROWS = 2048

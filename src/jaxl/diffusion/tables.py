@@ -29,10 +29,11 @@ class Sampling(TypedDict, total=False):
     Heun. `shift` moves the levels of a model that was trained on straight paths towards noise; 1 leaves them even.
 
     Further ones are other programs' ways. `timestep_rounding` is that of the timesteps that the network is told of the
-    sigmas: "none", as in A1111, or "nearest" trained one, as in ComfyUI; each scheduler of diffusers has a way of its
-    own. `start_scale` is what unit noise is multiplied by: "sigma", as in A1111, or "variance", that of noise and image
-    together where the highest sigma is that of the training, as in ComfyUI. `discard_penultimate` leaves out the last
-    level but one of a schedule that has one more.
+    sigmas: "none", as in A1111, "nearest" trained one, as in ComfyUI, or "distilled", the nearest of those that LCM was
+    distilled at, as in A1111 for LCM; each scheduler of diffusers has a way of its own. `start_scale` is what unit
+    noise is multiplied by: "sigma", as in A1111, or "variance", that of noise and image together where the highest
+    sigma is that of the training, as in ComfyUI. `discard_penultimate` leaves out the last level but one of a schedule
+    that has one more.
     """
 
     # beside the type, its name in the settings that A1111 and its kin write into pictures
@@ -47,7 +48,7 @@ class Sampling(TypedDict, total=False):
     final_sigmas_type: str | None
     solver_type: str | None
     shift: float | None
-    timestep_rounding: Literal["none", "nearest"] | None
+    timestep_rounding: Literal["none", "nearest", "distilled"] | None
     start_scale: Literal["sigma", "variance"] | None
     discard_penultimate: bool | None
 
@@ -118,11 +119,11 @@ def _as_others(table: Table, config: SchedulerConfig, given: Mapping[str, Any]) 
     """The table with timesteps, and a scale of the first noise, as other programs have them."""
     rounding, scale = given.get("timestep_rounding"), given.get("start_scale")
     for name, value, known in (
-        ("timestep_rounding", rounding, ("none", "nearest")),
+        ("timestep_rounding", rounding, ("none", "nearest", "distilled")),
         ("start_scale", scale, ("sigma", "variance")),
     ):
         if value not in (None, *known):
-            raise InputError(name, value, f"must be {known[0]!r} or {known[1]!r}")
+            raise InputError(name, value, f"must be {', '.join(map(repr, known[:-1]))} or {known[-1]!r}")
     if config.noise.flow is not None and (rounding or scale):
         asked = ("timestep_rounding", rounding) if rounding else ("start_scale", scale)
         raise InputError(*asked, "a straight path has its own; leave it out")
@@ -137,14 +138,20 @@ def _as_others(table: Table, config: SchedulerConfig, given: Mapping[str, Any]) 
     with np.errstate(divide="ignore"):
         ratios = table.sigmas[:-1] / table.alphas[:-1]
     if rounding is not None:
-        trained = config.noise.sigmas()
-        nearest = np.abs(np.subtract.outer(np.log(ratios), np.log(trained))).argmin(1)
-        times = nearest.astype(np.float64) if rounding == "nearest" else told(config.noise, ratios)
+        times = told(config.noise, ratios) if rounding == "none" else _nearest(config, ratios, rounding)
         table = replace(table.with_columns(t=times), timesteps=times.astype(np.float32))
     if scale is not None:
         both = scale == "variance" and ratios[0] >= highest * (1 - 1e-5)
         table = replace(table, init_scale=math.hypot(table.sigmas[0], table.alphas[0] if both else 0.0))
     return table
+
+
+def _nearest(config: SchedulerConfig, sigmas: np.ndarray, rounding: str) -> np.ndarray:
+    """The timesteps whose sigmas are nearest in the logarithm, of all or of those of a distillation."""
+    trained = config.noise.sigmas()
+    every = trained.size // config.original_inference_steps if rounding == "distilled" else 1
+    known = np.arange(every - 1, trained.size, every)
+    return known[np.abs(np.subtract.outer(np.log(sigmas), np.log(trained[known]))).argmin(1)].astype(np.float64)
 
 
 def check_gaps(argument: str, value: int, name: str, table: Table) -> None:

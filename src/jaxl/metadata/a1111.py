@@ -90,7 +90,7 @@ def from_pairs(reading: Reading, pairs: Mapping[str, str]) -> Settings:
         beyond = as_number(skip, int)
         if beyond is None:
             reading.miss("Clip skip", skip)
-        elif beyond > USUAL_CLIP_SKIP:
+        elif beyond > USUAL_CLIP_SKIP and reading.program != "A1111":  # which has one layer for SDXL
             reading.arguments["clip_skip"] = min(beyond, 100) - USUAL_CLIP_SKIP
     _networks(reading, left)
     units = take_units(left)

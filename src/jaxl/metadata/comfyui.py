@@ -13,7 +13,7 @@ from typing import Any
 from jaxl.errors import InputError
 from jaxl.metadata.a1111 import from_pairs
 from jaxl.metadata.comfyui_graph import Graph, Node, from_workflow
-from jaxl.metadata.comfyui_names import comfyui_sampler
+from jaxl.metadata.comfyui_names import comfyui_sampler, comfyui_syntax
 from jaxl.metadata.comfyui_parts import LACKED, UNKNOWN, read_levels, read_model, read_text
 from jaxl.metadata.container import COMMENT, Texts
 from jaxl.metadata.settings import Reading, Settings, as_number, shown
@@ -135,10 +135,12 @@ def _settings(graph: Graph, sink: Node) -> Settings:
     steps = as_number(first.levels.get("steps"), int)
     if first.first and steps:
         share = max(steps - first.first, 0) / steps
+        reading.arguments["strength_steps"] = "part"
     if as_number(share, float) != 1 or start == "picture":
         reading.strength(share)
     _texts(graph, first, reading)
     read_model(graph, first.asking, reading)
+    comfyui_syntax(reading)
     for later, earlier in zip(passes[-2::-1], passes[:0:-1], strict=True):
         _later(graph, later, earlier, reading)
     if first.last is not None and len(passes) == 1:
@@ -262,8 +264,9 @@ def _texts(graph: Graph, first: Pass, reading: Reading) -> None:
         for own, value in (("prompt", found.text), ("prompt_2", found.text_2)):
             if value is not None:
                 reading.text(f"{prefix}{own}", value)
+        if found.text is None and found.text_2 is None and prefix:
+            reading.arguments["empty_negative"] = "zeros"
         reading.arguments.update({f"{prefix}{own}": size for own, size in found.sizes.items()})
-    reading.arguments["prompt_syntax"] = "lenient"
 
 
 def _later(graph: Graph, later: Pass, earlier: Pass, reading: Reading) -> None:

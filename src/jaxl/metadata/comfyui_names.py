@@ -5,11 +5,14 @@ from __future__ import annotations
 import re
 
 from jaxl.metadata.settings import Reading
+from jaxl.weights.adapters.strength import Strength
 
 # samplers that are another one there (`comfy/samplers.py`): ddim is Euler's method where there is no mask, and ddpm its
 # ancestral form
 SAME = {"ddim": "euler", "ddpm": "euler_ancestral"}
 # in A1111's syntax these have a meaning, and in ComfyUI's none
+TEXTS = ("prompt", "prompt_2", "negative_prompt", "negative_prompt_2")
+ESCAPED = re.compile(r"\\([\[\]<])")
 PLAIN = re.compile(r"(\\.)|([\[\]])|(<)(?=(?:lora|lyco):)", re.DOTALL)
 
 
@@ -25,6 +28,17 @@ def comfyui_prompt(reading: Reading, name: str, *texts: object) -> None:
         reading.arguments["prompt_syntax"] = "lenient"
     else:
         reading.miss(name, [*texts])
+
+
+def comfyui_syntax(reading: Reading) -> None:
+    """Set the syntax of prompts that are in jaxl's lenient one: ComfyUI's own, if it can say all that is in them."""
+    texts = {name: reading.arguments[name] for name in TEXTS if name in reading.arguments}
+    # strengths of their own for texts are written as tags
+    tagged = any(isinstance(each, Strength) for each in reading.arguments.get("loras", {}).values())
+    if tagged:
+        reading.arguments["prompt_syntax"] = "lenient"
+    if reading.arguments.setdefault("prompt_syntax", "comfyui") == "comfyui":
+        reading.arguments |= {name: ESCAPED.sub(r"\1", text) for name, text in texts.items()}
 
 
 def comfyui_text(text: str) -> str:

@@ -107,7 +107,10 @@ def _text(graph: Graph, node: Node, output: int, reading: Reading, depth: int) -
             node.refuse(f"has {shown(value)[:30]} for {name}, where a text belongs")
         if len(value) > LONGEST_PROMPT:
             node.refuse(LONG)
-        return value if node.kind == SMZ and graph.value(node, "parser") == "A1111" else comfyui_text(value)
+        if node.kind == SMZ and graph.value(node, "parser") == "A1111":
+            reading.arguments["prompt_syntax"] = "lenient"
+            return value
+        return comfyui_text(value)
 
     if node.kind in ("CLIPTextEncode", SMZ):
         _clip(graph, node, reading)
@@ -127,6 +130,7 @@ def _text(graph: Graph, node: Node, output: int, reading: Reading, depth: int) -
         text = f"{first.text or ''} BREAK {second.text or ''}"
         if len(text) > LONGEST_PROMPT:
             node.refuse(LONG)
+        reading.arguments["prompt_syntax"] = "lenient"
         return Text(text, None, first.sizes)
     if node.kind == "ConditioningZeroOut":
         return Text()

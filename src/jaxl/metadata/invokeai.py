@@ -79,6 +79,7 @@ def _own(told: Mapping[str, Any]) -> Settings:
 
 def _older(reading: Reading, image: Mapping[str, Any], model: tuple[object, object]) -> Settings:
     """Read the `image` of `sd-metadata`, whose negative prompt stands in the prompt's square brackets."""
+    reading.style = None  # that of its later versions
     told = image.get("prompt")
     told = told[0].get("prompt") if isinstance(told, list) and told and isinstance(told[0], dict) else told
     positive, negative = _bracketed(told) if isinstance(told, str) else (told, None)

@@ -44,6 +44,14 @@ PICTURED: Mapping[str, str] = {
 }
 
 
+# whose ways jaxl has as a style
+STYLES: Mapping[str, str] = {
+    "A1111": "a1111",
+    **dict.fromkeys(("Forge", "reForge", "Forge Classic", "Forge Neo"), "forge"),
+    **{name: name.lower() for name in ("ComfyUI", "InvokeAI", "SwarmUI")},
+}
+
+
 @dataclass(frozen=True)
 class Network:
     """A network that a picture was drawn with, as its file names it.
@@ -110,6 +118,7 @@ class Reading:
         self.version = shown(version)[:LONGEST] if isinstance(version, str | int | float) else ""
         self.arguments: dict[str, Any] = {}
         self.noise: str | None = None
+        self.style = STYLES.get(program)
         self._networks: dict[tuple[str, str], Network] = {}
         self._lines: dict[str, None] = {}
         self.controls: list[Mapping[str, Any]] = []
@@ -240,9 +249,12 @@ class Reading:
             self.network("lora", name, hash, f"{first:g}" if first == second else f"{first:g}, texts {second:g}")
 
     def done(self) -> Settings:
-        """Return the settings."""
+        """Return the settings, in the style of the program that drew the picture."""
+        if self.style is not None:
+            self.arguments["style"] = self.style
         if self.noise is None and self.program != "jaxl" and "seed" in self.arguments:
-            self.miss("the noise", remedy="the file does not say what drew it, and jaxl's own makes another picture")
+            own = "jaxl's own makes another picture" if self.style is None else "it is drawn in float32"
+            self.miss("the noise", remedy=f"the file does not say what drew it, and {own}")
         elif self.noise in SOURCES:
             self.arguments["noise"] = self.noise
         elif self.noise is not None:

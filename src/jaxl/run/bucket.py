@@ -50,7 +50,8 @@ class Bucket:
     `guided` programs evaluate the network twice a row (arXiv:2207.12598). `chunks` is the number of 77-token parts that
     prompts have room for. `pag_layers` are the places of perturbed-attention guidance, which takes one evaluation more
     (arXiv:2403.17377); `freeu` programs filter the skip connections (arXiv:2309.11497). `cached` programs keep deep
-    features for the rows that are shallow (arXiv:2312.00858). `room` and `text_room` are what adapters may add to the
+    features for the rows that are shallow (arXiv:2312.00858). `shaped` programs have the guidance of `run.guidance`,
+    and keep its momentum. `room` and `text_room` are what adapters may add to the
     U-Net and to the text encoders; they cost nothing where there is none. `controls` are the ControlNets and
     their kin that images may have, in programs that have a place for each. `image_prompts` are the places for pictures
     that cross-attention reads, by the tokens that each has room for; `ip_adapter` is what makes these of a picture.
@@ -66,6 +67,7 @@ class Bucket:
     pag_layers: tuple[str, ...] = ()
     freeu: bool = False
     cached: bool = False
+    shaped: bool = False
     room: Room = NO_ROOM
     text_room: Room = NO_ROOM
     controls: tuple[ControlConfig, ...] = ()

@@ -22,7 +22,6 @@ from weakref import WeakValueDictionary
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
 from jax.sharding import Mesh
 
 from jaxl.config import IPAdapterConfig, Split
@@ -39,7 +38,7 @@ from jaxl.run.controls import embed_shapes, parameter_shapes
 from jaxl.run.image_prompts import Prompted, context_shapes, dtype_of, encoder_shapes
 from jaxl.run.model import Model
 from jaxl.run.sharding import on_mesh, replicated, split_images, with_sharding
-from jaxl.run.steps import features_shapes, slots_shapes
+from jaxl.run.steps import Features, features_shapes, slots_shapes
 from jaxl.run.target import Leaf, Target
 from jaxl.weights.layout import flatten, placed
 from jaxl.weights.quantise import layers
@@ -373,9 +372,11 @@ class Programs:
         """What encoders are told of a text without textual inversions, by encoder: zeros, on the devices once."""
         return _placed_zeros(_replaced(self.target))
 
-    def no_features(self, bucket: Bucket) -> Array | None:
-        """Return features before the first row, which must not be shallow: zeros; None if the bucket is not cached."""
-        return _zeros(features_shapes(self.target, bucket))
+    def no_features(self, bucket: Bucket, before: Features | None = None) -> Features:
+        """Return features before a row that is not shallow: zeros, with the momentum of those `before`, if any."""
+        none = _zeros(features_shapes(self.target, bucket))
+        momentum = None if before is None or not bucket.shaped else before.momentum
+        return none if momentum is None else replace(none, momentum=momentum)
 
     def none_given(self, bucket: Bucket) -> GivenNoise:
         """Return what `advance` is told where no image is given noise: zeros, on the devices once for a size."""

@@ -29,6 +29,7 @@ from jaxl.nn.tiles import decode_tiled, encode_tiled
 from jaxl.nn.unet import ImageContext, RegionContext, features_shape, unet, unet_context
 from jaxl.run.bucket import Beginning, Branch, Bucket, Conditioning, Text
 from jaxl.run.control_kinds import Control, Evaluation, flat, kind_of
+from jaxl.run.guidance import shaped
 from jaxl.run.image_prompts import ENCODER, PROJECTION
 from jaxl.run.model import Model
 from jaxl.run.sharding import EACH, PIXELS, WHOLE, by_rows, split_images, splits_pictures, spread, whole, with_sharding
@@ -89,13 +90,26 @@ def slots_shapes(to: Target, bucket: Bucket) -> Slots:
     return replace(slots, features=features_shapes(to, bucket))
 
 
-def features_shapes(to: Target, bucket: Bucket) -> Leaf | None:
-    """The shape of what the network keeps from row to row, [B, G, ...]; None if the bucket is not cached."""
-    if not bucket.cached:
-        return None
-    _, height, width, _ = bucket.latents_shape(to.model)
-    shape, dtype = features_shape(to.model.unet, height, width), to.shapes["unet"]["conv_in"]["weight"].dtype
-    return to.split((bucket.batch, bucket.branches, *shape), dtype, branches=bucket.branches)
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Features:
+    """What is kept from row to row: the network's `deep` features [B, G, ...] where the bucket is cached, and the
+    `momentum` of guidance [B, h, w, C] where it is shaped.
+    """
+
+    deep: Leaf | None
+    momentum: Leaf | None
+
+
+def features_shapes(to: Target, bucket: Bucket) -> Features:
+    """The shapes of what is kept from row to row."""
+    latents = bucket.latents_shape(to.model)
+    shape, dtype = features_shape(to.model.unet, *latents[1:3]), to.shapes["unet"]["conv_in"]["weight"].dtype
+    deep = bucket.batch, bucket.branches, *shape
+    return Features(
+        deep=to.split(deep, dtype, branches=bucket.branches) if bucket.cached else None,
+        momentum=to.split(latents) if bucket.shaped else None,
+    )
 
 
 def embed_control(
@@ -210,14 +224,15 @@ def denoise(
     cond: Conditioning,
     x: Array,
     row: Row,
-    features: Array | None,
-) -> tuple[Array, Array | None]:
+    features: Features | None,
+) -> tuple[Array, Features | None]:
     """The network's output, float32, for scaled latents `x`, guided as the bucket has branches; and its features.
 
-    These are [B, G, *features_shape] where the bucket is `cached`, else None. Where the mesh splits rows of pictures
+    There are none before the first row. Where the mesh splits rows of pictures
     (`kernels.by_rows`), the network is all that is split: latents are on every device.
     """
     b, g = cond.time_ids.shape[:2]
+    kept = features or Features(None, None)
     # an image's branches are neighbours on the batch axis, so splitting the axis over devices keeps them together
     per_branch = partial(jax.tree.map, partial(jnp.repeat, repeats=g, axis=0))
 
@@ -232,7 +247,7 @@ def denoise(
         pooled=pooled,
         time_ids=time_ids,
         lengths=lengths,
-        shallow=None if features is None else per_branch(row["shallow"] > 0),
+        shallow=None if kept.deep is None else per_branch(row["shallow"] > 0),
         perturbed=jnp.tile(jnp.arange(g) == bucket.order.index(Branch.PERTURBED), b) if bucket.pag_layers else None,
         freeu=per_branch(cond.freeu),
         adapters=per_branch(cond.adapters) if splits_pictures() else cond.adapters,
@@ -242,7 +257,7 @@ def denoise(
     )
     pictures = Pictures(
         x=spread(per_branch(x if cond.inpaint is None else jnp.concatenate([x, cond.inpaint], axis=-1))),
-        features=None if features is None else features.reshape(b * g, *features.shape[2:]),
+        features=None if kept.deep is None else kept.deep.reshape(b * g, *kept.deep.shape[2:]),
         embedded=[each.embedded for each in of_controls],
         masks=[each.masks for each in images],
         shares=[each.shares for each in regions],
@@ -250,12 +265,15 @@ def denoise(
     network = by_rows(partial(evaluate, model, bucket), WHOLE, WHOLE, EACH, PIXELS)
     out, deep = network(params, controls, told, pictures)
     outputs = out.astype(jnp.float32).reshape(b, g, *out.shape[1:])
-    guided = guide(bucket, outputs, row)
-    return guided, None if features is None else deep.reshape(features.shape)
+    guided, momentum = guide(bucket, outputs, row, x, kept.momentum)
+    kept = Features(None if kept.deep is None else deep.reshape(kept.deep.shape), momentum)
+    return guided, None if features is None else kept
 
 
-def guide(bucket: Bucket, outputs: Array, row: Row) -> Array:
+def guide(bucket: Bucket, outputs: Array, row: Row, x: Array, momentum: Array | None) -> tuple[Array, Array | None]:
     """Return one prediction [B, h, w, C] from those of the branches [B, G, h, w, C], by the scales in the row.
+
+    Also the momentum for the next row, where the bucket is shaped; `x` are the latents that the network sees.
 
     Classifier-free guidance (Ho and Salimans 2022, arXiv:2207.12598, equation 6), perturbed-attention guidance (Ahn et
     al. 2024, arXiv:2403.17377, equation 16), then the share `rescale` of the way back to the positive prediction's
@@ -269,13 +287,16 @@ def guide(bucket: Bucket, outputs: Array, row: Row) -> Array:
     positive = out = of(Branch.POSITIVE)
     if bucket.guided:
         negative = of(Branch.NEGATIVE)
-        out = negative + guidance * (positive - negative)
+        if momentum is None:
+            out = negative + guidance * (positive - negative)
+        else:
+            out, momentum = shaped(positive, negative, x, row, momentum)
     if bucket.pag_layers:
         out = out + pag * (positive - of(Branch.PERTURBED))
     if bucket.guided:
         own, wanted = (jnp.std(a, axis=(1, 2, 3), keepdims=True) for a in (out, positive))
         out = jnp.where(rescale > 0, out * (rescale * wanted / own + 1 - rescale), out)
-    return out
+    return out, momentum
 
 
 def advance(
@@ -288,7 +309,7 @@ def advance(
     controls: Sequence[Params],
     given: GivenNoise | None,
 ) -> Slots:
-    """Run the next `n` rows (traced) of every slot, which has features if the bucket is cached.
+    """Run the next `n` rows (traced) of every slot, which has features.
 
     `params` are the U-Net's, `controls` those of the bucket's controls. `given` is the noise of so many rows, if any.
     """

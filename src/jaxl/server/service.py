@@ -22,6 +22,7 @@ from jaxl.call.hires import PREFIX
 from jaxl.call.images import read_image
 from jaxl.call.options import WITH_FACTS
 from jaxl.call.sizes import Size, nearest_size
+from jaxl.call.styles import syntax_of
 from jaxl.engine import AnyEngine, Channel, Event, Lora, Request, Result, Ticket
 from jaxl.engine.request import new_id
 from jaxl.errors import CancelledError, DeadlineError, InputError, UnloadedError, nearest
@@ -200,7 +201,7 @@ class Service:
             for text in (region.prompt, region.negative_prompt or ""):
                 self.check_text("regions", text)
         given.setdefault("num_images", 1)
-        given.setdefault("prompt_syntax", "literal")
+        given.setdefault("prompt_syntax", syntax_of(given) or "literal")
         if given["num_images"] > self.settings.max_images:
             raise InputError("num_images", given["num_images"], f"give at most {self.settings.max_images}")
         own = {"": given} if hires is None else {"": given, PREFIX: {**given, "prompt": hires.prompt}}

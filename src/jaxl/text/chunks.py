@@ -6,7 +6,7 @@ The rules are those of modules/sd_hijack_clip.py of AUTOMATIC1111's web UI.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +17,7 @@ from jaxl.text.vocabulary import END_OF_WORD
 from jaxl.text.words import NO_WORDS, Words
 
 COMMA_REACH = 20
+LONG_WORD = 8
 
 # The id at places of vectors: every vocabulary has it, and it is below the end token's, by which encoders may find the
 # end. And the row of places that have their token's own vector.
@@ -44,18 +45,27 @@ class Chunks:
     rows: np.ndarray
 
 
-def chunk(tokenizer: Tokenizer, sections: Sections, argument: str = "prompt", words: Words = NO_WORDS) -> Chunks:
+def chunk(
+    tokenizer: Tokenizer,
+    sections: Sections,
+    argument: str = "prompt",
+    words: Words = NO_WORDS,
+    *,
+    by_words: bool = False,
+) -> Chunks:
     """Return the chunks of a parsed text, at least one. Each section begins a chunk, and a long one fills several.
 
-    A full chunk ends behind its last comma, if that is one of its last COMMA_REACH tokens. Each span is tokenized by
-    itself. What a word stands for is not split: where it finds no room, the next chunk begins with it.
+    A full chunk ends behind its last comma, if that is one of its last COMMA_REACH tokens; or, `by_words`, between
+    words, of which those of LONG_WORD tokens and more are split, as ComfyUI does. Each span is tokenized by itself.
+    What a word stands for is not split: where it finds no room, the next chunk begins with it.
 
     Raises InputError, for `argument`, where a text is not valid Unicode, and for an embedding that is not a word.
     """
-    comma = tokenizer.vocabulary.ids.get("," + END_OF_WORD)
+    comma = None if by_words else tokenizer.vocabulary.ids.get("," + END_OF_WORD)
     rows: list[list[Token]] = []
     for section in sections:
-        rows += _filled(units(tokenizer, section, argument, words), tokenizer.max_length - 2, comma)
+        read = _by_words if by_words else units
+        rows += _filled(read(tokenizer, section, argument, words), tokenizer.max_length - 2, comma)
     if len(rows) > 1 and not rows[-1]:
         rows.pop()  # a BREAK at the end adds nothing
     found = neutral(np.stack([tokenizer.frame([token.id for token in tokens]) for tokens in rows]))
@@ -82,6 +92,15 @@ def units(
             else:
                 yield [Token(PLACE, span.weight, row) for row in word.rows]
                 place += len(word.ids)
+
+
+def _by_words(tokenizer: Tokenizer, section: Iterable[Span], argument: str, words: Words) -> Iterator[list[Token]]:
+    """Yield the tokens of each word, one by one those of a long one."""
+    for span in section:
+        for text in [span.text] if span.embedding else span.text.split():
+            parts = [*units(tokenizer, [replace(span, text=text)], argument, words)]
+            whole = [token for part in parts for token in part]
+            yield from parts if len(whole) >= LONG_WORD else [whole]
 
 
 def neutral(ids: np.ndarray) -> Chunks:

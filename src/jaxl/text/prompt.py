@@ -12,7 +12,8 @@
 | `\\(`, `\\[` | a backslash makes the bracket that follows it text |
 
 A prompt's `Syntax` says how it is read: "a1111" refuses what looks like a mistake (`jaxl.text.strict`), "lenient" takes
-as text what does not parse, as the web UI does (`jaxl.text.lenient`), and for "literal" and "plain" all of it is text.
+as text what does not parse, as the web UI does (`jaxl.text.lenient`), "comfyui" is another program's syntax
+(`jaxl.text.comfyui`), and for "literal" and "plain" all of it is text.
 
 Tags, such as `<hypernet:...>`, ask for files that jaxl does not load, and are refused with an InputError.
 `jaxl.text.tags` takes those for LoRAs out of a prompt before.
@@ -27,10 +28,10 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from jaxl.errors import InputError
-from jaxl.text import lenient, strict
+from jaxl.text import comfyui, lenient, strict
 from jaxl.text.spans import Sections, Span, Steps
 
-Syntax = Literal["a1111", "lenient", "literal", "plain"]
+Syntax = Literal["a1111", "lenient", "comfyui", "literal", "plain"]
 SYNTAXES: tuple[Syntax, ...] = get_args(Syntax)
 MAX_LENGTH = 10_000  # characters, where there is syntax to read
 
@@ -48,6 +49,7 @@ _LITERAL = _Reader(lambda prompt, steps: [prompt], lambda text: [[Span(text, 1.0
 _READERS: Mapping[Syntax, _Reader] = {
     "a1111": _Reader(strict.texts, strict.sections),
     "lenient": _Reader(lenient.texts, lenient.sections),
+    "comfyui": _Reader(comfyui.texts, comfyui.sections),
     "literal": _LITERAL,
     "plain": _LITERAL,
 }
@@ -95,6 +97,8 @@ def _check(prompt: str, argument: str, syntax: Syntax) -> None:
     if len(prompt) > MAX_LENGTH:
         remedy = f"{len(prompt)} characters; give at most {MAX_LENGTH}, or `prompt_syntax='literal'`"
         raise InputError(argument, prompt, remedy)
+    if syntax == "comfyui":  # where tags are text
+        return
     found = next((match for match in _NETWORK.finditer(prompt) if match["found"]), None)
     if found is not None:
         problem = f"{strict.shortened(found['found'])} is for other networks, which prompts cannot load,"

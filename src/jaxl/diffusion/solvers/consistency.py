@@ -1,13 +1,14 @@
-"""Samplers of models that were distilled for a few steps, on latents of unit variance: LCM and TCD."""
+"""Samplers of models that were distilled for a few steps: LCM and TCD, on latents of unit variance but where named."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from jaxl.diffusion.randomness import Randomness
-from jaxl.diffusion.rows import Table
+from jaxl.diffusion.rows import Table, pack_sigmas
 from jaxl.diffusion.schedule import SchedulerConfig
 from jaxl.diffusion.solvers.ddim import refuse_clipping, renoised, signal_shares
+from jaxl.diffusion.solvers.euler import start_scale
 from jaxl.diffusion.solvers.solver import LATENT_SCHEDULE, DiffusersClass, Solver
 from jaxl.diffusion.spacing import Levels, timestep_to_sigma
 from jaxl.errors import CheckpointError, InputError
@@ -43,6 +44,31 @@ def lcm(config: SchedulerConfig, levels: Levels, randomness: Randomness) -> Tabl
     return renoised(config.noise, levels, there, fresh, added=randomness.s_noise * fresh, boundary=boundary)
 
 
+def distilled_levels(config: SchedulerConfig, steps: int) -> Levels:
+    """A1111's for LCM: even places among the timesteps of the distillation, with the logarithms of sigmas between."""
+    total, original = config.noise.num_train_timesteps, config.original_inference_steps
+    known = np.arange(1, original + 1) * (total // original) - 1
+    places = np.linspace(original - 1, 0, steps)
+    logs = np.interp(places, np.arange(original), np.log(config.noise.sigmas()[known]))
+    return Levels(np.interp(places, np.arange(original), known), np.append(np.exp(logs), 0.0), steps)
+
+
+def lcm_sigmas(config: SchedulerConfig, levels: Levels, randomness: Randomness) -> Table:
+    """`lcm` on latents `image + sigma * noise`, at any levels, as ComfyUI and A1111 have it.
+
+    A1111's boundary condition differs from the estimate by less than a hundred-thousandth, and ComfyUI has none.
+    """
+    return pack_sigmas(
+        config.noise,
+        timesteps=levels.times,
+        init_scale=start_scale(config, levels),
+        sigmas=levels.sigmas,
+        x_d=1,
+        x_noise=randomness.s_noise * levels.sigmas[1:],
+        push_d=1,
+    )
+
+
 def tcd(config: SchedulerConfig, levels: Levels, randomness: Randomness) -> Table:
     """Zheng et al. 2024 (arXiv:2402.19159), algorithm 4: to a cleaner timestep than the next, then noise up to that.
 
@@ -70,6 +96,7 @@ SOLVERS = (
         diffusers=DiffusersClass("LCMScheduler", defaults=LATENT_SCHEDULE, options=_OPTIONS),
         a1111="LCM",
     ),
+    Solver("lcm_sigmas", lcm_sigmas, distilled_levels, aliases=("lcm",)),
     Solver(
         "tcd",
         tcd,

@@ -30,6 +30,7 @@ from jaxl.diffusion.names import AUTOMATIC, CHECKPOINT, a1111_name
 from jaxl.diffusion.schedulers import SCHEDULERS
 from jaxl.engine import Preview
 from jaxl.engine.backend import Served
+from jaxl.errors import InputError
 from jaxl.server.a1111.controlnet import SCRIPT as CONTROLNET
 from jaxl.server.a1111.controlnet import units_of, with_units
 from jaxl.server.a1111.fields import (

@@ -44,6 +44,7 @@ from jaxl.server.limits import (
     GuidanceScale,
     Interval,
     Loras,
+    Momentum,
     Name,
     PlaceAndNumber,
     Proportion,
@@ -116,6 +117,13 @@ class ImageRequest(BaseModel):
     num_inference_steps: Count | None = None
     guidance_scale: GuidanceScale | None = None
     guidance_rescale: Proportion | None = None
+    apg_eta: Proportion | None = None
+    apg_threshold: GuidanceScale | None = None
+    apg_momentum: Momentum | None = None
+    cfg_zero: Proportion | None = None
+    cfg_zero_steps: Count | None = None
+    mimic_scale: GuidanceScale | None = None
+    mimic_percentile: Proportion | None = None
     guidance_interval: Interval | None = None
     pag_scale: GuidanceScale | None = None
     freeu: FreeUScales | None = None
@@ -126,7 +134,7 @@ class ImageRequest(BaseModel):
     noise: Name | None = Field(None, description="Whose the seed is: jaxl, torch, nv, cuda, cuda:t4 and so on.")
     style: Name | None = Field(None, description="Draw as a1111, comfyui, diffusers, invokeai or swarmui does.")
     step_noise: Name | None = Field(None, description="The same for the noise of steps; by default as noise.")
-    sde_noise: Literal["brownian", "draws"] | None = None
+    sde_noise: Literal["brownian", "brownian_run", "draws"] | None = None
     eta_noise_seed_delta: Delta | Literal["inverted"] | None = Field(
         None, description="Steps draw from the seed and this."
     )

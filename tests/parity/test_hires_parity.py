@@ -1,4 +1,4 @@
-"""A picture from prompt to bytes as A1111's web UI makes it, written here in PyTorch with diffusers' networks.
+"""Pictures of two passes as A1111's web UI makes them, written here in PyTorch with diffusers' networks.
 
 The samplers are k-diffusion's (https://github.com/crowsonkb/k-diffusion, `sampling.py`), in float32 as there.
 """
@@ -16,8 +16,6 @@ from pipelines import TINY
 from upscaler_files import golden, saved, weights_of
 
 from jaxl.call.hires import Hires
-from jaxl.diffusion.brownian import BrownianNoise
-from jaxl.diffusion.other_noise import Numbers
 
 PIECES = [("a", 1.0), ("red", 1.4), ("rocket, on a purple background", 1.0)]
 PROMPT = "a (red:1.4) rocket, on a purple background"
@@ -156,51 +154,9 @@ def dpmpp_2m(denoised: Any, x: torch.Tensor, sigmas: torch.Tensor, generator: to
     return x
 
 
-def dpmpp_2m_sde(denoised: Any, x: torch.Tensor, sigmas: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """With a Brownian path of the seed, which is compared with torchsde's elsewhere."""
-    noise = iter(brownian(sigmas))
-    old, before = None, None
-    for here, there in pairwise(sigmas):
-        estimate = denoised(x, here)
-        if there == 0:
-            return estimate
-        step = here.log() - there.log()
-        x = there / here * (-step).exp() * x - (-2 * step).expm1() * estimate
-        if old is not None:
-            x = x - 0.5 * (-2 * step).expm1() * (step / before) * (estimate - old)
-        x = x + next(noise) * there * (-(-2 * step).expm1()).sqrt()
-        old, before = estimate, step
-    return x
-
-
-def brownian(sigmas: torch.Tensor) -> list[torch.Tensor]:
-    levels = sigmas[:-1].tolist()
-    path = BrownianNoise(Numbers("torch", SEED, (SIZE // 8, SIZE // 8, 4)), levels[-1], levels[0], [*pairwise(levels)])
-    return [torch.from_numpy(each).permute(2, 0, 1)[None] for each in path.draws()]
-
-
 @pytest.fixture(scope="module")
 def webui() -> WebUI:
     return WebUI()
-
-
-@pytest.mark.parametrize(
-    ("name", "sampler", "schedule"),
-    [
-        ("Euler", euler, None),
-        ("Euler a", euler_ancestral, None),
-        ("DPM++ 2M", dpmpp_2m, "karras"),
-        ("DPM++ 2M SDE", dpmpp_2m_sde, "exponential"),
-    ],
-)
-def test_a_picture(tiny: Any, webui: WebUI, name: str, sampler: Any, schedule: str | None) -> None:
-    """At least 45 dB apart, to which bytes that are rounded otherwise come; the sampler's schedule is "Automatic"."""
-    pipe, params = tiny
-    with torch.no_grad():
-        wanted = webui.pixels(webui.sample(sampler, webui.sigmas(schedule), SIZE))
-    asked = {"width": SIZE, "height": SIZE, "steps": STEPS, "guidance_scale": SCALE, "seed": SEED, "scheduler": name}
-    (image,) = pipe.generate(params, PROMPT, style="a1111", noise="torch", negative_prompt="", **asked).images
-    assert decibels(image, wanted) >= 45
 
 
 def decibels(image: Any, wanted: np.ndarray) -> float:

@@ -1,0 +1,402 @@
+"""The samplers of other programs in PyTorch, in float32 as there, written from their formulas.
+
+Those of https://github.com/crowsonkb/k-diffusion, of A1111's web UI and of ComfyUI, for latents `x = image + sigma *
+noise`. A sampler is `sampler(run) -> latents` with all that it may ask for in a `Run`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Sampler = Callable[["Run"], Tensor]
+
+
+@dataclass
+class Run:
+    """What a sampler has: the guided estimate `denoised(x, sigma)`, the latents at the first of its sigmas, and noise.
+
+    `normal()` is the next block of unit numbers, `path(here, there)` the unit increment of a Brownian path, and `eta`
+    the share of noise that is asked for.
+    """
+
+    denoised: Callable[[Tensor, Tensor], Tensor]
+    x: Tensor
+    sigmas: Tensor
+    normal: Callable[[], Tensor]
+    path: Callable[[Tensor, Tensor], Tensor]
+    eta: float = 1.0
+
+    def slope(self, x: Tensor, sigma: Tensor) -> Tensor:
+        return (x - self.denoised(x, sigma)) / sigma
+
+
+def split(here: Tensor, there: Tensor, eta: float) -> tuple[Tensor, Tensor]:
+    """The level to go down to, and the noise back up."""
+    up = torch.minimum(there, eta * (there**2 * (here**2 - there**2) / here**2).sqrt())
+    return (there**2 - up**2).sqrt(), up
+
+
+def exponential(x: Tensor, estimate: Tensor, here: Tensor, there: Tensor) -> Tensor:
+    """A step along a constant estimate, in log sigma."""
+    return there / here * x + (1 - there / here) * estimate
+
+
+def euler(run: Run) -> Tensor:
+    x = run.x
+    for here, there in pairwise(run.sigmas):
+        x = x + (there - here) * run.slope(x, here)
+    return x
+
+
+def euler_ancestral(run: Run) -> Tensor:
+    x = run.x
+    for here, there in pairwise(run.sigmas):
+        down, up = split(here, there, run.eta)
+        x = x + (down - here) * run.slope(x, here)
+        if there > 0:
+            x = x + up * run.normal()
+    return x
+
+
+def heun(run: Run) -> Tensor:
+    x = run.x
+    for here, there in pairwise(run.sigmas):
+        x = _heun_step(run, x, here, there)
+    return x
+
+
+def _heun_step(run: Run, x: Tensor, here: Tensor, there: Tensor) -> Tensor:
+    first = run.slope(x, here)
+    end = x + (there - here) * first
+    return end if there == 0 else x + (there - here) * (first + run.slope(end, there)) / 2
+
+
+def dpm_2(run: Run, ancestral: bool = False) -> Tensor:
+    x = run.x
+    for here, there in pairwise(run.sigmas):
+        down, up = split(here, there, run.eta) if ancestral else (there, torch.zeros(()))
+        first = run.slope(x, here)
+        if down == 0:
+            x = x + (down - here) * first
+        else:
+            middle = ((here.log() + down.log()) / 2).exp()
+            x = x + (down - here) * run.slope(x + (middle - here) * first, middle)
+        if ancestral and there > 0:
+            x = x + up * run.normal()
+    return x
+
+
+def dpmpp_2s_ancestral(run: Run) -> Tensor:
+    x = run.x
+    for here, there in pairwise(run.sigmas):
+        down, up = split(here, there, run.eta)
+        estimate = run.denoised(x, here)
+        if down == 0:
+            x = estimate
+        else:
+            middle = ((here.log() + down.log()) / 2).exp()
+            x = exponential(x, run.denoised(exponential(x, estimate, here, middle), middle), here, down)
+        if there > 0:
+            x = x + up * run.normal()
+    return x
+
+
+def dpmpp_sde(run: Run) -> Tensor:
+    x = run.x
+    for here, there in pairwise(run.sigmas):
+        estimate = run.denoised(x, here)
+        if there == 0:
+            return estimate
+        # in terms of minus log sigma, so that all three are rounded
+        start, end = -here.log(), -there.log()
+        here, middle, there = ((-time).exp() for time in (start, start + (end - start) / 2, end))
+        down, up = split(here, middle, run.eta)
+        halfway = exponential(x, estimate, here, down) + up * run.path(here, middle)
+        estimate = run.denoised(halfway, middle)
+        down, up = split(here, there, run.eta)
+        x = exponential(x, estimate, here, down) + up * run.path(here, there)
+    return x
+
+
+def dpmpp_2m(run: Run) -> Tensor:
+    x, last, before = run.x, None, torch.zeros(())
+    for here, there in pairwise(run.sigmas):
+        estimate = run.denoised(x, here)
+        way = here.log() - there.log()
+        used = estimate
+        if last is not None and there > 0:
+            used = estimate + (estimate - last) * way / (2 * before)
+        x = exponential(x, used, here, there)
+        last, before = estimate, way
+    return x
+
+
+def dpmpp_2m_sde(run: Run, heuns: bool = False) -> Tensor:
+    x, last, before = run.x, None, torch.zeros(())
+    for here, there in pairwise(run.sigmas):
+        estimate = run.denoised(x, here)
+        if there == 0:
+            return estimate
+        way = here.log() - there.log()
+        longer = (1 + run.eta) * way
+        gone = -(-longer).expm1()
+        x = there / here * (-run.eta * way).exp() * x + gone * estimate
+        if last is not None:
+            x = x + (1 - gone / longer if heuns else gone / 2) * (way / before) * (estimate - last)
+        x = x + run.path(here, there) * there * (-(-2 * run.eta * way).expm1()).sqrt()
+        last, before = estimate, way
+    return x
+
+
+def dpmpp_3m_sde(run: Run) -> Tensor:
+    x, estimates, ways = run.x, [], []
+    for here, there in pairwise(run.sigmas):
+        estimate = run.denoised(x, here)
+        if there == 0:
+            return estimate
+        way = here.log() - there.log()
+        longer = (1 + run.eta) * way
+        gone = -(-longer).expm1()
+        second = 1 - gone / longer
+        third = second / longer - 0.5
+        x = (-longer).exp() * x + gone * estimate
+        estimates, ways = [estimate, *estimates][:3], [way, *ways][:3]
+        slopes = [(new - old) * way / each for (new, old), each in zip(pairwise(estimates), ways[1:], strict=True)]
+        if len(slopes) == 1:
+            x = x + second * slopes[0]
+        elif slopes:
+            near, far = (each / way for each in ways[1:])
+            bend = (slopes[0] - slopes[1]) / (near + far)
+            x = x + second * (slopes[0] + bend * near) - third * bend
+        x = x + run.path(here, there) * there * (-(-2 * run.eta * way).expm1()).sqrt()
+    return x
+
+
+def lms(run: Run, ends_clean: bool = False) -> Tensor:
+    """Adams and Bashforth's, with weights for sigmas at any distances; order 4. ComfyUI's ends with the estimate."""
+    x, slopes = run.x, []
+    levels = run.sigmas.double().numpy()
+    for i, (here, there) in enumerate(pairwise(run.sigmas)):
+        estimate = run.denoised(x, here)
+        slopes = [(x - estimate) / here, *slopes][:4]
+        if ends_clean and there == 0:
+            return estimate
+        known = levels[i - len(slopes) + 1 : i + 1][::-1]
+        for j, each in enumerate(slopes):
+            others = np.delete(known, j)
+            whole = np.polyint(np.atleast_1d(np.poly(others)) / np.prod(known[j] - others))
+            x = x + float(np.polyval(whole, levels[i + 1]) - np.polyval(whole, levels[i])) * each
+    return x
+
+
+def lcm(run: Run) -> Tensor:
+    x = run.x
+    for here, there in pairwise(run.sigmas):
+        x = run.denoised(x, here)
+        if there > 0:
+            x = x + there * run.normal()
+    return x
+
+
+def restart(run: Run) -> Tensor:
+    """Xu et al. 2023 (arXiv:2306.14878) with the plan of A1111's web UI for 20 to 35 steps."""
+    n, times = len(run.sigmas) - 1, 9
+    way = torch.cat([karras(run.sigmas[0], run.sigmas[-2], n - times), torch.zeros(1)])
+    low, high = (int((way - level).abs().argmin()) for level in (0.1, 2.0))
+    again = karras(way[high], way[low], times + 1)
+    steps = [*pairwise(way[: low + 1]), *pairwise(again), *pairwise(way[low:])]
+    x, last = run.x, steps[0][0]
+    for here, there in steps:
+        if here > last:
+            x = x + run.normal() * (here**2 - last**2).sqrt()
+        x, last = _heun_step(run, x, here, there), there
+    return x
+
+
+def karras(highest: Tensor, lowest: Tensor, n: int) -> Tensor:
+    ramp = torch.linspace(0, 1, n)
+    return (highest ** (1 / 7) + ramp * (lowest ** (1 / 7) - highest ** (1 / 7))) ** 7
+
+
+def dpm_fast(run: Run) -> Tensor:
+    """Lu et al. 2022 (arXiv:2206.00927), section 3.3: steps of three calls, then of fewer, to the lowest sigma."""
+    x, n = run.x, len(run.sigmas) - 1
+    orders = [3] * (n // 3 - 1) + [2, 1] if n % 3 == 0 else [3] * (n // 3) + [n % 3]
+    start, end = -run.sigmas[0].log(), -run.sigmas[-2].log()
+    for order, (here, there) in zip(orders, pairwise(torch.linspace(start, end, len(orders) + 1)), strict=True):
+        down, _ = split((-here).exp(), (-there).exp(), run.eta)
+        to = torch.minimum(end, -down.log())
+        up = ((-2 * there).exp() - (-2 * to).exp()).clamp(min=0).sqrt()
+        x = _singlestep(run, x, here, to, order) + up * run.normal()
+    return x
+
+
+def _singlestep(run: Run, x: Tensor, here: Tensor, there: Tensor, order: int) -> Tensor:
+    """A step of so many calls, in terms of noise and of minus log sigma."""
+    way = there - here
+    shares = [i / order for i in range(1, order)]
+    first = run.slope(x, (-here).exp())
+
+    def forward(share: float) -> tuple[Tensor, Tensor, Tensor]:
+        sigma = (-(here + share * way)).exp()
+        gone = (share * way).expm1()
+        return sigma, gone, gone / (share * way) - 1
+
+    sigma, gone, bend = forward(1.0)
+    plain = x - sigma * gone * first
+    if order == 1:
+        return plain
+    at, part, _ = forward(shares[0])
+    second = run.slope(x - at * part * first, at)
+    if order == 2:
+        return plain - sigma * gone * (second - first)
+    at, part, curve = forward(shares[1])
+    third = run.slope(x - at * part * first - 2 * at * curve * (second - first), at)
+    return plain - 1.5 * sigma * bend * (third - first)
+
+
+def ddpm(run: Run) -> Tensor:
+    """ComfyUI's: Ho et al. 2020 (arXiv:2006.11239), a step of the reverse process on latents of unit variance."""
+    x = run.x
+    for here, there in pairwise(run.sigmas):
+        noise = run.slope(x, here)
+        total, next_total = 1 / (here**2 + 1), 1 / (there**2 + 1)
+        kept = total / next_total
+        unit = x / (1 + here**2).sqrt()
+        mean = (unit - (1 - kept) * noise / (1 - total).sqrt()) / kept.sqrt()
+        if there > 0:
+            mean = mean + ((1 - kept) * (1 - next_total) / (1 - total)).sqrt() * run.normal()
+        x = mean * (1 + there**2).sqrt()
+    return x
+
+
+def res_multistep(run: Run) -> Tensor:
+    """Exponential integrators of second order (Zhang et al. 2023, arXiv:2308.02157)."""
+    x, last, before = run.x, None, torch.zeros(())
+    for here, there in pairwise(run.sigmas):
+        estimate = run.denoised(x, here)
+        if last is None or there == 0:
+            x = x + (there - here) * (x - estimate) / here
+        else:
+            way = here.log() - there.log()
+            first = (-way).expm1() / -way
+            second = (first - 1) / -way
+            share = -before / way
+            x = (-way).exp() * x + way * ((first - second / share) * estimate + second / share * last)
+        last, before = estimate, here.log() - there.log()
+    return x
+
+
+def gradient_estimation(run: Run) -> Tensor:
+    """Permenter and Yuan 2023 (openreview.net/forum?id=o2ND9v0CeK), with gamma 2."""
+    x, last = run.x, None
+    for here, there in pairwise(run.sigmas):
+        slope = run.slope(x, here)
+        x = x + (there - here) * slope
+        if last is not None and there > 0:
+            x = x + (there - here) * (slope - last)
+        last = slope
+    return x
+
+
+def ipndm(run: Run) -> Tensor:
+    """Zhang and Chen 2022 (arXiv:2204.13902): Adams and Bashforth's weights of even steps, order 4."""
+    adams = ((1,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
+    x, slopes = run.x, []
+    for here, there in pairwise(run.sigmas):
+        estimate = run.denoised(x, here)
+        slopes = [(x - estimate) / here, *slopes][:4]
+        if there == 0:
+            return estimate
+        x = x + (there - here) * sum(w * each for w, each in zip(adams[len(slopes) - 1], slopes, strict=True))
+    return x
+
+
+def er_sde(run: Run) -> Tensor:
+    """Cui et al. 2023 (arXiv:2309.06169): order 3, with integrals as sums of 200 points."""
+
+    def noise(sigma: Tensor) -> Tensor:
+        return sigma * ((sigma**0.3).exp() + 10)
+
+    x, estimates, slopes, levels = run.x, [], [], []
+    for here, there in pairwise(run.sigmas):
+        estimate = run.denoised(x, here)
+        if there == 0:
+            return estimate
+        ratio = noise(there) / noise(here)
+        x = ratio * x + (1 - ratio) * estimate
+        step = (here - there) / 200
+        points = there + torch.arange(200.0) * step
+        if estimates:
+            slope = (estimate - estimates[0]) / (here - levels[0])
+            x = x + (there - here + (step / noise(points)).sum() * noise(there)) * slope
+            if slopes:
+                bend = (slope - slopes[0]) / ((here - levels[1]) / 2)
+                whole = ((points - here) / noise(points) * step).sum()
+                x = x + ((there - here) ** 2 / 2 + whole * noise(there)) * bend
+            slopes = [slope]
+        x = x + run.normal() * (there**2 - (here * ratio) ** 2).clamp(min=0).sqrt()
+        estimates, levels = [estimate], [here, *levels][:2]
+    return x
+
+
+def seeds_2(run: Run) -> Tensor:
+    """Gonzalez et al. 2023 (arXiv:2305.14267), algorithm 2, in terms of minus log sigma."""
+    x = run.x
+    for here, there in pairwise(run.sigmas):
+        estimate = run.denoised(x, here)
+        if there == 0:
+            return estimate
+        way = here.log() - there.log()
+        longer = (1 + run.eta) * way
+        middle = (here * there).sqrt()
+        first, second = run.normal(), run.normal()
+        up = (-(-run.eta * way).expm1()).sqrt()
+        halfway = middle / here * (-run.eta * way / 2).exp() * x - (-longer / 2).expm1() * estimate
+        later = run.denoised(halfway + middle * up * first, middle)
+        shift = (-run.eta * way / 2).exp()
+        x = there / here * (-run.eta * way).exp() * x - (-longer).expm1() * later
+        x = x + there * up * (shift * first + second)
+    return x
+
+
+SAMPLERS: dict[str, Sampler] = {
+    "Euler": euler,
+    "Euler a": euler_ancestral,
+    "Heun": heun,
+    "LMS": lms,
+    "DPM2": dpm_2,
+    "DPM2 a": partial(dpm_2, ancestral=True),
+    "DPM++ 2S a": dpmpp_2s_ancestral,
+    "DPM++ SDE": dpmpp_sde,
+    "DPM++ 2M": dpmpp_2m,
+    "DPM++ 2M SDE": dpmpp_2m_sde,
+    "DPM++ 2M SDE Heun": partial(dpmpp_2m_sde, heuns=True),
+    "DPM++ 3M SDE": dpmpp_3m_sde,
+    "DPM fast": dpm_fast,
+    "LCM": lcm,
+    "Restart": restart,
+    "euler": euler,
+    "euler_ancestral": euler_ancestral,
+    "heun": heun,
+    "dpm_2": dpm_2,
+    "lms": partial(lms, ends_clean=True),
+    "dpmpp_2m": dpmpp_2m,
+    "dpmpp_sde": dpmpp_sde,
+    "dpmpp_2m_sde": dpmpp_2m_sde,
+    "dpmpp_3m_sde": dpmpp_3m_sde,
+    "lcm": lcm,
+    "ddpm": ddpm,
+    "res_multistep": res_multistep,
+    "gradient_estimation": gradient_estimation,
+    "ipndm": ipndm,
+    "er_sde": er_sde,
+    "seeds_2": seeds_2,
+}
