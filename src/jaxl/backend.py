@@ -497,9 +497,9 @@ def open_backend(
         default one of all slots.
     chunks: parts of 75 tokens that a prompt may have; prompts of one part have a lane of their own.
     lanes: what requests may ask for besides: "pag", perturbed-attention guidance of the middle block; "freeu";
-        "cached", for `cache_interval`; "shaped", for `apg_eta`, `cfg_zero`, `mimic_scale` and their kin; "regions", four
-        of an image; "seamless", for pictures that tile; "unguided", so
-        that rows without guidance pay for one branch. All have lanes of their own.
+        "cached", for `cache_interval`; "shaped", for `apg_eta`, `cfg_zero`, `mimic_scale` and their kin; "regions",
+        four of an image; "seamless", for pictures that tile; "unguided", so that rows without guidance pay for one
+        branch. All have lanes of their own.
     lora_dir: a folder of LoRAs that requests may ask for. `lora_rank` is the sum of the ranks that an image may have,
         128 by default; given without a folder, requests may ask for the model's own LoRAs. Images with LoRAs have lanes
         of their own. lora_partial: leave out what a file has for layers that the model lacks, and log it; otherwise
