@@ -20,7 +20,8 @@ def test_the_ingress_does_without_jax() -> None:
 def test_a_replica_does_without_http() -> None:
     """Nor does it import the application before it, by whatever it is started with."""
     code = (
-        "import sys, jaxl.server.ray.replica, jaxl.server.ray.local, jaxl.server.settings as s; s.Loading(s.ModelOptions()).open"
+        "import sys, jaxl.server.ray.replica, jaxl.server.ray.local, jaxl.server.settings as s; "
+        "s.Loading(s.ModelOptions()).open"
     )
     code += "; sys.exit(bool({'fastapi', 'uvicorn', 'ray'} & set(sys.modules)))"
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=600)
