@@ -304,12 +304,18 @@ class Engine:
             except Exception as error:
                 self._fail(lane, [work for _, work in here], error)
         for work in works:
+            if not work.rows_done:
+                work.ticket.left.discard(work.index)
+                continue
+            try:
+                picture = work.finish(early=True)
+            except Exception as error:
+                log.exception("an image was not finished early", exc_info=error)
+                self._settle(work.ticket, _engine_error(error))
+                continue
             with self._wake:
-                if not work.rows_done:
-                    work.ticket.left.discard(work.index)
-                    continue
                 self._finishing += 1
-            self._finisher.submit(self._finish, work, work.finish(early=True))
+            self._finisher.submit(self._finish, work, picture)
         for ticket in stopped:
             ticket.stopped = False  # nothing more is to be done about it
             if not ticket.left:
