@@ -26,5 +26,5 @@ def test_pictures_are_in_their_places() -> None:
 
 
 def test_too_large() -> None:
-    with pytest.raises(jaxl.InputError, match=r"size='\d+x\d+ pixels': the grid has at most"):
+    with pytest.raises(jaxl.InputError, match=r"size='\d+ pixels': a sheet has at most"):
         sheet([Image.new("RGB", (4096, 4096))] * 9, ["1", "2", "3"], ["1", "2", "3"])

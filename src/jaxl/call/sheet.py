@@ -39,8 +39,7 @@ def sheet(
     title = max(size(text)[1] for text in of_pages) if any(of_pages) else 0
     page = title + above + len(rows) * (tall + GAP)
     width, height = aside + len(columns) * (wide + GAP), len(pages) * page
-    if width * height > MAX_PIXELS:
-        raise InputError("size", f"{width}x{height} pixels", f"the grid has at most {MAX_PIXELS}; give fewer values")
+    check_sheet(width * height)
     paper = Image.new("RGB", (width, height), PAPER)
     draw = ImageDraw.Draw(paper)
 
@@ -57,6 +56,12 @@ def sheet(
             for c in range(len(columns)):
                 paper.paste(pictures[(p * len(rows) + r) * len(columns) + c], (aside + c * (wide + GAP), y))
     return paper
+
+
+def check_sheet(pixels: int) -> None:
+    """Raise InputError for a sheet of so many pixels if these are too many."""
+    if pixels > MAX_PIXELS:
+        raise InputError("size", f"{pixels} pixels", f"a sheet has at most {MAX_PIXELS}; give fewer values")
 
 
 def _broken(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:

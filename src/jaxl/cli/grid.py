@@ -93,9 +93,12 @@ def grid(
 def _draw(pipe: Pipeline, wanted: list[dict[str, Any]], progress: ShowProgress | None) -> list[Image.Image]:
     """Return a picture for each, in the running batches of an engine, so that those that differ share them."""
     from jaxl.backend import PipelineBackend
+    from jaxl.call.sheet import check_sheet
     from jaxl.engine import Engine, Request
 
     plans = [pipe.plan(**own) for own in wanted]  # so that a mistake is told before anything is loaded
+    pixels = len(plans) * max(plan.bucket.width for plan in plans) * max(plan.bucket.height for plan in plans)
+    check_sheet(pixels)
     lanes = dict.fromkeys(plan.bucket_of(segment).single for plan in plans for segment in plan.segments)
     backend = PipelineBackend(pipe, pipe.load_params(progress), list(lanes), [max(AT_ONCE, pipe.mesh.size)])
     with Engine(backend, max_waiting=len(wanted)) as engine:
