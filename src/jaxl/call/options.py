@@ -213,8 +213,8 @@ class Conventions(TypedDict, total=False):
     """What programs do in their own ways, beyond the noise.
 
     Attributes:
-        style: "a1111", "comfyui", "diffusers", "invokeai" or "swarmui": sets options of noise, of sampling, of prompts
-            and of this group, where they are not given, to what that program does (docs/guide.md has a table).
+        style: "a1111", "forge", "comfyui", "diffusers", "invokeai" or "swarmui": sets options of noise, of sampling, of
+            prompts and of this group, where they are not given, to what that program does (docs/guide.md has a table).
         negative_clip_skip: `clip_skip` of the negative prompt; by default 0, as in diffusers, where others skip both.
         emphasis: what the weight of a word does to its embedding: "original", the default, A1111's: it is multiplied,
             and the text's mean is restored; "no_norm", without the latter; "comfyui": it moves away from the

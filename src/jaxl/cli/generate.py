@@ -89,7 +89,9 @@ def generate(
     ] = None,
     style: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Draw as a1111, comfyui, diffusers, invokeai or swarmui does with a seed."),
+        typer.Option(
+            metavar="NAME", help="Draw as a1111, forge, comfyui, diffusers, invokeai or swarmui does with a seed."
+        ),
     ] = None,
     step_noise: Annotated[
         str | None, typer.Option(metavar="NAME", help="The same for the noise of steps, where it is another's.")

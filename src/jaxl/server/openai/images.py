@@ -132,7 +132,7 @@ class ImageRequest(BaseModel):
     speed: Literal["exact", "balanced", "fast"] | None = None
     seed: Seed | None = Field(None, description="Of the first image; random by default, or -1.")
     noise: Name | None = Field(None, description="Whose the seed is: jaxl, torch, nv, cuda, cuda:t4 and so on.")
-    style: Name | None = Field(None, description="Draw as a1111, comfyui, diffusers, invokeai or swarmui does.")
+    style: Name | None = Field(None, description="Draw as a1111, forge, comfyui, diffusers, invokeai or swarmui does.")
     step_noise: Name | None = Field(None, description="The same for the noise of steps; by default as noise.")
     sde_noise: Literal["brownian", "brownian_run", "draws"] | None = None
     eta_noise_seed_delta: Delta | Literal["inverted"] | None = Field(
