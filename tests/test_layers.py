@@ -95,6 +95,7 @@ def test_exported_names() -> None:
         "Bucket",
         "CheckpointError",
         "Control",
+        "Hires",
         "ImagePrompt",
         "InputError",
         "JaxlError",
