@@ -8,9 +8,9 @@ from PIL import Image
 from upscaler_files import golden, saved, weights_of
 
 import jaxl
+from jaxl.call.enlarging import Enlarging
 from jaxl.call.hires import RESAMPLED, Hires, a1111_upscaler, find_upscaler
 from jaxl.call.interpolation import interpolated
-from jaxl.call.second_pass import Enlarging
 from jaxl.call.upscale import RESAMPLINGS
 from jaxl.errors import InputError
 

@@ -96,6 +96,7 @@ def test_exported_names() -> None:
         "Bucket",
         "CheckpointError",
         "Control",
+        "Hires",
         "ImagePrompt",
         "InputError",
         "JaxlError",

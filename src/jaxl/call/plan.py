@@ -13,6 +13,7 @@ import numpy as np
 
 from jaxl.call import arguments
 from jaxl.call.controls import PlannedControl, networks_of, plan_controls, read_controls
+from jaxl.call.enlarging import Enlarging
 from jaxl.call.image_prompts import PlannedImagePrompt, places_of, plan_image_prompts, read_image_prompts
 from jaxl.call.lexicon import Lexicon
 from jaxl.call.loras import adapter_set, at_step, distilled_preset, read_loras, starts
@@ -31,7 +32,6 @@ from jaxl.call.options import (
 from jaxl.call.prompts import Chunk, read_prompts
 from jaxl.call.regions import PlannedRegion, read_regions, shares_of
 from jaxl.call.row_noise import RowNoise
-from jaxl.call.second_pass import Enlarging
 from jaxl.call.sizes import rounds, smallest_that_fits
 from jaxl.call.starts import Paste, Picture, default_size, lengthened, read_sources, read_starts, span
 from jaxl.call.styles import styled

@@ -1,28 +1,22 @@
-"""The plan of a second pass, and the pictures that it starts from, made of what the first one leaves."""
+"""The plan of a second pass, made of that of the first and of the options of the call."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, cast
+from dataclasses import replace
+from typing import Any, cast
 
 import numpy as np
-from PIL import Image
 
 from jaxl.call import arguments
+from jaxl.call.enlarging import Enlarging
 from jaxl.call.hires import PREFIX, Hires, read_upscaler
-from jaxl.call.images import MAX_PIXELS, to_array
-from jaxl.call.interpolation import MODES, interpolated
 from jaxl.call.options import DrawOptions
+from jaxl.call.plan import Plan
 from jaxl.call.region import Region
-from jaxl.call.starts import Picture
-from jaxl.call.upscale import Size, Told, enlarged
 from jaxl.errors import InputError
-
-if TYPE_CHECKING:
-    from jaxl.call.plan import Plan
-    from jaxl.run.model import Model
-    from jaxl.run.upscaler import Upscaler
+from jaxl.run.model import Model
+from jaxl.run.upscaler import Upscaler
 
 # options that a first pass alone has
 OF_FIRST = ("latents", "timesteps", "sigmas", "hires")
@@ -35,47 +29,6 @@ WITHOUT: Mapping[str, str] = {
     "denoising_start": "a second pass begins anew; leave one of the two out",
     "denoising_end": "another model goes on at the same size; leave one of the two out",
 }
-
-
-@dataclass(frozen=True, eq=False)
-class Enlarging:
-    """The way from what a first pass leaves to what a second one starts from.
-
-    An image is enlarged to the size `cover`, by latents of `factor` pixels or by pixels, and its middle is `kept`.
-    """
-
-    upscaler: Upscaler | str
-    cover: Size
-    kept: Size
-    factor: int
-
-    @property
-    def of_latents(self) -> bool:
-        """Whether latents are enlarged; if not, the image is decoded before."""
-        return isinstance(self.upscaler, str) and self.upscaler in MODES
-
-    def latents(self, latents: np.ndarray) -> list[Picture]:
-        """Return the start of each image, from latents [B, h, w, C]."""
-        assert isinstance(self.upscaler, str)
-        width, height, left, top, across, down = (
-            side // self.factor for side in (*self.cover, *self._beyond, *self.kept)
-        )
-        made = interpolated(latents, self.upscaler, height, width)[:, top : top + down, left : left + across]
-        return [Picture(own[None], encoded=True) for own in made]
-
-    def pixels(self, image: Image.Image, progress: Told | None = None) -> Picture:
-        """Return the start of an image, from the image itself."""
-        made = enlarged(image, self.upscaler, self.cover, f"{PREFIX}scale", MAX_PIXELS, progress)
-        left, top = self._beyond
-        return Picture(to_array(made.crop((left, top, left + self.kept[0], top + self.kept[1])))[None])
-
-    @property
-    def _beyond(self) -> Size:
-        """The pixels that are left out at the left and at the top, by whole latents."""
-        left, top = (
-            (all - own) // self.factor // 2 * self.factor for all, own in zip(self.cover, self.kept, strict=True)
-        )
-        return left, top
 
 
 def plan_second_pass(
