@@ -41,7 +41,7 @@ from jaxl.run.sharding import make_mesh, place_parameters
 from jaxl.server.app import create_app
 from jaxl.server.service import Service
 from jaxl.server.settings import Settings
-from jaxl.weights.layout import flatten, unflatten
+from jaxl.weights.layout import aligned, flatten, placed, unflatten
 from jaxl.weights.source import EMBEDDED
 
 PATH = "/v1/images/generations"
@@ -153,13 +153,12 @@ def swap(args: Any) -> dict[str, Any]:
     mesh = make_mesh()
     shapes = place_parameters(Model.from_configs(SDXL_BASE).shapes(jnp.bfloat16), mesh, split=False)["unet"]
     random = np.random.default_rng(0)
-    leaves = {key: random.bytes(2 * int(np.prod(leaf.shape))) for key, leaf in flatten(shapes).items()}
-    device = unflatten(
-        {
-            key: jax.device_put(np.frombuffer(leaves.pop(key), leaf.dtype).reshape(leaf.shape), leaf.sharding)
-            for key, leaf in flatten(shapes).items()
-        }
-    )
+
+    def leaf(shape: Any) -> jax.Array:
+        numbers = np.frombuffer(random.bytes(2 * int(np.prod(shape.shape))), shape.dtype).reshape(shape.shape)
+        return placed(aligned(numbers), shape.sharding)
+
+    device = unflatten({key: leaf(shape) for key, shape in flatten(shapes).items()})
     host, swaps, copies = parts.on_host(device), [], []
     del device
     on_cpu = jax.devices()[0].platform == "cpu"
@@ -168,8 +167,8 @@ def swap(args: Any) -> dict[str, Any]:
         jax.block_until_ready(parts.on_devices(host, shapes))
         swaps.append(time.perf_counter() - began)
         began = time.perf_counter()
-        for leaf in flatten(host).values():
-            np.array(leaf) if on_cpu else jax.device_put(leaf, jax.devices()[0]).block_until_ready()
+        for array in flatten(host).values():
+            np.array(array) if on_cpu else jax.device_put(array, jax.devices()[0]).block_until_ready()
         copies.append(time.perf_counter() - began)
     gigabytes = parts.nbytes(shapes) / 1e9
     return {

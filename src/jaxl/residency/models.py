@@ -18,6 +18,7 @@ from jaxl.engine.backend import Batch, Lora, Served
 from jaxl.errors import CheckpointError, EngineError, InputError, JaxlError, is_out_of_memory, nearest
 from jaxl.pipeline import ShowProgress
 from jaxl.residency.catalogue import FRESH, Catalogue
+from jaxl.residency.memory import give_back
 from jaxl.residency.order import ModelImage, ModelLane, Order
 from jaxl.residency.policy import choose, kept, total
 from jaxl.residency.resident import Resident, served
@@ -215,6 +216,7 @@ class Models:
         try:
             for each in leaving:
                 self._leave(each)
+            give_back()
             coming.load(self._others(coming))
             self._check_room(coming)
             failed = None
@@ -222,6 +224,7 @@ class Models:
             log.error("%s was not loaded: %s", coming.name, error, exc_info=not isinstance(error, JaxlError))
             failed = _load_error(coming.name, error)
             coming.leave()
+        give_back()
         with self._lock:
             coming.error = failed
             self._coming, self._told = None, float("-inf")

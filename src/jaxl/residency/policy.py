@@ -99,7 +99,7 @@ def total(parts: Iterable[Mapping[str, int]]) -> int:
 
 
 def kept(held: Sequence[Standing[Name]], budget: int, latest: Name) -> Collection[Name]:
-    """Return which models stay in host memory as many as fit: the `latest`, those not on the devices, the last used."""
+    """Return which models stay in host memory: `latest`, then those not on the devices, those last used first."""
     staying: list[Standing[Name]] = []
     for model in sorted(held, key=lambda model: (model.name != latest, model.here, -model.used)):
         if fits([*staying, model], budget):

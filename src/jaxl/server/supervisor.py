@@ -21,6 +21,7 @@ from uvicorn import Config, Server
 
 from jaxl.engine import AnyEngine, Engine
 from jaxl.errors import DrainingError, EngineError, InputError, JaxlError
+from jaxl.residency.memory import give_back
 from jaxl.server.app import Front, create_app
 from jaxl.server.connections import Connection
 from jaxl.server.service import Service
@@ -133,6 +134,7 @@ class Supervisor:
         if isinstance(self.engine, Engine):
             self.engine.replace(backend)
             gc.collect()  # what the old one leaves has circles
+            give_back()
             self._learn(backend.defaults)
             self.say(f"loaded {name} anew in {loaded.seconds:.1f} s")
             return
@@ -196,6 +198,7 @@ class Supervisor:
         if self.loading or not isinstance(self.engine, Engine) or not self.engine.unload():
             return False
         gc.collect()
+        give_back()
         self.say(f"unloaded {self.settings.model}; the next request loads it again")
         return True
 
