@@ -15,6 +15,7 @@ from jaxl.errors import CancelledError, InputError, QueueFullError
 from jaxl.server import events
 from jaxl.server.errors import ApiError
 from jaxl.server.events import EventStream
+from jaxl.server.keys import ANYBODY
 from jaxl.server.service import Service, Stream
 from jaxl.server.settings import Settings
 
@@ -275,7 +276,7 @@ def test_draw_that_is_cancelled_frees_the_place(
         connection = Connection()
         from starlette.requests import Request
 
-        http = Request({"type": "http", "state": {"request_id": "x"}}, connection.receive)
+        http = Request({"type": "http", "state": {"request_id": "x", "key": ANYBODY}}, connection.receive)
 
         async def draw() -> None:
             async with service.attended(http, {"prompt": "a", "steps": 1000}) as stream:

@@ -24,7 +24,7 @@ from jaxl.server import logs
 from jaxl.server.errors import NO_RETRY, ApiError
 
 Verdict = Literal["pass", "blur", "refuse"]
-VERDICTS: tuple[str, ...] = get_args(Verdict)
+VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 GROUP = "jaxl.filters"
 # the part of a picture's longer side over which it is blurred
 BLUR = 1 / 16
@@ -36,14 +36,14 @@ class Filter:
     """A filter, and how it was named."""
 
     name: str
-    look: Callable[[Image.Image, str], Verdict]
+    look: Callable[[Image.Image, str], Any]
 
     def verdict(self, picture: Image.Image, prompt: str) -> Verdict:
         """Return what becomes of a picture. Raises whatever the filter does, and TypeError for what is no verdict."""
-        verdict = self.look(picture.copy(), prompt)  # so that what it draws on is its own
-        if verdict not in VERDICTS:
-            raise TypeError(f"the filter {self.name} returned {verdict!r}, which is none of {', '.join(VERDICTS)}")
-        return verdict
+        said = self.look(picture.copy(), prompt)  # so that what it draws on is its own
+        if said not in VERDICTS:
+            raise TypeError(f"the filter {self.name} returned {said!r}, which is none of {', '.join(VERDICTS)}")
+        return said
 
 
 def blurred(picture: Image.Image) -> Image.Image:
