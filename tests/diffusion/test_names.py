@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from jaxl.diffusion.names import _LACKING, a1111_name
+from jaxl.diffusion.names import _LACKING, a1111_name, find_name
 from jaxl.diffusion.schedule import SchedulerConfig
 from jaxl.diffusion.schedulers import DIFFUSERS_CLASSES, SCHEDULERS, SOLVERS
 from jaxl.diffusion.tables import scheduler_name
@@ -140,3 +140,8 @@ def test_other_names_are_refused(name: object) -> None:
     with pytest.raises(InputError, match=r"scheduler=.*known: ") as caught:
         scheduler_name(CONFIG, name)  # pyright: ignore[reportArgumentType]
     assert all(solver in str(caught.value) for solver in SOLVERS)
+
+
+def test_lcm_with_a_sigma_schedule_is_that_over_sigmas() -> None:
+    assert find_name("LCM") == "lcm"
+    assert find_name("lcm sgm_uniform") == "lcm_sigmas_sgm_uniform"

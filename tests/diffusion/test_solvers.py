@@ -40,7 +40,7 @@ def test_a_solver_is_found_by_its_names(name: str) -> None:
 
 
 # those that add noise, and have no scale of it to choose
-NOISE_WITHOUT_ETA = {"ddpm", "er_sde", "lcm", "restart"}
+NOISE_WITHOUT_ETA = {"ddpm", "er_sde", "lcm", "lcm_sigmas", "restart"}
 
 
 @pytest.mark.parametrize("name", SOLVERS)

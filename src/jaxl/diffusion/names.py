@@ -19,6 +19,9 @@ AUTOMATIC: Mapping[str, str] = {name: solver.automatic for name, solver in SOLVE
 # the levels that the checkpoint's config asks for, which have no name elsewhere
 CHECKPOINT = "Checkpoint"
 
+# who stands in for a solver where a sigma schedule is asked for that it cannot follow
+_OVER_SIGMAS: Mapping[str, str] = {"lcm": "lcm_sigmas"}
+
 _NO_SCHEDULE = ("", "automatic", "checkpoint")
 
 # what others have and jaxl lacks, with the nearest it has
@@ -52,6 +55,10 @@ def find_name(name: str) -> str:
                     for schedule in solver.schedules:
                         if rest in _schedule_spellings(schedule):
                             return f"{solver.name}_{schedule}"
+        for name_of, other in _OVER_SIGMAS.items():
+            for schedule in SOLVERS[other].schedules:
+                if plain in [name_of + each for each in _schedule_spellings(schedule)]:
+                    return f"{other}_{schedule}"
     raise InputError("scheduler", name, _nearest(name))
 
 

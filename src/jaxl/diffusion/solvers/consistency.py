@@ -96,7 +96,7 @@ SOLVERS = (
         diffusers=DiffusersClass("LCMScheduler", defaults=LATENT_SCHEDULE, options=_OPTIONS),
         a1111="LCM",
     ),
-    Solver("lcm_sigmas", lcm_sigmas, distilled_levels, aliases=("lcm",)),
+    Solver("lcm_sigmas", lcm_sigmas, distilled_levels),
     Solver(
         "tcd",
         tcd,
