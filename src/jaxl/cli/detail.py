@@ -82,7 +82,7 @@ def detail(
 
     in_background(make)
     if not quiet:
-        note(f"{len(wanted)} parts, seed {asked['seed']}")
+        note(f"parts: {len(wanted)}, seed {asked['seed']}")
     print_line(json.dumps({"output": output, "parts": len(wanted), "seed": asked["seed"]}) if as_json else output)
 
 

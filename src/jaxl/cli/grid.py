@@ -49,7 +49,7 @@ def grid(
 
     \b
     jaxl grid "a cat" --x steps=4,8,16 --y "sampler=euler,DPM++ 2M,ddim" --seed 3 -o grid.png
-    jaxl grid "a red cat" --x "prompt s/r=red,green,blue" --y "cfg scale=2-8[3]" --set size=128x128 -o grid.png
+    jaxl grid "a red cat" --x "prompt s/r=red,green,blue" --y "cfg scale=2-8[3]" --set steps=12 -o grid.png
 
     Names are those of `jaxl.Pipeline.generate` or A1111's. Nothing is compiled for a value but sizes and the like, and
     pictures are drawn several at a time.
