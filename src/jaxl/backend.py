@@ -318,13 +318,13 @@ class PipelineBackend:
             images = [own.followed_by(other) for own, other in zip(images, larger, strict=True)]
         return images
 
-    def feed(self, images: Sequence[PlannedImage], plan: Plan) -> None:
-        """Make what the programs are fed for those images of a plan that have nothing yet."""
-        for own, passes in zip(plan.passes, zip(*(image.passes for image in images), strict=True), strict=True):
-            for each, inputs in zip(passes, self.pipe.inputs(self.params, own).by_image(), strict=True):
-                if each.inputs is None:
+    def feed(self, images: Sequence[PlannedImage | None], plan: Plan) -> None:
+        """Make what the programs are fed for those images of a plan that have nothing yet; None are gone."""
+        for number, own in enumerate(plan.passes):
+            for image, inputs in zip(images, self.pipe.inputs(self.params, own).by_image(), strict=True):
+                if image is not None and image.passes[number].inputs is None:
                     inputs.prepare()  # so that the engine's thread, for which all images wait, need not
-                    each.inputs = inputs
+                    image.passes[number].inputs = inputs
 
     def keeps(self, lane: Running) -> bool:
         """Return whether a lane has the weights that all share: its adapters' own take memory, for each set of them."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import shutil
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,15 @@ def test_equal_networks_are_held_once(engine: Engine, models: Models) -> None:
     one, two = (models.open(name).backend.params for name in ("m0", "m2"))
     assert one["vae"] is two["vae"]
     assert one["unet"] is not two["unet"]
+
+
+def test_what_left_is_free_at_once(engine: Engine, models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing else holds its parameters, not even until garbage is collected."""
+    monkeypatch.setattr(models, "host_memory", 0)
+    drawn(engine, {"model": "m1"})
+    leaf = weakref.ref(models.open("m1").backend.params["unet"]["conv_in"]["bias"])
+    drawn(engine, {"model": "m2"}, {"model": "m3"})
+    assert leaf() is None
 
 
 def test_a_replaced_file_is_another_model(

@@ -113,7 +113,7 @@ class Models:
     def read(self, arguments: Mapping[str, Any]) -> Sequence[ModelImage]:
         resident = self.open(arguments.get("model") or self.first.name)
         given = {name: value for name, value in arguments.items() if name != "model"}
-        return Order(resident, resident.backend.pipe.plan(**given)).images
+        return Order(resident, resident.backend.pipe.plan(**given)).images()
 
     def attend(self, waiting: Sequence[ModelImage], running: Sequence[ModelImage], tell: Callable[[], None]) -> None:
         now, busy = time.monotonic(), {image.resident for image in running}
@@ -160,6 +160,7 @@ class Models:
         resident = drawing.resident
         resident.using.add(drawing)
         picture = resident.backend.finish(drawing, state, early)
+        drawing.forget()
 
         def wait() -> Image.Image:
             try:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
+from weakref import ref
 
 from jaxl.backend import PlannedImage
 from jaxl.call.plan import Plan
@@ -60,7 +61,14 @@ class Order:
     def __init__(self, resident: Resident, plan: Plan):
         self.resident = resident
         self.plan = plan
-        self.images = [self._image(planned) for planned in resident.backend.images(plan)]
+        # weakly: what images are fed holds parameters, which must be free as soon as the images are gone
+        self._images: list[ref[ModelImage]] = []
+
+    def images(self) -> list[ModelImage]:
+        """Return its images; it knows them from then on."""
+        images = [self._image(planned) for planned in self.resident.backend.images(self.plan)]
+        self._images = [ref(image) for image in images]
+        return images
 
     def _image(self, planned: PlannedImage) -> ModelImage:
         stages = tuple(replace(stage, lane=ModelLane(self.resident, stage.lane)) for stage in planned.stages)
@@ -74,12 +82,12 @@ class Order:
 
     def _prepare(self, tell: Callable[[], None]) -> None:
         try:
-            self.resident.backend.feed(self.images, self.plan)
+            self.resident.backend.feed([known() for known in self._images], self.plan)
         except Exception as error:
             if not isinstance(error, JaxlError):
                 log.exception("a request could not be prepared", exc_info=error)
                 error = EngineError(f"the devices failed: {' '.join(str(error).split())[:200]}")
-            for image in self.images:
+            for image in filter(None, (known() for known in self._images)):
                 image.failed = error
         self.resident.using.discard(self)
         tell()
