@@ -10,6 +10,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -579,13 +580,13 @@ def test_second_passes(capsys: pytest.CaptureFixture[str], small: Any) -> None:
         assert np.abs(np.asarray(got, np.int16) - np.asarray(wanted, np.int16)).max() <= 1
         assert "Hires resize: 96x64, Hires steps: 3" in got.text["parameters"]  # pyright: ignore[reportAttributeAccessIssue]
     written = read_settings("out.png")
-    assert (written["hires"], written["width"]) == (hires.facts, 64)
+    assert (Hires(**written["hires"]), written["width"]) == (hires, 64)
     again = ("--model", model, "--quiet", "-o", "same.png")
     assert run(["generate", "--like", "out.png", *again]) == 0
     with Image.open("out.png") as first, Image.open("same.png") as second:
         np.testing.assert_array_equal(np.asarray(first), np.asarray(second))
     assert run(["generate", "--like", "out.png", "--hires-upscaler", "Lanczos", *again]) == 0
-    assert read_settings("same.png")["hires"] == {**hires.facts, "upscaler": "lanczos"}
+    assert Hires(**read_settings("same.png")["hires"]) == replace(hires, upscaler="lanczos")
 
 
 @pytest.mark.parametrize(
