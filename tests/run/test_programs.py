@@ -30,6 +30,7 @@ FULL = Bucket(
     pag_layers=("mid_block",),
     freeu=True,
     cached=True,
+    shaped=True,
     room=Room(8, 16, scaled=True),
     text_room=Room(32),
     controls=(ControlNetConfig(SMALL, 3, (8, 8, 16, 16), bgr=True, pooled=False),),
