@@ -144,7 +144,7 @@ def test_a_second_pass_goes_on_where_the_first_one_ended() -> None:
         "[a:b:1.5]": ((0, "a"), (18, "b")),
         "[a:b:6]": ((0, "a"), (4, "b")),  # before what is run
         "[a:b:14]": ((0, "a"), (12, "b")),
-        "[a:b:2.5]": ((0, "a"),),
+        "[a:b:2.0]": ((0, "a"),),
     }
     assert {prompt: schedule(prompt, steps) for prompt in expected} == expected
     (*_, eighth, ninth) = schedule("[a|b|c]", replace(steps, total=10))

@@ -109,18 +109,18 @@ def _texts(group: _Group, steps: Steps) -> list[str]:
             raise BrokenSyntaxError(group.start, "a bracket with both '|' and ':'")
         return alternating(parts, steps)
     if group.opening == "[" and group.marks and (len(parts) > 2 or _LIKE_A_NUMBER.fullmatch(group.last)):
-        _check_switch(group)
+        _check_switch(group, 1 if steps.earlier is None else 2)
         before, after, _ = [[""], *parts][-3:]
         return switching(before, after, group.last, steps)
     marked = [text for part, mark in zip(parts, [*group.marks, ""], strict=True) for text in (part, mark)]
     return joined([group.opening, *marked, _CLOSING[group.opening]])
 
 
-def _check_switch(group: _Group) -> None:
+def _check_switch(group: _Group, most: int) -> None:
     if len(group.parts) > 3:
         raise BrokenSyntaxError(group.start, "more than two colons in [from:to:when]")
     when = group.last
-    if not _NUMBER.fullmatch(when) or float(when) < 0 or ("." in when and float(when) > 1):
+    if not _NUMBER.fullmatch(when) or float(when) < 0 or ("." in when and float(when) > most):
         wanted = "a step such as 8 or a fraction such as 0.4"
         raise BrokenSyntaxError(group.start, f"{shortened(when)} is not {wanted}, as in [from:to:when],")
 
