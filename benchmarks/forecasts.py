@@ -24,7 +24,7 @@ import jaxl
 from jaxl.bench.quality import compare
 from jaxl.call.plan import WHOLE_SHARE
 from jaxl.diffusion import loop
-from jaxl.diffusion.loop import Features, Row, Slots
+from jaxl.diffusion.loop import Row, Slots
 from jaxl.run import steps
 from jaxl.run.bucket import Bucket, Conditioning
 from jaxl.run.model import Model
@@ -88,7 +88,7 @@ def run_step(
     """Run a row: a whole one, or one of another kind by what is known."""
     features, output, estimate = (jnp.tensordot(weights, each, 1) for each in jax.tree.leaves(known))
 
-    def denoise(x: Array, row: Row, _: Features) -> tuple[Array, Features]:
+    def denoise(x: Array, row: Row, _: Any) -> tuple[Array, Any]:
         c_in, c_skip, c_out = (row[name][:, None, None, None] for name in ("c_in", "c_skip", "c_out"))
         told = {**row, "shallow": jnp.broadcast_to(kind == FEATURES, row["shallow"].shape).astype(jnp.float32)}
 
@@ -96,9 +96,10 @@ def run_step(
             return jnp.where(kind == OUTPUT, output, (estimate - c_skip * x / c_in) / c_out), features
 
         def network() -> tuple[Array, Array]:
-            given, deep = steps.denoise(model, bucket, params, (), cond, x, told, features)
-            assert deep is not None
-            return given, deep
+            given, kept = steps.denoise(model, bucket, params, (), cond, x, told, Features(features, None))
+            assert isinstance(kept, Features)
+            assert isinstance(kept.deep, Array)
+            return given, kept.deep
 
         given, deep = jax.lax.cond(kind >= OUTPUT, forecast, network)
         return given, (deep, given)
@@ -124,7 +125,9 @@ def main() -> None:
     plan = pipe.plan(captions(args.pictures), **how, cache_interval=2)
     inputs, bucket, count = pipe.inputs(params, plan), plan.bucket, plan.count
     begun, cond = pipe.programs.get(START, bucket)(inputs.beginning()), inputs.conditioning(plan.segments[0], bucket)
-    deep = pipe.programs.no_features(bucket)
+    none = pipe.programs.no_features(bucket)
+    assert none is not None
+    deep = none.deep
     assert deep is not None
     step = jax.jit(partial(run_step, pipe.model, bucket))
 

@@ -88,7 +88,8 @@ def alike(args: Any) -> dict[str, Any]:
         for name, source in sources:
             of_model = [i for i, each in enumerate(bodies) if each["model"] == name]
             with Engine(open_backend(source, **options)) as engine:
-                app = create_app(Service(engine, Settings(**models.defaults | {"model": name})))
+                own: dict[str, Any] = {**models.defaults, "model": name}
+                app = create_app(Service(engine, Settings(**own)))
                 alone = asyncio.run(drawn(app, [bodies[i] for i in of_model], 1))[0]
             wrong += sum(pictures[i] != picture for i, picture in zip(of_model, alone, strict=True))
     return {

@@ -146,7 +146,8 @@ def test_prompts_have_second_passes_of_their_own(small: Any) -> None:
 
 
 def test_prompts_go_on_to_change(small: Any) -> None:
-    plan = small[0].plan("[a cat:a dog:0.5] [by night:1.5]", steps=4, hires=Hires(strength=0.5))
+    text = "[a cat:a dog:0.5] [by night:1.5]"
+    plan = small[0].plan(text, prompt_syntax="lenient", steps=4, hires=Hires(strength=0.5))
     assert [(segment.rows, segment.version) for segment in plan.segments] == [(2, 0), (2, 1)]
     assert [segment.rows for segment in plan.second.segments] == [2, 2]
 
