@@ -96,10 +96,10 @@ def run_step(
             return jnp.where(kind == OUTPUT, output, (estimate - c_skip * x / c_in) / c_out), features
 
         def network() -> tuple[Array, Array]:
-            given, kept = steps.denoise(model, bucket, params, (), cond, x, told, Features(features, None))
-            assert isinstance(kept, Features)
-            assert isinstance(kept.deep, Array)
-            return given, kept.deep
+            given, kept = steps.denoise(model, bucket, params, (), cond, x, told, steps.Features(features, None))
+            assert kept is not None
+            assert kept.deep is not None
+            return given, jnp.asarray(kept.deep)
 
         given, deep = jax.lax.cond(kind >= OUTPUT, forecast, network)
         return given, (deep, given)

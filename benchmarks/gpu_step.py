@@ -248,7 +248,7 @@ def told(programs: Programs, bucket: Bucket, unet: dict[str, Any]) -> Conditioni
         freeu=None,
         inpaint=None,
         adapters=None,
-        regions=[],
+        regions=(),
         controls=(),
         image_prompts=(),
     )
