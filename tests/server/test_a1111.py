@@ -114,7 +114,8 @@ class TestWebuiapi:
         assert api.util_get_sampler_names() == ["DDIM", "DPM++ 2M", "Euler"]
         assert api.util_get_scheduler_names() == ["automatic", "checkpoint", "karras"]
         assert [each["name"] for each in api.get_upscalers()] == ["None", "Lanczos", "Nearest"]
-        assert api.get_latent_upscale_modes() == api.get_sd_vae() == api.get_hypernetworks() == []
+        assert [each["name"] for each in api.get_latent_upscale_modes()][:2] == ["Latent", "Latent (antialiased)"]
+        assert api.get_sd_vae() == api.get_hypernetworks() == []
         assert api.get_face_restorers() == api.get_realesrgan_models() == api.get_prompt_styles() == []
         assert api.get_scripts() == {"txt2img": ["controlnet"], "img2img": ["controlnet"]}
         assert api.get_embeddings() == {"loaded": {}, "skipped": {}}
