@@ -541,7 +541,7 @@ def test_like_another_picture(capsys: pytest.CaptureFixture[str], small: Any) ->
     assert run(["generate", "--like", "theirs.png", *flags]) == 0
     out, err = capsys.readouterr()
     taken, *lacking, summary = err.splitlines()
-    names = "guidance_scale, noise, prompt, prompt_syntax, scheduler, seed"
+    names = "guidance_scale, noise, prompt, prompt_syntax, scheduler, seed, style"
     assert taken == f"jaxl: settings of theirs.png, by A1111 v1.10.1: {names}"
     lines = [
         "the checkpoint base; draw with it, as --model",
