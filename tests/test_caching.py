@@ -228,11 +228,11 @@ def test_features_have_the_dtype_of_the_compute_and_lie_with_their_images(small:
     pipe, _ = small
     half = jaxl.Pipeline(pipe.checkpoint, LoadOptions(dtype=jnp.bfloat16, mesh=jaxl.make_mesh()))
     bucket = half.plan(["a cat"] * 8, **SMALL, cache_interval=2).bucket
-    features = half.programs.no_features(bucket)
-    assert features is not None
+    features: Any = half.programs.no_features(bucket).deep
     assert (features.shape, features.dtype) == ((8, 2, 8, 8, 32), jnp.bfloat16)
     assert {shard.data.shape[0] for shard in features.addressable_shards} == {1}
-    out = half.programs.trace(ADVANCE, bucket).out_info.features
+    out = half.programs.trace(ADVANCE, bucket).out_info.features.deep
     assert (out.shape, out.dtype) == (features.shape, features.dtype)
-    assert half.programs.no_features(bucket.plain).shape[1] == 1  # pyright: ignore[reportOptionalMemberAccess]
-    assert half.programs.no_features(replace(bucket, cached=False)) is None
+    plain: Any = half.programs.no_features(bucket.plain).deep
+    assert plain.shape[1] == 1
+    assert half.programs.no_features(replace(bucket, cached=False)).deep is None
