@@ -97,7 +97,8 @@ def test_commands(tree: Manifests, boxes: Manifests) -> None:
         if "args" in box and box["args"] != ["--version"]:
             name, options = parsed(box["args"], model(tree))
             assert name in ("serve", "inspect")
-            assert options["model"] == model(tree)["MODEL"]
+            own = model(tree)["MODEL"]
+            assert options["model"] == ([own] if name == "serve" else own)
             assert (options["revision"], options["variant"]) == (model(tree)["REVISION"], model(tree)["VARIANT"])
 
 
