@@ -108,10 +108,9 @@ def test_two_servers_in_a_process(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("files", [("deploy/grafana.json",), ("docs/serving.md", "docs/models.md")])
-def test_only_metrics_that_there_are(
-    backend: FakeBackend, engine: Engine, files: tuple[str, ...], tmp_path: Path
-) -> None:
-    backend.served = [Served("a", "a", swaps={"disk": 1})]
+def test_only_metrics_that_there_are(engine: Engine, files: tuple[str, ...], tmp_path: Path) -> None:
+    assert isinstance(engine.backend, FakeBackend)
+    engine.backend.served = [Served("a", "a", swaps={"disk": 1})]
     metrics, key = Metrics(engine), Key("ada", "")
     finished(engine, metrics, images=1, steps=1, key=key, model="a")
     metrics.observe_http("/metrics", 200)
