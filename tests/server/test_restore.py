@@ -182,7 +182,7 @@ def test_what_cannot_be_read_is_told(client: TestClient) -> None:
     text += f"RNG: unknown, Version: v1.10.1, Model hash: 0123456789, Refiner: None, {'ab' * 20}: {'c' * 1000}"
     found = client.post(PATH, json={"image": png(parameters=text)}).json()
     unread = found.pop("unread")
-    assert found == {"prompt": "a castle", "prompt_syntax": "lenient", "program": "A1111"}
+    assert found == {"prompt": "a castle", "prompt_syntax": "lenient", "style": "a1111", "program": "A1111"}
     assert [line.partition(";")[0] for line in unread] == [
         "the checkpoint other (hash 0123456789)",
         "the second pass: Hires upscale: 2, Hires upscaler: Latent, Denoising strength: 3",
