@@ -320,7 +320,9 @@ class Pipeline:
             slots = self.exact.get(START, plan.bucket)(inputs.beginning())
             done = first // at_once * plan.count
             for segment, cond in zip(plan.segments, inputs.conditionings(), strict=True):
-                run = self.exact.get(OBSERVE, plan.bucket_of(segment))
+                bucket = plan.bucket_of(segment)
+                run = self.exact.get(OBSERVE, bucket)
+                slots = replace(slots, features=self.exact.no_features(bucket, slots.features))
                 for _ in range(segment.rows):
                     slots, largest = run(params["unet"], slots, cond, largest)
                     done += 1
