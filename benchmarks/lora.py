@@ -17,6 +17,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +111,8 @@ def prepared(pipe: Pipeline, params: Any, rows: int, **options: Any) -> Iterator
     network, beginning = inputs.network(segment), inputs.beginning()
     controls, given = tuple(each.params for each in plan.networks), pipe.programs.none_given(plan.bucket)
     while True:
-        slots = jax.block_until_ready(start(beginning))
+        slots = replace(start(beginning), features=pipe.programs.no_features(plan.bucket))
+        jax.block_until_ready(slots)
         began = time.perf_counter()
         jax.block_until_ready(run(network, slots, cond, np.int32(rows), controls, given))
         yield time.perf_counter() - began
