@@ -15,8 +15,8 @@ from written_pictures import png
 import jaxl
 
 NAMES = {
-    "a1111": ("Euler a", "DPM++ SDE, Karras", "LCM", "a prompt that changes"),
-    "comfyui": ("dpmpp_2m, karras", "euler, beta", "a weight within another", "clip skip"),
+    "a1111": ("DPM++ SDE, Karras", "LCM", "a prompt that changes"),
+    "comfyui": ("euler, beta", "a weight within another"),
 }
 
 
