@@ -7,7 +7,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import pytest
 import uvicorn
@@ -20,6 +21,9 @@ from jaxl.server.app import create_app
 from jaxl.server.connections import Connection
 from jaxl.server.service import Service
 from jaxl.server.settings import Settings
+
+if TYPE_CHECKING:
+    import webuiapi
 
 SIZES = ((32, 32), (64, 32))
 A_WHILE = 600.0  # no measure of anything: only who fails waits so long
@@ -95,6 +99,17 @@ def url(app: FastAPI, limits: dict[str, Any]) -> Iterator[str]:
     """The address of a real server with the app, without a slash at the end."""
     with _serving(app, limits) as url:
         yield url
+
+
+@pytest.fixture
+def api(url: str) -> Iterator[webuiapi.WebUIApi]:
+    """A client of A1111's API."""
+    import webuiapi  # not in every environment that runs tests of the server
+
+    where = urlsplit(url)
+    api = webuiapi.WebUIApi(host=where.hostname, port=where.port, steps=4)
+    with api.session:
+        yield api
 
 
 @pytest.fixture

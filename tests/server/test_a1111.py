@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from http.client import HTTPConnection
@@ -32,14 +32,6 @@ SLOW = pytest.mark.parametrize("row_seconds", [0.01])
 JSON = {"Content-Type": "application/json"}
 GREY = Image.new("RGB", (32, 32), (90, 120, 150))
 LENIENT = {"prompt_syntax": "lenient"}
-
-
-@pytest.fixture
-def api(url: str) -> Iterator[webuiapi.WebUIApi]:
-    where = urlsplit(url)
-    api = webuiapi.WebUIApi(host=where.hostname, port=where.port, steps=4)
-    with api.session:
-        yield api
 
 
 def encoded(image: Image.Image, **how: Any) -> str:

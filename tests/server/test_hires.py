@@ -5,10 +5,9 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
 import webuiapi
@@ -163,14 +162,6 @@ def test_lists(client: TestClient) -> None:
     modes = [each["name"] for each in client.get("/sdapi/v1/latent-upscale-modes").json()]
     assert modes[:3] == ["Latent", "Latent (antialiased)", "Latent (bicubic)"]
     assert len(modes) == 6
-
-
-@pytest.fixture
-def api(url: str) -> Iterator[webuiapi.WebUIApi]:
-    where = urlsplit(url)
-    api = webuiapi.WebUIApi(host=where.hostname, port=where.port, steps=4)
-    with api.session:
-        yield api
 
 
 def test_webuiapi(api: webuiapi.WebUIApi, asked: list[Mapping[str, Any]]) -> None:

@@ -90,7 +90,6 @@ class Metrics:
             ["key", "limit"],
             registry=self._registry,
         )
-
         self._judged = Counter(
             "jaxl:filtered",
             "Pictures that the operator's filter saw, by its verdict.",
