@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from adapters import adapter
 from controlnets import write_folder, write_lllite, write_t2i_adapter
 from ip_adapters import write
 from PIL import Image
+from small_model import write_copy
 
 from jaxl import Control, ImagePrompt
 from jaxl.backend import PipelineBackend, open_backend
@@ -18,6 +20,7 @@ from jaxl.config import UNetConfig
 from jaxl.engine import Engine, Request
 from jaxl.errors import InputError
 from jaxl.presets import SDXL_BASE
+from jaxl.residency.models import open_models
 
 A_WHILE = 600.0  # no measure of anything: only who fails waits so long
 RNG = np.random.default_rng(5)
@@ -212,14 +215,18 @@ def test_values_that_cannot_work(how: Any, message: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def backend(small: Any, sources: dict[str, str], adapters: dict[str, str]) -> PipelineBackend:
-    """As `jaxl serve` opens it, on one device."""
+def how(small: Any, sources: dict[str, str], adapters: dict[str, str]) -> Iterator[dict[str, Any]]:
+    """As `jaxl serve` opens a model, on one device."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("jaxl.backend.make_mesh", lambda *_: small[0].mesh)
         patch.setattr("jaxl.backend.spare_device", lambda: None)
-        where = small[0].checkpoint.source
-        networks: dict[str, Any] = {"controlnets": [*sources.items()], "ip_adapters": [*adapters.items()]}
-        return open_backend(where, **networks, slots=3, chunks=1, dtype="float32")
+        networks = {"controlnets": [*sources.items()], "ip_adapters": [*adapters.items()]}
+        yield {**networks, "slots": 3, "chunks": 1, "dtype": "float32"}
+
+
+@pytest.fixture(scope="module")
+def backend(small: Any, how: dict[str, Any]) -> PipelineBackend:
+    return open_backend(small[0].checkpoint.source, **how)
 
 
 def test_in_the_engine_each_is_as_alone(backend: PipelineBackend) -> None:
@@ -244,3 +251,25 @@ def test_in_the_engine_each_is_as_alone(backend: PipelineBackend) -> None:
         ):
             with pytest.raises(InputError, match=message):
                 engine.submit(Request({"prompt": "a cat", **asked})).future.result(A_WHILE)
+
+
+def test_of_several_models_each_is_as_alone(
+    small: Any, backend: PipelineBackend, how: dict[str, Any], tmp_path: Path
+) -> None:
+    """Networks are loaded once for all, and each picture is that of its own model."""
+    source = Path(small[0].checkpoint.source)
+    write_copy(source, tmp_path / "other", 1)
+    models = open_models([("own", str(source)), ("other", str(tmp_path / "other"))], **how)
+    other = models.open("other").backend
+    assert all(other.pipe.controls[name] is each for name, each in models.first.backend.pipe.controls.items())
+    kinds = [{"prompt": "a cat", "seed": 3, "steps": 3, "controls": own, "image_prompts": like} for own, like in SETS]
+
+    def drawn(backend: Any, **more: Any) -> list[bytes]:
+        with Engine(backend) as engine:
+            tickets = [engine.submit(Request({**kind, **more})) for kind in kinds]
+            return [ticket.future.result(A_WHILE).images[0].tobytes() for ticket in tickets]
+
+    of_other, own = (drawn(models, model=name) for name in ("other", "own"))
+    assert own == drawn(backend)
+    assert of_other == drawn(open_backend(tmp_path / "other", **how))
+    assert len({*own, *of_other}) == 2 * len(SETS)

@@ -307,6 +307,9 @@ class PipelineBackend:
         self.feed(images, plan)
         return images
 
+    def check(self, arguments: Mapping[str, Any]) -> None:
+        self.images(self.pipe.plan(**arguments))
+
     def images(self, plan: Plan) -> list[PlannedImage]:
         """Return the images of a plan, for which parameters need not be there yet. Raises InputError."""
         first, *more = plan.passes

@@ -21,6 +21,7 @@ from PIL import Image
 from jaxl.bench import serve
 from jaxl.bench.load import Answer, Arrival, Load, arrivals, measure, measure_capacity, summarise
 from jaxl.engine import Engine
+from jaxl.engine.backend import Served
 from jaxl.engine.fake import FakeBackend, FakeDrawing
 from jaxl.errors import InputError, JaxlError
 from jaxl.server.app import create_app
@@ -126,12 +127,13 @@ def test_a_summary() -> None:
 
 
 def test_a_load_of_every_kind() -> None:
-    settings = replace(SETTINGS, api_keys=("a secret",))
-    with server(FakeBackend(row_seconds=0.005, places=8), settings=settings) as url:
-        load = replace(
-            LOAD, url=url, stream_share=0.3, cancel_share=0.2, malformed_share=0.2, deadline=60.0, api_key="a secret"
-        )
-        report = measure(load, check=10)
+    settings, backend = replace(SETTINGS, api_keys=("a secret", "another")), FakeBackend(row_seconds=0.005, places=8)
+    backend.served = Served("tiny", "tiny"), Served("ink", "ink.safetensors")
+    load = replace(LOAD, models=("tiny", "ink"), api_keys=settings.api_keys, deadline=60.0)
+    load = replace(load, stream_share=0.3, cancel_share=0.2, malformed_share=0.2)
+    with server(backend, settings=settings) as url:
+        report = measure(replace(load, url=url), check=10)
+    assert {(arrival.model, arrival.key) for arrival in arrivals(load)} == {(0, 0), (0, 1), (1, 0), (1, 1)}
     planned = Counter(arrival.kind for arrival in arrivals(load))
     assert report.unexpected == 0, report.statuses
     assert report.requests == planned.total()
@@ -199,7 +201,7 @@ def test_a_server_that_refuses() -> None:
         with pytest.raises(JaxlError, match=r"with 401 that should give images: .*key"):
             measure(replace(LOAD, url=url))
         with pytest.raises(JaxlError, match="with 400 that should give images: size=1024: this server draws"):
-            measure(replace(LOAD, url=url, size="1024x1024", api_key="a secret"))
+            measure(replace(LOAD, url=url, size="1024x1024", api_keys=("a secret",)))
 
 
 @pytest.fixture
@@ -209,6 +211,7 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     program.write_text(f"""
 import socket, sys, uvicorn
 from jaxl.engine import Engine
+from jaxl.engine.backend import Served
 from jaxl.engine.fake import FakeBackend
 from jaxl.server.app import create_app
 from jaxl.server.service import Service
@@ -235,9 +238,8 @@ with Engine(FakeBackend(row_seconds=0.005), joins="--static" not in sys.argv) as
 
 def test_joining_beside_static(tmp_path: Path, command: Path) -> None:
     told: list[str] = []
-    results = serve.run(
-        options=["--slots", "4"], shares=(0.3, 0.6), seconds=0.8, steps=(4, 16), api_key="a secret", tell=told.append
-    )
+    load: dict[str, Any] = {"shares": (0.3, 0.6), "seconds": 0.8, "steps": (4, 16), "api_keys": ("a secret",)}
+    results = serve.run(options=["--slots", "4"], **load, tell=told.append)
     assert command.read_text().splitlines() == ["--slots 4", "--slots 4 --static"]
     assert [line.partition(":")[0] for line in told] == ["joining"] * 4 + ["static"] * 3
     assert json.loads(json.dumps(results))["load"]["steps"] == [4, 16]

@@ -1,5 +1,6 @@
 """A whole model of tiny's kind with few layers and random weights, whose programs compile in half the time."""
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 from evaluation import SMALL_UNET
+from safetensors.numpy import load_file, save_file
 
 from jaxl.run.model import Model
 from jaxl.text.tokenizer import Tokenizer
@@ -47,3 +49,12 @@ def write_small_model(folder: Path, few: Mapping[str, Mapping[str, Any]] = FEW) 
         for name in ("tokenizer", "tokenizer_2")
     }
     save_checkpoint(folder, configs, params, {name: tokenizer.save for name, tokenizer in tokenizers.items()})
+
+
+def write_copy(model: Path, to: Path, seed: int, **more: np.ndarray) -> None:
+    """Write a model with other weights in its U-Net alone, in place of one that may be there."""
+    shutil.copytree(model, to, dirs_exist_ok=True)
+    (file,) = (to / "unet").glob("*.safetensors")
+    scale = np.float32(np.random.default_rng(seed).uniform(0.9, 1.1))
+    tensors = {key: array * scale for key, array in load_file(next((model / "unet").glob("*.safetensors"))).items()}
+    save_file(tensors | more, file)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import shutil
+import threading
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,14 +13,16 @@ from typing import Any
 import numpy as np
 import pytest
 from lora_files import write_lora
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
+from small_model import write_copy
 
-from jaxl.backend import open_backend
+from jaxl.backend import PipelineBackend, open_backend
 from jaxl.engine import Engine, Request
 from jaxl.errors import InputError
 from jaxl.residency import catalogue
 from jaxl.residency.models import Models, open_models
 from jaxl.residency.policy import total
+from jaxl.residency.resident import Resident
 
 A_WHILE = 600.0  # no measure of anything: only who fails waits so long
 NAMES = ("m0", "m1", "m2", "m3")
@@ -31,12 +34,16 @@ def how(small: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[s
     """Options as those of tests/server/test_lora_files.py, on one device: so programs are compiled once for both."""
     loras = tmp_path_factory.mktemp("loras")
     write_lora(loras / "pencil.safetensors", small[0].model, 1, 2)
+    rng, words = np.random.default_rng(0), tmp_path_factory.mktemp("words")
+    vectors = {f"clip_{name}": rng.standard_normal((2, width), np.float32) for name, width in (("l", 16), ("g", 32))}
+    save_file(vectors, words / "charm.safetensors")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("jaxl.backend.make_mesh", lambda *_: small[0].mesh)
         patch.setattr("jaxl.backend.spare_device", lambda: None)
         patch.setattr(catalogue, "FRESH", 0.0)
         patch.setattr("jaxl.residency.models.FRESH", 0.0)
-        yield {"lora_dir": loras, "lora_rank": 8, "slots": 3, "chunks": 1, "dtype": "float32"}
+        known = {"lora_dir": loras, "embedding_dir": words}
+        yield {**known, "lora_rank": 8, "slots": 3, "chunks": 1, "dtype": "float32"}
 
 
 @pytest.fixture(scope="module")
@@ -45,15 +52,6 @@ def folder(small: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number, name in enumerate(NAMES):
         write_copy(Path(small[0].checkpoint.source), folder / name, number)
     return folder
-
-
-def write_copy(model: Path, to: Path, seed: int, **more: np.ndarray) -> None:
-    """Write a model with other weights in its U-Net alone, in place of one that may be there."""
-    shutil.copytree(model, to, dirs_exist_ok=True)
-    (file,) = (to / "unet").glob("*.safetensors")
-    scale = np.float32(np.random.default_rng(seed).uniform(0.9, 1.1))
-    tensors = {key: array * scale for key, array in load_file(next((model / "unet").glob("*.safetensors"))).items()}
-    save_file(tensors | more, file)
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +80,7 @@ def test_each_picture_is_its_models_own(
     rng = random.Random(0)
     bodies = [
         {"model": rng.choice(NAMES), "seed": rng.randrange(3), "loras": rng.choice([{}, {"pencil": 0.8}])}
+        | {"prompt": rng.choice(["a cat", "a charm"])}
         for _ in range(16)
     ]
     with compilations() as compiled:
@@ -107,6 +106,47 @@ def test_equal_networks_are_held_once(engine: Engine, models: Models) -> None:
     one, two = (models.open(name).backend.params for name in ("m0", "m2"))
     assert one["vae"] is two["vae"]
     assert one["unet"] is not two["unet"]
+
+
+def test_a_textual_inversion_is_known_to_all(engine: Engine) -> None:
+    words = ("a charm", "a cat", "a dog")
+    for name in ("m1", "m2"):
+        assert len(set(drawn(engine, *({"model": name, "prompt": prompt} for prompt in words)))) == len(words)
+
+
+def test_others_draw_while_a_model_comes(engine: Engine, models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models, "host_memory", 0)
+    drawn(engine, {"model": "m3"})
+    load, comes, may_come = Resident.load, threading.Event(), threading.Event()
+
+    def slow(resident: Resident, *given: Any) -> None:
+        comes.set()
+        assert may_come.wait(A_WHILE)
+        load(resident, *given)
+
+    monkeypatch.setattr(Resident, "load", slow)
+    ticket = engine.submit(Request({"prompt": "a cat", "model": "m2", "steps": STEPS}))
+    assert comes.wait(A_WHILE)
+    drawn(engine, {"model": "m0"})
+    assert not ticket.future.done()
+    may_come.set()
+    ticket.future.result(A_WHILE)
+
+
+def test_a_check_makes_nothing(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither where there are several models, nor where there is one."""
+    monkeypatch.setattr(PipelineBackend, "feed", None)
+    for backend in (models, models.first.backend):
+        backend.check({"prompt": "a cat"})
+        with pytest.raises(InputError, match="steps=0"):
+            backend.check({"prompt": "a cat", "steps": 0})
+
+
+def test_models_in_place_of_others(models: Models, folder: Path, how: dict[str, Any]) -> None:
+    """As after SIGHUP: networks of the pinned ones that have not changed are held once."""
+    named = [(name, str(folder / name)) for name in NAMES[:2]]
+    before, after = models.first.backend.params, open_models(named, before=models, **how).first.backend.params
+    assert all(after[name] is tree for name, tree in before.items())
 
 
 def test_what_left_is_free_at_once(engine: Engine, models: Models, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -19,6 +21,8 @@ from PIL.PngImagePlugin import PngInfo
 from jaxl.engine import Engine
 from jaxl.errors import UnloadedError
 from jaxl.server.a1111.extras import MOST_WAITING, RESAMPLED
+from jaxl.server.app import create_app
+from jaxl.server.keys import Key, digest_of, write_line
 from jaxl.server.service import Service
 from jaxl.server.settings import WITHOUT_NETWORK, Settings, read_upscalers
 
@@ -117,6 +121,24 @@ def test_no_more_wait_than_have_room(client: TestClient, service: Service) -> No
     answer = client.post("/sdapi/v1/extra-single-image", json={"image": encoded(NOISE)})
     assert answer.status_code == 429
     assert int(answer.headers["Retry-After"]) > 0
+
+
+def test_enlarged_pictures_count_for_a_key(engine: Engine, settings: Settings, tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text(write_line(Key("ada", digest_of("secret"), images_per_minute=3, at_once=2)))
+    client = TestClient(create_app(Service(engine, replace(settings, keys=tmp_path / "keys"))))
+    client.headers["Authorization"] = "Bearer secret"
+
+    def ask(pictures: int) -> Any:
+        sent = [{"data": encoded(NOISE)}] * pictures
+        return client.post("/sdapi/v1/extra-batch-images", json={"imageList": sent, "upscaler_1": "4x-Sharp"})
+
+    answers = [ask(pictures) for pictures in (3, 2, 2, 1)]
+    assert [each.status_code for each in answers] == [400, 200, 429, 200]
+    assert answers[0].json()["detail"] == "imageList=3: the key 'ada' has at_once=2; give at most 2"
+    assert "images_per_minute=3" in answers[2].json()["detail"]
+    told = client.get("/metrics").text
+    assert float(re.findall(r'device_seconds_by_key_total\{key="ada"\} (\S+)', told)[0]) > 0
+    assert 'jaxl:refused_by_key_total{key="ada",limit="images_per_minute"} 1.0' in told
 
 
 def test_a_model_that_was_unloaded_is_loaded(service: Service, engine: Engine) -> None:

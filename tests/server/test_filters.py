@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
-from PIL import Image
+from PIL import Image, ImageOps
 
 from jaxl.engine import Engine
 from jaxl.errors import InputError
@@ -22,12 +22,18 @@ from jaxl.server.settings import Settings
 
 # says what its prompt says
 FILTER = """
+from PIL import ImageOps
+
 seen = []
 
 def look(picture, prompt):
     seen.append((picture.size, picture.mode, prompt))
     if prompt == "fail":
         raise ValueError("a secret of the filter's")
+    if prompt == "change":
+        return ImageOps.invert(picture)
+    if prompt == "crop":
+        return picture.crop((0, 0, 8, 8))
     return {"": "pass"}.get(prompt, prompt)
 
 def strange(picture, prompt):
@@ -79,6 +85,18 @@ def test_blur(client: TestClient, engine: Engine, settings: Settings) -> None:
     assert ["parameters" in picture(each["b64_json"]).info for each in (sharp, blurred)] == [True, False]
 
 
+def test_another_picture(client: TestClient, engine: Engine, settings: Settings) -> None:
+    """It leaves in place of the one that was drawn, whose settings it has."""
+    plain = TestClient(create_app(Service(engine, replace(settings, filter=None))))
+    drawn, changed = (
+        picture(each.post("/v1/images/generations", json={"prompt": "change", "seed": 1}).json()["data"][0]["b64_json"])
+        for each in (plain, client)
+    )
+    assert changed.convert("RGB") == ImageOps.invert(drawn.convert("RGB"))
+    assert changed.info["parameters"] == drawn.info["parameters"]
+    assert 'jaxl:filtered_total{verdict="change"} 1.0' in client.get("/metrics").text
+
+
 ROUTES = {
     "/v1/images/generations": lambda prompt: {"prompt": prompt},
     "/v1/chat/completions": lambda prompt: {"messages": [{"role": "user", "content": prompt}]},
@@ -94,7 +112,7 @@ def test_each_api_says_so(client: TestClient, route: str, caplog: pytest.LogCapt
     refused = client.post(route, json=ROUTES[route]("refuse"))
     assert refused.status_code == 400
     assert "this server's filter refused the picture" in refused.text
-    for prompt in ("fail", "anything else"):
+    for prompt in ("fail", "crop", "anything else"):
         with caplog.at_level(logging.ERROR):
             failed = client.post(route, json=ROUTES[route](prompt))
         assert failed.status_code == 500

@@ -54,6 +54,8 @@ class Load:
     stream_share, cancel_share, malformed_share: parts of the requests that are streamed, with `previews` of each image;
         whose client goes away before a lone request would be answered; and that the server must refuse.
     deadline: seconds after which an answer is worth nothing, for goodput.
+    models, api_keys: each request names one of these, and comes with one of these; the server's own, and no key, if
+        there are none. The first of each is that of lone requests.
     variety: how many different prompts and seeds there are.
     """
 
@@ -68,7 +70,8 @@ class Load:
     cancel_share: float = 0.0
     malformed_share: float = 0.0
     deadline: float | None = None
-    api_key: str | None = field(default=None, repr=False)
+    models: Sequence[str] = ()
+    api_keys: Sequence[str] = field(default=(), repr=False)
     variety: int = 1000
     seed: int = 0
 
@@ -92,7 +95,8 @@ class Load:
 class Arrival:
     """A request: when it is sent, in seconds from the beginning, and what it asks for.
 
-    `patience` is the part of a lone request's time after which a client of kind "cancel" goes away.
+    `patience` is the part of a lone request's time after which a client of kind "cancel" goes away. `model` and `key`
+    are places among those of the load, if it has any.
     """
 
     at: float
@@ -100,6 +104,8 @@ class Arrival:
     steps: int
     kind: Kind = "plain"
     patience: float = 1.0
+    model: int = 0
+    key: int = 0
 
     @property
     def wanted(self) -> bool:
@@ -215,7 +221,9 @@ def arrivals(load: Load) -> list[Arrival]:
     while (at := at + float(random.exponential(load.images / load.rate))) < load.seconds:
         number, steps = int(random.integers(load.variety)), int(random.choice(load.steps))
         kind = KINDS[int(random.choice(len(KINDS), p=(max(1 - sum(shares), 0.0), *shares)))]
-        planned.append(Arrival(at, number, steps, kind, float(random.random())))
+        patience = float(random.random())
+        model, key = (int(random.integers(len(each))) if each else 0 for each in (load.models, load.api_keys))
+        planned.append(Arrival(at, number, steps, kind, patience, model, key))
     return planned
 
 
@@ -283,12 +291,13 @@ async def _measure_capacity(load: Load, in_flight: int) -> float:
     ended: list[float] = []
     async with _client(load) as client:
         await _read_metrics(client)
-        await _lone(client, load, load.steps[0])
+        await _lone(client, load, Arrival(0.0, 0, load.steps[0]))
         began = time.monotonic()
 
         async def keep_asking(number: int) -> None:
             while time.monotonic() - began < load.seconds:
-                await _lone(client, load, load.steps[number % len(load.steps)], number)
+                steps, model = load.steps[number % len(load.steps)], number % max(len(load.models), 1)
+                await _lone(client, load, Arrival(0.0, number, steps, model=model))
                 ended.append(time.monotonic() - began)
                 number += in_flight
 
@@ -299,10 +308,9 @@ async def _measure_capacity(load: Load, in_flight: int) -> float:
 
 @asynccontextmanager
 async def _client(load: Load) -> AsyncIterator[httpx.AsyncClient]:
-    headers = {} if load.api_key is None else {"Authorization": f"Bearer {load.api_key}"}
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)  # nobody queues on this side
     try:
-        async with httpx.AsyncClient(base_url=load.url, headers=headers, limits=limits, timeout=TIMEOUT) as client:
+        async with httpx.AsyncClient(base_url=load.url, limits=limits, timeout=TIMEOUT) as client:
             yield client
     except (httpx.ConnectError, httpx.UnsupportedProtocol, httpx.InvalidURL) as error:
         remedy = "give the address of one that runs, such as http://127.0.0.1:8000"
@@ -324,17 +332,17 @@ async def _send_all(
 
 async def _lone_seconds(client: httpx.AsyncClient, load: Load) -> dict[int, float]:
     """The median time of a request that has the server to itself, by its steps; a first one does not count."""
-    await _lone(client, load, load.steps[0])
+    await _lone(client, load, Arrival(0.0, 0, load.steps[0]))
     seconds = {}
     for steps in sorted(set(load.steps)):
-        runs = [await _lone(client, load, steps, number) for number in range(LONE_RUNS)]
+        runs = [await _lone(client, load, Arrival(0.0, number, steps)) for number in range(LONE_RUNS)]
         seconds[steps] = statistics.median(answer.latency for answer in runs)
     return seconds
 
 
-async def _lone(client: httpx.AsyncClient, load: Load, steps: int, number: int = 0) -> Answer:
-    """Send a request on its own. Raises JaxlError, with what the server says, unless it answers with images."""
-    answer = await _send(client, load, Arrival(0.0, number, steps), time.monotonic())
+async def _lone(client: httpx.AsyncClient, load: Load, arrival: Arrival) -> Answer:
+    """Send a request now. Raises JaxlError, with what the server says, unless it answers with images."""
+    answer = await _send(client, load, arrival, time.monotonic())
     if answer.status != "200":
         raise JaxlError(f"the server answers a request with {answer.status} that should give images: {answer.message}")
     return answer
@@ -342,16 +350,17 @@ async def _lone(client: httpx.AsyncClient, load: Load, steps: int, number: int =
 
 async def _compare(client: httpx.AsyncClient, load: Load, answers: Sequence[Answer], most: int) -> tuple[int, int]:
     """Compare answers to at most `most` different requests with lone ones; return how many, and how many differ."""
-    found: dict[tuple[int, int], list[tuple[str, ...]]] = {}
+    found: dict[Arrival, list[tuple[str, ...]]] = {}
     for answer in answers:
         if answer.digests and answer.status == "200":
-            found.setdefault((answer.arrival.number, answer.arrival.steps), []).append(answer.digests)
+            asked = answer.arrival
+            found.setdefault(Arrival(0.0, asked.number, asked.steps, model=asked.model), []).append(answer.digests)
     compared = wrong = 0
-    for number, steps in list(found)[:most]:
-        lone = await _lone(client, load, steps, number)
-        compared += len(found[number, steps])
+    for asked, all_digests in list(found.items())[:most]:
+        lone = await _lone(client, load, asked)
+        compared += len(all_digests)
         # those of a stream come as they are done
-        wrong += sum(sorted(digests) != sorted(lone.digests) for digests in found[number, steps])
+        wrong += sum(sorted(digests) != sorted(lone.digests) for digests in all_digests)
     return compared, wrong
 
 
@@ -405,6 +414,8 @@ async def _ask(client: httpx.AsyncClient, load: Load, arrival: Arrival, heard: _
     else:
         content = json.dumps(_body(load, arrival)).encode()
     headers = {"Content-Type": "application/json"}
+    if load.api_keys:
+        headers["Authorization"] = f"Bearer {load.api_keys[arrival.key]}"
     async with client.stream("POST", PATH, content=content, headers=headers) as response:
         if response.status_code != 200:
             heard.message = _message(await response.aread())
@@ -443,6 +454,8 @@ def _body(load: Load, arrival: Arrival) -> dict[str, Any]:
     }
     if load.size is not None:
         body["size"] = load.size
+    if load.models:
+        body["model"] = load.models[arrival.model]
     if arrival.kind == "stream":
         body |= {"stream": True, "partial_images": load.previews}
     return body

@@ -50,7 +50,8 @@ def run(
     cancel_share: float = 0.0,
     malformed_share: float = 0.0,
     deadline: float | None = None,
-    api_key: str | None = None,
+    models: Sequence[str] = (),
+    api_keys: Sequence[str] = (),
     variety: int = 1000,
     seed: int = 0,
     check: int = 0,
@@ -75,7 +76,8 @@ def run(
         cancel_share=cancel_share,
         malformed_share=malformed_share,
         deadline=deadline,
-        api_key=api_key,
+        models=tuple(models),
+        api_keys=tuple(api_keys),
         variety=variety,
         seed=seed,
     )
@@ -106,7 +108,7 @@ def run(
         "versions": {"python": platform.python_version(), "jaxl": __version__},
         "url": url,
         "options": list(options),
-        "load": {name: value for name, value in asdict(load).items() if name not in ("url", "rate", "api_key")},
+        "load": {name: value for name, value in asdict(load).items() if name not in ("url", "rate", "api_keys")},
         "capacity": capacity,
         "servers": found,
     }

@@ -43,7 +43,13 @@ def bench_serve(
     static: Annotated[
         bool, typer.Option("--static/--no-static", help="Also measure static batching, where a server is started.")
     ] = True,
-    api_key: Annotated[str | None, typer.Option(envvar="JAXL_API_KEY", help="Of a server that asks for one.")] = None,
+    model: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Each request is for one of these; repeatable.")
+    ] = None,
+    api_key: Annotated[
+        list[str] | None,
+        typer.Option(envvar="JAXL_API_KEY", help="Each request comes with one of these; repeatable."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the arrivals and of what is asked.")] = 0,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="DIR", help="A folder for serve.json and plots.")
@@ -89,7 +95,8 @@ def bench_serve(
             cancel_share=cancel,
             malformed_share=malformed,
             deadline=deadline,
-            api_key=api_key,
+            models=model or (),
+            api_keys=api_key or (),
             variety=variety,
             seed=seed,
             check=check,

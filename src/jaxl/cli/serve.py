@@ -414,10 +414,10 @@ def serve(
         supervisor.run()
 
 
-def load(loading: Loading) -> Any:
-    """Return the backend of what is loaded, and show how far it is."""
+def load(loading: Loading, before: Any | None = None) -> Any:
+    """Return the backend of what is loaded, in place of the one before, and show how far it is."""
     with progress_bars(to_terminal()) as progress:
-        return loading.open(progress)
+        return loading.open(progress, before)
 
 
 def announce(listener: socket.socket, settings: Settings, open_page: bool) -> None:

@@ -172,6 +172,10 @@ class Backend(Protocol):
         """Return the drawings for arguments of `Pipeline.generate`; any thread may call it. Raises InputError."""
         ...
 
+    def check(self, arguments: Mapping[str, Any]) -> None:
+        """Raise InputError for arguments that `read` would not take, as far as that can be told without work."""
+        ...
+
     def loras(self) -> Sequence[Lora]:
         """Return the LoRAs that there are now; any thread may call it."""
         ...

@@ -152,7 +152,7 @@ class Engine:
     def check(self, arguments: Mapping[str, Any]) -> None:
         """Raise InputError for arguments that `submit` would not take, as far as that can be told now."""
         if (backend := self.backend) is not None:
-            backend.read(arguments)
+            backend.check(arguments)
 
     def replace(self, backend: Backend) -> None:
         """Draw new requests with another backend; the requests already here stay with theirs."""

@@ -166,6 +166,9 @@ class FakeBackend:
         facts = {"lora_hashes": hashes} if hashes else {}
         return [FakeDrawing(settings, seed + i, scheduler, size, stages, facts) for i in range(images)]
 
+    def check(self, arguments: Mapping[str, Any]) -> None:
+        self.read(arguments)
+
     def upscale(self, name: str, picture: Image.Image, size: tuple[int, int]) -> Image.Image:
         """Make pixels larger."""
         if name not in UPSCALERS:

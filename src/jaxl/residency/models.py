@@ -68,11 +68,15 @@ class Models:
         self.first = self.open(names[0])
         self._usual = self.first.backend
 
-    def load(self, progress: ShowProgress | None = None) -> None:
-        """Load the pinned models, compile all programs, and run each batch once."""
+    def load(self, progress: ShowProgress | None = None, before: Models | None = None) -> None:
+        """Load the pinned models, compile all programs, and run each batch once.
+
+        Networks that are as the pinned ones `before` have them are theirs: so one model at most is held twice.
+        """
+        theirs = [] if before is None else [each for each in before._others(None) if each.pinned]  # which never leave
         for name in self._pinned:
             resident = self.open(name)
-            resident.load(self._residents, progress)
+            resident.load([*theirs, *self._residents], progress)
             resident.here = True
         self.first.backend.warm_up(None if progress is None else lambda done, total: progress("compile", done, total))
 
@@ -92,14 +96,14 @@ class Models:
 
     def models(self) -> Sequence[Served]:
         """Return all models, as they stood within the last second."""
-        with self._lock:
-            if time.monotonic() - self._told > FRESH:
-                current, found = self._current, self.catalogue.sources().items()
-                self._served = [
-                    current[name].served() if name in current else served(name, sources[0]) for name, sources in found
-                ]
-                self._told = time.monotonic()
-            return self._served
+        if time.monotonic() - self._told > FRESH:
+            self._told = time.monotonic()
+            # without the lock, for which the engine would wait as long as the disk takes
+            found, current = self.catalogue.sources().items(), dict(self._current)
+            self._served = [
+                current[name].served() if name in current else served(name, sources[0]) for name, sources in found
+            ]
+        return self._served
 
     def loras(self) -> Sequence[Lora]:
         return self.first.backend.loras()
@@ -114,6 +118,9 @@ class Models:
         resident = self.open(arguments.get("model") or self.first.name)
         given = {name: value for name, value in arguments.items() if name != "model"}
         return Order(resident, resident.backend.pipe.plan(**given)).images()
+
+    def check(self, arguments: Mapping[str, Any]) -> None:
+        self.read(arguments)  # which makes nothing yet
 
     def attend(self, waiting: Sequence[ModelImage], running: Sequence[ModelImage], tell: Callable[[], None]) -> None:
         now, busy = time.monotonic(), {image.resident for image in running}
@@ -243,7 +250,7 @@ class Models:
             resident.keep(self._others(resident))
         resident.leave()
 
-    def _others(self, resident: Resident) -> list[Resident]:
+    def _others(self, resident: Resident | None) -> list[Resident]:
         with self._lock:
             return [each for each in self._residents if each is not resident]
 
@@ -255,6 +262,7 @@ def open_models(
     device_memory: int | None = None,
     host_memory: int | None = None,
     pin: Sequence[str] = (),
+    before: Models | None = None,
     progress: ShowProgress | None = None,
     **options: Any,
 ) -> Models:
@@ -265,7 +273,8 @@ def open_models(
     device_memory: bytes on each device for parameters of models; by default two thirds of what it has, and half of the
         machine's memory on a CPU. host_memory: bytes for those of models that had to leave; a quarter of the machine's,
         and none on a CPU, whose devices have no other.
-    pin: names of models that stay on the devices, the first by default. options: those of `open_backend`, for all.
+    pin: names of models that stay on the devices, the first by default. before: models that these come in place of.
+    options: those of `open_backend`, for all.
 
     Raises InputError and CheckpointError.
     """
@@ -290,7 +299,7 @@ def open_models(
     )
     for name, _ in models:
         found.open(name)
-    found.load(progress)
+    found.load(progress, before)
     return found
 
 

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from starlette.datastructures import Headers
 from starlette.responses import HTMLResponse
 from starlette.routing import Route
@@ -53,22 +53,9 @@ def create_app(service: Service, page: ASGIApp | None = None) -> FastAPI:
     app.state.service = service
     errors.install(app)
     app.add_middleware(Guard, service=service)
-    for module in (
-        images,
-        chat,
-        responses,
-        restore,
-        tokens,
-        loras,
-        preprocess,
-        events,
-        jobs,
-        a1111,
-        extras,
-        controlnet,
-        huggingface,
-        health,
-    ):
+    for module in (images, chat, responses, restore, a1111, huggingface):
+        app.include_router(module.router, dependencies=[Depends(know_models)])
+    for module in (tokens, loras, preprocess, events, jobs, extras, controlnet, health):
         app.include_router(module.router)
     if page is None:
         app.add_api_route("/", index, include_in_schema=False)
@@ -90,6 +77,11 @@ async def index(service: CurrentService) -> dict[str, Any]:
         "all routes": "/openapi.json",
         "web page": "start the server with --ui",
     }
+
+
+async def know_models(service: CurrentService) -> None:
+    """Have the models looked for in a thread, after which all know them for a second: the disk may be slow."""
+    await asyncio.to_thread(service.engine.models)
 
 
 class Front:

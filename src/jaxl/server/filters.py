@@ -1,8 +1,9 @@
 """The operator's filter: it sees each picture and its prompt before it leaves, and says what becomes of it.
 
-A filter is a function of a picture, RGB, and the prompt that it was drawn from; it returns "pass", "blur" or "refuse".
-Threads call it, several at a time. It is an entry point of some package in the group `jaxl.filters`, or it is named by
-its module, `module:function`, or its file, `file.py:function`. What raises, or returns something else, refuses.
+A filter is a function of a picture, RGB, and the prompt that it was drawn from. It returns "pass", "blur" or "refuse",
+or a picture of the same size that leaves in place of it, such as one with a watermark. Threads call it, several at a
+time. It is an entry point of some package in the group `jaxl.filters`, or it is named by its module, `module:function`,
+or its file, `file.py:function`. What raises, or returns something else, refuses.
 """
 
 from __future__ import annotations
@@ -38,10 +39,13 @@ class Filter:
     name: str
     look: Callable[[Image.Image, str], Any]
 
-    def verdict(self, picture: Image.Image, prompt: str) -> Verdict:
+    def verdict(self, picture: Image.Image, prompt: str) -> Verdict | Image.Image:
         """Return what becomes of a picture. Raises whatever the filter does, and TypeError for what is no verdict."""
         said = self.look(picture.copy(), prompt)  # so that what it draws on is its own
-        if said not in VERDICTS:
+        if isinstance(said, Image.Image):
+            if (said.mode, said.size) != ("RGB", picture.size):
+                raise TypeError(f"the filter {self.name} returned a picture, {said.mode}, of another mode or size")
+        elif said not in VERDICTS:
             raise TypeError(f"the filter {self.name} returned {said!r}, which is none of {', '.join(VERDICTS)}")
         return said
 
@@ -59,7 +63,7 @@ def refused(verdict: Verdict | None) -> ApiError:
     return ApiError(400, message, type="image_generation_user_error", code="moderation_blocked")
 
 
-def judge(filter: Filter, picture: Image.Image, prompt: str) -> Verdict | None:
+def judge(filter: Filter, picture: Image.Image, prompt: str) -> Verdict | Image.Image | None:
     """Return the verdict on a picture, or None, and a line in the log, if the filter gives none; it takes a while."""
     try:
         return filter.verdict(picture, prompt)

@@ -6,8 +6,9 @@ autoscalers made for it work. `docs/serving.md` lists all.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Literal, get_args
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
@@ -108,6 +109,16 @@ class Metrics:
     def refuse(self, key: Key, limit: str) -> None:
         """Count a request that a limit of its key has turned away."""
         self._refused_by_key.labels(key.name, limit).inc()
+
+    @contextmanager
+    def charged(self, key: Key) -> Iterator[None]:
+        """Count the seconds that work beside the engine takes as its key's."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            if key.name:
+                self._seconds_by_key.labels(key.name).inc(time.perf_counter() - began)
 
     def observe(self, ticket: Ticket, outcome: Outcome, key: Key = ANYBODY) -> None:
         """Count a request to the engine that ended just now."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,10 +52,23 @@ class Quotas:
         size = arguments["width"], arguments["height"]
         if key.sizes and size not in key.sizes:
             raise not_allowed(key, "size", as_text(size), map(as_text, key.sizes))
+        self.check_number(key, arguments["num_images"], "num_images")
+
+    def check_number(self, key: Key, images: int, param: str) -> None:
+        """Raise InputError, naming `param`, for more images than a key may ever have together."""
         for limit in ("images_per_minute", "at_once"):
-            most, images = getattr(key, limit), arguments["num_images"]
+            most = getattr(key, limit)
             if most is not None and images > most:
-                raise InputError("num_images", images, f"the key {key.name!r} has {limit}={most}; give at most {most}")
+                raise InputError(param, images, f"the key {key.name!r} has {limit}={most}; give at most {most}")
+
+    @contextmanager
+    def counted(self, key: Key, images: int) -> Iterator[None]:
+        """Count images that begin now until they have their end. Raises what `take` does."""
+        self.take(key, images)
+        try:
+            yield
+        finally:
+            self.give_back(key, images)
 
     def take(self, key: Key, images: int) -> None:
         """Count images that are to begin. Raises ApiError, of status 429, if that is too many now."""

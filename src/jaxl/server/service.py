@@ -155,7 +155,7 @@ class Service:
         self, arguments: Mapping[str, Any], key: Key, policy: Policy, deadline: float | None
     ) -> dict[str, Any]:
         given, most, asked = self.checked(arguments, policy), self.settings.deadline, arguments.get("model")
-        self.quotas.check(key, asked if asked in key.models else self.model_named(asked), given)
+        self.quotas.check(key, asked if asked in key.models else given.get("model", self.settings.model), given)
         if deadline is not None and not LEAST_DEADLINE <= deadline <= most:
             raise InputError("deadline", deadline, f"give seconds, from {LEAST_DEADLINE:g} to {most:g}")
         return given

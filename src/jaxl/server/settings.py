@@ -123,8 +123,11 @@ class Loading:
     model: ModelOptions
     residency: ResidencyOptions = ResidencyOptions()
 
-    def open(self, progress: Callable[[Any, int, int], None] | None = None) -> Any:
-        """Return the backend, loaded and compiled. Raises what `open_backend` or `open_models` does."""
+    def open(self, progress: Callable[[Any, int, int], None] | None = None, before: Any | None = None) -> Any:
+        """Return the backend, loaded and compiled; `before` is the one that it comes in place of.
+
+        Raises what `open_backend` or `open_models` does.
+        """
         if not self.residency.several:
             from jaxl.backend import open_backend  # which imports jax: only where the devices are
 
@@ -132,7 +135,7 @@ class Loading:
         from jaxl.residency.models import open_models
 
         options = {name: value for name, value in vars(self.model).items() if name != "model"}
-        return open_models(**vars(self.residency), **options, progress=progress)
+        return open_models(**vars(self.residency), **options, before=before, progress=progress)
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,8 @@ class Supervisor:
     The inbox has signals as numbers, and what the threads report. No thread but the main one gets signals, so these are
     obeyed at once, whatever is being compiled.
 
-    server: the HTTP server, which answers with `front` on `listener`. load: opens the model and returns its backend.
+    server: the HTTP server, which answers with `front` on `listener`. load: opens the model and returns its backend; it
+    is given the one that this comes in place of, if there is one.
     engine_options: of the engine before it. announce: is called when the HTTP server runs. say: tells the operator a
     line. usd_per_hour: returns what so many chips of a kind cost together, or None if that is not known.
     """
@@ -88,7 +89,7 @@ class Supervisor:
     server: Server
     listener: socket.socket
     front: Front
-    load: Callable[[], Any]
+    load: Callable[..., Any]
     settings: Settings
     engine_options: EngineOptions
     announce: Callable[[], None]
@@ -126,7 +127,7 @@ class Supervisor:
 
     def _load(self) -> Any:
         """Return a backend; called in a thread of its own."""
-        return self.load()
+        return self.load(getattr(self.engine, "backend", None))
 
     def _take(self, loaded: ModelLoaded) -> None:
         """Draw with a backend from now on."""

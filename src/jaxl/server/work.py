@@ -98,8 +98,10 @@ class AnswerFiles:
         settings = self.settings(image, drawn)
         if self.service.filter is not None:
             verdict = await asyncio.to_thread(judge, self.service.filter, picture, settings["prompt"])
+            if isinstance(verdict, Image.Image):
+                picture, verdict = verdict, "change"
             self.service.metrics.judged(verdict)
-            if verdict not in ("pass", "blur"):
+            if verdict is None or verdict == "refuse":
                 raise refused(verdict)
             if verdict == "blur":
                 self.blurred.add(image)

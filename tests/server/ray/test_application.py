@@ -52,6 +52,8 @@ def test_words_are_read() -> None:
         ({"replicas": 1, "least": 2}, "replicas"),
         ({"origin": "https://example.org,example.org"}, "origin"),
         ({"root_path": "jaxl"}, "root_path"),
+        ({"jobs": "folder"}, "jobs"),
+        ({"webhook_allow": "https://example.org/"}, "webhook_allow"),
     ],
 )
 def test_mistakes(given: dict[str, Any], name: str) -> None:

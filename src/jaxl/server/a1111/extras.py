@@ -15,6 +15,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.requests import Request as HttpRequest
 
 from jaxl.call.images import read_image
 from jaxl.call.upscale import RESAMPLINGS, Size, check_pixels, check_scale, enlarged, scaled_size
@@ -22,6 +23,7 @@ from jaxl.errors import QueueFullError, nearest
 from jaxl.png import kept_texts, png_bytes
 from jaxl.server.a1111.options import refusal
 from jaxl.server.errors import A1111_RESPONSES, fields
+from jaxl.server.keys import Key
 from jaxl.server.limits import Name, Proportion
 from jaxl.server.pictures import decode
 from jaxl.server.service import CurrentService, Service
@@ -105,21 +107,24 @@ async def upscalers(service: CurrentService) -> list[dict[str, Any]]:
 
 
 @router.post("/extra-single-image")
-async def extra_single_image(asked: ExtrasOne, service: CurrentService) -> ExtrasOneAnswer:
+async def extra_single_image(http: HttpRequest, asked: ExtrasOne, service: CurrentService) -> ExtrasOneAnswer:
     """Make a picture larger."""
-    (made,) = await _in_turn(asked, [asked.image], "image", service)
+    (made,) = await _in_turn(asked, [asked.image], "image", service, http.state.key)
     return ExtrasOneAnswer(html_info="", image=made)
 
 
 @router.post("/extra-batch-images")
-async def extra_batch_images(asked: ExtrasBatch, service: CurrentService) -> ExtrasBatchAnswer:
+async def extra_batch_images(http: HttpRequest, asked: ExtrasBatch, service: CurrentService) -> ExtrasBatchAnswer:
     """Make some pictures larger."""
     sent = [each.data for each in asked.imageList]
-    return ExtrasBatchAnswer(html_info="", images=await _in_turn(asked, sent, "imageList", service))
+    return ExtrasBatchAnswer(html_info="", images=await _in_turn(asked, sent, "imageList", service, http.state.key))
 
 
-async def _in_turn(asked: Extras, sent: Sequence[str], param: str, service: Service) -> list[str]:
-    """Return enlarged pictures, after those that were asked for before. Raises QueueFullError for too many."""
+async def _in_turn(asked: Extras, sent: Sequence[str], param: str, service: Service, key: Key) -> list[str]:
+    """Return enlarged pictures, after those that were asked for before; they count as images of the key.
+
+    Raises QueueFullError for too many, and ApiError where the key may not have them now.
+    """
     for name in ("gfpgan_visibility", "codeformer_visibility"):
         if value := getattr(asked, name):
             raise refusal(name, value, "there is no face restoration; leave it out")
@@ -131,14 +136,18 @@ async def _in_turn(asked: Extras, sent: Sequence[str], param: str, service: Serv
     if service.enlarging >= MOST_WAITING:
         raise QueueFullError(service.enlarging, RETRY)
 
-    def make() -> list[str]:
-        return [_made(asked, data, param, service) for data in sent]
+    service.quotas.check_number(key, len(sent), param)
 
-    service.enlarging += 1
-    try:
-        return await asyncio.get_running_loop().run_in_executor(WORKER, make)
-    finally:
-        service.enlarging -= 1
+    def make() -> list[str]:
+        with service.metrics.charged(key):
+            return [_made(asked, data, param, service) for data in sent]
+
+    with service.quotas.counted(key, len(sent)):
+        service.enlarging += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(WORKER, make)
+        finally:
+            service.enlarging -= 1
 
 
 def _made(asked: Extras, data: str, param: str, service: Service) -> str:

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from jaxl.call.lanes import check_lanes
 from jaxl.config import Dtype, Split
+from jaxl.errors import InputError
 from jaxl.server.origins import read_origin
 from jaxl.server.paths import read_root
 from jaxl.server.ray.deployment import replicas, with_ingress
@@ -33,6 +34,8 @@ from jaxl.server.settings import (
 )
 
 T = TypeVar("T")
+
+JOBS = {"jobs", "jobs_hours", "jobs_space", "webhook_allow"}
 
 
 class Arguments(BaseModel):
@@ -107,6 +110,9 @@ class Arguments(BaseModel):
 
 def app(arguments: dict[str, Any]) -> Any:
     """Return the application; see `Arguments`. Raises pydantic's ValidationError, and InputError."""
+    for name in sorted(JOBS & arguments.keys()):
+        remedy = "Ray may move what would keep jobs to another disk; leave it out: `jaxl serve --replicas` has jobs"
+        raise InputError(name, arguments[name], remedy)
     given = Arguments.model_validate(arguments)
     sizes = read_sizes(_several(given.size))
     models = read_models(_models(given), given.name)
