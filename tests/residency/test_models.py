@@ -17,7 +17,7 @@ from safetensors.numpy import save_file
 from small_model import write_copy
 
 from jaxl.backend import PipelineBackend, open_backend
-from jaxl.engine import Engine, Request
+from jaxl.engine import Engine, Request, Ticket
 from jaxl.errors import InputError
 from jaxl.residency import catalogue
 from jaxl.residency.models import Models, open_models
@@ -114,7 +114,9 @@ def test_a_textual_inversion_is_known_to_all(engine: Engine) -> None:
         assert len(set(drawn(engine, *({"model": name, "prompt": prompt} for prompt in words)))) == len(words)
 
 
-def test_others_draw_while_a_model_comes(engine: Engine, models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def coming(engine: Engine, models: Models, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Ticket, threading.Event]]:
+    """A request whose model begins to come from disk, and what is to be set before it does."""
     monkeypatch.setattr(models, "host_memory", 0)
     drawn(engine, {"model": "m3"})
     load, comes, may_come = Resident.load, threading.Event(), threading.Event()
@@ -127,10 +129,27 @@ def test_others_draw_while_a_model_comes(engine: Engine, models: Models, monkeyp
     monkeypatch.setattr(Resident, "load", slow)
     ticket = engine.submit(Request({"prompt": "a cat", "model": "m2", "steps": STEPS}))
     assert comes.wait(A_WHILE)
+    yield ticket, may_come
+    may_come.set()
+
+
+def test_others_draw_while_a_model_comes(engine: Engine, coming: tuple[Ticket, threading.Event]) -> None:
+    ticket, may_come = coming
     drawn(engine, {"model": "m0"})
     assert not ticket.future.done()
     may_come.set()
     ticket.future.result(A_WHILE)
+
+
+def test_a_file_that_is_replaced_while_its_model_comes(
+    engine: Engine, coming: tuple[Ticket, threading.Event], small: Any, folder: Path
+) -> None:
+    ticket, may_come = coming
+    write_copy(Path(small[0].checkpoint.source), folder / "m2", 2)
+    may_come.set()
+    with pytest.raises(InputError, match="model='m2': m2: its file was replaced meanwhile; ask again"):
+        ticket.future.result(A_WHILE)
+    drawn(engine, {"model": "m2"})
 
 
 def test_a_check_makes_nothing(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,16 +193,23 @@ def test_what_cannot_be_used_is_told_and_others_go_on(
     shutil.copy(how["lora_dir"] / "pencil.safetensors", folder / "lora.safetensors")
     beyond = {"conv_out.bias": np.full(4, 1e300)}
     write_copy(Path(small[0].checkpoint.source), folder / "beyond", 5, **beyond)
+    write_copy(Path(small[0].checkpoint.source), folder / "gone", 6)
+    drawn(engine, {"model": "gone"})
+    shutil.rmtree(folder / "gone")
+    shutil.copytree(folder / "beyond", folder / "more" / "m3")
     for name, problem in (
         ("broken", "model='broken': broken: an HTML page, not weights"),
         ("lora", "model='lora': lora"),
         ("nothing", "model='nothing': known: beyond"),
+        ("gone", "model='gone': known: beyond"),
+        ("m3", "model='m3': 2 models are called m3: m3, m3; rename all but one"),
     ):
         with pytest.raises(InputError, match=problem):
             engine.submit(Request({"prompt": "a cat", "model": name}))
     ticket = engine.submit(Request({"prompt": "a cat", "model": "beyond"}))
     with pytest.raises(InputError, match=r"model='beyond': .*numbers beyond the range of float32"):
         ticket.future.result(A_WHILE)
+    shutil.rmtree(folder / "more")
     assert len(drawn(engine, {"model": "m3"})) == 1
     for name in ("beyond", "broken.safetensors", "lora.safetensors"):
         path = folder / name

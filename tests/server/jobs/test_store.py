@@ -153,6 +153,16 @@ def test_folders_that_cannot_be_used(tmp_path: Path) -> None:
             JobStore(tmp_path / name, 1)
 
 
+def test_clients_are_not_told_where_files_are(tmp_path: Path) -> None:
+    store = JobStore(tmp_path, 1)
+    (tmp_path / "files").touch()  # where there should be a folder
+    with pytest.raises(OutputError) as raised:
+        store.add(job("one"), BODY)
+    assert str(raised.value) == "the disk of the jobs did not do it (File exists)"
+    assert store.find("one", "ada") is None
+    store.close()
+
+
 def test_a_file_that_is_gone(tmp_path: Path) -> None:
     store = JobStore(tmp_path, 1)
     one = store.add(job("one"), BODY)

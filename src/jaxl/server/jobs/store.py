@@ -122,7 +122,7 @@ class JobStore:
                     raise JobTakenError(f"there is another job with the id {job.id}; give another id")
                 return known
             self._check_room(len(body), gone)
-            write_bytes(self._file(job.id, ASKED), body)
+            self._write(job.id, ASKED, body)
             values = [getattr(job, field.name) for field in fields(Job)]
             self._rows.execute(f"INSERT INTO jobs ({NAMES}) VALUES ({','.join('?' * len(values))})", values)
         return job
@@ -180,7 +180,7 @@ class JobStore:
             now = time.time()
             if (known := self._find(job.id)) is None or known.ended is not None:
                 return
-            write_bytes(self._file(job.id, ANSWER), answer)
+            self._write(job.id, ANSWER, answer)
             self._rows.execute(
                 "UPDATE jobs SET ended = ?, status = ?, warning = ?, size = ?, tell_at = ? WHERE id = ?",
                 (now, status, warning, len(answer), None if job.webhook is None else now, job.id),
@@ -247,6 +247,12 @@ class JobStore:
         """Return the place of a file. An id may be a client's own words, so it is no name of a file."""
         return self.folder / "files" / f"{hashlib.sha256(id.encode()).hexdigest()}.{kind}"
 
+    def _write(self, id: str, kind: str, data: bytes) -> None:
+        try:
+            write_bytes(self._file(id, kind), data)
+        except OutputError as error:  # which names the file, and clients hear of it
+            raise _refused(error.__cause__ or error) from error
+
     def _sweep(self) -> None:
         """Remove the files of which no row tells, as a process that was killed may have left them."""
         with suppress(OutputError, OSError), self._writing():
@@ -295,5 +301,5 @@ def _marks(values: Collection[str]) -> str:
     return ",".join("?" * len(values))
 
 
-def _refused(error: Exception) -> OutputError:
+def _refused(error: BaseException) -> OutputError:
     return OutputError(f"the disk of the jobs did not do it ({getattr(error, 'strerror', None) or error})")
