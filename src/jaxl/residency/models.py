@@ -79,6 +79,7 @@ class Models:
             resident.load([*theirs, *self._residents], progress)
             resident.here = True
         self.first.backend.warm_up(None if progress is None else lambda done, total: progress("compile", done, total))
+        self.models()  # while one thread looks again, the others have what was known
 
     # what the engine and a server ask of a backend
 
