@@ -262,7 +262,7 @@ def test_of_several_models_each_is_as_alone(
     models = open_models([("own", str(source)), ("other", str(tmp_path / "other"))], **how)
     other = models.open("other").backend
     assert all(other.pipe.controls[name] is each for name, each in models.first.backend.pipe.controls.items())
-    kinds = [{"prompt": "a cat", "seed": 3, "steps": 3, "controls": own, "image_prompts": like} for own, like in SETS]
+    kinds = [{"prompt": "a cat", "steps": 2, "controls": own, "image_prompts": like} for own, like in SETS[-2:]]
 
     def drawn(backend: Any, **more: Any) -> list[bytes]:
         with Engine(backend) as engine:
@@ -271,5 +271,7 @@ def test_of_several_models_each_is_as_alone(
 
     of_other, own = (drawn(models, model=name) for name in ("other", "own"))
     assert own == drawn(backend)
-    assert of_other == drawn(open_backend(tmp_path / "other", **how))
-    assert len({*own, *of_other}) == 2 * len(SETS)
+    alone = open_backend(tmp_path / "other", load=False, **how)
+    alone.take_params(alone.pipe.load_params())
+    assert of_other == drawn(alone)
+    assert len({*own, *of_other}) == 4

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxl.errors import CheckpointError, InputError
+from jaxl.errors import InputError
 from jaxl.residency import catalogue
 from jaxl.residency.catalogue import Catalogue
 from jaxl.server.settings import ResidencyOptions, read_bytes, read_models
@@ -36,9 +36,7 @@ def test_two_models_of_one_name(tmp_path: Path) -> None:
     (tmp_path / "a.safetensors").touch()
     (tmp_path / "sub" / "a.safetensors").touch()
     known = Catalogue([("first", "tiny")], tmp_path)
-    with pytest.raises(
-        CheckpointError, match=r"2 models are called a: a.safetensors, a.safetensors; rename all but one"
-    ):
+    with pytest.raises(InputError, match=r"model='a': 2 models are called so: a\.safetensors, a"):
         known.source("a")
     with pytest.raises(InputError, match="model_dir='nowhere': no such folder"):
         Catalogue([], Path("nowhere"))

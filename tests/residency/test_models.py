@@ -202,7 +202,7 @@ def test_what_cannot_be_used_is_told_and_others_go_on(
         ("lora", "model='lora': lora"),
         ("nothing", "model='nothing': known: beyond"),
         ("gone", "model='gone': known: beyond"),
-        ("m3", "model='m3': 2 models are called m3: m3, m3; rename all but one"),
+        ("m3", "model='m3': 2 models are called so: m3, m3; rename all but one"),
     ):
         with pytest.raises(InputError, match=problem):
             engine.submit(Request({"prompt": "a cat", "model": name}))

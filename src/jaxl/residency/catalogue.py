@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from jaxl.errors import CheckpointError, InputError, nearest
+from jaxl.errors import InputError, nearest
 
 # seconds for which the names in the folder are taken to be those there are
 FRESH = 1.0
@@ -41,13 +41,13 @@ class Catalogue:
         return self._known
 
     def source(self, name: str) -> str:
-        """Return what a name stands for. Raises InputError for one that is unknown, CheckpointError for two things."""
+        """Return what a name stands for. Raises InputError for one that is unknown, or stands for two things."""
         known = self.sources()
         if name not in known:
             raise InputError("model", name, nearest(name, known, most=20))
         if len(known[name]) > 1:
             places = ", ".join(os.path.basename(each) for each in known[name])
-            raise CheckpointError(f"{len(known[name])} models are called {name}: {places}; rename all but one")
+            raise InputError("model", name, f"{len(known[name])} models are called so: {places}; rename all but one")
         return known[name][0]
 
     def _look(self, folder: Path) -> Mapping[str, list[str]]:

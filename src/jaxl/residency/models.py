@@ -180,9 +180,8 @@ class Models:
 
     def open(self, name: str) -> Resident:
         """Return a model as its files are now, opened. Raises InputError."""
+        source, known = self.catalogue.source(name), self._current.get(name)
         try:
-            source = self.catalogue.source(name)
-            known = self._current.get(name)
             if known is None or known.source != source or not known.is_current:
                 with self._opening:
                     known = self._opened(name, source)
