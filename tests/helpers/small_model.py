@@ -1,5 +1,6 @@
 """A whole model of tiny's kind with few layers and random weights, whose programs compile in half the time."""
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 from evaluation import SMALL_UNET
+from safetensors.numpy import load_file, save_file
 
 from jaxl.run.model import Model
 from jaxl.text.tokenizer import Tokenizer
@@ -29,9 +31,18 @@ WIDE: dict[str, dict[str, Any]] = {
 }
 
 
+# what a refiner has: the second text encoder alone, and five size ids
+REFINER: dict[str, dict[str, Any]] = FEW | {
+    "unet": FEW["unet"] | {"cross_attention_dim": 32, "projection_class_embeddings_input_dim": 24 + 5 * 8},
+    "model_index": {"text_encoder": [None, None], "tokenizer": [None, None], "force_zeros_for_empty_prompt": False},
+}
+
+
 def write_small_model(folder: Path, few: Mapping[str, Mapping[str, Any]] = FEW) -> None:
     """Write it in diffusers' layout. Its pictures are 64x64 pixels by default; each input has its say in them."""
     configs = {name: {**config, **few.get(name, {})} for name, config in open_checkpoint("tiny").configs.items()}
+    if few is REFINER:
+        del configs["text_encoder"]
     rng = np.random.default_rng(0)
 
     def weights(shape: jax.ShapeDtypeStruct) -> np.ndarray:
@@ -44,6 +55,15 @@ def write_small_model(folder: Path, few: Mapping[str, Mapping[str, Any]] = FEW) 
     clip = few is WIDE
     tokenizers = {
         name: Tokenizer.clip() if clip else Tokenizer.from_dir(EMBEDDED["tiny"] / name)
-        for name in ("tokenizer", "tokenizer_2")
+        for name in ("tokenizer", "tokenizer_2")[few is REFINER :]
     }
     save_checkpoint(folder, configs, params, {name: tokenizer.save for name, tokenizer in tokenizers.items()})
+
+
+def write_copy(model: Path, to: Path, seed: int, **more: np.ndarray) -> None:
+    """Write a model with other weights in its U-Net alone, in place of one that may be there."""
+    shutil.copytree(model, to, dirs_exist_ok=True)
+    (file,) = (to / "unet").glob("*.safetensors")
+    scale = np.float32(np.random.default_rng(seed).uniform(0.9, 1.1))
+    tensors = {key: array * scale for key, array in load_file(next((model / "unet").glob("*.safetensors"))).items()}
+    save_file(tensors | more, file)

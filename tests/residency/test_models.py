@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from lora_files import write_lora
-from safetensors.numpy import load_file, save_file
+from small_model import write_copy
 
 from jaxl.backend import open_backend
 from jaxl.engine import Engine, Request
@@ -45,15 +45,6 @@ def folder(small: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number, name in enumerate(NAMES):
         write_copy(Path(small[0].checkpoint.source), folder / name, number)
     return folder
-
-
-def write_copy(model: Path, to: Path, seed: int, **more: np.ndarray) -> None:
-    """Write a model with other weights in its U-Net alone, in place of one that may be there."""
-    shutil.copytree(model, to, dirs_exist_ok=True)
-    (file,) = (to / "unet").glob("*.safetensors")
-    scale = np.float32(np.random.default_rng(seed).uniform(0.9, 1.1))
-    tensors = {key: array * scale for key, array in load_file(next((model / "unet").glob("*.safetensors"))).items()}
-    save_file(tensors | more, file)
 
 
 @pytest.fixture(scope="module")
