@@ -15,7 +15,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from jaxl import __version__
-from jaxl.server import errors, events, health, huggingface, logs, loras, preprocess, restore, tokens
+from jaxl.server import errors, events, grids, health, huggingface, logs, loras, preprocess, restore, tokens
 from jaxl.server.a1111 import controlnet, extras
 from jaxl.server.a1111 import routes as a1111
 from jaxl.server.errors import ApiError, answer
@@ -59,6 +59,7 @@ def create_app(service: Service, page: ASGIApp | None = None) -> FastAPI:
         responses,
         restore,
         tokens,
+        grids,
         loras,
         preprocess,
         events,
