@@ -307,19 +307,14 @@ class PipelineBackend:
         """Do nothing: the model is there for all."""
 
     def read(self, arguments: Mapping[str, Any]) -> list[PlannedImage]:
-        plan = self.pipe.plan(**arguments)
-        images = self.images(plan)
-        for number, own in enumerate(plan.passes):
-            self.feed([image.passes[number] for image in images], own)
-        return images
-
-    def images(self, plan: Plan) -> list[PlannedImage]:
-        """Return the images of a plan, for which parameters need not be there yet. Raises InputError."""
-        of_each = zip(*(self.of_pass(own) for own in plan.passes), strict=True)
-        return [PlannedImage.of(passes) for passes in of_each]
+        passes = self.pipe.plan(**arguments).passes
+        of_each = [self.of_pass(own) for own in passes]
+        for images, own in zip(of_each, passes, strict=True):
+            self.feed(images, own)
+        return [PlannedImage.of(made) for made in zip(*of_each, strict=True)]
 
     def of_pass(self, plan: Plan) -> list[PlannedImage]:
-        """Return the images of a plan of one pass. Raises InputError."""
+        """Return the images of a plan of one pass, for which parameters need not be there yet. Raises InputError."""
         lanes = self._all if plan.refines else self.lanes
         if plan.enlarging is not None:
             lanes = self.larger

@@ -35,9 +35,10 @@ from jaxl.call.loras import adapter_set, read_loras
 from jaxl.call.options import REFINER_AT, DrawOptions, LoadOptions, Options
 from jaxl.call.plan import Devices, Plan, make_plan
 from jaxl.call.prompts import open_tokenizers
-from jaxl.call.refining import Make, begun_with, check_refiner, plan_refined
+from jaxl.call.refining import Make, check_refiner, plan_refined
 from jaxl.call.row_noise import DrawnAhead, calls
 from jaxl.call.second_pass import plan_second_pass
+from jaxl.call.starts import Picture
 from jaxl.call.trials import Trials
 from jaxl.config import Split
 from jaxl.diffusion.loop import Slots
@@ -791,32 +792,25 @@ class Pipeline:
 
         Whoever is told of steps hears of those of all passes together.
         """
-        passes = plan.passes
+        passes, done, seconds = plan.passes, list[Result](), 0.0
         rows = [each.count * len(each.rounds) for each in passes]
-        with_preview = shown["preview"] is not None
-        self.compile(plan, decode=output != "latents", preview=with_preview)
-        drawn: Result | None = None
-        for number, (own, after) in enumerate(zip(passes, [*passes[1:], None], strict=True)):
+        self.compile(plan, decode=output != "latents", preview=shown["preview"] is not None)
+        for number, own in enumerate(passes):
             began = time.perf_counter()
-            if drawn is not None:
-                own = _begun(own, drawn, shown["progress"])
-            seconds = time.perf_counter() - began
-            pipe, its_params = (self, params) if refiner is None or not own.refines else refiner
-            ends: Output = output if after is None else "pil" if after.encodes else "latents"
+            own = _begun(own, done[-1], shown["progress"]) if done else own
+            seconds += time.perf_counter() - began
+            ends: list[Output] = ["pil" if after.encodes else "latents" for after in passes[number + 1 :]]
+            pipe, its_params = refiner if own.refines and refiner is not None else (self, params)
             part = _shifted(shown, sum(rows[:number]), sum(rows))
-            made = pipe.run(its_params, own, output=ends, **part)
-            if drawn is not None:
-                timings = {name: drawn.timings.get(name, 0.0) + its for name, its in made.timings.items()}
-                timings |= {name: timings[name] + seconds for name in ("picture", "total")}
-                whole = {"scheduler": drawn.scheduler, "steps": drawn.steps + made.steps, "timings": timings}
-            else:
-                whole = {}
-            stopped = made.steps < own.count
-            drawn = replace(made, **whole, **({"images": []} if stopped and after is not None else {}))
-            if stopped:
+            done.append(pipe.run(its_params, own, output=[*ends, output][0], **part))
+            if done[-1].steps < own.count:
                 break
-        assert drawn is not None  # every plan has a pass
-        return drawn
+        last = done[-1]
+        timings = {name: sum(each.timings.get(name, 0.0) for each in done) for name in last.timings}
+        timings |= {name: timings[name] + seconds for name in ("picture", "total")}
+        images = last.images if len(done) == len(passes) else []
+        steps = sum(each.steps for each in done)
+        return replace(last, images=images, scheduler=done[0].scheduler, steps=steps, timings=timings)
 
     def compile(self, plan: Plan, *, decode: bool = True, preview: bool = False) -> list[Future[Any]]:
         """Begin to compile what a plan needs of this pipeline, the longest programs first."""
@@ -930,13 +924,14 @@ class Pipeline:
 
 def _begun(plan: Plan, drawn: Result, progress: ShowProgress | None) -> Plan:
     """Return the plan of a pass that begins with what the one before it left."""
-    enlarging = plan.enlarging
+    enlarging, tell = plan.enlarging, progress and partial(progress, "upscale")
     if enlarging is None:
-        return begun_with(plan, drawn.latents)
-    if plan.encodes:
-        tell = progress and partial(progress, "upscale")
-        return replace(plan, pictures=[enlarging.pixels(image, tell) for image in drawn.images])
-    return replace(plan, pictures=enlarging.latents(drawn.latents))
+        pictures = [Picture(own[None], encoded=True) for own in drawn.latents]
+    elif plan.encodes:
+        pictures = [enlarging.pixels(image, tell) for image in drawn.images]
+    else:
+        pictures = enlarging.latents(drawn.latents)
+    return replace(plan, pictures=pictures)
 
 
 def _shifted(shown: Shown, before: int, total: int) -> Shown:

@@ -12,13 +12,12 @@ import numpy as np
 from jaxl.call import arguments
 from jaxl.call.options import DrawOptions
 from jaxl.call.plan import OTHER_PROMPTS, Plan
-from jaxl.call.starts import Picture
 from jaxl.errors import InputError
 from jaxl.run.model import Model
 
 # options that a base model alone has, as it has begun already
 OF_BASE = ("image", "strength", "width", "height", "latents")
-# options that a refiner cannot go on with, and what to do instead
+# options that a refiner cannot go on with, and why
 WITHOUT: Mapping[str, str] = {
     "mask": "it would change what the mask keeps",
     "controls": "it follows no ControlNets",
@@ -40,9 +39,10 @@ def check_refiner(base: Model, refiner: Model, options: DrawOptions) -> None:
     ):
         if problem:
             raise InputError("refiner", what, "give a refiner of SDXL, or a model like the first one")
-    for name, remedy in WITHOUT.items():
-        if options.get(name) is not None:
-            raise InputError("refiner", f"with `{name}`", f"{remedy}; leave one of the two out")
+    for name, problem in WITHOUT.items():
+        given = options.get(name)
+        if given is not None and not (isinstance(given, list) and not given):
+            raise InputError(name, "with a refiner", f"{problem}; leave one of the two out")
 
 
 def plan_refined(
@@ -80,11 +80,6 @@ def _in_words_of(at: float, way: str) -> Iterator[None]:
             raise
         remedy = f"leaves one of the two models none of the steps to run; {way} it, or take more steps"
         raise InputError("refiner_at", at, remedy) from None
-
-
-def begun_with(refining: Plan, latents: np.ndarray) -> Plan:
-    """Return the plan of a refiner for latents [B, h, w, C], as the model before has left them."""
-    return replace(refining, pictures=[Picture(own[None], encoded=True) for own in latents])
 
 
 def _plan_refining(

@@ -82,8 +82,8 @@ class Order:
 
     def images(self) -> list[ModelImage]:
         """Return its images; it knows them from then on."""
-        of_each = zip(*(self._of_pass(*each) for each in self._passes), strict=True)
-        images = [self._image(PlannedImage.of(passes)) for passes in of_each]
+        of_each = [self._of_pass(*each) for each in self._passes]
+        images = [self._image(PlannedImage.of(made)) for made in zip(*of_each, strict=True)]
         self._images = [ref(image) for image in images]
         return images
 
