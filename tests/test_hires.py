@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -34,7 +35,8 @@ def test_it_is_an_image_drawn_from_its_enlarged_self(small: Any) -> None:
     np.testing.assert_array_equal(made.latents, wanted.latents)
     np.testing.assert_array_equal(pixels(made), pixels(wanted))
     assert (made.seeds, made.steps) == ([5], 6)
-    both: dict[str, Any] = {"refiner": small, "refiner_at": 0.7}
+    other = {**params, "unet": jax.tree.map(lambda array: 0.9 * array, params["unet"])}
+    both: dict[str, Any] = {"refiner": (pipe, other), "refiner_at": 0.7}
     wanted = pipe.generate(params, **{**again, "image": latents, "strength": 0.7}, **both)
     refined = pipe.generate(params, hires=Hires(size=WIDE, upscaler="Latent (bicubic)"), **KIND, **both)
     np.testing.assert_array_equal(refined.latents, wanted.latents)

@@ -90,7 +90,7 @@ def test_a_picture_does_not_depend_on_its_neighbours(engine: Engine, models: Mod
             "seed": rng.randrange(9),
             "scheduler": rng.choice(["euler", "heun", "euler_a"]),
         }
-        for _ in range(16)
+        for _ in range(10)
     ]
     fits = [body for body in bodies if not {"other", "third"} <= {body["model"], body["refiner"]}]
     with compilations() as compiled:

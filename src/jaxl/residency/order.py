@@ -115,6 +115,6 @@ class Order:
                 error = EngineError(f"the devices failed: {' '.join(str(error).split())[:200]}")
             for image in filter(None, (known() for known in self._images)):
                 image.failed = error
-        for resident in self.residents:
+        for resident in reversed(self.residents):  # the first, which `prepare` looks at, as the last
             resident.using.discard(self)
         tell()
