@@ -597,7 +597,6 @@ def test_second_passes(capsys: pytest.CaptureFixture[str], small: Any) -> None:
         (["--hires", "2", "--hires-upscaler", "latnet"], "--hires-upscaler 'latnet': did you mean 'latent'?"),
         (["--hires", "2", "--hires-strength", "0"], "--hires-strength 0.0: give a number above 0, up to 1"),
         (["--hires-negative", "fog"], "--hires-negative 'fog': there is no second pass; give --hires too"),
-        (["--hires", "2", "--refiner", "tiny"], "--refiner 'tiny': it does not draw second passes; leave it out"),
         (["--init-image", "missing.png"], "--init-image 'missing.png': No such file"),
         (["--strength", "0.5"], "--strength 0.5: needs a picture"),
         (["--guidance-interval", "0.2"], "--guidance-interval [0.2]: give two numbers"),

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -34,6 +35,13 @@ def test_it_is_an_image_drawn_from_its_enlarged_self(small: Any) -> None:
     np.testing.assert_array_equal(made.latents, wanted.latents)
     np.testing.assert_array_equal(pixels(made), pixels(wanted))
     assert (made.seeds, made.steps) == ([5], 6)
+    other = {**params, "unet": jax.tree.map(lambda array: 0.9 * array, params["unet"])}
+    both: dict[str, Any] = {"refiner": (pipe, other), "refiner_at": 0.7}
+    wanted = pipe.generate(params, **{**again, "image": latents, "strength": 0.7}, **both)
+    refined = pipe.generate(params, hires=Hires(size=WIDE, upscaler="Latent (bicubic)"), **KIND, **both)
+    np.testing.assert_array_equal(refined.latents, wanted.latents)
+    assert refined.steps == made.steps
+    assert not np.array_equal(refined.latents, made.latents)
 
     own = {"prompt": "a blue star", "negative_prompt": "bright", "scheduler": "heun", "guidance_scale": 2.0}
     hires = Hires(size=WIDE, upscaler="lanczos", strength=0.5, steps=2, **own)
@@ -127,13 +135,12 @@ def test_what_cannot_be_is_told_in_one_line(small: Any, asked: dict[str, Any], m
 
 @pytest.mark.parametrize(
     "more",
-    [{"image": Image.new("RGB", (64, 64))}, {"denoising_end": 0.5}, {"hires": 2}, {"refiner": True}],
+    [{"image": Image.new("RGB", (64, 64))}, {"denoising_end": 0.5}, {"hires": 2}],
     ids=lambda more: next(iter(more)),
 )
 def test_what_it_cannot_go_with_is_told(small: Any, more: dict[str, Any]) -> None:
-    refiner = {"refiner": small} if more.pop("refiner", None) else {}
-    with pytest.raises(InputError, match=r"^(hires|refiner)="):
-        small[0].generate(small[1], "a cat", **{"hires": Hires(), **refiner, **more})
+    with pytest.raises(InputError, match=r"^hires="):
+        small[0].generate(small[1], "a cat", **{"hires": Hires(), **more})
 
 
 def test_prompts_have_second_passes_of_their_own(small: Any) -> None:

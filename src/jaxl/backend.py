@@ -95,8 +95,8 @@ class Running:
 
 @dataclass(eq=False)
 class PlannedImage:
-    """One image of a request: its plan, where its rows run, with those of a second pass, and, before it joins, what the
-    programs are fed for it.
+    """One image of a request: its plan, where its rows run, with those of the pass that follows, and, before it joins,
+    what the programs are fed for it.
     """
 
     plan: Plan
@@ -106,20 +106,25 @@ class PlannedImage:
     inputs: Inputs | None = None
     failed: JaxlError | None = None
 
-    def followed_by(self, second: PlannedImage) -> PlannedImage:
-        """Return the image with a second pass, whose stages come after its own."""
+    @classmethod
+    def of(cls, passes: Sequence[PlannedImage]) -> PlannedImage:
+        """Return an image of several passes, one after another."""
+        first, *more = passes
+        if not more:
+            return first
+        second = cls.of(more)
         begins, *others = second.stages
-        return replace(self, stages=(*self.stages, replace(begins, remade=True), *others), second=second)
+        return replace(first, stages=(*first.stages, replace(begins, remade=True), *others), second=second)
 
     def at(self, stage: int) -> tuple[PlannedImage, int]:
         """Return the pass that a stage belongs to, and which one it is there."""
         own = len(self.plan.segments)
-        return (self, stage) if self.second is None or stage < own else (self.second, stage - own)
+        return (self, stage) if self.second is None or stage < own else self.second.at(stage - own)
 
     @property
     def passes(self) -> list[PlannedImage]:
-        """The image itself, and its second pass; the last one makes the picture."""
-        return [self] if self.second is None else [self, self.second]
+        """The image itself, and what follows it; the last one makes the picture."""
+        return [self] if self.second is None else [self, *self.second.passes]
 
     def forget(self) -> None:
         """Give up what the programs are fed."""
@@ -302,32 +307,31 @@ class PipelineBackend:
         """Do nothing: the model is there for all."""
 
     def read(self, arguments: Mapping[str, Any]) -> list[PlannedImage]:
-        plan = self.pipe.plan(**arguments)
-        images = self.images(plan)
-        self.feed(images, plan)
-        return images
+        passes = self.pipe.plan(**arguments).passes
+        of_each = [self.of_pass(own) for own in passes]
+        for images, own in zip(of_each, passes, strict=True):
+            self.feed(images, own)
+        return [PlannedImage.of(made) for made in zip(*of_each, strict=True)]
 
     def check(self, arguments: Mapping[str, Any]) -> None:
-        self.images(self.pipe.plan(**arguments))
+        for own in self.pipe.plan(**arguments).passes:
+            self.of_pass(own)
 
-    def images(self, plan: Plan) -> list[PlannedImage]:
-        """Return the images of a plan, for which parameters need not be there yet. Raises InputError."""
-        first, *more = plan.passes
-        images = [_planned(own, self.lanes) for own in first.by_image()]
-        for second in more:
-            if (size := (second.bucket.width, second.bucket.height)) not in (known := sizes_of(self.larger)):
+    def of_pass(self, plan: Plan) -> list[PlannedImage]:
+        """Return the images of a plan of one pass, for which parameters need not be there yet. Raises InputError."""
+        lanes = self._all if plan.refines else self.lanes
+        if plan.enlarging is not None:
+            lanes = self.larger
+            if (size := (plan.bucket.width, plan.bucket.height)) not in (known := sizes_of(lanes)):
                 raise not_enlarged(size, known)
-            larger = [_planned(own, self.larger) for own in second.by_image()]
-            images = [own.followed_by(other) for own, other in zip(images, larger, strict=True)]
-        return images
+        return [_planned(own, lanes) for own in plan.by_image()]
 
     def feed(self, images: Sequence[PlannedImage | None], plan: Plan) -> None:
-        """Make what the programs are fed for those images of a plan that have nothing yet; None are gone."""
-        for number, own in enumerate(plan.passes):
-            for image, inputs in zip(images, self.pipe.inputs(self.params, own).by_image(), strict=True):
-                if image is not None and image.passes[number].inputs is None:
-                    inputs.prepare()  # so that the engine's thread, for which all images wait, need not
-                    image.passes[number].inputs = inputs
+        """Make what programs are fed for those images of a plan of one pass that have nothing yet; None are gone."""
+        for image, inputs in zip(images, self.pipe.inputs(self.params, plan).by_image(), strict=True):
+            if image is not None and image.inputs is None:
+                inputs.prepare()  # so that the engine's thread, for which all images wait, need not
+                image.inputs = inputs
 
     def keeps(self, lane: Running) -> bool:
         """Return whether a lane has the weights that all share: its adapters' own take memory, for each set of them."""
@@ -337,21 +341,20 @@ class PipelineBackend:
         return RunningBatch(self, self._bucket(lane.bucket, size), lane.adapters)
 
     def remake(self, drawing: PlannedImage, stage: int, state: Slots) -> Callable[[], Picture]:
-        second, _ = drawing.at(stage)
+        (first, _), (second, _) = drawing.at(stage - 1), drawing.at(stage)
         enlarging, params = second.plan.enlarging, self.params
-        assert enlarging is not None  # as only second passes are remade
         if second.noise is not None:
             second.noise.begin()
-        image = self._finish(drawing.plan, state.latents) if second.plan.encodes else None
+        image = self._finish(first.plan, state.latents) if second.plan.encodes else None
 
         def make() -> Picture:
-            if image is not None:
+            if image is not None and enlarging is not None:
                 picture = self._encoded(enlarging.pixels(image()), second.plan.bucket)
             else:
                 latents = np.asarray(state.latents)
                 if not np.isfinite(latents).all():
                     raise self.pipe.not_finite(params, f"the image of seed {drawing.seed}")
-                (picture,) = enlarging.latents(latents)
+                (picture,) = [Picture(latents, encoded=True)] if enlarging is None else enlarging.latents(latents)
             if second.noise is not None:
                 second.noise.wait()
             return picture

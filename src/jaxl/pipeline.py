@@ -32,11 +32,13 @@ from jaxl.call.images import read_image
 from jaxl.call.inputs import Encoder, Inputs
 from jaxl.call.lexicon import Lexicon
 from jaxl.call.loras import adapter_set, read_loras
-from jaxl.call.options import DrawOptions, LoadOptions, Options
-from jaxl.call.plan import OTHER_PROMPTS, Devices, Plan, make_plan
+from jaxl.call.options import REFINER_AT, DrawOptions, LoadOptions, Options
+from jaxl.call.plan import Devices, Plan, make_plan
 from jaxl.call.prompts import open_tokenizers
+from jaxl.call.refining import Make, check_refiner, plan_refined
 from jaxl.call.row_noise import DrawnAhead, calls
 from jaxl.call.second_pass import plan_second_pass
+from jaxl.call.starts import Picture
 from jaxl.call.trials import Trials
 from jaxl.config import Split
 from jaxl.diffusion.loop import Slots
@@ -115,19 +117,6 @@ ShowProgress = Callable[[Literal["load", "calibrate", "compile", "generate", "up
 Callback = Callable[[int, int, np.ndarray], bool | None]
 Decoded = tuple[jax.Array, jax.Array, jax.Array]  # floats, bytes, whether all is finite
 Output = Literal["pil", "numpy", "latents"]
-
-# options of a base model that its refiner does not take over
-OF_BASE = (
-    "denoising_end",
-    "mask",
-    "strength",
-    "padding_mask_crop",
-    "width",
-    "height",
-    "latents",
-    "controls",
-    "image_prompts",
-)
 
 log = logging.getLogger(__name__)
 
@@ -612,7 +601,7 @@ class Pipeline:
         preview: ShowPreview | None = None,
         progress: ShowProgress | None = None,
         refiner: tuple[Pipeline, Params] | None = None,
-        refiner_at: float = 0.8,
+        refiner_at: float = REFINER_AT,
         **options: Unpack[Options],
     ) -> Result:
         """Make pictures of a prompt, or of each prompt of a list.
@@ -639,8 +628,9 @@ class Pipeline:
                 pictures of what the images are going to be.
             progress: called with ("compile" or "generate", done, in all).
             refiner: the pipeline and the parameters of a second model, as `from_pretrained` gives them, which draws the
-                last steps (arXiv:2307.01952, section 2.5), from the share `refiner_at` of the noise levels on.
-                Where the callback stops before that, there are latents alone.
+                last steps (arXiv:2307.01952, section 2.5), from the share `refiner_at` of the noise levels on; with
+                `hires`, of the second pass. Any model of the same latents does. It heeds no masks, ControlNets and
+                image prompts, which are refused. Where the callback stops before that, there are latents alone.
             **options: `Options` in `jaxl.call.options`: pictures and masks to start from (`Start`), guidance
                 (`Guidance`), choices of sampling (`Sampling`), less work at some distance from the exact picture
                 (`Caching`), LoRAs (`Adapters`), ControlNets (`Controls`), IP-Adapters (`ImagePrompts`), parts with
@@ -659,19 +649,8 @@ class Pipeline:
         shown: Shown = {"callback": callback, "preview": preview, "progress": progress}
         if refiner is None:
             return self.run(params, self.plan(prompt, **asked), output=output, **shown)
-        if asked.get("hires") is not None:
-            raise InputError("refiner", "a second model", "it does not draw second passes; leave it out, or `hires`")
-        pipe, its_params = refiner
-        asked["denoising_end"] = arguments.share("refiner_at", refiner_at)
-        plan = self.plan(prompt, **asked)
-        pipe.plan_refining(plan, None, prompt, **asked)  # so that a mistake is told before anything is drawn
-        base = self.run(params, plan, output="latents", **shown)
-        if base.steps < plan.count:
-            return base
-        refining = pipe.plan_refining(plan, base.latents, prompt, **asked)
-        refined = pipe.run(its_params, refining, output=output, **shown)
-        timings = {name: base.timings.get(name, 0.0) + seconds for name, seconds in refined.timings.items()}
-        return replace(refined, steps=base.steps + refined.steps, timings=timings)
+        plan = self.plan_refined(refiner[0], refiner_at, prompt, **asked)
+        return self.run(params, plan, output=output, refiner=refiner, **shown)
 
     def detail(
         self,
@@ -705,34 +684,35 @@ class Pipeline:
 
     def plan(self, prompt: str | Sequence[str], **options: Unpack[DrawOptions]) -> Plan:
         """Check the arguments of `generate` and give each image its own, before anything is loaded or compiled."""
+        return self._plan(self._make, prompt, options)
+
+    def plan_refined(
+        self, refiner: Pipeline, refiner_at: float, /, prompt: str | Sequence[str], **options: Unpack[DrawOptions]
+    ) -> Plan:
+        """Return a plan that `refiner` goes on with, from the share `refiner_at` of the noise levels on."""
+        check_refiner(self.model, refiner.model, options)
+        if self.mesh.is_multi_process:
+            raise InputError("refiner", "a second model", "several hosts do not do that; leave it out")
+        return self._plan(partial(plan_refined, self._make, refiner._make, self.model, refiner_at), prompt, options)
+
+    def _make(self, prompt: Any, options: DrawOptions, earlier: int | None = None) -> Plan:
+        """Return the plan of one pass, which is a second one if there are steps of an `earlier` one."""
         known = self.model, self.tokenizers, self.lexicon, self.preset, self.devices, self.loras
-        make = partial(make_plan, *known, self.controls, self.ip_adapters)
-        first = make(prompt, options)
-        if first.bucket.seamless and self.exact.target.tile:
+        made = make_plan(*known, self.controls, self.ip_adapters, prompt, options, earlier)
+        if made.bucket.seamless and self.exact.target.tile:
             remedy = "tiles do not see the opposite edge, which `seamless` is about; leave one of the two out"
             raise InputError("vae_tile", self.exact.target.tile, remedy)
+        return made
+
+    def _plan(self, make_last: Make, prompt: str | Sequence[str], options: DrawOptions) -> Plan:
+        """Return a plan with the passes that options ask for; `make_last` makes the plan of the last of them."""
         if (hires := options.get("hires")) is None:
-            return first
+            return make_last(prompt, options, None)
         if self.mesh.is_multi_process:
             raise InputError("hires", hires, "several hosts do not do that; leave it out")
-        return replace(first, second=plan_second_pass(make, self.model, first, prompt, options, self.upscalers))
-
-    def plan_refining(
-        self, base: Plan, noisy: np.ndarray | None, /, prompt: str | Sequence[str], **options: Unpack[DrawOptions]
-    ) -> Plan:
-        """Return the plan with which this model, a refiner, goes on where another model's plan ends.
-
-        noisy: the latents that it gave, [B, h, w, C]; None for zeros, to check the options and to compile for them.
-        prompt, options: what `base` was made of, with a `denoising_end`.
-        """
-        each, batch = options.get("num_images", 1), base.batch
-        texts = {"prompt": prompt} | {name: text for name in OTHER_PROMPTS if (text := options.get(name)) is not None}
-        own = {name: arguments.prompts_per_image(name, text, batch // each, each) for name, text in texts.items()}
-        if noisy is None:
-            noisy = np.zeros(replace(base.bucket, batch=batch).latents_shape(self.model), np.float32)
-        goes_on: DrawOptions = {"image": noisy, "denoising_start": options.get("denoising_end", 1.0), "num_images": 1}
-        kept = {name: value for name, value in options.items() if name not in OF_BASE}
-        return self.plan(**cast(Any, {**kept, **own, **goes_on}))
+        first = self._make(prompt, options)
+        second = plan_second_pass(make_last, self.model, first, prompt, options, self.upscalers)
+        return replace(first, second=second)
 
     def run(
         self,
@@ -743,14 +723,14 @@ class Pipeline:
         callback: Callback | None = None,
         preview: ShowPreview | None = None,
         progress: ShowProgress | None = None,
+        refiner: tuple[Pipeline, Params] | None = None,
     ) -> Result:
         """Make the pictures of a plan; arguments and errors are those of `generate`."""
         if output not in ("pil", "numpy", "latents"):
             raise InputError("output", output, "give 'pil', 'numpy' or 'latents'")
         if plan.second is not None:
-            return self._run_twice(
-                params, plan, output, {"callback": callback, "preview": preview, "progress": progress}
-            )
+            shown: Shown = {"callback": callback, "preview": preview, "progress": progress}
+            return self._run_passes(params, plan, output, shown, refiner)
         if output == "numpy" and plan.pastes:
             raise InputError("output", output, "`padding_mask_crop` gives several sizes; use `output='pil'`")
         self._check_params(params)
@@ -805,40 +785,40 @@ class Pipeline:
         made = np.concatenate(images) if output == "numpy" else images
         return Result(made, np.concatenate(latents), seeds, plan.scheduler, rows, timings)
 
-    def _run_twice(self, params: Params, plan: Plan, output: Output, shown: Shown) -> Result:
-        """Make the pictures of a plan with a second pass. Where the callback stops before it, there are latents alone.
+    def _run_passes(
+        self, params: Params, plan: Plan, output: Output, shown: Shown, refiner: tuple[Pipeline, Params] | None
+    ) -> Result:
+        """Make the pictures of a plan of several passes. Where the callback stops before the last, there are latents.
 
-        Whoever is told of steps hears of those of both passes together.
+        Whoever is told of steps hears of those of all passes together.
         """
-        first, second = plan.passes
-        assert second.enlarging is not None  # every second pass has one
-        enlarging = second.enlarging
-        first_rows, second_rows = (each.count * len(each.rounds) for each in (first, second))
-        rows = first_rows + second_rows
+        passes, done, seconds = plan.passes, list[Result](), 0.0
+        rows = [each.count * len(each.rounds) for each in passes]
         self.compile(plan, decode=output != "latents", preview=shown["preview"] is not None)
-        drawn = self.run(params, first, output="pil" if second.encodes else "latents", **_shifted(shown, 0, rows))
-        if drawn.steps < first.count:
-            return replace(drawn, images=[])
-        began, tell = time.perf_counter(), shown["progress"] and partial(shown["progress"], "upscale")
-        if second.encodes:
-            pictures = [enlarging.pixels(image, tell) for image in drawn.images]
-        else:
-            pictures = enlarging.latents(drawn.latents)
-        seconds = time.perf_counter() - began
-        second = replace(second, pictures=pictures)
-        made = self.run(params, second, output=output, **_shifted(shown, first_rows, rows))
-        timings = {name: drawn.timings.get(name, 0.0) + own for name, own in made.timings.items()}
+        for number, own in enumerate(passes):
+            began = time.perf_counter()
+            own = _begun(own, done[-1], shown["progress"]) if done else own
+            seconds += time.perf_counter() - began
+            ends: list[Output] = ["pil" if after.encodes else "latents" for after in passes[number + 1 :]]
+            pipe, its_params = refiner if own.refines and refiner is not None else (self, params)
+            part = _shifted(shown, sum(rows[:number]), sum(rows))
+            done.append(pipe.run(its_params, own, output=[*ends, output][0], **part))
+            if done[-1].steps < own.count:
+                break
+        last = done[-1]
+        timings = {name: sum(each.timings.get(name, 0.0) for each in done) for name in last.timings}
         timings |= {name: timings[name] + seconds for name in ("picture", "total")}
-        return replace(made, scheduler=drawn.scheduler, steps=drawn.steps + made.steps, timings=timings)
+        images = last.images if len(done) == len(passes) else []
+        steps = sum(each.steps for each in done)
+        return replace(last, images=images, scheduler=done[0].scheduler, steps=steps, timings=timings)
 
     def compile(self, plan: Plan, *, decode: bool = True, preview: bool = False) -> list[Future[Any]]:
-        """Begin to compile what a plan needs, the longest programs first."""
+        """Begin to compile what a plan needs of this pipeline, the longest programs first."""
         if plan.second is not None:
-            first, second = plan.passes
-            passes = ((first, second.encodes), (second, decode))
-            return list(
-                dict.fromkeys(f for own, ends in passes for f in self.compile(own, decode=ends, preview=preview))
-            )
+            passes = plan.passes
+            ends = [*(after.encodes for after in passes[1:]), decode]
+            own = [pair for pair in zip(passes, ends, strict=True) if not pair[0].refines]
+            return list(dict.fromkeys(f for each, end in own for f in self.compile(each, decode=end, preview=preview)))
         asked = {DECODE: decode, ENCODE_IMAGE: plan.encodes, PREVIEW: preview}
         wanted = [program for program in PROGRAMS if asked.get(program, program.always)]
         buckets = dict.fromkeys(plan.bucket_of(segment) for segment in plan.segments)
@@ -940,6 +920,18 @@ class Pipeline:
             if self.dtype != np.float32:
                 remedy = f"use `dtype=float32`, or {remedy}"
         return NonFiniteError(f"{what} became NaN or infinite; {remedy}")
+
+
+def _begun(plan: Plan, drawn: Result, progress: ShowProgress | None) -> Plan:
+    """Return the plan of a pass that begins with what the one before it left."""
+    enlarging, tell = plan.enlarging, progress and partial(progress, "upscale")
+    if enlarging is None:
+        pictures = [Picture(own[None], encoded=True) for own in drawn.latents]
+    elif plan.encodes:
+        pictures = [enlarging.pixels(image, tell) for image in drawn.images]
+    else:
+        pictures = enlarging.latents(drawn.latents)
+    return replace(plan, pictures=pictures)
 
 
 def _shifted(shown: Shown, before: int, total: int) -> Shown:

@@ -31,9 +31,18 @@ WIDE: dict[str, dict[str, Any]] = {
 }
 
 
+# what a refiner has: the second text encoder alone, and five size ids
+REFINER: dict[str, dict[str, Any]] = FEW | {
+    "unet": FEW["unet"] | {"cross_attention_dim": 32, "projection_class_embeddings_input_dim": 24 + 5 * 8},
+    "model_index": {"text_encoder": [None, None], "tokenizer": [None, None], "force_zeros_for_empty_prompt": False},
+}
+
+
 def write_small_model(folder: Path, few: Mapping[str, Mapping[str, Any]] = FEW) -> None:
     """Write it in diffusers' layout. Its pictures are 64x64 pixels by default; each input has its say in them."""
     configs = {name: {**config, **few.get(name, {})} for name, config in open_checkpoint("tiny").configs.items()}
+    if few is REFINER:
+        del configs["text_encoder"]
     rng = np.random.default_rng(0)
 
     def weights(shape: jax.ShapeDtypeStruct) -> np.ndarray:
@@ -46,7 +55,7 @@ def write_small_model(folder: Path, few: Mapping[str, Mapping[str, Any]] = FEW) 
     clip = few is WIDE
     tokenizers = {
         name: Tokenizer.clip() if clip else Tokenizer.from_dir(EMBEDDED["tiny"] / name)
-        for name in ("tokenizer", "tokenizer_2")
+        for name in ("tokenizer", "tokenizer_2")[few is REFINER :]
     }
     save_checkpoint(folder, configs, params, {name: tokenizer.save for name, tokenizer in tokenizers.items()})
 

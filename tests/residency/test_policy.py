@@ -54,6 +54,13 @@ def test_a_model_stays_as_long_as_a_swap_takes() -> None:
     assert choose([replace(models[0], first=None), models[1]], 10) == Choice("b", "b", ("a",))
 
 
+def test_what_one_image_waits_for_comes_together() -> None:
+    """Nobody knows yet what the second of them shares with the first, which does not make room for it."""
+    first = standing("a", here=True, first=0)
+    assert choose([first, standing("b", first=0)], 15) == Choice("b", "b")
+    assert choose([first, standing("b", first=1)], 15) == Choice("b")
+
+
 def test_equal_networks_are_held_once() -> None:
     assert total([{"vae": 5, "a": 10}, {"vae": 5, "b": 10}]) == 25
     here = Standing("a", {"vae": 5, "a": 10}, here=True, busy=True, first=0)

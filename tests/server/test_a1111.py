@@ -359,7 +359,7 @@ class TestRefused:
         ("field", "value"),
         [
             ("enable_hr", True),
-            ("refiner_checkpoint", "sd_xl_refiner"),
+            ("refiner_switch_at", 2),
             ("restore_faces", True),
             ("styles", ["anime"]),
             ("s_min_uncond", 1.0),

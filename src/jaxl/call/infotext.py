@@ -82,6 +82,7 @@ def a1111_text(settings: Mapping[str, Any]) -> str:
             pairs["Model hash"] = settings["model_hash"]
         # a path would tell strangers about the machine, and A1111 has names alone
         pairs["Model"] = Path(settings["model"]).name.removesuffix(".safetensors")
+    pairs |= refiner_texts(settings)
     for name, label in LABELS.items():
         if label not in pairs and settings.get(name) is not None:
             value = settings[name]
@@ -113,6 +114,14 @@ def a1111_text(settings: Mapping[str, Any]) -> str:
         ", ".join(f"{name}: {_quoted(str(value))}" for name, value in pairs.items()),
     ]
     return _whole("\n".join(lines)).replace("\0", "")  # PNG allows no NUL in a text
+
+
+def refiner_texts(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Return the pairs of an image's refiner, as A1111 writes them; none if it has none."""
+    if not settings.get("refiner"):
+        return {}
+    name, hash = Path(settings["refiner"]).name.removesuffix(".safetensors"), settings.get("refiner_hash")
+    return {"Refiner": f"{name} [{hash}]" if hash else name, "Refiner switch at": f"{settings['refiner_at']:g}"}
 
 
 def lora_hashes(settings: Mapping[str, Any]) -> str:

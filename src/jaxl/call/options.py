@@ -362,6 +362,8 @@ class DrawOptions(Options, total=False):
 
 # the share of the steps that is run from a picture, where neither a mask nor a refiner asks for another
 STRENGTH = 0.6
+# the share of the noise levels from which on a refiner draws, where nobody says: diffusers' and A1111's usual one
+REFINER_AT = 0.8
 # of those that cannot be None
 DEFAULTS: DrawOptions = {"seed": 0, "num_images": 1, "clip_skip": 0}
 

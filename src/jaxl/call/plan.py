@@ -91,7 +91,8 @@ class Plan:
     `picture_scale` times the picture's latents. A share `variation_strength` of each seed's own is that of another,
     `variation_seeds`. `row_noise` is what rows add, if it is not their own. `emphasis` is what weights in texts do, for
     which some kinds look at the `empty` text. `truncates` says how pixels become bytes. There may be a
-    `second` pass, whose pictures, zeros until then, are made by its `enlarging` of what the first one leaves.
+    `second` pass, whose pictures, zeros until then, are made by its `enlarging` of what the first one leaves, or which
+    `refines` that, as another model does. It may have one of its own.
     """
 
     batch: int
@@ -128,6 +129,7 @@ class Plan:
     truncates: bool
     second: Plan | None = None
     enlarging: Enlarging | None = None
+    refines: bool = False
 
     @property
     def encodes(self) -> bool:
@@ -138,8 +140,8 @@ class Plan:
 
     @property
     def passes(self) -> list[Plan]:
-        """The plan without what follows it, and its second pass, if it has one."""
-        return [replace(self, second=None), *([] if self.second is None else [self.second])]
+        """The plan without what follows it, and the passes that do."""
+        return [replace(self, second=None), *([] if self.second is None else self.second.passes)]
 
     def bucket_of(self, segment: Segment) -> Bucket:
         """The shapes of the program that runs a segment."""

@@ -16,7 +16,6 @@ FLAGS = {
     "image": "--init-image",
     "pag_scale": "--pag",
     "padding_mask_crop": "--mask-padding",
-    "denoising_end": "--refiner-at",
     "timestep_spacing": "--spacing",
     "controls": "--control",
     "image_prompts": "--image-prompt",

@@ -351,8 +351,6 @@ def generate(
     options |= {name: _numbers(name, given[name], mark, int) for name, mark in PAIRS.items()}
     options |= {} if taken is None else taken.options
     options["hires"] = _hires(given, options["hires"])
-    if refiner is not None and options["hires"] is not None:
-        raise InputError("refiner", refiner, "it does not draw second passes; leave it out, or `hires`")
     any_seed, counts = options["seed"] is None, counts_up(options)
     # 32 bits, because many other programs read no more
     usual = {"prompt_syntax": "a1111", "clip_skip": 0, "seed": secrets.randbelow(2**32)}
@@ -377,7 +375,7 @@ def generate(
     if texts is not None:
         asked |= _of_images(texts, options, seeds)
     if refiner is not None:
-        asked["denoising_end"] = share("refiner_at", refiner_at)
+        share("refiner_at", refiner_at)
     show = None if preview is None else _preview_file(preview)
     machines = Hosts(distributed, coordinator, hosts, host, timeout)
     if machines.several:
@@ -431,7 +429,7 @@ def generate(
                 shown_to = {name: [each.name for each in asked[name] or ()] for name in OF_PICTURES}
                 has = {**_networks(pipe, model, vae, refiner), **shown_to}
                 lacking.extend(taken.tell(has, quiet=quiet))
-            return pipe, *_draw(pipe, asked, second, progress, show)
+            return pipe, *_draw(pipe, asked, second and (second, refiner_at), progress, show)
 
         pipe, result, plan, loading = in_background(draw)
 
@@ -540,31 +538,31 @@ class Opener:
 def _draw(
     pipe: Pipeline,
     asked: dict[str, Any],
-    refiner: Pipeline | None,
+    refiner: tuple[Pipeline, float] | None,
     progress: ShowProgress | None,
     preview: ShowPreview | None,
 ) -> tuple[Result, Plan, float]:
-    """Load while the programs compile, and generate; also the plan, and the seconds that loading took."""
+    """Load while the programs compile, and generate; also the plan, and the seconds that loading took.
+
+    refiner: with where it takes over.
+    """
     import jax
 
-    plan = pipe.plan(**asked)
+    plan = pipe.plan(**asked) if refiner is None else pipe.plan_refined(*refiner, **asked)
     if plan.preset != pipe.preset and progress is not None:
         note(f"preset {plan.preset}")
     bucket = plan.bucket
-    second = None if refiner is None else refiner.plan_refining(plan, None, **asked)
     shown: dict[str, Any] = {"preview": preview, "progress": progress}
     began = time.perf_counter()
     try:
-        pipe.compile(plan, decode=refiner is None, preview=preview is not None)
+        pipe.compile(plan, preview=preview is not None)
         params = pipe.load_params(progress)
-        if refiner is None or second is None:
-            loading = time.perf_counter() - began
-            return pipe.run(params, plan, **shown), plan, loading
-        refiner.compile(second, preview=preview is not None)
-        both = refiner, refiner.load_params(progress)
+        if refiner is not None:
+            second, _ = refiner
+            second.compile(plan.passes[-1], preview=preview is not None)
+            shown["refiner"] = second, second.load_params(progress)
         loading = time.perf_counter() - began
-        share = asked["denoising_end"]
-        return pipe.generate(params, **asked, **shown, refiner=both, refiner_at=share), plan, loading
+        return pipe.run(params, plan, **shown), plan, loading
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
         if not is_out_of_memory(error):
             raise

@@ -231,6 +231,10 @@ def serve(
         list[str] | None,
         typer.Option(metavar="URL", help="The beginning of addresses that may be told of jobs; repeatable."),
     ] = None,
+    styles_file: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="A1111's styles.csv: prompt styles that clients of its API may name."),
+    ] = None,
     log_prompts: Annotated[
         bool, typer.Option("--log-prompts", help="Write prompts to the log.")
     ] = Settings.log_prompts,
@@ -289,6 +293,7 @@ def serve(
     from jaxl.server.pictures import Signer
     from jaxl.server.service import LEAST_DEADLINE
     from jaxl.server.supervisor import Supervisor, http_server, listen
+    from jaxl.text.prompt_styles import read_styles
 
     for argument, number in (
         ("max_waiting", max_waiting),
@@ -368,6 +373,7 @@ def serve(
         jobs_hours=jobs_hours,
         jobs_space=jobs_space,
         webhook_allow=tuple(read_allowed(text) for text in webhook_allow or ()),
+        styles_file=None if styles_file is None else Path(styles_file),
         log_prompts=log_prompts,
         mark=not no_mark,
         c2pa_certificate=None if c2pa_cert is None else Path(c2pa_cert),
@@ -385,6 +391,8 @@ def serve(
     KeyRing(settings.api_keys, settings.keys)
     if filter is not None:
         load_filter(filter)
+    if settings.styles_file is not None:
+        read_styles(settings.styles_file)
     if settings.jobs is not None:
         JobStore(settings.jobs, settings.jobs_space).close()
     if not log_prompts:

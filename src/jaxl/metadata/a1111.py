@@ -139,8 +139,7 @@ def _networks(reading: Reading, left: dict[str, str]) -> None:
     reading.network("vae", left.pop("VAE", None), left.pop("VAE hash", None) or known.get("vae"))
     if refiner := left.pop("Refiner", None):
         name, _, hash = refiner.partition(" [")
-        at = left.pop("Refiner switch at", None)
-        reading.network("refiner", name, hash.rstrip("]"), f"`refiner_at`={at}" if at else "")
+        reading.refiner(name, hash.rstrip("]"), left.pop("Refiner switch at", None))
     for kind, label, start in (("lora", "Lora hashes", "lora:"), ("embedding", EMBEDDINGS, "embed:")):
         named = dict(_named(left.pop(label, "").split(",")))
         named |= {name.removeprefix(start): hash for name, hash in known.items() if name.startswith(start)}

@@ -277,7 +277,7 @@ def _later(graph: Graph, later: Pass, earlier: Pass, reading: Reading) -> None:
         read_model(graph, later.asking, other)
         for each in other.done().networks:
             if each.kind == "model":
-                reading.network("refiner", each.name, each.hash, f"`refiner_at`={later.first / steps:g}")
+                reading.refiner(each.name, each.hash, later.first / steps)
         return
     told = {"steps": later.levels.get("steps"), "denoise": later.levels.get("denoise"), "cfg": later.cfg}
     told |= {"sampler": later.sampler, "scheduler": later.levels.get("scheduler"), "seed": later.seed}

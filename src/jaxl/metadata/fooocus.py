@@ -70,9 +70,7 @@ def _own(told: Mapping[str, Any]) -> Settings:
     _clip_skip(reading, told.get("clip_skip"))
     reading.network("model", told.get("base_model"), told.get("base_model_hash"))
     reading.network("vae", None if told.get("vae") == "Default (model)" else told.get("vae"))
-    at = as_number(told.get("refiner_switch"), float)
-    detail = "" if at is None else f"`refiner_at`={at:g}"
-    reading.network("refiner", told.get("refiner_model"), told.get("refiner_model_hash"), detail)
+    reading.refiner(told.get("refiner_model"), told.get("refiner_model_hash"), told.get("refiner_switch"))
     for name, value in told.items():
         if LORA.fullmatch(name):
             lora, _, weight = str(value).rpartition(" : ")
@@ -103,7 +101,7 @@ def _ruined(told: Mapping[str, Any]) -> Settings:
     comfyui_sampler(reading, told.get("sampler_name"), told.get("scheduler"))
     _clip_skip(reading, told.get("clip_skip"))
     reading.network("model", told.get("base_model_name"), told.get("base_model_hash"))
-    reading.network("refiner", told.get("refiner_model_name"))
+    reading.refiner(told.get("refiner_model_name"))
     if isinstance(told.get("loras"), str):
         loras = [(name, weight, "") for name, weight in re.findall(r"<([^<>]+):([^<>:]+)>", told["loras"][:10_000])]
     else:

@@ -59,8 +59,7 @@ def _own(told: Mapping[str, Any]) -> Settings:
         reading.strength(told["strength"])
     reading.network("model", *_named(told.get("model")))
     reading.network("vae", *_named(told.get("vae")))
-    at = as_number(told.get("refiner_start"), float)
-    reading.network("refiner", *_named(told.get("refiner_model")), "" if at is None else f"`refiner_at`={at:g}")
+    reading.refiner(*_named(told.get("refiner_model")), told.get("refiner_start"))
     for each in _list(told.get("loras")):
         name, hash = _named(each.get("model", each.get("lora")))
         reading.lora(name, each.get("weight", 1), hash=hash)

@@ -15,10 +15,11 @@ from jaxl.png import read_settings_text
 # what a picture was drawn from, by the names of their files
 PICTURES = {"image": "the picture that it was drawn from", "mask": "the mask"}
 # what says nothing that `generate` has to know
-NOTES = {"version", "dtype", "lora_hashes", "refiner_at", "num_images", *PICTURES, *OF_PICTURES}
+NOTES = {"version", "dtype", "lora_hashes", "model_hash", "num_images", *PICTURES, *OF_PICTURES}
 TEXTS = ("prompt", "prompt_2", "negative_prompt", "negative_prompt_2")
 # how the model was loaded, as networks and else
-LOADED = {"model": "model", "unet": "model", "vae": "vae", "refiner": "refiner"}
+LOADED = {"model": "model", "unet": "model", "vae": "vae"}
+REFINER = ("refiner", "refiner_hash", "refiner_at")
 
 
 def read(texts: Texts) -> Settings | None:
@@ -44,8 +45,9 @@ def read(texts: Texts) -> Settings | None:
         elif name == "embeddings":
             for each, hash in _items(value):
                 reading.network("embedding", each, hash)
-        elif name not in NOTES and value is not None:
+        elif name not in (*NOTES, *REFINER) and value is not None:
             reading.miss(name, value)
+    reading.refiner(*(told.get(name) for name in REFINER))
     hashes = dict(_items(told.get("lora_hashes")))
     for name in {**dict(_items(told.get("loras"))), **hashes}:
         reading.network("lora", name, hashes.get(name))

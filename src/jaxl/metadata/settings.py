@@ -75,6 +75,7 @@ class Settings:
     arguments: of `Pipeline.generate`. They have a `strength`, which needs an `image`, where the picture was drawn from
         another, which no file has. LoRAs, in `loras` or in tags of the prompt, may be lacking.
     networks: the model, LoRAs and the like that it was drawn with.
+    refiner_at: where a refiner among them took over, a share of the noise levels; None if the file does not say.
     controls, image_prompts: what the file says of those, by the names of `Control` and `ImagePrompt`, without pictures.
     missing: what else it was made with, a line each: what it is, and what can be done.
     """
@@ -86,6 +87,7 @@ class Settings:
     controls: tuple[Mapping[str, Any], ...] = ()
     image_prompts: tuple[Mapping[str, Any], ...] = ()
     missing: tuple[str, ...] = ()
+    refiner_at: float | None = None
 
     def lacking(self, has: Mapping[str, Collection[str]] | None = None) -> list[str]:
         """Return a line for each thing that the arguments do not bring, and what can be done.
@@ -123,6 +125,7 @@ class Reading:
         self._lines: dict[str, None] = {}
         self.controls: list[Mapping[str, Any]] = []
         self.image_prompts: list[Mapping[str, Any]] = []
+        self._refiner_at: float | None = None
 
     def miss(self, what: str, value: object = None, remedy: str = "") -> None:
         """Say that the arguments lack something."""
@@ -235,6 +238,11 @@ class Reading:
         told = shown(hash)[:64] if isinstance(hash, str) else ""
         self._networks[kind, own] = Network(kind, own, told or before.hash, detail or before.detail)
 
+    def refiner(self, name: object, hash: object = "", at: object = None) -> None:
+        """Add a refiner, with the share of the noise levels from which on it drew."""
+        self._refiner_at = as_number(at, float)
+        self.network("refiner", name, hash, "" if self._refiner_at is None else f"`refiner_at`={self._refiner_at:g}")
+
     def lora(self, name: object, unet: object = 1.0, text: object = None, hash: object = "") -> None:
         """Add a LoRA with its strengths: that of the text encoders is that of the U-Net by default."""
         strengths = [as_number(each, float) for each in (unet, unet if text is None else text)]
@@ -270,6 +278,7 @@ class Reading:
             tuple(self.controls[:MOST_LINES]),
             tuple(self.image_prompts[:MOST_LINES]),
             tuple(lines),
+            self._refiner_at,
         )
 
 

@@ -67,7 +67,7 @@ def _own(told: Mapping[str, Any], whole: Mapping[str, Any]) -> Settings:
     reading.network("vae", told.get("vae"), hashes.get("vae", ""))
     share = as_number(told.get("refinercontrolpercentage"), float)
     if told.get("refinermodel") and share:
-        reading.network("refiner", told["refinermodel"], hashes.get("refinermodel", ""), f"`refiner_at`={1 - share:g}")
+        reading.refiner(told["refinermodel"], hashes.get("refinermodel", ""), 1 - share)
     weights, texts = _parts(told.get("loraweights")), _parts(told.get("loratencweights"))
     for i, name in enumerate(_parts(told.get("loras"))):
         reading.lora(name, weights[i] if i < len(weights) else 1, texts[i] if i < len(texts) else None)

@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import jax
 from PIL import Image
 
 from jaxl.backend import PipelineBackend, open_backend
+from jaxl.call.options import REFINER_AT
 from jaxl.engine.backend import Batch, Lora, Served
 from jaxl.errors import CheckpointError, EngineError, InputError, JaxlError, is_out_of_memory, nearest
 from jaxl.pipeline import ShowProgress
@@ -69,7 +71,7 @@ class Models:
         self._usual = self.first.backend
 
     def load(self, progress: ShowProgress | None = None, before: Models | None = None) -> None:
-        """Load the pinned models, compile all programs, and run each batch once.
+        """Load the pinned models, compile all their programs, and run each batch once.
 
         Networks that are as the pinned ones `before` have them are theirs: so one model at most is held twice.
         """
@@ -78,7 +80,10 @@ class Models:
             resident = self.open(name)
             resident.load([*theirs, *self._residents], progress)
             resident.here = True
-        self.first.backend.warm_up(None if progress is None else lambda done, total: progress("compile", done, total))
+        tell = None if progress is None else partial(progress, "compile")
+        pinned = [self.open(name).backend for name in self._pinned]
+        for backend in {each.pipe.model.structure: each for each in [*pinned, self.first.backend]}.values():
+            backend.warm_up(tell)
         self.models()  # while one thread looks again, the others have what was known
 
     # what the engine and a server ask of a backend
@@ -116,22 +121,28 @@ class Models:
         return self.first.backend.upscale(name, picture, size)
 
     def read(self, arguments: Mapping[str, Any]) -> Sequence[ModelImage]:
-        resident = self.open(arguments.get("model") or self.first.name)
-        given = {name: value for name, value in arguments.items() if name != "model"}
-        return Order(resident, resident.backend.pipe.plan(**given)).images()
+        given = dict(arguments)
+        model, refiner = given.pop("model", None) or self.first.name, given.pop("refiner", None)
+        at = given.pop("refiner_at", REFINER_AT)
+        resident = self.open(model)
+        if refiner in (None, model):
+            return Order(resident.backend.pipe.plan(**given), resident).images()
+        second = self._open_refiner(refiner, resident)
+        return Order(resident.backend.pipe.plan_refined(second.backend.pipe, at, **given), resident, second).images()
 
     def check(self, arguments: Mapping[str, Any]) -> None:
         self.read(arguments)  # which makes nothing yet
 
     def attend(self, waiting: Sequence[ModelImage], running: Sequence[ModelImage], tell: Callable[[], None]) -> None:
-        now, busy = time.monotonic(), {image.resident for image in running}
+        now, busy = time.monotonic(), {each for image in running for each in image.residents}
         firsts: dict[Resident, int] = {}
         for image in running:
             image.begun = True
         with self._lock:
             for position, image in enumerate(waiting):
-                image.failed = image.failed or image.resident.error
-                firsts.setdefault(image.resident, position)
+                for resident in image.residents:
+                    image.failed = image.failed or resident.error
+                    firsts.setdefault(resident, position)
             for resident in self._residents:
                 resident.error = None
             for resident in {*busy, *firsts}:
@@ -151,7 +162,7 @@ class Models:
             for resident in leaving:
                 resident.here = resident.open = False
         for image in waiting:
-            if image.resident in leaving:
+            if not set(leaving).isdisjoint(image.residents):
                 image.forget()  # what was made with the parameters that leave
         threading.Thread(target=self._swap, args=(choice.bring, leaving, tell), name="swap models", daemon=True).start()
 
@@ -162,10 +173,10 @@ class Models:
         return lane.resident.backend.batch(lane.lane, size)
 
     def remake(self, drawing: ModelImage, stage: int, state: Any) -> Callable[[], Any]:
-        return drawing.resident.backend.remake(drawing, stage, state)
+        return drawing.resident_at(stage - 1).backend.remake(drawing, stage, state)
 
     def finish(self, drawing: ModelImage, state: Any, early: int | None = None) -> Callable[[], Image.Image]:
-        resident = drawing.resident
+        resident = drawing.resident_at(-1 if early is None else early)
         resident.using.add(drawing)
         picture = resident.backend.finish(drawing, state, early)
         drawing.forget()
@@ -177,6 +188,15 @@ class Models:
                 resident.using.discard(drawing)
 
         return wait
+
+    def _open_refiner(self, name: str, first: Resident) -> Resident:
+        """Return a model that goes on with the images of another, opened. Raises InputError, naming `refiner`."""
+        try:
+            resident = self.open(name)
+            self._check_room(resident, first)
+        except InputError as error:
+            raise InputError("refiner", error.value, error.remedy) from None
+        return resident
 
     def open(self, name: str) -> Resident:
         """Return a model as its files are now, opened. Raises InputError."""
@@ -190,15 +210,15 @@ class Models:
         self._check_room(known)
         return known
 
-    def _check_room(self, resident: Resident) -> None:
-        """Raise InputError for a model that does not fit onto the devices beside the pinned ones."""
-        beside = [each.parts for each in self._others(resident) if each.pinned]
-        if total([*beside, resident.least]) > self.device_memory:
-            needs, left = (
-                f"{count / 1e9:.3g} GB" for count in (total([resident.least]), self.device_memory - total(beside))
-            )
-            which = "beside the pinned models" if beside else "of device memory"
-            raise InputError("model", resident.name, f"its parameters take {needs}, and there are {left} {which}")
+    def _check_room(self, resident: Resident, *beside: Resident) -> None:
+        """Raise InputError for a model that does not fit onto the devices beside others, and those that are pinned."""
+        others = {*beside, *(each for each in self._others(resident) if each.pinned)} - {resident}
+        left = self.device_memory - total(each.least for each in others)
+        if total([*(each.least for each in others), resident.least]) > self.device_memory:
+            needs, room = (f"{count / 1e9:.3g} GB" for count in (total([resident.least]), left))
+            names = " and ".join(sorted(each.name for each in others))
+            which = f"beside {names}" if names else "of device memory"
+            raise InputError("model", resident.name, f"its parameters take {needs}, and there are {room} {which}")
 
     def _opened(self, name: str, source: str) -> Resident:
         known = self._current.get(name)
@@ -226,7 +246,7 @@ class Models:
                 self._leave(each)
             give_back()
             coming.load(self._others(coming))
-            self._check_room(coming)
+            self._check_room(coming, *(each for each in self._others(coming) if each.here))
             failed = None
         except Exception as error:
             log.error("%s was not loaded: %s", coming.name, error, exc_info=not isinstance(error, JaxlError))

@@ -62,8 +62,9 @@ def choose(models: Sequence[Standing[Name]], budget: int) -> Choice[Name]:
             break
         going.append(model)
     staying = [each for each in here if each not in going]
-    # of one that was never read, nobody knows what it shares; so it may come where there is no more room to be made
-    if not fits([*staying, coming], budget) and not all(each.pinned for each in staying):
+    # of one that was never read, nobody knows what it shares; so it may come where there is no more room to be made:
+    # beside those that stay whoever comes, and those that the same image waits for
+    if not fits([*staying, coming], budget) and not all(each.pinned or each.first == coming.first for each in staying):
         return Choice(coming.name)  # others were asked for earlier, or came just now
     if any(model.busy for model in going):
         return Choice(coming.name, closed=frozenset(model.name for model in going))

@@ -15,7 +15,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from jaxl import __version__
-from jaxl.server import errors, events, health, huggingface, logs, loras, preprocess, restore, tokens
+from jaxl.server import errors, events, grids, health, huggingface, logs, loras, preprocess, restore, tokens
 from jaxl.server.a1111 import controlnet, extras
 from jaxl.server.a1111 import routes as a1111
 from jaxl.server.errors import ApiError, answer
@@ -53,7 +53,7 @@ def create_app(service: Service, page: ASGIApp | None = None) -> FastAPI:
     app.state.service = service
     errors.install(app)
     app.add_middleware(Guard, service=service)
-    for module in (images, chat, responses, restore, a1111, huggingface):
+    for module in (images, chat, responses, restore, grids, a1111, huggingface):
         app.include_router(module.router, dependencies=[Depends(know_models)])
     for module in (tokens, loras, preprocess, events, jobs, extras, controlnet, health):
         app.include_router(module.router)

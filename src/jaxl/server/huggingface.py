@@ -42,6 +42,8 @@ FIELDS = {
             "strength",
             "loras",
             "hires",
+            "refiner",
+            "refiner_at",
             "prompt_syntax",
         )
     },
@@ -80,6 +82,8 @@ class Parameters(StartFields):
     scheduler: Name | None = None
     loras: Loras | None = None
     hires: AskedHires | None = None
+    refiner: str | None = Field(None, description="A model of the server that draws the last steps.")
+    refiner_at: Proportion | None = Field(None, description="Where it takes over, in shares of the noise levels; 0.8.")
     prompt_syntax: Syntax | None = Field(None, description="literal by default.")
     num_images_per_prompt: int | None = Field(None, ge=1, le=1, description="The answer is one picture.")
 
@@ -120,6 +124,8 @@ async def _draw(http: HttpRequest, asked: InferenceRequest, service: Service, mo
         "scheduler": wanted.scheduler,
         "loras": wanted.loras,
         "hires": None if wanted.hires is None else wanted.hires.read(),
+        "refiner": wanted.refiner,
+        "refiner_at": wanted.refiner_at,
         "prompt_syntax": wanted.prompt_syntax,
     }
     source = await asyncio.to_thread(_source, http, asked, wanted, service.settings.max_pixels)

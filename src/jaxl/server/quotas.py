@@ -47,8 +47,9 @@ class Quotas:
 
     def check(self, key: Key, model: str, arguments: Mapping[str, Any]) -> None:
         """Raise ApiError or InputError for a request that a key may never have, whenever it comes."""
-        if key.models and model not in key.models:
-            raise not_allowed(key, "model", model, key.models)
+        for param, name in (("model", model), ("refiner", arguments.get("refiner", model))):
+            if key.models and name not in key.models:
+                raise not_allowed(key, param, name, key.models)
         size = arguments["width"], arguments["height"]
         if key.sizes and size not in key.sizes:
             raise not_allowed(key, "size", as_text(size), map(as_text, key.sizes))

@@ -81,9 +81,14 @@ async def _settings(data: bytes, service: Service) -> dict[str, Any]:
     upscalers = [name for name, _ in server.upscalers]
     models = {name: each.name for each in service.engine.models() for name in each.names}
     has = {"model": [*server.names, *models], "lora": loras, "embedding": embeddings, "upscaler": upscalers}
-    drew = {name for each in found.networks if each.kind == "model" for name in (each.name, each.hash)}
-    model = next((own for name, own in models.items() if name in drew), None)
-    return {**told(found, has, server.ip_adapters), **({} if model is None else {"model": model})}
+    has["refiner"] = [*models]
+    chosen: dict[str, Any] = {}
+    for each in found.networks:
+        if each.kind in ("model", "refiner") and (own := models.get(each.name) or models.get(each.hash)) is not None:
+            chosen[each.kind] = own
+    if "refiner" in chosen and found.refiner_at is not None:
+        chosen["refiner_at"] = found.refiner_at
+    return {**told(found, has, server.ip_adapters), **chosen}
 
 
 def a1111_settings(known: Mapping[str, str], scheduler: str = "euler") -> dict[str, Any]:

@@ -20,7 +20,7 @@ from starlette.types import Receive
 from jaxl import __version__
 from jaxl.call.hires import PREFIX
 from jaxl.call.images import read_image
-from jaxl.call.options import WITH_FACTS
+from jaxl.call.options import REFINER_AT, WITH_FACTS
 from jaxl.call.sizes import Size, nearest_size
 from jaxl.call.styles import syntax_of
 from jaxl.engine import AnyEngine, Channel, Event, Lora, Request, Result, Ticket
@@ -41,6 +41,7 @@ from jaxl.server.prompts import embeddings_in, loras_in, remarks
 from jaxl.server.quotas import Quotas
 from jaxl.server.settings import Settings
 from jaxl.server.sizes import Policy, as_text, drawn_for, framed
+from jaxl.text.prompt_styles import read_styles
 
 # seconds; a shorter deadline, which nobody could keep, is a mistake
 LEAST_DEADLINE = 1.0
@@ -56,7 +57,7 @@ class Service:
     def __init__(
         self, engine: AnyEngine, settings: Settings, want_loaded: Callable[[bool], Future[bool]] | None = None
     ):
-        """Raises InputError for settings that cannot be followed: of signatures, keys, jobs or the filter."""
+        """Raises InputError for settings that cannot be followed: of signatures, keys, jobs, styles or the filter."""
         self.created = int(time.time())
         self.want_loaded = want_loaded
         self.engine = engine
@@ -68,6 +69,7 @@ class Service:
         if settings.c2pa_certificate is not None and settings.c2pa_key is not None:
             self.signer = Signer(settings.c2pa_certificate, settings.c2pa_key)
         self.filter = None if settings.filter is None else load(settings.filter)
+        self.styles = {} if settings.styles_file is None else read_styles(settings.styles_file)
         self.live: dict[str, Stream] = {}
         self._ids: set[str] = set()  # of requests that are live, or on their way into the queue
         self.files: Shelf[File] = Shelf(MOST_BYTES)
@@ -192,8 +194,11 @@ class Service:
         """Return the given arguments with a seed and a size of the server. Raises InputError beyond its limits."""
         given = {name: value for name, value in arguments.items() if value not in (None, {})}
         model, hires = self.model_named(given.pop("model", None)), given.get("hires")
+        refiner, at = self.model_named(given.pop("refiner", model), "refiner"), given.pop("refiner_at", REFINER_AT)
         if self.engine.models():
             given["model"] = model
+        if refiner != model:
+            given |= {"refiner": refiner, "refiner_at": at}
         for name in logs.TEXTS:
             self.check_text(name, given.get(name, ""))
             self.check_text(f"{PREFIX}{name}", getattr(hires, name, None) or "")

@@ -183,6 +183,7 @@ class Settings:
     urls: answers may point to pictures, which are kept for a while.
     jobs: a folder for jobs, see `jaxl.server.jobs`. jobs_hours: for which their answers are kept. jobs_space: GiB of
     them all. webhook_allow: the beginnings of addresses that may be told of jobs.
+    styles_file: prompt styles that A1111's API offers, as its web UI's styles.csv.
     log_prompts: texts of users in the log. mark: pictures say that a machine made them.
     c2pa_certificate, c2pa_key: PEM files to sign pictures with.
     filter: what looks at pictures before they leave, see `jaxl.server.filters`.
@@ -218,6 +219,7 @@ class Settings:
     jobs_hours: float = 24.0
     jobs_space: float = 4.0
     webhook_allow: tuple[str, ...] = ()
+    styles_file: Path | None = None
     log_prompts: bool = False
     mark: bool = True
     c2pa_certificate: Path | None = None

@@ -194,6 +194,7 @@ def test_each_flag_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("jaxl.server.pictures.Signer", lambda *files: None)
     monkeypatch.setattr("jaxl.server.filters.load", lambda name: None)
     monkeypatch.setattr("jaxl.server.keys.KeyRing", lambda *files: None)
+    monkeypatch.setattr("jaxl.text.prompt_styles.read_styles", lambda file: {})
     monkeypatch.setattr("jaxl.server.jobs.store.JobStore", lambda *given: SimpleNamespace(close=lambda: None))
     group: Any = typer.main.get_command(command)
     line = ["serve"]

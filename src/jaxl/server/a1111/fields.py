@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Annotated, Any
 
 from PIL import ImageFilter, ImageOps
@@ -25,6 +26,7 @@ from jaxl.server.pictures import decode
 from jaxl.server.service import Service
 from jaxl.server.settings import Settings
 from jaxl.text.prompt import Syntax
+from jaxl.text.prompt_styles import PromptStyle, chosen
 
 # the arguments of `Pipeline.generate` that have other names here
 FIELDS = {
@@ -53,13 +55,14 @@ FIELDS = {
         }.items()
     },
     "seamless": "tiling",
+    "refiner": "refiner_checkpoint",
+    "refiner_at": "refiner_switch_at",
+    "prompt_style": "styles",
 }
 
 # what jaxl lacks: fields that may ask for nothing, with what to do instead
 LACKING: Mapping[str, str] = {
-    "refiner_checkpoint": "this server has one model; leave it out",
     "restore_faces": "there is no face restoration; leave it out",
-    "styles": "no styles are kept here; write their texts into the prompt",
     "s_min_uncond": "the negative prompt is never skipped; leave it out",
     "script_name": "there are no scripts; leave it out",
     "infotext": "it is not read here; give its settings as fields",
@@ -68,7 +71,7 @@ LACKING: Mapping[str, str] = {
 # what clients send in these and other fields where nobody has chosen anything
 MAY_BE_UNASKED = (
     *LACKING,
-    "tiling",
+    *("tiling", "styles", "refiner_checkpoint"),
     *("seed_resize_from_w", "seed_resize_from_h", "sampler_name", "sampler_index", "scheduler"),
     *("alwayson_scripts", "override_settings"),
     *(
@@ -119,10 +122,13 @@ class A1111Request(BaseModel):
     alwayson_scripts: dict[str, Any] | None = None
     send_images: bool = True
     enable_hr: Flag = None
-    refiner_checkpoint: str | None = None
+    refiner_checkpoint: str | None = Field(None, description="A model of the server that draws the last steps.")
+    refiner_switch_at: Proportion | None = Field(
+        None, description="Where it takes over, in shares of the noise levels: 0.8; 1 is never."
+    )
     restore_faces: Flag = None
     tiling: Flag = None
-    styles: list[str] | None = None
+    styles: list[str] | None = Field(None, description="Of prompt-styles; they add to the prompts.")
     subseed: Seed | None = Field(-1, description="Counts up in place of the seed, with a strength; -1 is random.")
     subseed_strength: Proportion | None = None
     seed_resize_from_h: Side | None = None
@@ -211,6 +217,8 @@ def arguments_of(asked: A1111Request, settings: Settings) -> dict[str, Any]:
         "s_tmax": (asked.s_tmax or None) if churns else None,
         "s_noise": None if asked.s_noise == 1 else asked.s_noise,
         "seamless": "xy" if asked.tiling else None,
+        "refiner": None if asked.refiner_switch_at == 1 else asked.refiner_checkpoint,
+        "refiner_at": asked.refiner_switch_at,
         **skip,
         **_variation(asked),
         **overrides(asked.override_settings or {}),
@@ -240,6 +248,26 @@ def txt2img_arguments(asked: Txt2Img, settings: Settings) -> dict[str, Any]:
         guidance_scale=asked.hr_cfg,
     )
     return {**arguments, "hires": hires}
+
+
+def with_styles(arguments: Mapping[str, Any], names: Sequence[str], known: Mapping[str, PromptStyle]) -> dict[str, Any]:
+    """Return arguments with what prompt styles add to the prompts. Raises ApiError and InputError for a name."""
+    if not (wanted := [name for name in names if _is_asked(name)]):
+        return {**arguments}
+    if not known:
+        raise refusal("styles", wanted[0], "no styles are kept here; write their texts into the prompt")
+    styles, hires = chosen(known, wanted), arguments.get("hires")
+
+    def styled(prompt: str | None, negative: str | None) -> dict[str, str | None]:
+        texts = prompt or "", negative or ""
+        for style in styles:
+            texts = style.apply(*texts)
+        return {"prompt": texts[0], "negative_prompt": texts[1] or None}
+
+    if hires is not None:
+        own = styled(hires.prompt, hires.negative_prompt)
+        hires = replace(hires, **{name: text for name, text in own.items() if getattr(hires, name)})
+    return {**arguments, **styled(arguments["prompt"], arguments["negative_prompt"]), "hires": hires}
 
 
 def _variation(asked: A1111Request) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from starlette.requests import Request as HttpRequest
 
 from jaxl.call.hires import a1111_upscaler
 from jaxl.call.hires_texts import STRENGTH, hires_texts
-from jaxl.call.infotext import a1111_text, lora_hashes, read_a1111_text, text_of
+from jaxl.call.infotext import a1111_text, lora_hashes, read_a1111_text, refiner_texts, text_of
 from jaxl.call.interpolation import MODES
 from jaxl.diffusion.names import AUTOMATIC, CHECKPOINT, a1111_name
 from jaxl.diffusion.schedulers import SCHEDULERS
@@ -42,6 +42,7 @@ from jaxl.server.a1111.fields import (
     offered,
     solver_of,
     txt2img_arguments,
+    with_styles,
 )
 from jaxl.server.a1111.options import CLIP_SKIP, MODEL, USUAL_CLIP_SKIP, overrides, refusal
 from jaxl.server.edits import Source
@@ -127,7 +128,7 @@ Jobs = Annotated[list[Job], Depends(jobs_of)]
 @router.post("/txt2img")
 async def txt2img(http: HttpRequest, asked: Txt2Img, service: CurrentService) -> ImagesAnswer:
     """Draw pictures of a prompt."""
-    arguments = _with_model(http, txt2img_arguments(asked, service.settings), service)
+    arguments = _with_choices(http, asked, txt2img_arguments(asked, service.settings), service)
     second = asked.hr_checkpoint_name if asked.enable_hr else None
     if second is not None and service.model_named(second, "hr_checkpoint_name") != arguments["model"]:
         raise InputError("hr_checkpoint_name", second, "both passes are drawn with one model; leave it out")
@@ -139,7 +140,7 @@ async def txt2img(http: HttpRequest, asked: Txt2Img, service: CurrentService) ->
 async def img2img(http: HttpRequest, asked: Img2Img, service: CurrentService) -> ImagesAnswer:
     """Draw from a picture, or anew where a mask is white."""
     arguments, source = await asyncio.to_thread(edit_of, asked, service)
-    arguments, made = await _with_controls(asked, _with_model(http, arguments, service), service)
+    arguments, made = await _with_controls(asked, _with_choices(http, asked, arguments, service), service)
     return await _draw(http, service, asked, arguments, source, made)
 
 
@@ -283,11 +284,16 @@ async def latent_upscale_modes() -> list[dict[str, str]]:
 @router.get("/hypernetworks")
 @router.get("/face-restorers")
 @router.get("/realesrgan-models")
-@router.get("/prompt-styles")
 @router.get("/extensions")
 async def nothing() -> list[dict[str, Any]]:
     """Kinds of things that this server has none of."""
     return []
+
+
+@router.get("/prompt-styles")
+async def prompt_styles(service: CurrentService) -> list[dict[str, Any]]:
+    """The styles that requests may name, and what each adds to the prompts."""
+    return [vars(style) for style in service.styles.values()]
 
 
 @router.get("/scripts")
@@ -420,10 +426,20 @@ def served(service: Service) -> Sequence[Served]:
     return service.engine.models() or [Served(name, name)]
 
 
-def _with_model(http: HttpRequest, arguments: dict[str, Any], service: Service) -> dict[str, Any]:
-    """Return arguments with the model that they name, or that the caller has chosen before. Raises ApiError."""
-    asked = arguments.get("model") or _chosen(http).get(owner_of(http))
-    return {**arguments, "model": service.model_named(asked, MODEL)}
+def _with_choices(
+    http: HttpRequest, asked: A1111Request, arguments: Mapping[str, Any], service: Service
+) -> dict[str, Any]:
+    """Return arguments with the model that they name, or that the caller has chosen before, the refiner and the styles.
+
+    Raises ApiError and InputError.
+    """
+    model, refiner = arguments.get("model") or _chosen(http).get(owner_of(http)), arguments["refiner"]
+    refining = {} if refiner is None else {"refiner": service.model_named(refiner, FIELDS["refiner"])}
+    return {
+        **with_styles(arguments, asked.styles or [], service.styles),
+        **refining,
+        "model": service.model_named(model, MODEL),
+    }
 
 
 def _chosen(http: HttpRequest) -> dict[tuple[str, str], str]:
@@ -474,11 +490,12 @@ def _info(made: Sequence[Mapping[str, Any]], seeds: Sequence[int], asked: A1111R
             "Schedule type": a1111_name(first["scheduler"])[1],
             **{label: value for label, value in second.items() if label != STRENGTH},
             **({"Resized to": first["resized_to"]} if "resized_to" in first else {}),
+            **refiner_texts(first),
             **({"Lora hashes": lora_hashes(first)} if "lora_hashes" in first else {}),
         },
         "index_of_first_image": 0,
         "infotexts": [a1111_text(own) for own in made],
-        "styles": [],
+        "styles": asked.styles or [],
         "job_timestamp": _timestamp(),
         "clip_skip": first.get("clip_skip", 0) + USUAL_CLIP_SKIP,
         "is_using_inpainting_conditioning": False,

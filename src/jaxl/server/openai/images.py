@@ -149,6 +149,8 @@ class ImageRequest(BaseModel):
     controls: ControlFields | None = None
     image_prompts: ImagePromptFields | None = None
     hires: AskedHires | None = None
+    refiner: str | None = Field(None, description="A model of the server that draws the last steps.")
+    refiner_at: Proportion | None = Field(None, description="Where it takes over, in shares of the noise levels; 0.8.")
     regions: RegionFields | None = None
     seamless: Literal["x", "y", "xy"] | None = Field(None, description="Copies beside each other have no seam.")
     prompt_syntax: Syntax | None = Field(None, description="literal by default.")
@@ -184,6 +186,8 @@ class ImageRequest(BaseModel):
             # the others have the names that they have there
             **{name: getattr(self, name) for name in ImageRequest.model_fields if name in DrawOptions.__annotations__},
             "hires": None if self.hires is None else self.hires.read(),
+            "refiner": self.refiner,
+            "refiner_at": self.refiner_at,
         }
 
 

@@ -90,6 +90,7 @@ class Arguments(BaseModel):
         Settings.root_path, description="Where a proxy has the server, if it takes that or more off paths."
     )
     urls: bool = Settings.urls
+    styles_file: Path | None = Settings.styles_file
     log_prompts: bool = Settings.log_prompts
     mark: bool = Settings.mark
     filter: str | None = Field(Settings.filter, description="A name that can be imported where the ingress runs.")

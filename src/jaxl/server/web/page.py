@@ -25,7 +25,11 @@ from jaxl.call.control import MODES
 from jaxl.call.hires import WITHOUT_NETWORK, a1111_upscaler
 from jaxl.call.image_prompt import BLOCKS
 from jaxl.call.options import STRENGTH
+from jaxl.call.styles import STYLES
 from jaxl.diffusion.names import a1111_name
+from jaxl.diffusion.other_noise import OWN as OWN_NOISE
+from jaxl.diffusion.other_noise import SOURCES
+from jaxl.server.a1111.extras import RESAMPLED
 from jaxl.server.a1111.fields import offered, solver_of
 from jaxl.server.pictures import MEDIA_TYPES
 from jaxl.server.settings import Settings
@@ -72,7 +76,10 @@ RESTORE = (
 MODELS = '<jaxl-model class="jaxl-networks" hidden></jaxl-model>'
 LORAS = '<jaxl-loras class="jaxl-networks" hidden></jaxl-loras>'
 NETWORKS = '<jaxl-{0} class="jaxl-networks" data-names="{1}" data-choices="{2}"{3}></jaxl-{0}>'
-HIRES = '<jaxl-hires class="jaxl-hires" data-sizes="{}" data-upscalers="{}"{}></jaxl-hires>'
+HIRES = '<jaxl-hires class="jaxl-fold" data-sizes="{}" data-upscalers="{}"{}></jaxl-hires>'
+REFINER = '<jaxl-refiner class="jaxl-fold" hidden></jaxl-refiner>'
+GRID = '<jaxl-grid class="jaxl-fold"></jaxl-grid>'
+ENLARGE = '<jaxl-enlarge class="jaxl-fold" data-upscalers="{}"></jaxl-enlarge>'
 SCHEDULER = '<jaxl-scheduler data-samplers="{}" data-value="{}"></jaxl-scheduler>'
 # tells Gradio which values the page's elements put into the form
 BRIDGE = (
@@ -179,10 +186,16 @@ def _blocks(gr: Any, settings: Settings) -> Any:
                     own(_networks("controls", settings.controlnets, MODES))
                     own(_networks("image_prompts", settings.ip_adapters, BLOCKS))
                     own(_hires(settings))
+                    own(REFINER)
+                    own(GRID)
                     with gr.Accordion("Steps, guidance", open=False):
                         steps = gr.Slider(1, MOST_STEPS, settings.steps, step=1, label="Steps", elem_id="jaxl-steps")
                         guidance = gr.Slider(0, 30, settings.guidance_scale, step=0.1, label="Guidance")
                         syntax = gr.Dropdown(list(SYNTAXES), value=SYNTAX, label="Prompt syntax")
+                        ways = [("jaxl's own", ""), *((name, name) for name in STYLES)]
+                        style = gr.Dropdown(ways, value="", label="Style: draw as this program does")
+                        sources = [("the style's", ""), *((name, name) for name in (OWN_NOISE, *SOURCES))]
+                        noise = gr.Dropdown(sources, value="", label="Noise: whose random numbers a seed stands for")
                     own("<jaxl-source></jaxl-source>")
                     label = "Strength: how much of the picture changes"
                     strength = gr.Slider(0, 1, STRENGTH, step=0.01, label=label, elem_id="jaxl-strength")
@@ -191,6 +204,7 @@ def _blocks(gr: Any, settings: Settings) -> Any:
                         feather = gr.Slider(0, 64, FEATHER, step=1, label=label)
                         only = gr.Checkbox(False, label="Only masked: draw what is painted alone, larger")
                         padding = gr.Slider(0, 256, PADDING, step=4, label="Pixels around it, with only masked")
+                    own(ENLARGE.format(escape(json.dumps([*RESAMPLED, *dict(settings.upscalers)]))))
                     own(RESTORE.format(", ".join(MEDIA_TYPES.values())))
                     gr.Markdown("Try one of these")
                     given = [gr.Button(text, size="sm") for text in examples(settings.model)]
@@ -209,6 +223,8 @@ def _blocks(gr: Any, settings: Settings) -> Any:
             "steps": steps,
             "guidance_scale": guidance,
             "prompt_syntax": syntax,
+            "style": style,
+            "noise": noise,
             "strength": strength,
             "mask_blur": feather,
             "only_masked": only,

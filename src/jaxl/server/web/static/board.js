@@ -1,6 +1,6 @@
 // <jaxl-board>: the pictures that are being drawn, from the queue to the last step.
 
-import { caption, make, seconds, tell } from "./dom.js";
+import { button, caption, download, make, seconds, tell } from "./dom.js";
 
 // Pixels of blur before the first step, as a share of a tile; previews sharpen as they come
 const BLUR = 0.03;
@@ -13,19 +13,22 @@ class Board extends HTMLElement {
     this.detail = make("span", { className: "jaxl-detail" });
     this.alert = make("p", { role: "alert", className: "jaxl-alert", hidden: true });
     this.tiles = make("div", { className: "jaxl-tiles" });
-    this.append(this.status, make("div", { className: "jaxl-progress" }, this.bar, this.detail), this.alert, this.tiles);
+    this.sheet = make("div", { className: "jaxl-row" });
+    this.append(this.status, make("div", { className: "jaxl-progress" }, this.bar, this.detail), this.alert, this.tiles, this.sheet);
   }
 
-  /** Begin with `count` empty tiles of a shape. */
-  begin(count, width, height) {
+  /** Begin with `count` empty tiles of a shape. Those of a grid have `labels`: those of its columns, rows and pages. */
+  begin(count, width, height, labels) {
     this.alert.hidden = true;
-    this.done = Array(count).fill(0);
-    this.total = Infinity;
+    this.shares = Array(count).fill(0);
     this.began = null;
     this.style.setProperty("--jaxl-aspect", `${width} / ${height}`);
-    this.style.setProperty("--jaxl-columns", count === 1 ? 1 : count <= 4 ? 2 : 3);
+    this.style.setProperty("--jaxl-columns", labels ? labels[0].length : count === 1 ? 1 : count <= 4 ? 2 : 3);
     const tile = (_, index) => make("button", { type: "button", className: "jaxl-tile", disabled: true, "aria-label": `Picture ${index + 1}, not begun` });
-    this.tiles.replaceChildren(...Array.from({ length: count }, tile));
+    const tiles = Array.from({ length: count }, tile);
+    if (labels) named(tiles, labels);
+    this.tiles.replaceChildren(...tiles);
+    this.sheet.replaceChildren();
     this.bar.removeAttribute("value");
     this.bar.hidden = false;
     this.say("Sending …");
@@ -39,11 +42,10 @@ class Board extends HTMLElement {
 
   progress(index, done, total) {
     this.began ??= performance.now();
-    this.done[index] = done;
-    this.total = total;
-    const share = this.done.reduce((sum, each) => sum + each, 0) / (total * this.done.length);
+    this.shares[index] = done / total;
+    const share = this.shares.reduce((sum, each) => sum + each, 0) / this.shares.length;
     const left = ((performance.now() - this.began) / 1000) * (1 / share - 1);
-    const steps = Math.max(...this.done);
+    const steps = Math.round(Math.max(...this.shares) * total);
     this.bar.value = share;
     this.tiles.children[index]?.style.setProperty("--jaxl-blur", `${(1 - done / total) * BLUR * this.tiles.children[index].clientWidth}px`);
     this.say("Drawing", `step ${steps} of ${total}${share < 1 && steps > 1 ? `, ${seconds(left)} left` : ""}`);
@@ -66,6 +68,11 @@ class Board extends HTMLElement {
     tile.onclick = () => tell("open", picture);
   }
 
+  /** Offer a grid's pictures as one. */
+  offer(blob) {
+    this.sheet.replaceChildren(button("Download the grid", () => download(blob, "jaxl-grid.png")));
+  }
+
   /** End, with a word for people. */
   end(word, message = "") {
     this.bar.hidden = true;
@@ -85,6 +92,12 @@ class Board extends HTMLElement {
     if (this.status.textContent !== word) this.status.textContent = word;
     this.detail.textContent = detail;
   }
+}
+
+/** Label the tiles of a grid, columns running fastest. */
+function named(tiles, [columns, rows = [""], pages = [""]]) {
+  const all = pages.flatMap((page) => rows.flatMap((row) => columns.map((column) => [page, row, column])));
+  tiles.forEach((tile, i) => (tile.dataset.label = all[i].filter(Boolean).join(" · ")));
 }
 
 customElements.define("jaxl-board", Board);

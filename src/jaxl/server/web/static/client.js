@@ -1,10 +1,13 @@
 // The server's API, as any client would use it: OpenAI's images with jaxl's extensions.
 
 const api = new URL("../v1/", import.meta.url);
+const sdapi = new URL("../sdapi/v1/", import.meta.url);
 const health = new URL("../health/ready", import.meta.url);
 
 // Most that the API takes
 const MAX_PREVIEWS = 100;
+// Pictures of a grid that are in the making at once
+const AT_ONCE = 4;
 // Milliseconds from one look at a request to the next
 const RESUME_EVERY = 700;
 
@@ -39,6 +42,11 @@ export async function* draw(asked, source, { id, keep, signal }) {
     controls: await withPictures(asked.controls, ([image]) => ({ image })),
     image_prompts: await withPictures(asked.image_prompts, (images) => ({ images })),
     hires: source ? null : asked.hires, // second passes are for what begins as noise
+    refiner: asked.refiner,
+    refiner_at: asked.refiner && asked.refiner_at,
+    noise: asked.noise,
+    style: asked.style,
+    ...asked.more,
     strength: source ? asked.strength : null,
     mask_blur: masked ? asked.mask_blur : null,
     padding_mask_crop: masked && asked.only_masked ? asked.padding_mask_crop : null,
@@ -63,6 +71,45 @@ export async function* draw(asked, source, { id, keep, signal }) {
     yield { ...known, name: name.slice(name.indexOf(".") + 1) };
   }
   if (left.size) throw new Unreachable();
+}
+
+/**
+ * Draw a grid's pictures, several at a time; gives what `draw` does, with the place of each among the cells, and throws
+ * what it does.
+ */
+export async function* drawGrid(asked, source, { id, signal }) {
+  const own = new AbortController();
+  const waiting = asked.grid.cells.map((cell, index) => place(draw(ofCell(asked, cell), source, { id: `${id}-${index}`, signal: own.signal }), index));
+  const running = new Map();
+  const step = (news) => running.set(news, news.next().then(({ value, done }) => ({ news, value, done })));
+  const stop = () => own.abort();
+  signal.addEventListener("abort", stop);
+  try {
+    while (waiting.length || running.size) {
+      while (waiting.length && running.size < AT_ONCE) step(waiting.shift());
+      const { news, value, done } = await Promise.race(running.values());
+      if (done) running.delete(news);
+      else {
+        step(news);
+        yield value;
+      }
+    }
+  } finally {
+    signal.removeEventListener("abort", stop);
+    for (const next of running.values()) next.catch(() => {});
+    own.abort();
+  }
+}
+
+/** What is asked for one picture of a grid. */
+export function ofCell({ grid, ...asked }, cell) {
+  const { width, height, steps, seed, ...more } = cell;
+  const size = width ? { size: `${width}x${height}` } : {};
+  return { ...asked, ...cell, ...size, num_images: 1, more };
+}
+
+async function* place(coming, index) {
+  for await (const news of coming) yield { ...news, image_index: index };
 }
 
 /** What comes of a request that was kept: gives what `draw` does, from where it stands now. Throws Gone too. */
@@ -129,6 +176,18 @@ export async function loras() {
   return (await (await send("loras")).json()).data;
 }
 
+/** The axes of a grid, read: {labels, cells}. Throws Refused. */
+export async function grid(axes) {
+  return (await send("grids", json(axes))).json();
+}
+
+/** Pictures made larger, as blobs. Throws Refused. */
+export async function enlarged(files, upscaler_1, upscaling_resize) {
+  const imageList = await Promise.all(files.map(async (file) => ({ data: await base64(file), name: file.name ?? "" })));
+  const asked = json({ imageList, upscaler_1, upscaling_resize });
+  return (await (await send(new URL("extra-batch-images", sdapi), asked)).json()).images.map(png);
+}
+
 /** The preprocessors that there are: [{id, about, parameters, mask}, ...]. */
 export async function preprocessors() {
   return (await (await send("preprocessors")).json()).data;
@@ -181,11 +240,12 @@ async function send(path, options = {}, signal = undefined) {
   const text = await response.text();
   let message = `the server answered ${response.status}`;
   try {
-    message = JSON.parse(text).error.message;
+    const known = JSON.parse(text);
+    message = known.error.message ?? known.detail;
   } catch {
     // a proxy's page
   }
-  if (response.status === 404 && path.startsWith("requests/")) throw new Gone(message);
+  if (response.status === 404 && String(path).startsWith("requests/")) throw new Gone(message);
   const wait = response.headers.get("Retry-After");
   throw new Refused(response.status === 429 && wait ? `${message} (in about ${wait} s)` : message);
 }

@@ -9,9 +9,9 @@ const KEPT = "jaxl-form";
 // Milliseconds after which nobody comes back to a tab
 const OLD = 24 * 3600_000;
 // what a picture has whose settings do not say it
-const USUAL = { negative_prompt: "", prompt_syntax: "lenient" };
+const USUAL = { negative_prompt: "", prompt_syntax: "lenient", noise: "", style: "" };
 // what the form has no field for, and what needs none
-const SILENT = ["version", "width", "height", "model", "num_images", "whole", "size", "scheduler", "loras", "lora_hashes", "hires", ...NETWORKS, "program", "unread"];
+const SILENT = ["version", "width", "height", "model", "num_images", "whole", "size", "scheduler", "loras", "lora_hashes", "hires", "refiner", "refiner_at", "axes", ...NETWORKS, "program", "unread"];
 
 // of the pictures of networks
 const pictured = (name) => `${tab}/${name}`;
@@ -31,7 +31,8 @@ export function remember(names, values) {
 export function asked() {
   const names = ["model", "size", "scheduler", "loras", "hires", ...NETWORKS];
   const own = Object.fromEntries(names.map((name) => [name, part(name).value]));
-  return { ...known, ...own, seed: String(known.seed ?? "").trim() };
+  const axes = part("grid").value;
+  return { ...known, ...own, ...part("refiner").value, ...(axes ? { axes } : {}), seed: String(known.seed ?? "").trim() };
 }
 
 /** Put in what was there before the page was loaded again; from now on it is kept. */
@@ -85,6 +86,10 @@ export function fill(names, offered, settings, values) {
   for (const name of NETWORKS) {
     if (settings[name] || settings.whole) lost.push(...part(name).choose(settings[name] ?? []));
   }
+  if (settings.refiner || settings.whole) {
+    if (!part("refiner").choose(settings.refiner, settings.refiner_at)) lost.push(`refiner ${settings.refiner}`);
+  }
+  if (settings.axes || settings.whole) part("grid").choose(settings.axes);
   if (settings.hires || settings.whole) lost.push(...part("hires").choose(settings.hires, size));
   const fits = (name, value) => !offered[name] || value <= offered[name];
   const filled = names.map((name, i) => {

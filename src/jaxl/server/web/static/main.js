@@ -11,15 +11,19 @@ import "./loras.js";
 import "./controls.js";
 import "./image_prompts.js";
 import "./hires.js";
+import "./refiner.js";
+import "./grid.js";
+import "./enlarge.js";
 import "./tokens.js";
 import "./waiting.js";
 import "./statistics.js";
-import { Gone, Unreachable, draw, isReady, release, resume, settingsOf } from "./client.js";
+import { Gone, Unreachable, draw, drawGrid, isReady, ofCell, release, resume, settingsOf } from "./client.js";
 import { arrived, part, tell } from "./dom.js";
 import * as form from "./form.js";
 import { add, open } from "./history.js";
 import { NETWORKS } from "./networks.js";
 import * as queue from "./queue.js";
+import { sheet } from "./sheet.js";
 
 const VARIATION_STRENGTH = 0.5;
 const POLL = 2000;
@@ -40,7 +44,20 @@ async function generate() {
   }
   const pictured = networks();
   if (!pictured) return;
-  await queue.add({ ...seeded(asked), ...pictured }, await part("source").blobs());
+  let grid;
+  try {
+    grid = await part("grid").read(asked);
+  } catch (error) {
+    part("board").end("Not drawn", error.message || "The server cannot be reached");
+    return;
+  }
+  const more = grid && { grid, num_images: grid.cells.length };
+  const source = await part("source").blobs();
+  if (!source && grid?.cells.some(({ strength }) => strength !== undefined)) {
+    part("board").end("Not drawn", "Grid: a strength changes nothing without a picture to start from; choose one");
+    return;
+  }
+  await queue.add({ ...seeded(asked), ...pictured, ...more }, source);
 }
 
 /** The networks with their pictures, as requests of the queue have them; null if one lacks its own. */
@@ -73,14 +90,15 @@ async function perform(request, signal) {
   const { id, asked, source } = request;
   const board = part("board");
   const [width, height] = asked.size.split("x").map(Number);
-  const keep = part("waiting").dataset.keeps !== undefined;
+  const keep = part("waiting").dataset.keeps !== undefined && !asked.grid;
   let { sent } = request;
   let lost = false;
   lastSeed = asked.seed;
-  board.begin(asked.num_images, width, height);
+  board.begin(asked.num_images, width, height, asked.grid?.labels);
   for (;;) {
     try {
-      await show(request, sent ? resume(id, signal) : draw(asked, source, { id, keep, signal }));
+      if (asked.grid) await show(request, drawGrid(asked, source, { id, signal }));
+      else await show(request, sent ? resume(id, signal) : draw(asked, source, { id, keep, signal }));
       board.end("Done");
       if (keep) release(id);
       return true;
@@ -104,19 +122,25 @@ async function perform(request, signal) {
 
 async function show({ id, asked, source }, coming) {
   const board = part("board");
+  const blobs = [];
   for await (const news of coming) {
     if (news.name === "queued") board.queued(news.position, news.starts_in);
     else if (news.name === "progress") board.progress(news.image_index, news.done, news.total);
     else if (news.name === "partial_image") board.preview(news.image_index, news.url);
-    else if (news.name === "completed") board.completed(news.image_index, await keep(news, id, asked, source));
+    else if (news.name === "completed") {
+      blobs[news.image_index] = news.blob;
+      board.completed(news.image_index, await keep(news, id, asked, source));
+    }
   }
+  if (asked.grid) board.offer(await sheet(blobs, asked.grid.labels));
 }
 
 /** Put a picture into the history. */
 async function keep({ image_index, blob }, id, asked, source) {
-  const { num_images, strength, mask_blur, only_masked, padding_mask_crop, ...settings } = asked;
-  const [width, height] = asked.size.split("x").map(Number);
-  const made = { ...settings, width, height, seed: String(BigInt(asked.seed) + BigInt(image_index)) };
+  const drawn = asked.grid ? ofCell(asked, asked.grid.cells[image_index]) : asked;
+  const { num_images, strength, mask_blur, only_masked, padding_mask_crop, more, axes, ...settings } = drawn;
+  const [width, height] = drawn.size.split("x").map(Number);
+  const made = { ...settings, width, height, seed: asked.grid ? drawn.seed : String(BigInt(asked.seed) + BigInt(image_index)) };
   if (source) made.strength = strength;
   for (const name of NETWORKS) made[name] = made[name]?.map(({ pictures, ...own }) => own);
   return add(blob, made, Boolean(source), `${id}/${image_index}`);
@@ -149,6 +173,10 @@ listen("use", (picture) => tell("fill", { ...picture.settings, num_images: 1, wh
 listen("edit", async (picture) => {
   await part("source").take(picture.blob);
   part("source").scrollIntoView({ block: "nearest" });
+});
+listen("enlarge", (picture) => {
+  part("enlarge").take([picture.blob]);
+  part("enlarge").scrollIntoView({ block: "nearest" });
 });
 listen("word", (word) => {
   const { prompt = "", prompt_syntax } = form.asked();
@@ -206,8 +234,8 @@ if (theme) document.body.classList.toggle("dark", theme === "dark");
 await open();
 // Gradio's form may come before or after this
 if (!document.body.classList.contains("jaxl-formed")) await new Promise((resolve) => listen("formed", resolve));
-await Promise.all(["board", "waiting", "model", "size", "scheduler", "loras", ...NETWORKS, "source"].map(arrived));
-await Promise.all(["model", "loras", ...NETWORKS].map((name) => part(name).looked));
+await Promise.all(["board", "waiting", "model", "size", "scheduler", "loras", ...NETWORKS, "hires", "refiner", "grid", "enlarge", "source"].map(arrived));
+await Promise.all(["model", "loras", "refiner", ...NETWORKS].map((name) => part(name).looked));
 await form.begin();
 begin();
 await queue.open(perform);

@@ -17,6 +17,7 @@ const LABELS = {
   controls: "ControlNets",
   image_prompts: "Image prompts",
   strength: "Strength",
+  refiner: "Refiner",
 };
 
 class Viewer extends HTMLElement {
@@ -42,6 +43,7 @@ class Viewer extends HTMLElement {
       button("Use these settings", act("use")),
       button("Variations", act("vary")),
       button("Edit", act("edit")),
+      button("Enlarge", act("enlarge")),
       button("Compare", () => this.choose()),
       button("Delete", () => this.drop()),
     );
