@@ -26,6 +26,7 @@ from jaxl.call.hires import WITHOUT_NETWORK, a1111_upscaler
 from jaxl.call.image_prompt import BLOCKS
 from jaxl.call.options import STRENGTH
 from jaxl.diffusion.names import a1111_name
+from jaxl.diffusion.schedulers import SCHEDULERS
 from jaxl.server.a1111.fields import offered, solver_of
 from jaxl.server.pictures import MEDIA_TYPES
 from jaxl.server.settings import Settings
@@ -252,6 +253,7 @@ def _samplers(settings: Settings) -> list[dict[str, Any]]:
     for name in offered(settings):
         sampler, schedule = a1111_name(name)
         solver = solver_of(name)
-        label = f"{sampler} (EDM)" if solver.startswith("edm_") else sampler
+        known = SCHEDULERS[name].solver
+        label = f"{sampler} ({'EDM' if known.edm else 'of A1111'})" if known.form_of else sampler
         samplers.setdefault(solver, {"label": label, "schedules": []})["schedules"].append((schedule, name))
     return list(samplers.values())
