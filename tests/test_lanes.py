@@ -23,6 +23,7 @@ def test_lanes_for_what_costs_something() -> None:
     assert lane_kinds(one, ("freeu", "cached")) == [one, replace(one, freeu=True, cached=True)]
     pag = replace(one, pag_layers=("mid_block",))
     assert lane_kinds(one, ("unguided", "pag")) == [one, one.plain, pag]
+    assert lane_kinds(one, ("pag", "seg"))[-1] == lane_kinds(one, ("seg",))[-1] == replace(pag, seg=True)
     assert lane_kinds(one.plain, ("unguided",)) == [one.plain]
     assert lane_kinds(one, ("pag", "cached"))[-1] == replace(pag, cached=True)
     assert lane_kinds(one, ("regions",)) == [one, replace(one, regions=REGIONS)]
@@ -30,11 +31,20 @@ def test_lanes_for_what_costs_something() -> None:
 
 
 def test_a_lane_with_everything(small: Any) -> None:
-    """Images with perturbed attention, FreeU, kept features and regions share a batch, each as if it were alone."""
-    lane = lane_kinds(Bucket(1, 64, 64, guided=True), ("pag", "freeu", "cached", "regions"))[-1]
+    """Images with perturbed attention, FreeU, kept features and regions share a batch, each as if it were alone.
+
+    So do those with perturbed attention and with blurred queries.
+    """
+    lane = lane_kinds(Bucket(1, 64, 64, guided=True), ("pag", "seg", "freeu", "cached", "regions"))[-1]
     pipe, params = small
     other = PipelineBackend(pipe, params, [lane], [2])
-    own: list[dict[str, Any]] = [{}, {"pag_scale": 3.0}, {"freeu": [0.9, 0.2, 1.2, 1.4]}, {"cache_interval": 2}]
+    own: list[dict[str, Any]] = [
+        {},
+        {"pag_scale": 3.0},
+        {"seg_scale": 3.0},
+        {"freeu": [0.9, 0.2, 1.2, 1.4]},
+        {"cache_interval": 2},
+    ]
     own.append({"regions": [Region("a cat", (0, 0, 0.5, 1)), Region("a dog", (32, 0, 64, 64))]})
     kinds = [{"prompt": "a llama", "steps": 4, "seed": 1, "width": 64, "height": 64} | each for each in own]
     with Engine(other) as engine:

@@ -11,7 +11,7 @@ import torch
 from programs import Asked, Program, Text, Tokens, drawn, weighed
 from torch import Tensor
 
-DISCARDING = ("dpm_2", "dpm_2_ancestral")
+DISCARDING = ("dpm_2", "dpm_2_ancestral", "uni_pc", "uni_pc_bh2")
 
 
 class ComfyUI(Program):

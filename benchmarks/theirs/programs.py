@@ -74,12 +74,15 @@ class Program(ABC):
             run, whole = self.of_picture(asked, sigmas)
             x = self.start_scale(run) * self.first_noise(asked)
             if asked.picture is not None:
-                x = self.encoded(asked) + run[0] * self.first_noise(asked)
+                x = self.noised(asked, self.encoded(asked), run)
             latents = SAMPLERS[asked.sampler](
                 Run(self.denoiser(asked), x, run, self.normal(asked), self.path(asked, whole), asked.eta)
             )
             pixels = self.pipe.vae.decode(latents / self.pipe.vae.config.scaling_factor).sample[0]
             return (255 * (pixels / 2 + 0.5).clamp(0, 1)).permute(1, 2, 0).numpy().astype(np.uint8)
+
+    def noised(self, asked: Asked, latents: Tensor, run: Tensor) -> Tensor:
+        return latents + run[0] * self.first_noise(asked)
 
     def encoded(self, asked: Asked) -> Tensor:
         pixels = torch.from_numpy(np.asarray(asked.picture).astype(np.float32) / 255).permute(2, 0, 1)[None]

@@ -367,6 +367,108 @@ def seeds_2(run: Run) -> Tensor:
     return x
 
 
+def deis(run: Run) -> Tensor:
+    """zju-pi's diff-sampler, "tab", order 3: polynomials in the time of betas that grow linearly, by sums."""
+    early, late = np.log(0.002**2 + 1), np.log(80.0**2 + 1)
+    rise = 2 * (early / 1e-3 - late) / (1e-3 - 1)
+    base = late - rise / 2
+    times = ((base**2 + 2 * rise * (run.sigmas**2 + 1).log()).sqrt() - base) / rise
+    x, slopes = run.x, []
+    for i, (here, there) in enumerate(pairwise(run.sigmas)):
+        slopes = [run.slope(x, here), *slopes][:3]
+        if len(slopes) == 1 or there == 0:
+            x = x + (there - here) * slopes[0]
+            continue
+        points = torch.linspace(float(times[i]), float(times[i + 1]), 10000)
+        alphas = (-rise / 2 * points**2 - base * points).exp()
+        speed = (rise * points + base) / 2 / (alphas * (1 - alphas)).sqrt() * (times[i + 1] - times[i]) / 10000
+        for j, slope in enumerate(slopes):
+            others = [k for k in range(len(slopes)) if k != j]
+            basis = [(points - times[i - k]) / (times[i - j] - times[i - k]) for k in others]
+            x = x + torch.stack(basis).prod(0).mul(speed).sum() * slope
+    return x
+
+
+def ddim(run: Run) -> Tensor:
+    """A1111's: from timestep to timestep on latents of unit variance, which are left at the last one."""
+    alphas = 1 / (1 + run.sigmas**2)
+    x = run.x * alphas[0].sqrt()
+    for here, there, sigma in zip(alphas, alphas[1:], run.sigmas, strict=False):
+        noise = run.slope(x / here.sqrt(), sigma)
+        fresh = run.eta * ((1 - there) / (1 - here) * (1 - here / there)).sqrt()
+        image = (x - (1 - here).sqrt() * noise) / here.sqrt()
+        x = there.sqrt() * image + (1 - there - fresh**2).sqrt() * noise + fresh * run.normal()
+    return x
+
+
+def plms(run: Run) -> Tensor:
+    """A1111's: Liu et al. 2022 (arXiv:2202.09778), whose first step is done again with the mean of two noises."""
+    alphas = 1 / (1 + run.sigmas**2)
+    x, noises = run.x * alphas[0].sqrt(), []
+
+    def moved(x: Tensor, noise: Tensor, i: int) -> Tensor:
+        here, there = alphas[i], alphas[i + 1]
+        image = (x - (1 - here).sqrt() * noise) / here.sqrt()
+        return there.sqrt() * image + (1 - there).sqrt() * noise
+
+    def noise_of(x: Tensor, i: int) -> Tensor:
+        return run.slope(x / alphas[i].sqrt(), run.sigmas[i])
+
+    for i in range(len(alphas) - 1):
+        noises = [noise_of(x, i), *noises][:4]
+        if i == 0:
+            mean = (noises[0] + noise_of(moved(x, noises[0], 0), 1)) / 2
+        else:
+            adams = ((3, -1), (23, -16, 5), (55, -59, 37, -9))[len(noises) - 2]
+            mean = sum(w * each for w, each in zip(adams, noises, strict=True)) / sum(adams)
+        x = moved(x, mean, i)
+    return x
+
+
+def uni_pc(run: Run, variant: str = "bh1", ends_clean: bool = True) -> Tensor:
+    """Zhao et al. 2023 (arXiv:2302.04867) as its authors wrote it: order 3, for images, on latents of unit variance.
+
+    What ends clean goes to sigma 0.001 where that is 0, and its image's scale is taken off the result, as in ComfyUI.
+    """
+    sigmas = run.sigmas.clone()
+    sigmas[-1] = sigmas[-1].clamp(min=0.001)
+    alphas = 1 / (1 + sigmas**2).sqrt()
+    logs = -sigmas.log()
+    steps = len(sigmas) - 1
+
+    def estimate(x: Tensor, i: int) -> Tensor:
+        return run.denoised(x / alphas[i], sigmas[i])
+
+    x = run.x * alphas[0]
+    past = [estimate(x, 0)]
+    for step in range(1, steps + 1):
+        order = min(step, 3, steps + 1 - step)
+        h = logs[step] - logs[step - 1]
+        base = (-h).expm1()
+        whole = -h if variant == "bh1" else base
+        nodes = [(logs[step - 1 - k] - logs[step - 1]) / h for k in range(1, order)]
+        changes = [(past[k] - past[0]) / node for k, node in enumerate(nodes, 1)]
+        nodes = torch.stack([*nodes, torch.tensor(1.0)])
+        wanted, phi, factorial = [], base / -h - 1, 1
+        for i in range(1, order + 1):
+            wanted.append(phi * factorial / whole)
+            factorial *= i + 1
+            phi = phi / -h - 1 / factorial
+        powers, wanted = torch.stack([nodes**i for i in range(order)]), torch.stack(wanted)
+        plain = sigmas[step] * alphas[step] / (sigmas[step - 1] * alphas[step - 1]) * x - alphas[step] * base * past[0]
+
+        half = torch.tensor([0.5])
+        weights = half if order == 2 else torch.linalg.solve(powers[:-1, :-1], wanted[:-1])
+        x = plain - alphas[step] * whole * sum(w * each for w, each in zip(weights, changes, strict=True))
+        if step < steps:
+            now = estimate(x, step)
+            weights = half if order == 1 else torch.linalg.solve(powers, wanted)
+            changes = [*changes, now - past[0]]
+            x = plain - alphas[step] * whole * sum(w * each for w, each in zip(weights, changes, strict=True))
+            past = [now, *past][:3]
+    return x / alphas[-1] if ends_clean else x
+
+
 SAMPLERS: dict[str, Sampler] = {
     "Euler": euler,
     "Euler a": euler_ancestral,
@@ -383,6 +485,13 @@ SAMPLERS: dict[str, Sampler] = {
     "DPM fast": dpm_fast,
     "LCM": lcm,
     "Restart": restart,
+    "DDIM": ddim,
+    "PLMS": plms,
+    "UniPC": partial(uni_pc, ends_clean=False),
+    "ddim": euler,
+    "deis": deis,
+    "uni_pc": uni_pc,
+    "uni_pc_bh2": partial(uni_pc, variant="bh2"),
     "euler": euler,
     "euler_ancestral": euler_ancestral,
     "heun": heun,

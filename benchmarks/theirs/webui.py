@@ -13,6 +13,7 @@ from torch import Tensor
 
 # the samplers that leave out the last sigma but one, and those that count a prompt's steps twice
 DISCARDING = ("DPM2", "DPM2 a", "DPM++ 3M SDE")
+COUNTING = ("DDIM", "PLMS")  # timesteps
 TWICE = ("Heun", "DPM2", "DPM2 a", "DPM++ 2S a", "DPM++ SDE", "Restart")
 EDITED = re.compile(r"\[([^\[\]:|]*):([^\[\]:|]*):([\d.]+)\]")
 
@@ -20,10 +21,18 @@ EDITED = re.compile(r"\[([^\[\]:|]*):([^\[\]:|]*):([\d.]+)\]")
 class WebUI(Program):
     """It draws each image with a generator of its own, and tells the network fractional timesteps."""
 
-    distilled = False
+    distilled = unit = False
 
     def sigmas(self, asked: Asked) -> Tensor:
         self.distilled = asked.sampler == "LCM"
+        self.unit = asked.sampler in (*COUNTING, "UniPC")  # whose latents have unit variance
+        if asked.sampler in COUNTING:
+            return self.trained[(torch.arange(0, 1000, 1000 // asked.steps) + 1).clamp(max=999)].flip(0)
+        if asked.sampler == "UniPC":
+            times = torch.linspace(999, 0, len(range(0, 1000, 1000 // asked.steps)) + 1)
+            low, high = times.floor().long(), times.ceil().long()
+            logs = -(1 + self.trained**2).log()
+            return (-((1 - times % 1) * logs[low] + times % 1 * logs[high])).expm1().sqrt()
         n = asked.steps + (asked.sampler in DISCARDING)
         if asked.schedule == "beta":
             share = torch.tensor(_quantiles(np.linspace(1, 0, n)), dtype=torch.float32)
@@ -61,10 +70,19 @@ class WebUI(Program):
         if asked.picture is None:
             return sigmas, sigmas
         run = int(min(asked.strength, 0.999) * asked.steps)
+        if asked.sampler in COUNTING:
+            return sigmas[-run:], sigmas[-run - 1 :]
         return sigmas[asked.steps - run - 1 :], sigmas
 
+    def noised(self, asked: Asked, latents: Tensor, run: Tensor) -> Tensor:
+        if asked.sampler not in COUNTING:
+            return super().noised(asked, latents, run)
+        above = self.of_picture(asked, self.sigmas(asked))[1][0]
+        unit = (latents + above * self.first_noise(asked)) / (1 + above**2).sqrt()
+        return unit * (1 + run[0] ** 2).sqrt()
+
     def start_scale(self, sigmas: Tensor) -> Tensor:
-        return sigmas[0]
+        return (1 + sigmas[0] ** 2).sqrt() if self.unit else sigmas[0]
 
     def time(self, sigma: Tensor) -> Tensor:
         if self.distilled:  # every 20th timestep alone

@@ -466,7 +466,7 @@ def cheapest(bucket: Bucket, lanes: Sequence[Bucket], networks: Sequence[Control
     return min(
         lanes,
         key=lambda lane: (
-            *(lane.branches, lane.cached, lane.freeu, lane.shaped),
+            *(lane.branches, lane.seg, lane.cached, lane.freeu, lane.shaped),
             *(lane.controls != (), lane.image_prompts != (), lane.regions, lane.room, lane.chunks),
         ),
     )
@@ -502,7 +502,8 @@ def open_backend(
     batch_sizes: the batches that programs are compiled for, of which the smallest that holds the images is run; by
         default one of all slots.
     chunks: parts of 75 tokens that a prompt may have; prompts of one part have a lane of their own.
-    lanes: what requests may ask for besides: "pag", perturbed-attention guidance of the middle block; "freeu";
+    lanes: what requests may ask for besides: "pag", perturbed-attention guidance of the middle block; "seg",
+        smoothed-energy guidance as well; "freeu";
         "cached", for `cache_interval`; "shaped", for `apg_eta`, `cfg_zero`, `mimic_scale` and their kin; "regions",
         four of an image; "seamless", for pictures that tile; "unguided", so that rows without guidance pay for one
         branch. All have lanes of their own.
@@ -557,7 +558,7 @@ def open_backend(
         "controls": tuple(network.config for network in pipe.controls.values()),
         "image_prompts": (tokens,) * IMAGE_PROMPTS if pipe.ip_adapters else (),
     }
-    if "pag" in lanes:
+    if {"pag", "seg"} & {*lanes}:
         check_pag_layers(pipe.model.unet, PAG_LAYERS)
     least = 1 if options.get("split") == "rows" else max(SLOTS, mesh.size)
     slots = slots or max([least, *batch_sizes])
@@ -619,8 +620,8 @@ def lane_kinds(bucket: Bucket, lanes: Sequence[str]) -> list[Bucket]:
     branches = [bucket]
     if "unguided" in lanes:
         branches.append(bucket.plain)
-    if "pag" in lanes:
-        branches.append(replace(bucket, pag_layers=PAG_LAYERS))
+    if {"pag", "seg"} & {*lanes}:
+        branches.append(replace(bucket, pag_layers=PAG_LAYERS, seg="seg" in lanes))
     more = {name: name in lanes for name in ("freeu", "cached", "shaped")}
     plain = [each for own in branches for each in (own, replace(own, **more))]
     parts = (0, REGIONS) if "regions" in lanes else (0,)
@@ -662,6 +663,7 @@ def _needs(
             lambda lane: lane.chunks >= bucket.chunks,
         ),
         ("pag_scale", bucket.pag_layers, none_here, lambda lane: bucket.pag_layers in ((), lane.pag_layers)),
+        ("seg_scale", bucket.seg, none_here, lambda lane: lane.seg >= bucket.seg),
         ("freeu", bucket.freeu, none_here, lambda lane: lane.freeu >= bucket.freeu),
         ("cache_interval", bucket.cached, none_here, lambda lane: lane.cached >= bucket.cached),
         ("apg_eta, cfg_zero or mimic_scale", bucket.shaped, none_here, lambda lane: lane.shaped >= bucket.shaped),

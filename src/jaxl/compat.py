@@ -221,6 +221,7 @@ class FlaxStableDiffusionXLPipeline:
             pooled=texts.pooled,
             time_ids=jnp.broadcast_to(ids, (b, *ids.shape)),
             lengths=None,
+            blur=None,
             freeu=None,
             inpaint=None,
             adapters=None,

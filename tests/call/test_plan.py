@@ -77,6 +77,8 @@ def huge() -> bytes:
         ({"guidance_scale": [[1.0, 2.0]]}, r"guidance_scale=\(1, 2\): the shape must be \(1, 25\)"),
         ({"guidance_rescale": 1.5}, "guidance_rescale=1.5"),
         ({"pag_scale": -1}, "pag_scale=-1"),
+        ({"pag_scale": 2, "seg_scale": 1}, "seg_scale=1: an image has a pag_scale too"),
+        ({"seg_scale": 2, "seg_blur": 0}, "seg_blur=0: must be a number above 0"),
         ({"pag_scale": 2, "pag_layers": ("mid",)}, "pag_layers='mid': did you mean 'mid_block'"),
         ({"freeu": (1, 2)}, "freeu=.*four numbers"),
         ({"freeu": (1, 1, 1, -1)}, "freeu="),

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from trajectories import SDXL
 
 from jaxl.call.options import DrawOptions
 from jaxl.call.plan import Plan
@@ -14,6 +15,7 @@ from jaxl.call.seeds import counts_up, of_image
 from jaxl.call.styles import STYLES, styled
 from jaxl.diffusion.other_noise import Numbers
 from jaxl.diffusion.rows import COLUMNS
+from jaxl.diffusion.schedule import NoiseSchedule, SchedulerConfig
 from jaxl.errors import InputError
 from jaxl.run.bucket import Branch
 
@@ -78,6 +80,33 @@ def test_steps_from_a_picture(planned: Any, style: str, strength: float, run: in
     plan = planned(style, scheduler="euler", image=PICTURE, strength=strength, steps=20)
     assert (plan.count, plan.steps) == (run, of)
     assert planned(style, scheduler="euler", steps=20).count == 20
+
+
+def test_samplers_that_count_timesteps_begin_with_more_noise_than_they_tell(planned: Any) -> None:
+    """A1111's own from a picture; their first noise is not scaled."""
+    shares = SchedulerConfig(NoiseSchedule(**SDXL)).noise.alphas_cumprod()
+    for scheduler, rows in (("ddim", 9), ("plms", 10)):
+        plan = planned("a1111", scheduler=scheduler, image=PICTURE, strength=0.5, steps=20)
+        assert (plan.scheduler, plan.count, plan.steps) == (f"{scheduler}_a1111", rows, 19)
+        assert column(plan, "t")[0] == 451
+        np.testing.assert_allclose([plan.picture_scale**2, plan.noise_scale**2], [shares[501], 1 - shares[501]])
+        assert planned("a1111", scheduler=scheduler, steps=20).noise_scale == 1
+
+
+@pytest.mark.parametrize(
+    ("style", "scheduler", "form"),
+    [
+        ("comfyui", "ddim", "euler_uniform"),
+        ("comfyui", "uni_pc", "unipc_comfyui_uniform"),
+        ("comfyui", "uni_pc_bh2 karras", "unipc_bh2_comfyui_karras"),
+        ("swarmui", "deis simple", "deis_comfyui_simple"),
+        ("forge", "UniPC", "unipc_a1111"),
+        ("a1111", "DDIM CFG++", "ddim_cfg++_a1111"),
+        ("diffusers", "deis", "deis"),
+    ],
+)
+def test_a_program_has_forms_of_its_own(planned: Any, style: str, scheduler: str, form: str) -> None:
+    assert planned(style, scheduler=scheduler, steps=4).scheduler == form
 
 
 def test_noise(planned: Any) -> None:
@@ -190,7 +219,7 @@ def test_bytes(small: Any) -> None:
         ({"emphasis": "strong"}, "emphasis='strong'.*known: comfyui, ignore, no_norm, original"),
         ({"empty_negative": "none"}, "empty_negative='none'.*encoded, zeros"),
         ({"byte_rounding": "up"}, "byte_rounding='up'.*round, truncate"),
-        ({"strength_steps": "all"}, "strength_steps='all': give 'part', 'part.1' or 'whole'"),
+        ({"strength_steps": "all"}, "strength_steps='all': give 'part', 'part.1', 'part-1' or 'whole'"),
         ({"timestep_rounding": "down"}, "timestep_rounding='down': must be 'none', 'nearest' or 'distilled'"),
         ({"start_scale": 1}, "start_scale=1: must be 'sigma' or 'variance'"),
         ({"discard_penultimate": True, "scheduler": "ddim"}, "discard_penultimate=True: scheduler 'ddim' counts"),

@@ -7,7 +7,9 @@ ComfyUI: `comfy/k_diffusion/sampling.py` and `sa_solver.py`; k-diffusion: `sampl
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,7 @@ from jaxl.diffusion.rows import COLUMNS, MIXED, Table
 from jaxl.diffusion.schedule import NoiseSchedule, SchedulerConfig
 from jaxl.diffusion.spacing import karras_sigmas
 from jaxl.diffusion.tables import build_table
+from jaxl.errors import InputError
 
 SDXL = NoiseSchedule(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
 CONFIG = SchedulerConfig(noise=SDXL, timestep_spacing="trailing")
@@ -86,6 +89,86 @@ def ipndm_v(x: Array, s: list[float], draw: Draw) -> Array:
                 change = change - t2 * q * h1 / h2 * d[3]
         x = x + h * change
     return x
+
+
+def lms_comfyui(x: Array, s: list[float], draw: Draw) -> Array:
+    past: list[Array] = []
+    for i, (here, there) in enumerate(itertools.pairwise(s)):
+        if there == 0:
+            return denoise(x, here)
+        past = [slope(x, here), *past[:3]]
+        x = x + adams([s[i - k] for k in range(len(past))], past, here, there, lambda sigma: sigma)
+    return x
+
+
+def deis_comfyui(x: Array, s: list[float], draw: Draw) -> Array:
+    early, late = np.log(0.002**2 + 1), np.log(80.0**2 + 1)
+    rise = 2 * (early / 1e-3 - late) / (1e-3 - 1)
+    base = late - rise / 2
+
+    def time(sigma: float) -> float:
+        return (np.sqrt(base**2 + 2 * rise * np.log(sigma**2 + 1)) - base) / rise
+
+    past: list[Array] = []
+    for i, (here, there) in enumerate(itertools.pairwise(s)):
+        past = [slope(x, here), *past[:2]]
+        if there == 0:
+            return denoise(x, here)
+        x = x + adams([s[i - k] for k in range(len(past))], past, here, there, time)
+    return x
+
+
+def adams(levels: list[float], slopes: list[Array], here: float, there: float, time: Any) -> Array:
+    """The way along a polynomial in time through slopes at levels, integrated over sigma."""
+    at = [time(level) for level in levels]
+
+    def basis(sigma: float, j: int) -> float:
+        return float(np.prod([(time(sigma) - other) / (at[j] - other) for k, other in enumerate(at) if k != j]))
+
+    weights = [quad(basis, here, there, args=(j,), epsabs=1e-12)[0] for j in range(len(at))]
+    return sum((w * d for w, d in zip(weights, slopes, strict=True)), np.zeros_like(slopes[0]))
+
+
+def unipc_comfyui(variant: str) -> Reference:
+    """Zhao et al., algorithms 7 and 8, as the authors' code has them, on latents of unit variance."""
+
+    def run(x: Array, s: list[float], draw: Draw) -> Array:
+        s = [*s[:-1], s[-1] or 0.001]
+        alpha, sigma = 1 / np.hypot(1, s), s / np.hypot(1, s)
+        lam, n = -np.log(s), len(s) - 1
+        x = x * alpha[0]
+        past = [denoise(x / alpha[0], s[0])]
+        for i in range(1, n + 1):
+            order, h = min(i, 3, n + 1 - i), lam[i] - lam[i - 1]
+            nodes = [*((lam[i - k] - lam[i - 1]) / h for k in range(2, order + 1)), 1.0]
+            whole = -h if variant == "bh1" else np.expm1(-h)
+            phis = [np.expm1(-h) / -h - 1]
+            for k in range(2, order + 1):
+                phis.append(phis[-1] / -h - 1 / math.factorial(k))
+            wanted = [phi * math.factorial(k) / whole for k, phi in enumerate(phis, 1)]
+            changes = [(old - past[0]) / node for old, node in zip(past[1:], nodes, strict=False)][: order - 1]
+            plain = sigma[i] / sigma[i - 1] * x - alpha[i] * np.expm1(-h) * past[0]
+
+            def moved(
+                changes: list[Array],
+                nodes: list[float],
+                plain: Array = plain,
+                wanted: Any = wanted,
+                by: Any = (i, whole),
+            ) -> Array:
+                k = len(changes)
+                own = np.vander(nodes, k, increasing=True).T
+                weights = [0.5] if k == 1 else np.linalg.solve(own, wanted[:k]) if k else []
+                return plain - alpha[by[0]] * by[1] * sum(w * d for w, d in zip(weights, changes, strict=True))
+
+            x = moved(changes, nodes[:-1])
+            if i < n:
+                now = denoise(x / alpha[i], s[i])
+                x = moved([*changes, now - past[0]], nodes)
+                past = [now, *past[:2]]
+        return x / alpha[-1]
+
+    return run
 
 
 def gradient_estimation(x: Array, s: list[float], draw: Draw) -> Array:
@@ -315,6 +398,10 @@ FORMULAS: Mapping[str, tuple[Reference, dict[str, Any]]] = {
     "ipndm": (ipndm, {}),
     "ipndm_v": (ipndm_v, {}),
     "gradient_estimation": (gradient_estimation, {}),
+    "lms_comfyui": (lms_comfyui, {}),
+    "deis_comfyui": (deis_comfyui, {}),
+    "unipc_comfyui": (unipc_comfyui("bh1"), {}),
+    "unipc_bh2_comfyui": (unipc_comfyui("bh2"), {}),
     "heunpp2": (heunpp2, {}),
     "restart": (restart, {}),
     "dpm_fast": (dpm_fast(0.0), {}),
@@ -336,12 +423,13 @@ FORMULAS: Mapping[str, tuple[Reference, dict[str, Any]]] = {
 
 
 def run(table: Table, x: Array, noises: Array) -> Array:
-    """The result of the table's rows."""
+    """The result of the table's rows, for latents that are divided by the image's scale."""
     rows = table.rows.astype(np.float64)
+    x = x * table.alphas[0]
     saved, history = np.zeros_like(x), [np.zeros_like(x)] * 3
-    for row, sigma, factor, noise in zip(rows, table.sigmas[:-1], table.factors, noises, strict=False):
+    for row, alpha, sigma, factor, noise in zip(rows, table.alphas, table.sigmas, table.factors, noises, strict=False):
         c = dict(zip(COLUMNS, row, strict=True))
-        d = denoise(x, sigma, GUIDANCE * factor if factor else 1.0)
+        d = denoise(x / alpha, sigma / alpha, GUIDANCE * factor if factor else 1.0)
         terms = dict(zip(MIXED, (x, saved, d, *history, noise), strict=True))
         if c["push_x"] or c["push_d"]:
             history = [c["push_x"] * x + c["push_d"] * d, *history[:2]]
@@ -365,3 +453,66 @@ def test_a_sampler_is_its_formula(name: str, levels: list[float]) -> None:
     theirs = reference(x, list(map(float, levels)), draw)
     ours = run(table, x, noises)
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-5 * np.abs(theirs).max())
+
+
+def ddim_a1111(x: Array, times: list[int], draw: Draw, eta: float = 0.0, guidance: float | None = None) -> Array:
+    shares = SDXL.alphas_cumprod()
+    for i, (t, after) in enumerate(itertools.pairwise(times)):
+        here, there = shares[t], shares[after]
+        sigma = np.sqrt((1 - here) / here)
+        image, plain = (
+            denoise(x / np.sqrt(here), sigma, scale) for scale in (guidance or 1.0, 0.0 if guidance else 1.0)
+        )
+        noise = (x - np.sqrt(here) * plain) / np.sqrt(1 - here)
+        fresh = eta * np.sqrt((1 - there) / (1 - here) * (1 - here / there))
+        x = np.sqrt(there) * image + np.sqrt(1 - there - fresh**2) * noise + fresh * draw(i, 0)
+    return x
+
+
+def plms_a1111(x: Array, times: list[int], draw: Draw) -> Array:
+    shares = SDXL.alphas_cumprod()
+    past: list[Array] = []
+
+    def noise_of(x: Array, t: int) -> Array:
+        return slope(x / np.sqrt(shares[t]), np.sqrt((1 - shares[t]) / shares[t]))
+
+    def moved(x: Array, noise: Array, t: int, after: int) -> Array:
+        image = (x - np.sqrt(1 - shares[t]) * noise) / np.sqrt(shares[t])
+        return np.sqrt(shares[after]) * image + np.sqrt(1 - shares[after]) * noise
+
+    for t, after in itertools.pairwise(times):
+        past = [noise_of(x, t), *past[:3]]
+        if len(past) == 1:
+            noise = (past[0] + noise_of(moved(x, past[0], t, after), after)) / 2
+        else:
+            weights = {2: [3 / 2, -1 / 2], 3: [23 / 12, -4 / 3, 5 / 12], 4: [55 / 24, -59 / 24, 37 / 24, -3 / 8]}[
+                len(past)
+            ]
+            noise = sum((w * each for w, each in zip(weights, past, strict=True)), np.zeros_like(x))
+        x = moved(x, noise, t, after)
+    return x
+
+
+COUNTED: Mapping[str, tuple[Callable[..., Array], dict[str, Any]]] = {
+    "ddim_a1111": (ddim_a1111, {}),
+    "ddim_a1111 eta": (partial(ddim_a1111, eta=0.6), {"eta": 0.6}),
+    "ddim_cfg++_a1111": (partial(ddim_a1111, guidance=GUIDANCE / 12.5), {}),
+    "plms_a1111": (plms_a1111, {}),
+}
+
+
+@pytest.mark.parametrize("steps", [2, 7, 20, 30])
+@pytest.mark.parametrize("name", COUNTED)
+def test_a_sampler_that_counts_timesteps_is_its_formula(name: str, steps: int) -> None:
+    reference, options = COUNTED[name]
+    table = build_table(CONFIG, steps, name.split()[0], **options)
+    times = [t + 1 for t in range(0, 1000, 1000 // steps)][::-1]
+    random = np.random.default_rng(steps)
+    x, noises = random.standard_normal(8), random.standard_normal((table.used, 8))
+    theirs = reference(x, times, lambda step, row: noises[step + row])
+    np.testing.assert_allclose(
+        run(table, x / table.alphas[0], noises), theirs, rtol=0, atol=2e-5 * np.abs(theirs).max()
+    )
+    assert table.timesteps[0] == times[0]
+    with pytest.raises(InputError, match="steps=1: A1111's samplers make one step less"):
+        build_table(CONFIG, 1, name.split()[0])

@@ -32,6 +32,36 @@ def test_torchs_numbers_of_a_cpu(seed: int, shape: tuple[int, int, int]) -> None
         same_as_torch(next(draws), torch.randn(shape, generator=theirs))
 
 
+@pytest.mark.parametrize("shape", [(4, 128, 128), (4, 31, 9)])
+@pytest.mark.parametrize(("source", "dtype"), [("torch:fp16", torch.float16), ("torch:bf16", torch.bfloat16)])
+def test_half_precision(source: str, dtype: torch.dtype, shape: tuple[int, int, int]) -> None:
+    theirs, draws = generator(42), Numbers(source, 42, (*shape[1:], shape[0])).draws()
+    for _ in range(2):
+        same_as_torch(next(draws), torch.randn(shape, generator=theirs, dtype=dtype).float())
+
+
+@pytest.mark.parametrize(
+    ("source", "dtype", "bits", "largest"),
+    [
+        ("torch2.6:fp16", torch.float16, 11, 3.90234375),
+        ("torch2.6:bf16", torch.bfloat16, 8, 3.328125),
+        ("torch1.13:fp16", torch.float16, 11, 3.90234375),
+    ],
+)
+def test_half_precision_of_old_versions(source: str, dtype: torch.dtype, bits: int, largest: float) -> None:
+    """Their loop, by PyTorch's operations, which round each result as theirs did."""
+    words = np.random.RandomState(42).randint(0, 2**32, 2**16, np.uint32) & (2**bits - 1)
+    first, second = torch.from_numpy(words.astype(np.float32) * 2.0**-bits).reshape(-1, 2, 8).unbind(1)
+    within = torch.float32 if "1.13" in source else dtype
+    radius = (-2 * (1 - first).to(within).log()).sqrt().to(dtype).to(within)
+    angle = (2 * np.pi * second.double()).to(dtype).to(within)
+    wanted = torch.stack([radius * angle.cos(), radius * angle.sin()], 1).to(dtype).float().ravel().numpy()
+    numbers = SOURCES[source](42, True).normals(2**16, 0, 2**16)
+    assert (numbers == wanted).mean() > 0.9999  # where a logarithm lies between two numbers, either may be next to it
+    np.testing.assert_allclose(numbers, wanted, atol=0.02)
+    assert np.abs(numbers).max() == largest
+
+
 @pytest.mark.parametrize("size", [(32, 32), (31, 9)])
 def test_images_that_one_generator_draws_at_once(size: tuple[int, int]) -> None:
     theirs, draws = generator(3), [Numbers("torch", 3, (*size, 4), place, 3).draws() for place in range(3)]
@@ -65,6 +95,7 @@ def test_images_that_a_gpu_draws_at_once() -> None:
         ("cuda:t4", 0, 40960, (-0.970190, 2.127691, -1.345707)),
         ("torch", 0, 0, (1.926915, 1.487284, 0.900717)),
         ("torch", 1, 0, (0.888408, 2.116026, -2.264768)),
+        ("torch2.6:fp16", 0, 0, (0.386963, 1.470703, 0.146851)),
     ],
 )
 def test_published_numbers(source: str, draw: int, first: int, numbers: tuple[float, ...]) -> None:

@@ -32,7 +32,7 @@ def test_a_solver_is_found_by_its_names(name: str) -> None:
         assert find_name(own) == name
     if solver.a1111 is not None:
         assert a1111_name(name)[0] == solver.a1111
-        assert find_name(solver.a1111) == name.removeprefix("edm_")
+        assert find_name(solver.a1111) == (solver.form_of or name)
     if solver.diffusers is not None:
         kind = solver.diffusers.name
         assert DIFFUSERS_CLASSES[find_name(kind)] == kind

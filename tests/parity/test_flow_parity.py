@@ -11,6 +11,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from diffusers.guiders import ClassifierFreeGuidance, ClassifierFreeZeroStarGuidance
 from pipelines import TINY, random_pipeline
 from torch_weights import randomize, relative_error
 
@@ -141,7 +142,10 @@ def test_schedulers_that_are_not_for_straight_paths_are_refused() -> None:
 
 
 def test_a_model_with_sixteen_channels_draws_what_diffusers_draws(tmp_path: Path) -> None:
-    """From the prompt to the image, with the VAE's shift; the whole way of a folder whose scheduler is FlowMatch's."""
+    """From the prompt to the image, with the VAE's shift; the whole way of a folder whose scheduler is FlowMatch's.
+
+    Once more with CFG-Zero*: the guider of diffusers, whose first step does not move.
+    """
     unet = {key: value for key, value in json.loads((TINY / "unet/config.json").read_text()).items() if key[0] != "_"}
     unet |= {"in_channels": 16, "out_channels": 16, "cross_attention_dim": 48}
     unet["projection_class_embeddings_input_dim"] = 24 + 6 * unet["addition_time_embed_dim"]
@@ -159,20 +163,29 @@ def test_a_model_with_sixteen_channels_draws_what_diffusers_draws(tmp_path: Path
     ours, params = jaxl.from_pretrained(tmp_path, dtype="float32")
     noise = np.random.default_rng(0).standard_normal((1, 8, 8, 16)).astype(np.float32)
     calls = {"negative_prompt": "a dog", "guidance_scale": 5.0, "width": 64, "height": 64}
-    got = ours.generate(params, "a cat", **calls, steps=3, latents=noise, output="numpy")
+    calls |= {"steps": 3, "latents": noise}
+    got = ours.generate(params, "a cat", **calls, output="numpy")
+    zero = ours.generate(params, "a cat", **calls, output="latents", cfg_zero=1, cfg_zero_steps=1).latents
 
-    theirs = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
-    theirs.set_timesteps(3)
-    x = torch.from_numpy(noise.transpose(0, 3, 1, 2))
-    with torch.no_grad():
+    def drawn(guider: Any) -> torch.Tensor:
+        theirs = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
+        theirs.set_timesteps(3)
+        x = torch.from_numpy(noise.transpose(0, 3, 1, 2))
         positive, negative, pooled, other = pipe.encode_prompt("a cat", negative_prompt="a dog", device="cpu")
         added = {"text_embeds": torch.cat([other, pooled]), "time_ids": torch.tensor([[64.0, 64, 0, 0, 64, 64]] * 2)}
         context = torch.cat([negative, positive])
-        for t in theirs.timesteps:
+        for step, t in enumerate(theirs.timesteps):
             out = pipe.unet(torch.cat([x, x]), t, encoder_hidden_states=context, added_cond_kwargs=added).sample
-            plain, prompted = out.chunk(2)
-            x = theirs.step(plain + 5 * (prompted - plain), t, x).prev_sample
+            guider.set_state(step=step, num_inference_steps=3, timestep=t)
+            x = theirs.step(guider.forward(*reversed(out.chunk(2))).pred, t, x).prev_sample
+        return x
+
+    with torch.no_grad():
+        x = drawn(ClassifierFreeGuidance(5.0))
+        still = drawn(ClassifierFreeZeroStarGuidance(5.0, zero_init_steps=1))
         image = pipe.vae.decode(x / levels["scaling_factor"] + levels["shift_factor"]).sample
+    assert relative_error(zero, still.permute(0, 2, 3, 1)) < 2e-4
+    assert relative_error(zero, got.latents) > 0.01
     assert relative_error(got.latents, x.permute(0, 2, 3, 1)) < 2e-4
     wanted = np.clip(image.permute(0, 2, 3, 1).numpy() / 2 + 0.5, 0, 1)
     assert np.mean(np.abs(got.images - wanted) <= 1 / 255) > 0.999

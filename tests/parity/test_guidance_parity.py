@@ -1,5 +1,6 @@
 """What guidance needs inside the U-Net, against diffusers on PyTorch: float32, seeded random weights."""
 
+import math
 from typing import Any
 
 import diffusers
@@ -7,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 import torch
+from diffusers.hooks.smoothed_energy_guidance_utils import _gaussian_blur_2d
 from diffusers.models.attention_processor import PAGIdentitySelfAttnProcessor2_0
 from diffusers.utils.torch_utils import fourier_filter
 from evaluation import whole_unet
@@ -95,6 +97,35 @@ def test_lengths() -> None:
     wanted = predict(reference, given, encoder_attention_mask=mask)
     assert relative_error(RUN(params, cfg, *given, lengths=lengths), wanted) < TOLERANCE
     assert relative_error(RUN(params, cfg, *given, lengths=lengths - 1), wanted) > 100 * TOLERANCE
+
+
+@pytest.mark.parametrize("sigma", [0.7, 2.5, 1e4])
+def test_blurred_queries(sigma: float) -> None:
+    """The blur is the one of the paper's code, which diffusers has too, where it is asked for the wrong way round."""
+    reference, cfg, params = model(BASE)
+    places = ("mid_block", "down_blocks.1")
+    given = inputs(cfg)
+    plain = predict(reference, given)
+    size = math.ceil(6 * sigma) // 2 * 2 + 1
+
+    def blur(module: Any, entered: Any, queries: torch.Tensor) -> torch.Tensor:
+        return _gaussian_blur_2d(queries.clone(), size, sigma, 0.0 if sigma < 9999 else 2 * sigma)
+
+    hooks = [
+        module.register_forward_hook(blur)
+        for name, module in reference.named_modules()
+        if name.endswith("attn1.to_q") and name.startswith(tuple(f"{place}." for place in places))
+    ]
+    wanted = predict(reference, given)
+    for hook in hooks:
+        hook.remove()
+    how = {"perturbed": np.array([True, True]), "pag_layers": places}
+    got = RUN(params, cfg, *given, **how, blur=np.float32([sigma, sigma]))
+    assert relative_error(got, wanted) < TOLERANCE
+    assert relative_error(plain, wanted) > 20 * TOLERANCE
+    some = RUN(params, cfg, *given, **{**how, "perturbed": np.array([False, True])}, blur=np.float32([sigma, 0]))
+    assert relative_error(some[0], plain[0]) < TOLERANCE
+    assert relative_error(some[1], RUN(params, cfg, *given, **how)[1]) < TOLERANCE  # the identity
 
 
 def test_perturbed_attention() -> None:

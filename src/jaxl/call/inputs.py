@@ -300,6 +300,7 @@ class Inputs:
             pooled=pooled,
             time_ids=np.broadcast_to(time_ids, (bucket.batch, *time_ids.shape)),
             lengths=lengths,
+            blur=plan.blur[plan.filled] if bucket.seg else None,
             freeu=np.broadcast_to(NO_FREEU if plan.freeu is None else plan.freeu, (bucket.batch, 4))
             if bucket.freeu
             else None,

@@ -116,6 +116,10 @@ class Guidance(TypedDict, total=False):
         pag_adaptive_scale: by how much `pag_scale` falls for each timestep below the last, down to 0.
         pag_layers: the perturbed places, such as "mid_block" (the default), "down_blocks.2" or
             "up_blocks.0.attentions.1".
+        seg_scale: 0 or more, one or one for each image; smoothed-energy guidance (Hong 2024, arXiv:2408.00760) at the
+            places of `pag_layers`, in place of `pag_scale`.
+        seg_blur: how far that blurs queries: a sigma above 0, in places of the features; above 9999, as by default, it
+            takes their mean.
         freeu: s1, s2, b1 and b2 of FreeU (Si et al. 2023, arXiv:2309.11497); its authors give (0.6, 0.4, 1.1, 1.2) for
             SDXL.
     """
@@ -132,6 +136,8 @@ class Guidance(TypedDict, total=False):
     pag_scale: float | Sequence[float]
     pag_adaptive_scale: float
     pag_layers: Sequence[str]
+    seg_scale: float | Sequence[float]
+    seg_blur: float | Sequence[float]
     freeu: tuple[float, float, float, float]
 
 
@@ -183,7 +189,9 @@ class Noise(TypedDict, total=False):
         noise: "jaxl", the default; "torch", as PyTorch draws it on a CPU in float32 (so do ComfyUI, diffusers with such
             a generator, and A1111 with `RNG: CPU`); "nv", as A1111 does with `RNG: NV`; or "cuda", as PyTorch draws it
             on a large NVIDIA GPU, A1111's default. Smaller GPUs draw a part of large pictures otherwise, and have names
-            of their own: "cuda:t4", "cuda:l4", "cuda:rtx3060" and more. A seed means what it means there.
+            of their own: "cuda:t4", "cuda:l4", "cuda:rtx3060" and more. In half precision a CPU draws "torch:fp16" and
+            "torch:bf16", and old versions of PyTorch "torch2.6:fp16", "torch2.6:bf16" or "torch1.13:fp16". A seed means
+            what it means there.
         step_noise: the same for the noise that steps add, where that is drawn otherwise: in ComfyUI on the GPU.
         sde_noise: "brownian", the default: schedulers for SDEs, such as dpm++2m_sde, take another program's noise from
             a Brownian path of each image over the whole schedule, as in A1111; "brownian_run": over the steps that are
@@ -223,7 +231,8 @@ class Conventions(TypedDict, total=False):
             they are "encoded", as in ComfyUI. By default those that are given are encoded, and for others the model
             says which it takes, as in diffusers.
         strength_steps: how many steps are run from a picture: "part", the default, diffusers': the share `strength` of
-            them; "part+1", A1111's: one more; or "whole", ComfyUI's: all, the last ones of a schedule so much longer.
+            them; "part+1", A1111's: one more, or "part-1", for its own DDIM and PLMS: one less; or "whole", ComfyUI's:
+            all, the last ones of a schedule so much longer.
         prompt_steps: what a text that changes counts, `[a:b:5]`: "steps", the default, of the whole schedule; or
             "calls", A1111's: of the network from the first that is run, of which some schedulers make two a step; a
             change comes one call late.
@@ -235,7 +244,7 @@ class Conventions(TypedDict, total=False):
     negative_clip_skip: int
     emphasis: Literal["original", "no_norm", "comfyui", "ignore"]
     empty_negative: Literal["zeros", "encoded"]
-    strength_steps: Literal["part", "part+1", "whole"]
+    strength_steps: Literal["part", "part+1", "part-1", "whole"]
     prompt_steps: Literal["steps", "calls"]
     byte_rounding: Literal["round", "truncate"]
 

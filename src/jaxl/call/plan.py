@@ -41,6 +41,7 @@ from jaxl.diffusion.rows import COLUMNS, SHAPING, Table
 from jaxl.diffusion.schedulers import SCHEDULERS
 from jaxl.diffusion.tables import Sampling, build_table, check_gaps, scheduler_name
 from jaxl.errors import InputError, nearest
+from jaxl.nn.blur import WIDEST
 from jaxl.presets import Preset, speed
 from jaxl.run.adapters import Room, room_for
 from jaxl.run.bucket import Branch, Bucket
@@ -115,6 +116,7 @@ class Plan:
     clip_skip: dict[Branch, int]
     seeds: list[int] = field(metadata=OF_IMAGE)
     time_ids: dict[Branch, np.ndarray]
+    blur: np.ndarray
     freeu: np.ndarray | None
     variation_seeds: list[int] = field(metadata=OF_IMAGE)
     variation_strength: float
@@ -298,6 +300,7 @@ def make_plan(
     places = made[table.steps]  # of each row, in the whole schedule
 
     scale = options.get("guidance_scale", preset.guidance_scale)
+    blur = _blur(part(options, Guidance), batch)
     guidance, pag = _scales(part(options, Guidance), scale, batch, times, places, table.factors)
     distilled = model.unet.time_cond_proj_dim is not None  # takes the scale as an input, in one evaluation
     if distilled and table.factors.any():
@@ -309,8 +312,9 @@ def make_plan(
     check_pag_layers(model.unet, layers)
 
     counts = _one_of("prompt_steps", options.get("prompt_steps", "steps"), ("steps", "calls"))
-    calls = -(-whole.used // len(times)) if counts == "calls" else 1  # of the network in a step
-    of_texts = Steps(calls * len(times))
+    calls = round(whole.used / len(times)) if counts == "calls" else 1  # of the network in a step
+    # some schedules are not as long as asked for
+    of_texts = Steps(calls * (asked_steps if counts == "calls" and asked_steps and counted != "whole" else len(times)))
     if earlier is not None:
         of_texts = Steps(of_texts.total, calls * skip, calls * earlier)
     worn = [adapter_set(own, len(times)) for own in asked_loras]
@@ -383,6 +387,7 @@ def make_plan(
         guided=guided,
         chunks=texts.most,
         pag_layers=layers,
+        seg=perturbed and bool(blur.any()),
         freeu="freeu" in options,
         cached=every > 1,
         shaped=guided and any((shaping[name] != usual).any() for name, usual in SHAPING.items()),
@@ -416,6 +421,7 @@ def make_plan(
         clip_skip=_clip_skip(model, options),
         seeds=drawn.seeds,
         time_ids=arguments.time_ids(micro, height, width, model.time_ids),
+        blur=blur,
         freeu=_freeu(options),
         variation_seeds=drawn.variations,
         variation_strength=drawn.strength,
@@ -483,12 +489,24 @@ def _scales(
     # a scale of 1 gives the positive branch alone, which is what a scale below 1 asks for; not where it has a factor
     guidance = np.where(factors > 0, guidance * factors, np.maximum(guidance, 1.0))
     pag = arguments.per_image("pag_scale", options.get("pag_scale", 0.0), batch, least=0)[:, None]
+    seg = arguments.per_image("seg_scale", options.get("seg_scale", 0.0), batch, least=0)[:, None]
+    if np.any((pag > 0) & (seg > 0)):
+        raise InputError("seg_scale", options.get("seg_scale"), "an image has a pag_scale too; give one of the two")
     fall = arguments.per_image("pag_adaptive_scale", options.get("pag_adaptive_scale", 0.0), 1, least=0)
     pag = np.maximum(pag - fall * (1000 - times[places]), 0.0) * (pag > 0)
     start, end = arguments.interval("guidance_interval", options.get("guidance_interval", (0.0, 1.0)))
     done = places / steps
     inside = (done >= start) & (done < end)
-    return np.where(inside, guidance, 1.0), np.where(inside, pag, 0.0)
+    return np.where(inside, guidance, 1.0), np.where(inside, pag + seg, 0.0)
+
+
+def _blur(options: Guidance, batch: int) -> np.ndarray:
+    """How far the perturbed branch of each image blurs its queries, [B]; 0 where it has no smoothed-energy guidance."""
+    seg = arguments.per_image("seg_scale", options.get("seg_scale", 0.0), batch, least=0)
+    blur = arguments.per_image("seg_blur", options.get("seg_blur", 2 * WIDEST), batch, least=0)
+    if not blur.all():
+        raise InputError("seg_blur", options.get("seg_blur"), "must be a number above 0")
+    return np.where(seg > 0, blur, 0.0).astype(np.float32)
 
 
 def _shaping(options: DrawOptions, batch: int) -> dict[str, np.ndarray]:

@@ -126,8 +126,8 @@ def lengthened(steps: int | None, start: Start, model: Model, counted: str) -> i
 
     counted: the option `strength_steps`. Raises InputError for another.
     """
-    if counted not in ("part", "part+1", "whole"):
-        raise InputError("strength_steps", counted, "give 'part', 'part+1' or 'whole'")
+    if counted not in ("part", "part+1", "part-1", "whole"):
+        raise InputError("strength_steps", counted, "give 'part', 'part+1', 'part-1' or 'whole'")
     if counted != "whole" or steps is None or "image" not in start or "denoising_start" in start:
         return steps
     strength = arguments.share("strength", start.get("strength", default_strength(start, model)))
@@ -163,6 +163,8 @@ def span(
         made = max(int(steps * strength), "strength" not in start)
         if counted == "part+1":
             made = int(steps * min(strength, 0.999)) + 1
+        elif counted == "part-1":
+            made = int((asked or steps) * min(strength, 0.999)) - 1
         elif counted == "whole" and asked is not None and strength:
             made = asked
         skip = steps - made

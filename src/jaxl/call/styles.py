@@ -9,7 +9,7 @@ from typing import Any
 from jaxl.call.options import Noise
 from jaxl.diffusion.names import AUTOMATIC, find_name
 from jaxl.diffusion.other_noise import OWN
-from jaxl.diffusion.schedulers import SCHEDULERS, Scheduler
+from jaxl.diffusion.schedulers import SCHEDULERS, SOLVERS, Scheduler
 from jaxl.errors import InputError, nearest
 
 # sigma schedules that span the levels of a spacing, which is that of the whole training elsewhere
@@ -23,6 +23,7 @@ class Style:
     """What a program does.
 
     `options` are those it sets for all pictures, `sde` others for solvers of SDEs. `one_generator`: that draws a batch.
+    `solvers`: its own forms of solvers that go by these names.
     `schedules`: a sampler's name alone means one of these, or uniform; None leaves it to the checkpoint. `forms`: its
     own forms of sigma schedules that go by these names. `discards`: the samplers whose last level but one is left out.
     `schedulers`: options of single schedulers. `skips_both`: `clip_skip` is that of both prompts.
@@ -31,6 +32,7 @@ class Style:
     options: Mapping[str, Any]
     sde: Mapping[str, Any] = field(default_factory=dict)
     one_generator: bool = False
+    solvers: Mapping[str, str] = field(default_factory=dict)
     schedules: Mapping[str, str] | None = None
     forms: Mapping[str, str] = field(default_factory=dict)
     discards: tuple[str, ...] = ()
@@ -54,9 +56,16 @@ _COMFYUI = Style(
     sde={"step_noise": "torch", "sde_noise": "brownian_run"},
     one_generator=True,
     skips_both=True,
+    solvers={
+        "ddim": "euler",
+        "deis": "deis_comfyui",
+        "lms": "lms_comfyui",
+        "unipc": "unipc_comfyui",
+        "unipc_bh2": "unipc_bh2_comfyui",
+    },
     schedules={},
     forms={"beta": "beta_comfyui", "kl_optimal": "kl_optimal_comfyui", "ays": "ays_comfyui"},
-    discards=("dpm2", "dpm2_a", "unipc"),
+    discards=("dpm2", "dpm2_a", "unipc_comfyui", "unipc_bh2_comfyui"),
     schedulers={"lcm": {"scheduler": "lcm_sigmas_uniform"}},
 )
 _DISTILLED = {"scheduler": "lcm_sigmas", "timestep_rounding": "distilled"}
@@ -72,10 +81,21 @@ _A1111 = Style(
         "prompt_syntax": "lenient",
         "prompt_steps": "calls",
     },
+    solvers={
+        "ddim": "ddim_a1111",
+        "ddim_cfg++": "ddim_cfg++_a1111",
+        "plms": "plms_a1111",
+        "unipc": "unipc_a1111",
+    },
     schedules=AUTOMATIC,
     forms={"ays": "ays_a1111"},
     discards=("dpm2", "dpm2_a", "dpm++3m_sde"),
-    schedulers={"lcm": _DISTILLED, "lcm_sigmas_uniform": _DISTILLED, "dpm_fast": {"eta": 1.0}},
+    schedulers={
+        "lcm": _DISTILLED,
+        "lcm_sigmas_uniform": _DISTILLED,
+        "dpm_fast": {"eta": 1.0},
+        **{name: {"strength_steps": "part-1"} for name in ("ddim", "ddim_cfg++", "plms")},
+    },
 )
 STYLES: Mapping[str, Style] = {
     "a1111": _A1111,
@@ -131,6 +151,9 @@ def styled(options: Mapping[str, Any], scheduler: str, images: int, kind: str = 
     name = find_name(options.get("scheduler", scheduler))
     of_scheduler = style.schedulers.get(name, {})
     chosen = SCHEDULERS[of_scheduler.get("scheduler", name)]
+    form = style.solvers.get(chosen.solver.name)
+    if form is not None:
+        chosen = replace(chosen, solver=SOLVERS[form])
     own: dict[str, Any] = {**style.options, **(style.sde if chosen.solver.brownian else {})}
     if (batch := batch_of({**options, "num_images": images})) is not None:
         own["noise_batch"] = batch
@@ -142,8 +165,12 @@ def styled(options: Mapping[str, Any], scheduler: str, images: int, kind: str = 
     if options.get("noise") == OWN:
         own = {name: value for name, value in own.items() if name not in Noise.__annotations__}
     custom = "timesteps" in options or "sigmas" in options
+    if form is not None:
+        own["scheduler"] = form
     if chosen.solver.edm or not chosen.solver.custom:  # what has times of its own, or counts whole ones
         own.pop("timestep_rounding", None)
+        if not chosen.solver.custom:  # whose latents have unit variance
+            own.pop("start_scale", None)
     elif style.schedules is not None and not custom:
         own |= _levels(style, chosen)
     own |= of_scheduler

@@ -15,6 +15,7 @@ FLAGS = {
     "width": "--size, width",
     "image": "--init-image",
     "pag_scale": "--pag",
+    "seg_scale": "--seg",
     "padding_mask_crop": "--mask-padding",
     "timestep_spacing": "--spacing",
     "controls": "--control",

@@ -261,6 +261,10 @@ def generate(
     pag_scale: Annotated[
         float | None, typer.Option("--pag", help="Scale of perturbed-attention guidance, such as 3.")
     ] = None,
+    seg_scale: Annotated[
+        float | None, typer.Option("--seg", help="Scale of smoothed-energy guidance, such as 3, in place of --pag.")
+    ] = None,
+    seg_blur: Annotated[float | None, typer.Option(help="How far that blurs queries; by default over all.")] = None,
     freeu: Annotated[str | None, typer.Option(metavar="S1,S2,B1,B2", help="FreeU, such as 0.6,0.4,1.1,1.2.")] = None,
     eta: Annotated[
         float | None, typer.Option(help="0 to 1: noise of ancestral and SDE schedulers, and of ddim.")
@@ -438,7 +442,7 @@ def generate(
     images: list[Image.Image] = list(result.images)
     scale = options["guidance_scale"]
     found = {
-        "steps": plan.steps,
+        "steps": options["steps"] or (plan.steps if options["timesteps"] or options["sigmas"] else plan.preset.steps),
         "guidance_scale": plan.preset.guidance_scale if scale is None else scale,
         "scheduler": result.scheduler,
         "dtype": str(pipe.dtype),

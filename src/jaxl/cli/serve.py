@@ -154,8 +154,8 @@ def serve(
         str | None,
         typer.Option(
             metavar="NAME,...",
-            help="What requests may ask for besides, in batches of their own: pag, freeu, cached, shaped, regions, "
-            "seamless, unguided.",
+            help="What requests may ask for besides, in batches of their own: pag, seg, freeu, cached, shaped, "
+            "regions, seamless, unguided.",
         ),
     ] = None,
     lora_dir: LoraDirOption = ModelOptions.lora_dir,

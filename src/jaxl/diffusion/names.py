@@ -90,11 +90,11 @@ def _readings(name: object) -> list[str]:
 def spellings(solver: Solver) -> list[str]:
     """Return the solver's names without what does not count, the longest first.
 
-    A sampler of A1111 and a class of diffusers that several solvers share means one of them alone: not the solver for
-    EDM noise, and the class's usual solver.
+    A sampler of A1111 and a class of diffusers that several solvers share means one of them alone: the one of which the
+    others are forms, and the class's usual solver.
     """
     names = [solver.name, *solver.aliases]
-    if solver.a1111 and not solver.edm:
+    if solver.a1111 and solver.form_of is None:
         names.append(solver.a1111)
     if solver.diffusers and USUAL_SOLVERS[solver.diffusers.name] == solver.name:
         names.append(solver.diffusers.name)

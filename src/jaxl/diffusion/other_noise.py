@@ -75,8 +75,11 @@ def check_source(argument: str, value: object) -> str:
 class TorchCPU:
     """`torch.Generator().manual_seed(seed)` for `torch.randn` in float32: bit for bit that of a CPU with AVX2.
 
-    What is not `exact` has numpy's logarithm, sine and cosine, which is faster, and differs in the last places.
+    What is not `exact` has numpy's logarithm, sine and cosine, which is faster, and differs in the last places. A
+    generator `spends` words on the numbers behind the last whole block too, which it then draws anew.
     """
+
+    spends = True
 
     def __init__(self, seed: int, exact: bool = True):
         self._words = np.random.RandomState(seed & 0xFFFFFFFF)  # MT19937 (Matsumoto & Nishimura 1998), seeded alike
@@ -85,8 +88,8 @@ class TorchCPU:
     def normals(self, n: int, start: int, stop: int) -> np.ndarray:
         if n < BLOCK:
             raise ValueError(f"{n} numbers: torch draws fewer than {BLOCK} in another way")
-        uniform = self._uniforms(n)
         first, whole = start // BLOCK * BLOCK, n // BLOCK * BLOCK
+        uniform = self._uniforms(n if self.spends else whole)
         last = min(-(-stop // BLOCK) * BLOCK, whole)
         normal = np.empty(max(stop, last) - first, F)
         for at in range(first, last, PART):
@@ -159,6 +162,62 @@ def _sine_and_cosine(angle: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.where(octant & 4, -sine, sine), np.where((octant - 2) & 4, cosine, -cosine)
 
 
+def _float16(x: np.ndarray) -> np.ndarray:
+    return x.astype(np.float16).astype(F)
+
+
+def _bfloat16(x: np.ndarray) -> np.ndarray:
+    bits = x.astype(F).view(np.uint32)
+    return ((bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000).view(F)  # to the nearest, of two to the even one
+
+
+@dataclass(frozen=True)
+class Half:
+    """A type of sixteen bits: what rounds to it, and how many bits of a word make an old uniform number."""
+
+    rounded: Callable[[np.ndarray], np.ndarray]
+    bits: int
+
+
+HALVES: Mapping[str, Half] = {"fp16": Half(_float16, 11), "bf16": Half(_bfloat16, 8)}
+
+
+class TorchHalf(TorchCPU):
+    """`torch.randn` in half precision since 2026: the numbers of float32, rounded."""
+
+    spends = False
+
+    def __init__(self, seed: int, half: Half, exact: bool = True):
+        super().__init__(seed, exact)
+        self._half = half
+
+    def normals(self, n: int, start: int, stop: int) -> np.ndarray:
+        return self._half.rounded(super().normals(n, start, stop))
+
+
+class OldTorchHalf(TorchCPU):
+    """The same as PyTorch 2.6 has it: from other bits of the generator, and with `every` result on the way rounded.
+
+    PyTorch 1.13 computes float16's logarithms, roots, sines and cosines in float32.
+    """
+
+    def __init__(self, seed: int, half: Half, every: bool = True):
+        super().__init__(seed, exact=False)
+        self._half = half
+        self._within = half.rounded if every else np.copy
+
+    def _uniforms(self, n: int) -> np.ndarray:
+        words = self._words.randint(0, 2**32, n, np.uint32)
+        return (words & (2**self._half.bits - 1)).astype(F) * F(2.0**-self._half.bits)
+
+    def _box_muller(self, uniform: np.ndarray) -> np.ndarray:
+        rounded, within = self._half.rounded, self._within
+        first, second = uniform.reshape(-1, 2, BLOCK // 2).swapaxes(0, 1)
+        radius = rounded(np.sqrt(within(-2 * within(np.log(rounded(F(1) - first))))))
+        angle = rounded((2 * np.pi * second.astype(np.float64)).astype(F))
+        return np.stack([rounded(radius * within(turn(angle))) for turn in (np.cos, np.sin)], 1).reshape(-1)
+
+
 class Philox:
     """A generator as `torch.randn` has one on a GPU that runs so many threads at once; None is one for each number.
 
@@ -214,9 +273,22 @@ def _gpu(threads: int | None) -> Source:
     return lambda seed, exact: Philox(seed, threads, exact)
 
 
+def _half(kind: str) -> Source:
+    return lambda seed, exact: TorchHalf(seed, HALVES[kind], exact)
+
+
+def _old_half(kind: str, *, every: bool = True) -> Source:
+    return lambda seed, exact: OldTorchHalf(seed, HALVES[kind], every)
+
+
 # GPUs as multiprocessors times their threads; they differ where a picture has more numbers, 65,536 at 1024x1024
 SOURCES: Mapping[str, Source] = {
     "torch": TorchCPU,
+    "torch:fp16": _half("fp16"),
+    "torch:bf16": _half("bf16"),
+    "torch2.6:fp16": _old_half("fp16"),
+    "torch2.6:bf16": _old_half("bf16"),
+    "torch1.13:fp16": _old_half("fp16", every=False),
     "nv": _gpu(None),
     "cuda": _gpu(108 * 2048),
     "cuda:t4": _gpu(40 * 1024),

@@ -12,10 +12,10 @@ leaves the history as it is.
 
 Twelve more columns belong to the request rather than to the scheduler. Where an image's mask keeps the picture that was
 given, x' is replaced by `known_image * picture + known_noise * noise`. `guidance` and `pag` are the scales of
-classifier-free and of perturbed-attention guidance at this row, `rescale` is guidance_rescale. Where `shallow` is 1 the
-network may go by what it kept of an earlier row, where it is 0 it goes by nothing but x. A scheduler may leave factors
-in `guidance`, by which the scale that is asked for is multiplied: see `Table.factors`. SHAPING are the numbers of kinds
-of guidance that are more than a sum: see `jaxl.run.guidance`.
+classifier-free guidance and of that by a perturbed branch at this row, `rescale` is guidance_rescale. Where `shallow`
+is 1 the network may go by what it kept of an earlier row, where it is 0 it goes by nothing but x. A scheduler may leave
+factors in `guidance`, by which the scale that is asked for is multiplied: see `Table.factors`. SHAPING are the numbers
+of kinds of guidance that are more than a sum: see `jaxl.run.guidance`.
 """
 
 from __future__ import annotations

@@ -14,7 +14,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from jaxl.diffusion.schedule import NoiseSchedule, SchedulerConfig
-from jaxl.errors import CheckpointError
+from jaxl.errors import CheckpointError, InputError
+
+RESULT_TIME = 1  # the timestep at which A1111's own samplers end
 
 
 @dataclass(frozen=True)
@@ -138,6 +140,19 @@ def ddim_levels(config: SchedulerConfig, steps: int) -> Levels:
     times = _spread(config, steps, points=steps, whole=True, default="leading").astype(np.int64)
     trained = config.noise.sigmas()
     return Levels(times, np.append(timestep_to_sigma(times, trained), 0.0), steps)
+
+
+def strided_levels(config: SchedulerConfig, steps: int) -> Levels:
+    """Those of A1111's own samplers: every so many-th timestep, down to 1, which is the result's.
+
+    They make a step less than `steps`, and more where these do not divide the timesteps. Raises InputError for one
+    step, which would make none.
+    """
+    total = config.noise.num_train_timesteps
+    times = np.minimum(np.arange(0, total, total // steps) + RESULT_TIME, total - 1)[::-1]
+    if times.size < 2:
+        raise InputError("steps", steps, "A1111's samplers make one step less; give 2 or more")
+    return Levels(times[:-1], config.noise.sigmas()[times], times.size - 1)
 
 
 def edm_levels(config: SchedulerConfig, steps: int) -> Levels:

@@ -21,6 +21,7 @@ from jaxl.kernels import XLA, Kernels, by_rows
 from jaxl.kernels.attention import attention
 from jaxl.kernels.group_norm import group_norm
 from jaxl.nn.added import NOTHING, Added, both
+from jaxl.nn.blur import blur_matrix, blurred
 from jaxl.nn.freeu import reweigh
 from jaxl.nn.layers import (
     Params,
@@ -106,6 +107,7 @@ def unet(
     guidance: Array | None = None,
     perturbed: Array | None = None,
     pag_layers: tuple[str, ...] = (),
+    blur: Array | None = None,
     freeu: Array | None = None,
     features: Array | None = None,
     shallow: Array | None = None,
@@ -121,10 +123,11 @@ def unet(
     first) or [B, 5] for the refiner (original size, crop corner, aesthetic score). Returns [B, H, W, out_channels] and
     [B, *features_shape], in the parameters' dtype.
 
-    lengths: int32 [B] in 1..T, the tokens of each row of the context that are real. guidance: float32 [B], the
-    guidance scale that a U-Net with `time_cond_proj_dim` was distilled with (Meng et al. 2022, arXiv:2210.03142; Luo et
-    al. 2023, arXiv:2310.04378). perturbed: bool [B], the rows whose self-attention is the identity in `pag_layers`,
-    static, of `cfg.pag_places` (Ahn et al. 2024, arXiv:2403.17377). freeu: float32 [B, 4], (s1, s2, b1, b2).
+    lengths: int32 [B] in 1..T, the tokens of each row of the context that are real. guidance: float32 [B], the guidance
+    scale that a U-Net with `time_cond_proj_dim` was distilled with (Meng et al. 2022, arXiv:2210.03142; Luo et al.
+    2023, arXiv:2310.04378). perturbed: bool [B], the rows whose self-attention is the identity in `pag_layers`, static,
+    of `cfg.pag_places` (Ahn et al. 2024, arXiv:2403.17377). blur: float32 [B]; where it is above 0, the queries of such
+    a row are blurred by this sigma instead (Hong 2024, arXiv:2408.00760). freeu: float32 [B, 4], (s1, s2, b1, b2).
     features: what an earlier call returned. shallow: bool [B], the rows that take theirs from there and run the first
     convolution and the last layer alone; what lies between is not run at all where all rows are shallow (Ma et al.
     2023, DeepCache, arXiv:2312.00858). added: what ControlNets and their kin add on the way (`nn.added`). images: what
@@ -141,7 +144,7 @@ def unet(
     x = x.astype(params["conv_in"]["weight"].dtype)
     temb = embedding(params, cfg, t, pooled, time_ids, guidance)
     shared = Shared(
-        cfg, kernels, temb, context, lengths, perturbed, pag_layers, freeu, added, tuple(images), tuple(regions)
+        cfg, kernels, temb, context, lengths, perturbed, pag_layers, blur, freeu, added, tuple(images), tuple(regions)
     )
     first = conv(params["conv_in"], x, wrap=kernels.wrap)
 
@@ -177,6 +180,7 @@ class Shared:
     lengths: Array | None = None
     perturbed: Array | None = None
     pag_layers: tuple[str, ...] = ()
+    blur: Array | None = None
     freeu: Array | None = None
     added: Added = NOTHING
     images: tuple[ImageContext, ...] = ()
@@ -324,8 +328,9 @@ def _transformer(params: Params, shared: Shared, path: str, x: Array, heads: int
     """Blocks of self-attention, cross-attention to the context and a GEGLU layer, around a residual."""
     p = reduce(getitem, path.split("."), params)
     here = any(f"{path}.".startswith(f"{layer}.") for layer in shared.pag_layers)
-    perturbed = shared.perturbed if here else None
+    perturbed, blur = (shared.perturbed, shared.blur) if here else (None, None)
     _, h, w, c = x.shape
+    smooth = None if blur is None else (blur > 0, blur_matrix(blur, h * by_rows.devices()), blur_matrix(blur, w))
     tokens = group_norm(p["norm"], x, shared.cfg.norm_num_groups, 1e-6, kernels=shared.kernels)
     tokens = linear(p["proj_in"], tokens.reshape(-1, c))
     blocks = p.get("transformer_blocks", {})
@@ -341,7 +346,7 @@ def _transformer(params: Params, shared: Shared, path: str, x: Array, heads: int
         text = reduce(getitem, place, shared.context)
         nudges = shared.added.within(f"{path}.transformer_blocks.{i}")
         told = heads, shared.kernels, shared.lengths, perturbed, nudges, 1 - sum(shares) if shares else None, read
-        tokens = transformer_block(blocks[i], tokens, text, *told)
+        tokens = transformer_block(blocks[i], tokens, text, *told, smooth)
     return (linear(p["proj_out"], tokens) + x.reshape(-1, c)).reshape(x.shape)
 
 
@@ -443,8 +448,12 @@ def transformer_block(
     nudges: Mapping[str, Nudges],
     share: Array | None = None,
     others: tuple[tuple[Params, Array | None, Array], ...] = (),
+    smooth: tuple[Array, Array, Array] | None = None,
 ) -> Array:
     """Return what a block makes of tokens [B*T, C].
+
+    Self-attention of rows that are `perturbed` is the identity, or by queries that are blurred: `smooth` says where,
+    bool [B], and by which matrices.
 
     Of what is read of the `context` a `share` [B, T, 1] counts, all by default. Each of `others` is a context that is
     read beside it, its lengths, and its factors.
@@ -461,6 +470,10 @@ def transformer_block(
         return linear(p[attn][part], nudged(layer_norm(norm, tokens, kernels=kernels), nudges[name])).reshape(shape)
 
     q, k, v = (projected(name, p["norm1"]) for name in ("attn1.to_q", "attn1.to_k", "attn1.to_v"))
+    if perturbed is not None and smooth is not None:
+        where, *matrices = smooth
+        q = jnp.where((perturbed & where)[:, None, None], blurred(q, *matrices), q)
+        perturbed = perturbed & ~where
     y = by_rows.self_attention(partial(attention, kernels=kernels), q, k, v, heads)
     if perturbed is not None:
         y = jnp.where(perturbed[:, None, None], v, y)  # each position sees itself alone

@@ -49,14 +49,14 @@ class Bucket:
 
     `guided` programs evaluate the network twice a row (arXiv:2207.12598). `chunks` is the number of 77-token parts that
     prompts have room for. `pag_layers` are the places of perturbed-attention guidance, which takes one evaluation more
-    (arXiv:2403.17377); `freeu` programs filter the skip connections (arXiv:2309.11497). `cached` programs keep deep
-    features for the rows that are shallow (arXiv:2312.00858). `shaped` programs have the guidance of `run.guidance`,
-    and keep its momentum. `room` and `text_room` are what adapters may add to the
-    U-Net and to the text encoders; they cost nothing where there is none. `controls` are the ControlNets and
-    their kin that images may have, in programs that have a place for each. `image_prompts` are the places for pictures
-    that cross-attention reads, by the tokens that each has room for; `ip_adapter` is what makes these of a picture.
-    `regions` are the places for texts of parts of an image. `seamless` names the axes, x or y, along which pictures
-    wrap around; their rows are not split over devices.
+    (arXiv:2403.17377); with `seg` it is smoothed-energy guidance where an image asks for that (arXiv:2408.00760);
+    `freeu` programs filter the skip connections (arXiv:2309.11497). `cached` programs keep deep features for the rows
+    that are shallow (arXiv:2312.00858). `shaped` programs have the guidance of `run.guidance`, and keep its momentum.
+    `room` and `text_room` are what adapters may add to the U-Net and to the text encoders; they cost nothing where
+    there is none. `controls` are the ControlNets and their kin that images may have, in programs that have a place for
+    each. `image_prompts` are the places for pictures that cross-attention reads, by the tokens that each has room for;
+    `ip_adapter` is what makes these of a picture. `regions` are the places for texts of parts of an image. `seamless`
+    names the axes, x or y, along which pictures wrap around; their rows are not split over devices.
     """
 
     batch: int
@@ -65,6 +65,7 @@ class Bucket:
     guided: bool
     chunks: int = 1
     pag_layers: tuple[str, ...] = ()
+    seg: bool = False
     freeu: bool = False
     cached: bool = False
     shaped: bool = False
@@ -90,7 +91,7 @@ class Bucket:
     @property
     def plain(self) -> Bucket:
         """The bucket of the rows that have no guidance."""
-        return replace(self, guided=False, pag_layers=())
+        return replace(self, guided=False, pag_layers=(), seg=False)
 
     @property
     def single(self) -> Bucket:
@@ -145,6 +146,7 @@ class Conditioning:
 
     `context` [B, G, ...] is what cross-attention sees (`unet_context`); `pooled`: [B, G, P]; `time_ids`: float32
     [B, G, 5 or 6]. `lengths` int32 [B, G], the tokens of each text, where the bucket has several chunks, else None.
+    `blur`: float32 [B], how far a perturbed branch blurs its queries, 0 for the identity, where the bucket has `seg`.
     `freeu`: float32 [B, 4], s1, s2, b1 and b2, where the bucket has it.
     `inpaint`: float32 [B, h, w, 5], the mask and the masked picture's latents, for models that were trained on them.
     `adapters`: what is added to the U-Net's layers (`run.adapters`), [B, ...], where the bucket has room for it.
@@ -156,6 +158,7 @@ class Conditioning:
     pooled: Leaf
     time_ids: Leaf
     lengths: Leaf | None
+    blur: Leaf | None
     freeu: Leaf | None
     inpaint: Leaf | None
     adapters: Params | None
@@ -178,6 +181,7 @@ class Conditioning:
             pooled=to.split((b, g, *text.pooled.shape[1:]), text.pooled.dtype, branches=g),
             time_ids=to.split((b, g, to.model.time_ids), branches=g),
             lengths=lengths,
+            blur=to.split((b,)) if bucket.seg else None,
             freeu=to.split((b, 4)) if bucket.freeu else None,
             inpaint=to.split((*latents[:3], extra)) if extra else None,
             adapters=adapter_shapes(to, "unet", bucket.room, at_each_row, b),

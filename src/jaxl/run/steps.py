@@ -161,6 +161,7 @@ class Told:
     lengths: Array | None
     shallow: Array | None
     perturbed: Array | None
+    blur: Array | None
     freeu: Array | None
     adapters: Params | None
     controls: list[Control]
@@ -206,6 +207,7 @@ def evaluate(
         guidance=told.guidance,
         perturbed=told.perturbed,
         pag_layers=bucket.pag_layers,
+        blur=told.blur,
         freeu=told.freeu,
         features=pictures.features,
         shallow=told.shallow,
@@ -249,6 +251,7 @@ def denoise(
         lengths=lengths,
         shallow=None if kept.deep is None else per_branch(row["shallow"] > 0),
         perturbed=jnp.tile(jnp.arange(g) == bucket.order.index(Branch.PERTURBED), b) if bucket.pag_layers else None,
+        blur=per_branch(cond.blur),
         freeu=per_branch(cond.freeu),
         adapters=per_branch(cond.adapters) if splits_pictures() else cond.adapters,
         controls=[replace(each, embedded=None) for each in of_controls],
@@ -276,8 +279,8 @@ def guide(bucket: Bucket, outputs: Array, row: Row, x: Array, momentum: Array | 
     Also the momentum for the next row, where the bucket is shaped; `x` are the latents that the network sees.
 
     Classifier-free guidance (Ho and Salimans 2022, arXiv:2207.12598, equation 6), perturbed-attention guidance (Ahn et
-    al. 2024, arXiv:2403.17377, equation 16), then the share `rescale` of the way back to the positive prediction's
-    deviation (Lin et al. 2023, arXiv:2305.08891, section 3.4).
+    al. 2024, arXiv:2403.17377, equation 16) or smoothed-energy guidance, which has the same form, then the share
+    `rescale` of the way back to the positive prediction's deviation (Lin et al. 2023, arXiv:2305.08891, section 3.4).
     """
     guidance, pag, rescale = (row[name][:, None, None, None] for name in ("guidance", "pag", "rescale"))
 

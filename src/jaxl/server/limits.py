@@ -44,6 +44,7 @@ Side = Annotated[int, Field(ge=8, le=16384, multiple_of=8)]
 Proportion = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Momentum = Annotated[float, Field(ge=-1, le=1, allow_inf_nan=False)]
 GuidanceScale = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
+Blur = Annotated[float, Field(gt=0, le=1e8, allow_inf_nan=False)]
 Name = Annotated[str, Field(max_length=100)]
 Strength = Annotated[float, Field(strict=True, ge=-20, le=20, allow_inf_nan=False)]
 # names of LoRAs; forms have them as a text

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from jaxl.diffusion.randomness import Randomness
@@ -9,7 +11,7 @@ from jaxl.diffusion.rows import Table, denoiser, pack
 from jaxl.diffusion.schedule import NoiseSchedule, SchedulerConfig
 from jaxl.diffusion.solvers.euler import unguided_slope
 from jaxl.diffusion.solvers.solver import DiffusersClass, Solver
-from jaxl.diffusion.spacing import Levels, ddim_levels
+from jaxl.diffusion.spacing import RESULT_TIME, Levels, ddim_levels, strided_levels
 from jaxl.errors import CheckpointError
 
 A1111_SCALE = 12.5
@@ -29,13 +31,48 @@ def ddim(config: SchedulerConfig, levels: Levels, randomness: Randomness) -> Tab
     return renoised(config.noise, levels, there, fresh, added=randomness.s_noise * fresh)
 
 
+def ddim_a1111(config: SchedulerConfig, levels: Levels, randomness: Randomness) -> Table:
+    """`ddim` as A1111 has it: from each timestep to the next, and to timestep 1 at the end."""
+    here, there = (signal_shares(config.noise, each) for each in (levels.times, strided_aims(levels)))
+    fresh = randomness.eta * posterior_deviation(here, there)
+    table = renoised(config.noise, levels, there, fresh, added=randomness.s_noise * fresh)
+    return begun_above(config.noise, levels, table)
+
+
 def ddim_cfgpp(config: SchedulerConfig, levels: Levels, randomness: Randomness) -> Table:
     """DDIM along the unguided noise: CFG++ of Chung et al. 2024 (arXiv:2406.08070), algorithm 2.
 
     The scale of guidance is divided by 12.5, so that it means about what it means without, as in A1111's "DDIM CFG++".
     """
-    table = unguided_slope(ddim(config, levels, randomness))
+    return _unguided(ddim(config, levels, randomness))
+
+
+def ddim_cfgpp_a1111(config: SchedulerConfig, levels: Levels, randomness: Randomness) -> Table:
+    """`ddim_cfgpp` on the timesteps of `ddim_a1111`."""
+    return _unguided(ddim_a1111(config, levels, randomness))
+
+
+def _unguided(table: Table) -> Table:
+    table = unguided_slope(table)
     return table.with_columns(guidance=table.factors / A1111_SCALE)
+
+
+def strided_aims(levels: Levels) -> np.ndarray:
+    """The timestep that each step of `strided_levels` leads to, [n]."""
+    return np.append(levels.times[1:], RESULT_TIME)
+
+
+def begun_above(noise: NoiseSchedule, levels: Levels, table: Table) -> Table:
+    """The table of some of `strided_levels`, for a picture that has the noise of the timestep before the first one.
+
+    So A1111 adds it, and the network is told of less.
+    """
+    if levels.times.size == levels.total:
+        return table
+    stride = levels.times[-1] - RESULT_TIME
+    share = signal_shares(noise, levels.times[:1] + stride)
+    alphas, sigmas = (np.append(np.sqrt(of), own[1:]) for of, own in ((share, table.alphas), (1 - share, table.sigmas)))
+    return replace(table, alphas=alphas, sigmas=sigmas)
 
 
 def ddim_inverse_levels(config: SchedulerConfig, steps: int) -> Levels:
@@ -149,4 +186,15 @@ SOLVERS = (
         diffusers=DiffusersClass("DDIMInverseScheduler", defaults={"clip_sample": True}),
     ),
     Solver("ddim_cfg++", ddim_cfgpp, ddim_levels, eta=0.0, custom=(), schedules=(), a1111="DDIM CFG++"),
+    Solver("ddim_a1111", ddim_a1111, strided_levels, eta=0.0, custom=(), schedules=(), a1111="DDIM", form_of="ddim"),
+    Solver(
+        "ddim_cfg++_a1111",
+        ddim_cfgpp_a1111,
+        strided_levels,
+        eta=0.0,
+        custom=(),
+        schedules=(),
+        a1111="DDIM CFG++",
+        form_of="ddim_cfg++",
+    ),
 )

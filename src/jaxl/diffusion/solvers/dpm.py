@@ -192,5 +192,6 @@ SOLVERS = (
         diffusers=_EDM_MULTISTEP,
         a1111="DPM++ 2M",
         aliases=("edm_dpmpp",),
+        form_of="dpm++2m",
     ),
 )

@@ -143,5 +143,6 @@ SOLVERS = (
         schedules=("exponential",),
         diffusers=DiffusersClass("EDMEulerScheduler", fixed=EDM_FIXED, edm=True),
         a1111="Euler",
+        form_of="euler",
     ),
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from jaxl.diffusion.randomness import Randomness
@@ -32,26 +34,47 @@ def lms(config: SchedulerConfig, levels: Levels, randomness: Randomness) -> Tabl
     )
 
 
-def adams_bashforth(sigmas: np.ndarray) -> np.ndarray:
+def lms_comfyui(config: SchedulerConfig, levels: Levels, randomness: Randomness) -> Table:
+    """`lms` as ComfyUI has it: a step to no noise takes the estimate."""
+    return pack_slopes(
+        config,
+        timesteps=levels.times,
+        init_scale=start_scale(config, levels),
+        sigmas=levels.sigmas,
+        weights=ending_clean(levels.sigmas, adams_bashforth(levels.sigmas)),
+    )
+
+
+def adams_bashforth(
+    sigmas: np.ndarray, most: int = ORDER, clock: Callable[[np.ndarray], np.ndarray] = np.copy, points: int = 2
+) -> np.ndarray:
     """The weights [4, n] of the slopes at a step's start and at the three before it, for `sigmas` [n + 1].
 
-    The order grows from 1, also after a level that is visited twice.
+    The order grows from 1 to `most`, also after a level that is visited twice. The polynomial is in what a `clock`
+    makes of sigma; so many `points` of Gauss integrate it, of which two are exact for cubic ones in sigma itself.
     """
     n = sigmas.size - 1
     index = np.arange(n)
-    order = growing_orders(np.append(False, sigmas[1:-1] != sigmas[:-2]), ORDER)
-    nodes = sigmas[np.maximum(index - np.arange(ORDER)[:, None], 0)]
+    order = growing_orders(np.append(False, sigmas[1:-1] != sigmas[:-2]), most)
+    nodes = clock(sigmas)[np.maximum(index - np.arange(ORDER)[:, None], 0)]
     used = np.arange(ORDER)[:, None] < order
     half = np.diff(sigmas) / 2
     weights = np.zeros((ORDER, n))
-    # two Gauss points integrate the cubic polynomials exactly
-    for point in (-1 / np.sqrt(3), 1 / np.sqrt(3)):
-        at = sigmas[:-1] + half * (1 + point)
+    for point, size in zip(*np.polynomial.legendre.leggauss(points), strict=True):
+        at = clock(sigmas[:-1] + half * (1 + point))
         for j in range(ORDER):
             others = used & (np.arange(ORDER) != j)[:, None]
             share = np.divide(at - nodes, nodes[j] - nodes, out=np.ones((ORDER, n)), where=others & used[j])
-            weights[j] += np.where(used[j], half * share.prod(0), 0.0)
+            weights[j] += np.where(used[j], size * half * share.prod(0), 0.0)
     return weights
 
 
-SOLVERS = (Solver("lms", lms, euler_levels, flows=True, diffusers=DiffusersClass("LMSDiscreteScheduler"), a1111="LMS"),)
+def ending_clean(sigmas: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """The weights [4, n] of slopes, but Euler's for a step to no noise, which takes the estimate."""
+    return np.where(sigmas[1:] > 0, weights, np.diff(sigmas) * np.eye(ORDER)[:, :1])
+
+
+SOLVERS = (
+    Solver("lms", lms, euler_levels, flows=True, diffusers=DiffusersClass("LMSDiscreteScheduler"), a1111="LMS"),
+    Solver("lms_comfyui", lms_comfyui, euler_levels, flows=True),
+)

@@ -7,9 +7,9 @@ import numpy as np
 from jaxl.diffusion.randomness import Randomness
 from jaxl.diffusion.rows import Table, denoiser, pack
 from jaxl.diffusion.schedule import SchedulerConfig
-from jaxl.diffusion.solvers.ddim import signal_shares
+from jaxl.diffusion.solvers.ddim import begun_above, signal_shares, strided_aims
 from jaxl.diffusion.solvers.solver import DiffusersClass, Solver
-from jaxl.diffusion.spacing import Levels, ddim_levels
+from jaxl.diffusion.spacing import Levels, ddim_levels, strided_levels
 
 # of the network's output and of the three before it, for the orders from 1 (Liu et al., equation 12)
 ADAMS = np.array(
@@ -31,10 +31,22 @@ def plms(config: SchedulerConfig, levels: Levels, randomness: Randomness) -> Tab
     """
     n, stride = levels.times.size, config.noise.num_train_timesteps // levels.total
     times = levels.times[np.insert(np.arange(n), 1, 1) if n > 1 else [0]]
+    again = np.arange(times.size) == 1
+    return _plms(config, times, times + again * stride, times - ~again * stride)
+
+
+def plms_a1111(config: SchedulerConfig, levels: Levels, randomness: Randomness) -> Table:
+    """`plms` as A1111 has it: from each timestep to the next, and to timestep 1 at the end."""
+    starts, aims = (np.insert(each, 1, each[0]) for each in (levels.times, strided_aims(levels)))
+    times = np.insert(levels.times, 1, aims[0])
+    return begun_above(config.noise, levels, _plms(config, times, starts, aims))
+
+
+def _plms(config: SchedulerConfig, times: np.ndarray, starts: np.ndarray, aims: np.ndarray) -> Table:
+    """Rows that the network is told `times` in, and that lead from `starts` to `aims`, [rows]; two of a first step."""
     index = np.arange(times.size)
     again = (index == 1).astype(np.float64)
-    aims = times - (1 - again) * stride
-    kept, drift = _transfer(config, times + again * stride, aims)
+    kept, drift = _transfer(config, starts, aims)
     weights = ADAMS[np.clip(index - 1, 0, 3)]
     weights[1:2] = [1 / 2, 1 / 2, 0, 0]
     saved = np.zeros((3, index.size))
@@ -144,5 +156,6 @@ _PNDM = DiffusersClass("PNDMScheduler", lambda config: "plms" if config.get("ski
 
 SOLVERS = (
     Solver("plms", plms, ddim_levels, custom=(), schedules=(), diffusers=_PNDM, a1111="PLMS"),
+    Solver("plms_a1111", plms_a1111, strided_levels, custom=(), schedules=(), a1111="PLMS", form_of="plms"),
     Solver("pndm", pndm, ddim_levels, custom=(), schedules=(), diffusers=_PNDM),
 )

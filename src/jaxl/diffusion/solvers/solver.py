@@ -56,7 +56,8 @@ class Solver:
 
     `diffusers` is the class that does what it does, None if there is none. `a1111` is the sampler of A1111's web UI,
     and `automatic` the sigma schedule that "Automatic" is for it there (`modules/sd_samplers_kdiffusion.py`); None is
-    uniform. `aliases` are further names, ComfyUI's and older ones, spelled freely as `names` reads them.
+    uniform. `aliases` are further names, ComfyUI's and older ones, spelled freely as `names` reads them. `form_of` is
+    the solver that A1111's name means, where this one is another form of it.
     """
 
     name: str
@@ -77,6 +78,7 @@ class Solver:
     a1111: str | None = None
     automatic: str | None = None
     aliases: tuple[str, ...] = ()
+    form_of: str | None = None
 
     @property
     def edm(self) -> bool:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from jaxl.diffusion.randomness import Randomness
-from jaxl.diffusion.rows import Table, pack, precondition
+from jaxl.diffusion.rows import COLUMNS, MIXED, Table, pack, precondition
 from jaxl.diffusion.schedule import SchedulerConfig
 from jaxl.diffusion.solvers.multistep import growing_orders, latent_scales
 from jaxl.diffusion.solvers.solver import DiffusersClass, Solver
@@ -72,6 +74,28 @@ def unipc(config: SchedulerConfig, levels: Levels, randomness: Randomness) -> Ta
     )
 
 
+def unipc_comfyui(config: SchedulerConfig, levels: Levels, randomness: Randomness) -> Table:
+    """ComfyUI's `uni_pc`: order 3, to sigma 0.001 in place of 0, where the image's scale is taken off the result."""
+    sigmas = np.append(levels.sigmas[:-1], max(levels.sigmas[-1], 0.001))
+    table = unipc(config, replace(levels, sigmas=sigmas), randomness)
+    scale = table.alphas[-1]
+    rows = table.rows.copy()
+    rows[table.used - 1, [COLUMNS.index(f"x_{term}") for term in MIXED]] /= scale
+    alphas, sigmas = (np.append(of[:-1], of[-1] / scale) for of in (table.alphas, table.sigmas))
+    return replace(table, rows=rows, alphas=alphas, sigmas=sigmas)
+
+
+def a1111_levels(config: SchedulerConfig, steps: int) -> Levels:
+    """Those of A1111's UniPC: even timesteps, fractional, from the highest to 0, with interpolated logarithms of alpha.
+
+    There are as many steps as A1111's other samplers count timesteps: 31 for 30.
+    """
+    shares = np.log(config.noise.alphas_cumprod())
+    times = np.linspace(shares.size - 1, 0, -(-shares.size // (shares.size // steps)) + 1)
+    logs = np.interp(times, np.arange(shares.size), shares)
+    return Levels(times[:-1], np.sqrt(np.expm1(-logs)), times.size - 1)
+
+
 def _orders(config: SchedulerConfig, h: np.ndarray) -> np.ndarray:
     """The order of each step, [n]: it grows from 1 at the start and falls to 1 at the end."""
     orders = growing_orders(np.append(False, h[:-1] > 0), config.solver_order or 2)
@@ -134,6 +158,18 @@ SOLVERS = (
             },
         ),
         a1111="UniPC",
-        aliases=("uni_pc_bh2",),
+    ),
+    Solver("unipc_bh2", unipc, multistep_levels, finals=True, options={"solver_type": "bh2"}, aliases=("uni_pc_bh2",)),
+    Solver("unipc_comfyui", unipc_comfyui, multistep_levels, options={"solver_order": 3, "solver_type": "bh1"}),
+    Solver("unipc_bh2_comfyui", unipc_comfyui, multistep_levels, options={"solver_order": 3, "solver_type": "bh2"}),
+    Solver(
+        "unipc_a1111",
+        unipc,
+        a1111_levels,
+        custom=(),
+        schedules=(),
+        options={"solver_order": 3, "solver_type": "bh1"},
+        a1111="UniPC",
+        form_of="unipc",
     ),
 )

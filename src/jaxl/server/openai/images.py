@@ -38,6 +38,7 @@ from jaxl.server.image_prompts import ImagePromptFields, read_image_prompts
 from jaxl.server.jobs.routes import JobRoute, accept, is_job, wants_job
 from jaxl.server.kept import SECONDS
 from jaxl.server.limits import (
+    Blur,
     Count,
     Delta,
     FreeUScales,
@@ -126,6 +127,8 @@ class ImageRequest(BaseModel):
     mimic_percentile: Proportion | None = None
     guidance_interval: Interval | None = None
     pag_scale: GuidanceScale | None = None
+    seg_scale: GuidanceScale | None = None
+    seg_blur: Blur | None = None
     freeu: FreeUScales | None = None
     cache_interval: Count | None = None
     step_interval: Count | None = None

@@ -29,6 +29,7 @@ from jaxl.call.styles import STYLES
 from jaxl.diffusion.names import a1111_name
 from jaxl.diffusion.other_noise import OWN as OWN_NOISE
 from jaxl.diffusion.other_noise import SOURCES
+from jaxl.diffusion.schedulers import SCHEDULERS
 from jaxl.server.a1111.extras import RESAMPLED
 from jaxl.server.a1111.fields import offered, solver_of
 from jaxl.server.pictures import MEDIA_TYPES
@@ -268,6 +269,7 @@ def _samplers(settings: Settings) -> list[dict[str, Any]]:
     for name in offered(settings):
         sampler, schedule = a1111_name(name)
         solver = solver_of(name)
-        label = f"{sampler} (EDM)" if solver.startswith("edm_") else sampler
+        known = SCHEDULERS[name].solver
+        label = f"{sampler} ({'EDM' if known.edm else 'of A1111'})" if known.form_of else sampler
         samplers.setdefault(solver, {"label": label, "schedules": []})["schedules"].append((schedule, name))
     return list(samplers.values())
