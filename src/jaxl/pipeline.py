@@ -644,14 +644,14 @@ class Pipeline:
             **options: `Options` in `jaxl.call.options`: pictures and masks to start from (`Start`), guidance
                 (`Guidance`), choices of sampling (`Sampling`), less work at some distance from the exact picture
                 (`Caching`), LoRAs (`Adapters`), ControlNets (`Controls`), IP-Adapters (`ImagePrompts`), parts with
-                prompts of their own (`Regions`), images without seams (`Edges`), the syntax of prompts, and what SDXL
-                is told of sizes (`MicroConditioning`).
+                prompts of their own (`Regions`), images without seams (`Edges`) or in tiles (`TiledDiffusion`), the
+                syntax of prompts, and what SDXL is told of sizes (`MicroConditioning`).
 
         No argument compiles anything anew but the number of images, their size, whether any of them is guided, is
         guided by perturbed attention, has FreeU, keeps features from step to step, or has a prompt of more than 75
-        tokens, the most regions that one has, whether they are seamless, and the rank that an image's LoRAs have
-        together, to the next power of two. Raises InputError for an argument that cannot work and NonFiniteError rather
-        than return a broken image; warns with TruncationWarning when a prompt was cut.
+        tokens, the most regions that one has, whether they are seamless, their tiles, and the rank that an image's
+        LoRAs have together, to the next power of two. Raises InputError for an argument that cannot work and
+        NonFiniteError rather than return a broken image; warns with TruncationWarning when a prompt was cut.
         """
         given = locals()  # by name, so that no option is forgotten on the way
         named = {name: given[name] for name in DrawOptions.__annotations__ if name in given}

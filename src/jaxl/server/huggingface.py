@@ -20,7 +20,7 @@ from jaxl.errors import InputError
 from jaxl.server.edits import Source
 from jaxl.server.errors import RESPONSES, ApiError, fields
 from jaxl.server.hires import AskedHires
-from jaxl.server.limits import Count, GuidanceScale, Loras, Name, Proportion, Seed, Side
+from jaxl.server.limits import Count, GuidanceScale, Loras, Name, Pixels, Proportion, Seed, Side
 from jaxl.server.pictures import MEDIA_TYPES, Format, decode
 from jaxl.server.service import CurrentService, Service
 from jaxl.server.work import AnswerFiles
@@ -42,6 +42,8 @@ FIELDS = {
             "strength",
             "loras",
             "hires",
+            "tile_size",
+            "tile_overlap",
             "prompt_syntax",
         )
     },
@@ -80,6 +82,8 @@ class Parameters(StartFields):
     scheduler: Name | None = None
     loras: Loras | None = None
     hires: AskedHires | None = None
+    tile_size: Side | None = None
+    tile_overlap: Pixels | None = None
     prompt_syntax: Syntax | None = Field(None, description="literal by default.")
     num_images_per_prompt: int | None = Field(None, ge=1, le=1, description="The answer is one picture.")
 
@@ -120,6 +124,8 @@ async def _draw(http: HttpRequest, asked: InferenceRequest, service: Service, mo
         "scheduler": wanted.scheduler,
         "loras": wanted.loras,
         "hires": None if wanted.hires is None else wanted.hires.read(),
+        "tile_size": wanted.tile_size,
+        "tile_overlap": wanted.tile_overlap,
         "prompt_syntax": wanted.prompt_syntax,
     }
     source = await asyncio.to_thread(_source, http, asked, wanted, service.settings.max_pixels)
