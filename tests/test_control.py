@@ -14,6 +14,8 @@ from PIL import Image
 from jaxl import Control, ImagePrompt
 from jaxl.backend import PipelineBackend, open_backend
 from jaxl.bench.measure import compilations
+from jaxl.call.hires import Hires
+from jaxl.call.interpolation import interpolated
 from jaxl.config import UNetConfig
 from jaxl.engine import Engine, Request
 from jaxl.errors import InputError
@@ -98,6 +100,15 @@ def test_a_batch_of_different_ones(controlled: Any) -> None:
     with compilations() as compiled:
         pipe.generate(params, ["a dog"] * len(SETS), seed=seeds, **asked, **STEPS)
     assert not compiled
+
+
+def test_a_second_pass_follows_too(controlled: Any) -> None:
+    pipe, params = controlled
+    how = STEPS | {"controls": [Control("edges", LINES)], "seed": 1}
+    larger = interpolated(pipe.generate(params, "a cat", **how).latents, "latent", 12, 12)
+    again: dict[str, Any] = {"image": larger, "width": 96, "height": 96, "strength": 0.7, "strength_steps": "whole"}
+    made = pipe.generate(params, "a cat", hires=Hires(scale=1.5), **how).latents
+    np.testing.assert_array_equal(made, pipe.generate(params, "a cat", **again, **how).latents)
 
 
 def test_with_a_lora_and_perturbed_attention(controlled: Any) -> None:
@@ -219,7 +230,9 @@ def backend(small: Any, sources: dict[str, str], adapters: dict[str, str]) -> Pi
         patch.setattr("jaxl.backend.spare_device", lambda: None)
         where = small[0].checkpoint.source
         networks: dict[str, Any] = {"controlnets": [*sources.items()], "ip_adapters": [*adapters.items()]}
-        return open_backend(where, **networks, slots=3, chunks=1, dtype="float32")
+        opened = open_backend(where, **networks, slots=3, chunks=1, dtype="float32")
+    opened.larger = opened.lanes  # so that second passes need no further programs
+    return opened
 
 
 def test_in_the_engine_each_is_as_alone(backend: PipelineBackend) -> None:
@@ -229,6 +242,7 @@ def test_in_the_engine_each_is_as_alone(backend: PipelineBackend) -> None:
         | {"controls": controls, "image_prompts": prompts}
         for seed, ((controls, prompts), scale) in enumerate((own, scale) for own in SETS for scale in (1.0, 4.0))
     ]
+    kinds += [kinds[at] | {"hires": Hires(scale=1)} for at in (0, 3, 7, 15)]
     with Engine(backend) as engine:
         with compilations() as compiled:
             tickets = [engine.submit(Request(kind)) for kind in kinds]

@@ -64,7 +64,7 @@ def sources(small: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, s
 
 
 def test_a_tile_has_its_part_of_all(small: Any, sources: dict[str, str]) -> None:
-    """What changes in the last quarter of a picture changes next to nothing in the first half, another tile's."""
+    """What changes in the last quarter of a picture changes nothing in the first half, another tile's."""
     mesh = jaxl.make_mesh(jax.devices()[:1])
     pipe, params = jaxl.from_pretrained(small[0].checkpoint.source, dtype=jnp.float32, mesh=mesh)
     for name in ("edges", "sketch", "lite"):
@@ -80,7 +80,8 @@ def test_a_tile_has_its_part_of_all(small: Any, sources: dict[str, str]) -> None
             mask[:, 112:] = 255
         picture, shown, where = Image.fromarray(seen), Image.fromarray(lines), Image.fromarray(mask)
         asked: dict[str, Any] = {
-            "controls": [Control(name, picture, 2.0) for name in ("edges", "sketch", "lite")],
+            # the convolutions over a sketch see far
+            "controls": [Control("edges", picture), Control("lite", picture), Control("sketch", shown)],
             "image_prompts": [ImagePrompt("plus", shown, mask=where)],
             "regions": [Region("a dog", mask=where)],
         }
@@ -89,7 +90,7 @@ def test_a_tile_has_its_part_of_all(small: Any, sources: dict[str, str]) -> None
         return pipe.generate(params, "a cat", output="latents", **asked, **size, **how).latents
 
     changed = np.abs(drawn(True) - drawn(False)).max((0, 1, 3))
-    assert changed[8:].max() > max(50 * changed[:8].max(), 1e-3)  # convolutions over a sketch see far
+    assert changed[:8].max() == 0 < 1e-3 < changed[8:].max()
 
 
 def test_many_devices_draw_the_same(small: Any) -> None:

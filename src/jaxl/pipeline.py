@@ -37,6 +37,7 @@ from jaxl.call.plan import OTHER_PROMPTS, Devices, Plan, make_plan
 from jaxl.call.prompts import open_tokenizers
 from jaxl.call.row_noise import DrawnAhead, calls
 from jaxl.call.second_pass import plan_second_pass
+from jaxl.call.tiles import tiles_for
 from jaxl.call.trials import Trials
 from jaxl.config import Split
 from jaxl.diffusion.loop import Slots
@@ -62,6 +63,7 @@ from jaxl.run.programs import (
     shared_programs,
 )
 from jaxl.run.sharding import gathered, make_mesh, on_host, own_images, place_parameters
+from jaxl.run.tiles import Tiles
 from jaxl.run.upscaler import Upscaler
 from jaxl.text.tokenizer import Tokenizer
 from jaxl.weights.adapters.adapter import Adapter, read_adapter
@@ -579,12 +581,23 @@ class Pipeline:
         self.lexicon = self.lexicon.without(self.model, self.tokenizers, name)
 
     def bucket(
-        self, images: int, height: int | None = None, width: int | None = None, *, guided: bool = True
+        self,
+        images: int,
+        height: int | None = None,
+        width: int | None = None,
+        *,
+        guided: bool = True,
+        tiles: Tiles | None = None,
     ) -> Bucket:
-        """The bucket that `images` images of a size run in: filled up where devices would have nothing to do."""
+        """The bucket that `images` images of a size run in: filled up where devices would have nothing to do.
+
+        They are drawn in `tiles` if they have more pixels than one.
+        """
         size, factor = self.model.default_size, self.model.vae.factor
-        height = arguments.image_size("height", height, size, factor)
-        return self.filled(Bucket(images, height, arguments.image_size("width", width, size, factor), guided))
+        height, width = (
+            arguments.image_size(name, side, size, factor) for name, side in (("height", height), ("width", width))
+        )
+        return self.filled(Bucket(images, height, width, guided, tiles=tiles_for(tiles, width, height, self.model)))
 
     def filled(self, bucket: Bucket) -> Bucket:
         """The bucket with as many images as its devices draw at a time."""
