@@ -16,6 +16,8 @@ from small_model import write_copy
 from jaxl import Control, ImagePrompt
 from jaxl.backend import PipelineBackend, open_backend
 from jaxl.bench.measure import compilations
+from jaxl.call.hires import Hires
+from jaxl.call.interpolation import interpolated
 from jaxl.config import UNetConfig
 from jaxl.engine import Engine, Request
 from jaxl.errors import InputError
@@ -101,6 +103,15 @@ def test_a_batch_of_different_ones(controlled: Any) -> None:
     with compilations() as compiled:
         pipe.generate(params, ["a dog"] * len(SETS), seed=seeds, **asked, **STEPS)
     assert not compiled
+
+
+def test_a_second_pass_follows_too(controlled: Any) -> None:
+    pipe, params = controlled
+    how = STEPS | {"controls": [Control("edges", LINES)], "seed": 1}
+    larger = interpolated(pipe.generate(params, "a cat", **how).latents, "latent", 12, 12)
+    again: dict[str, Any] = {"image": larger, "width": 96, "height": 96, "strength": 0.7, "strength_steps": "whole"}
+    made = pipe.generate(params, "a cat", hires=Hires(scale=1.5), **how).latents
+    np.testing.assert_array_equal(made, pipe.generate(params, "a cat", **again, **how).latents)
 
 
 def test_with_a_lora_and_perturbed_attention(controlled: Any) -> None:
@@ -226,7 +237,9 @@ def how(small: Any, sources: dict[str, str], adapters: dict[str, str]) -> Iterat
 
 @pytest.fixture(scope="module")
 def backend(small: Any, how: dict[str, Any]) -> PipelineBackend:
-    return open_backend(small[0].checkpoint.source, **how)
+    opened = open_backend(small[0].checkpoint.source, **how)
+    opened.larger = opened.lanes  # so that second passes need no further programs
+    return opened
 
 
 def test_in_the_engine_each_is_as_alone(backend: PipelineBackend) -> None:
@@ -236,6 +249,7 @@ def test_in_the_engine_each_is_as_alone(backend: PipelineBackend) -> None:
         | {"controls": controls, "image_prompts": prompts}
         for seed, ((controls, prompts), scale) in enumerate((own, scale) for own in SETS for scale in (1.0, 4.0))
     ]
+    kinds += [kinds[at] | {"hires": Hires(scale=1)} for at in (0, 3, 7, 15)]
     with Engine(backend) as engine:
         with compilations() as compiled:
             tickets = [engine.submit(Request(kind)) for kind in kinds]

@@ -28,6 +28,7 @@ from jaxl.call.plan import PAG_LAYERS, Plan
 from jaxl.call.row_noise import DrawnAhead, calls
 from jaxl.call.sizes import Size
 from jaxl.call.starts import Picture
+from jaxl.call.tiles import read_overlap, tiles_for
 from jaxl.call.upscale import enlarged
 from jaxl.config import Dtype, check_pag_layers
 from jaxl.diffusion.loop import Slots
@@ -40,6 +41,7 @@ from jaxl.pipeline import Decoded, Params, Pipeline, ShowProgress
 from jaxl.run.adapters import NO_ROOM, Room, rounded
 from jaxl.run.bucket import Bucket
 from jaxl.run.controls import ControlNet
+from jaxl.run.model import Model
 from jaxl.run.programs import (
     ADVANCE,
     DECODE,
@@ -59,6 +61,7 @@ from jaxl.run.programs import (
     shared_programs,
 )
 from jaxl.run.sharding import make_mesh, replicated, spare_device, use_cores, with_sharding
+from jaxl.run.tiles import Tiles
 from jaxl.weights.adapters.combined import AdapterSet
 from jaxl.weights.adapters.library import check_folder
 from jaxl.weights.inversions import Summary
@@ -505,8 +508,8 @@ def open_backend(
     lanes: what requests may ask for besides: "pag", perturbed-attention guidance of the middle block; "seg",
         smoothed-energy guidance as well; "freeu";
         "cached", for `cache_interval`; "shaped", for `apg_eta`, `cfg_zero`, `mimic_scale` and their kin; "regions",
-        four of an image; "seamless", for pictures that tile; "unguided", so that rows without guidance pay for one
-        branch. All have lanes of their own.
+        four of an image; "seamless", for pictures that tile; "tiled", for `tile_size`; "unguided", so that rows without
+        guidance pay for one branch. All have lanes of their own.
     lora_dir: a folder of LoRAs that requests may ask for. `lora_rank` is the sum of the ranks that an image may have,
         128 by default; given without a folder, requests may ask for the model's own LoRAs. Images with LoRAs have lanes
         of their own. lora_partial: leave out what a file has for layers that the model lacks, and log it; otherwise
@@ -584,7 +587,8 @@ def open_backend(
     larger = [Hires(scale=scale).sizes(size, pipe.model.vae.factor)[1] for size, scale in product(drawn, hires)]
     for width, height in dict.fromkeys([*drawn, *larger]):
         bucket = pipe.bucket(1, height, width, guided=guided).single
-        for own, (room, text_room), n in product(lane_kinds(bucket, lanes), rooms, sorted({1, chunks})):
+        kinds = [kind for each in tile_kinds(bucket, pipe.model, lanes) for kind in lane_kinds(each, lanes)]
+        for own, (room, text_room), n in product(kinds, rooms, sorted({1, chunks})):
             lane = replace(own, chunks=n, room=room, text_room=text_room)
             made += dict.fromkeys([lane, replace(lane, **pictures)])
     first, second = ([lane for lane in made if (lane.width, lane.height) in own] for own in (drawn, larger))
@@ -612,6 +616,18 @@ def _usable(model: str | os.PathLike[str], *, others: bool) -> Iterator[None]:
         log.warning("%s does without: %s", model, error)
 
 
+def tile_kinds(bucket: Bucket, model: Model, lanes: Sequence[str]) -> list[Bucket]:
+    """The lanes of a bucket whose pictures are drawn whole, and in tiles of the model's size.
+
+    Smaller ones are drawn whole alone, and those of more than four times its pixels in tiles alone.
+    """
+    side, pixels = model.default_size, bucket.width * bucket.height
+    own = Tiles(side, read_overlap(None, side, model.multiple))
+    tiles = tiles_for(own, bucket.width, bucket.height, model) if "tiled" in lanes else None
+    whole = [bucket] if tiles is None or pixels <= 4 * side**2 else []
+    return whole if tiles is None else [*whole, replace(bucket, tiles=tiles)]
+
+
 def lane_kinds(bucket: Bucket, lanes: Sequence[str]) -> list[Bucket]:
     """The lanes of a bucket: as it is, and with what `jaxl.call.lanes` adds to it.
 
@@ -625,7 +641,7 @@ def lane_kinds(bucket: Bucket, lanes: Sequence[str]) -> list[Bucket]:
     more = {name: name in lanes for name in ("freeu", "cached", "shaped")}
     plain = [each for own in branches for each in (own, replace(own, **more))]
     parts = (0, REGIONS) if "regions" in lanes else (0,)
-    edges = ("", "xy") if "seamless" in lanes else ("",)
+    edges = ("", "xy") if "seamless" in lanes and bucket.tiles is None else ("",)
     return [replace(each, regions=n, seamless=how) for how in edges for n in parts for each in dict.fromkeys(plain)]
 
 
@@ -642,6 +658,7 @@ def _needs(
     places = max((lane.image_prompts for lane in lanes), key=len)
     regions = max(lane.regions for lane in lanes)
     seamless = " or ".join(sorted({repr(lane.seamless) for lane in lanes if lane.seamless})) or "pictures with edges"
+    ways = dict.fromkeys(map(_in_words, (lane.tiles for lane in lanes if lane.size[1:] == bucket.size[1:])))
     room = f"an image may have {len(places)} here, of {max(places, default=0)} tokens each; give fewer pictures"
     return [
         (
@@ -649,6 +666,12 @@ def _needs(
             value,
             f"the server draws {sizes}",
             lambda lane: (lane.width, lane.height) == (bucket.width, bucket.height),
+        ),
+        (
+            "tile_size",
+            _in_words(bucket.tiles),
+            f"the server draws {bucket.width}x{bucket.height} {' or '.join(ways)}",
+            lambda lane: lane.tiles == bucket.tiles,
         ),
         (
             "guidance_scale",
@@ -698,6 +721,10 @@ def _needs(
             lambda lane: lane.regions >= bucket.regions,
         ),
     ]
+
+
+def _in_words(tiles: Tiles | None) -> str:
+    return "whole" if tiles is None else f"in tiles of {tiles.size} that share {tiles.overlap}"
 
 
 def _fit(tokens: Sequence[int], places: Sequence[int]) -> bool:

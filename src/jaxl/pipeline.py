@@ -39,6 +39,7 @@ from jaxl.call.refining import Make, check_refiner, plan_refined
 from jaxl.call.row_noise import DrawnAhead, calls
 from jaxl.call.second_pass import plan_second_pass
 from jaxl.call.starts import Picture
+from jaxl.call.tiles import tiles_for
 from jaxl.call.trials import Trials
 from jaxl.config import Split
 from jaxl.diffusion.loop import Slots
@@ -64,6 +65,7 @@ from jaxl.run.programs import (
     shared_programs,
 )
 from jaxl.run.sharding import gathered, make_mesh, on_host, own_images, place_parameters
+from jaxl.run.tiles import Tiles
 from jaxl.run.upscaler import Upscaler
 from jaxl.text.tokenizer import Tokenizer
 from jaxl.weights.adapters.adapter import Adapter, read_adapter
@@ -568,12 +570,23 @@ class Pipeline:
         self.lexicon = self.lexicon.without(self.model, self.tokenizers, name)
 
     def bucket(
-        self, images: int, height: int | None = None, width: int | None = None, *, guided: bool = True
+        self,
+        images: int,
+        height: int | None = None,
+        width: int | None = None,
+        *,
+        guided: bool = True,
+        tiles: Tiles | None = None,
     ) -> Bucket:
-        """The bucket that `images` images of a size run in: filled up where devices would have nothing to do."""
+        """The bucket that `images` images of a size run in: filled up where devices would have nothing to do.
+
+        They are drawn in `tiles` if they have more pixels than one.
+        """
         size, factor = self.model.default_size, self.model.vae.factor
-        height = arguments.image_size("height", height, size, factor)
-        return self.filled(Bucket(images, height, arguments.image_size("width", width, size, factor), guided))
+        height, width = (
+            arguments.image_size(name, side, size, factor) for name, side in (("height", height), ("width", width))
+        )
+        return self.filled(Bucket(images, height, width, guided, tiles=tiles_for(tiles, width, height, self.model)))
 
     def filled(self, bucket: Bucket) -> Bucket:
         """The bucket with as many images as its devices draw at a time."""
@@ -634,14 +647,14 @@ class Pipeline:
             **options: `Options` in `jaxl.call.options`: pictures and masks to start from (`Start`), guidance
                 (`Guidance`), choices of sampling (`Sampling`), less work at some distance from the exact picture
                 (`Caching`), LoRAs (`Adapters`), ControlNets (`Controls`), IP-Adapters (`ImagePrompts`), parts with
-                prompts of their own (`Regions`), images without seams (`Edges`), the syntax of prompts, and what SDXL
-                is told of sizes (`MicroConditioning`).
+                prompts of their own (`Regions`), images without seams (`Edges`) or in tiles (`TiledDiffusion`), the
+                syntax of prompts, and what SDXL is told of sizes (`MicroConditioning`).
 
         No argument compiles anything anew but the number of images, their size, whether any of them is guided, is
         guided by perturbed attention, has FreeU, keeps features from step to step, or has a prompt of more than 75
-        tokens, the most regions that one has, whether they are seamless, and the rank that an image's LoRAs have
-        together, to the next power of two. Raises InputError for an argument that cannot work and NonFiniteError rather
-        than return a broken image; warns with TruncationWarning when a prompt was cut.
+        tokens, the most regions that one has, whether they are seamless, their tiles, and the rank that an image's
+        LoRAs have together, to the next power of two. Raises InputError for an argument that cannot work and
+        NonFiniteError rather than return a broken image; warns with TruncationWarning when a prompt was cut.
         """
         given = locals()  # by name, so that no option is forgotten on the way
         named = {name: given[name] for name in DrawOptions.__annotations__ if name in given}

@@ -14,6 +14,7 @@ def test_each_name_once() -> None:
 @pytest.mark.parametrize("name", ["", "cache"])
 def test_other_names_are_refused(name: str) -> None:
     with pytest.raises(
-        jaxl.InputError, match=f"lanes='{name}': .*known: cached, freeu, pag, regions, seamless, shaped, unguided"
+        jaxl.InputError,
+        match=f"lanes='{name}': .*known: cached, freeu, pag, regions, seamless, shaped, tiled, unguided",
     ):
         check_lanes([name])

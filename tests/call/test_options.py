@@ -74,6 +74,7 @@ NO_LABEL: Mapping[str, str] = {
     "loras": "tags at the prompt's end",
     "num_images": "each picture has a file",
     "seamless": "Tiling, for both axes",
+    **dict.fromkeys(("tile_size", "tile_overlap"), "Tiled Diffusion, in latents"),
     "noise": "RNG, by A1111's names",
     "seed_resize_from": "Seed resize from, a text",
     "hires": "Hires upscale and its kin",
@@ -109,7 +110,7 @@ def test_each_is_in_the_signature_and_the_docstring() -> None:
     assert set(DRAWING) - set(Options.__annotations__) == set(named)
     groups = (options.MicroConditioning, options.Guidance, options.Caching, options.Start, options.Sampling, Randomness)
     groups += (options.Noise, options.Conventions, options.Adapters, options.Controls, options.ImagePrompts)
-    groups += (options.Regions, options.Edges, options.SecondPass)
+    groups += (options.Regions, options.Edges, options.TiledDiffusion, options.SecondPass)
     explained = documented(jaxl.Pipeline.generate.__doc__) | documented(Options.__doc__)
     explained |= {name for group in groups for name in documented(group.__doc__)}
     # the size ids are explained for the positive branch

@@ -18,6 +18,8 @@ A1111 = f"a castle, (green:1.2)\nNegative prompt: rain,\nfog\n{LINE}, Model hash
 BASICS = {"prompt": "a castle, (green:1.2)", "negative_prompt": "rain,\nfog", "prompt_syntax": "lenient", "steps": 20}
 BASICS |= {"guidance_scale": 6.5, "seed": 4294967293, "width": 832, "height": 1216}
 BASE = Network("model", "sd_xl_base_1.0", "31e35c80fc")
+TILES = '{"Method": "MultiDiffusion", "Tile tile width": 96, "Tile tile height": 96, "Tile Overlap": 8, '
+TILES += '"Tile batch size": 4, "Keep input size": true}'
 NO_NOISE = "the noise; the file does not say what drew it, and jaxl's own makes another picture"
 
 
@@ -50,6 +52,11 @@ def a1111(sampler: str = "DPM++ 2M, Schedule type: Karras", more: str = "Version
             a1111("DPM++ 2M Karras", "Version: v1.7.0"),
             "A1111",
             {"scheduler": "dpm++2m_karras", "noise": "cuda", "style": "a1111"},
+        ),
+        (
+            a1111(more=f"Tiled Diffusion: {TILES}, Version: v1.10.1"),
+            "A1111",
+            {"scheduler": "dpm++2m_karras", "noise": "cuda", "style": "a1111", "tile_size": 768, "tile_overlap": 64},
         ),
         (
             a1111(more="Clip skip: 3, RNG: CPU, Version: f2.0.1v1.10.1-previous-665-gae278f79"),

@@ -22,9 +22,10 @@ from jaxl.run.bucket import Beginning, Branch, Bucket, Conditioning, Text
 from jaxl.run.model import Model
 from jaxl.run.programs import ADVANCE, ALL, NEUTRAL, PICTURE, PROGRAMS, AnyProgram, Programs
 from jaxl.run.sharding import make_mesh, place_parameters
+from jaxl.run.tiles import Tiles
 
 FULL = Bucket(
-    *(2, 64, 72),
+    *(2, 64, 80),
     guided=True,
     chunks=2,
     pag_layers=("mid_block",),
@@ -37,6 +38,7 @@ FULL = Bucket(
     image_prompts=(8,),
     regions=2,
     seamless="xy",
+    tiles=Tiles(48, 16),
     ip_adapter=IPAdapterConfig(VisionConfig(14, 7, 16, 16, 1, 2, "gelu", 1e-5, 8), 4, SMALL.cross_attention_dim, None),
 )
 

@@ -31,7 +31,9 @@ def backend() -> FakeBackend:
 
 @pytest.fixture
 def settings() -> Settings:
-    return Settings(model="tiny", sizes=SIZES, larger_sizes=LARGER, upscalers=(("4x-UltraSharp", 4),))
+    return Settings(
+        model="tiny", sizes=SIZES, larger_sizes=LARGER, upscalers=(("4x-UltraSharp", 4),), controlnets=("edges",)
+    )
 
 
 def picture(data: str) -> Image.Image:
@@ -106,6 +108,20 @@ def test_a1111_defaults(
 ) -> None:
     (image,) = drawn(client, TXT2IMG, enable_hr=True, hr_sampler_name="Use same sampler", **fields)
     assert (asked[0]["hires"], image.size) == (hires, (64, 64))
+
+
+def test_controlnets_follow_in_both_passes(client: TestClient, asked: list[Mapping[str, Any]]) -> None:
+    """The larger one, too, sees what their pictures have."""
+    sent = io.BytesIO()
+    Image.new("RGB", (200, 100)).save(sent, "PNG")
+    unit = {"model": "edges", "image": base64.b64encode(sent.getvalue()).decode(), "hr_option": "Both"}
+    scripts = {"controlnet": {"args": [unit]}}
+    drawn(client, TXT2IMG, enable_hr=True, alwayson_scripts=scripts)
+    assert asked[0]["controls"][0].image.size == (64, 64)
+    unit["hr_option"] = "Low res only"
+    drawn(client, TXT2IMG, alwayson_scripts=scripts)
+    answer = client.post(TXT2IMG, json={"prompt": "an apple", "enable_hr": True, "alwayson_scripts": scripts})
+    assert answer.json()["detail"].startswith("hr_option='Low res only': a ControlNet has a part in both passes")
 
 
 def test_without_it_nothing_of_it_counts(client: TestClient, asked: list[Mapping[str, Any]]) -> None:

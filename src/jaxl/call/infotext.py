@@ -18,6 +18,7 @@ from PIL import ExifTags, Image
 
 from jaxl.call.hires_texts import hires_texts
 from jaxl.call.options import DrawOptions
+from jaxl.call.tile_texts import tile_texts
 from jaxl.call.unit_texts import unit_texts
 from jaxl.diffusion.names import a1111_name
 from jaxl.diffusion.other_noise import RNG_NAMES
@@ -104,6 +105,8 @@ def a1111_text(settings: Mapping[str, Any]) -> str:
         pairs["Lora hashes"] = lora_hashes(settings)
     if settings.get("hires"):
         pairs |= hires_texts(settings["hires"])
+    if size := settings.get("tile_size"):
+        pairs |= tile_texts(size, settings.get("tile_overlap", size // 4))
     pairs |= unit_texts(*(settings.get(name) or () for name in ("controls", "image_prompts")))
     if settings.get("version"):
         pairs["Version"] = f"jaxl {settings['version']}"

@@ -42,6 +42,7 @@ __all__ = [
     "Sampling",
     "SecondPass",
     "Start",
+    "TiledDiffusion",
 ]
 
 T = TypeVar("T")
@@ -272,6 +273,23 @@ class Edges(TypedDict, total=False):
     seamless: Literal["x", "y", "xy"]
 
 
+class TiledDiffusion(TypedDict, total=False):
+    """Pictures that are larger than the network can draw at once, or has memory for.
+
+    Attributes:
+        tile_size: pixels, such as 1024: the network sees squares of this size one after another, in every step, and its
+            estimates are put together (MultiDiffusion, Bar-Tal et al. 2023, arXiv:2302.08113). All tiles are told the
+            same prompts, and a tile's size as their own, unless `original_size` and `target_size` say otherwise. The
+            autoencoder works in tiles of this size too. Images of no more pixels are drawn whole. With `image`, and
+            neither width nor height, an image has the size of that picture.
+        tile_overlap: pixels that neighbours share at least; a quarter of the size by default. More of them hide seams
+            better, and take longer.
+    """
+
+    tile_size: int
+    tile_overlap: int
+
+
 # the options that have pictures beside those to start from
 OF_PICTURES = ("controls", "image_prompts")
 # and those whose values have facts, which files tell
@@ -337,6 +355,7 @@ class Options(
     SecondPass,
     Regions,
     Edges,
+    TiledDiffusion,
     MicroConditioning,
     total=False,
 ):

@@ -26,6 +26,7 @@ from jaxl.call.options import (
     Noise,
     Options,
     Start,
+    TiledDiffusion,
     check_names,
     part,
 )
@@ -35,6 +36,7 @@ from jaxl.call.row_noise import RowNoise
 from jaxl.call.sizes import rounds, smallest_that_fits
 from jaxl.call.starts import Paste, Picture, default_size, lengthened, read_sources, read_starts, span
 from jaxl.call.styles import styled
+from jaxl.call.tiles import own_size, read_tiles, tiles_for
 from jaxl.config import Split, TinyVAEConfig, check_pag_layers
 from jaxl.diffusion.other_noise import OWN
 from jaxl.diffusion.rows import COLUMNS, SHAPING, Table
@@ -49,6 +51,7 @@ from jaxl.run.controls import ControlNet, ControlNets
 from jaxl.run.image_prompts import IPAdapter
 from jaxl.run.model import Model
 from jaxl.run.sharding import shares
+from jaxl.run.tiles import Tiles
 from jaxl.text.spans import Steps
 from jaxl.text.tags import read_tags
 from jaxl.text.tokenizer import Tokenizer
@@ -208,6 +211,8 @@ class Devices:
         """
         batch = smallest_that_fits(bucket.batch, self.batch_sizes) if self.batch_sizes else bucket.batch
         busy = math.prod(shares(self.count, batch, bucket.branches, parts, self.split)) if self.split else 1
+        if bucket.tiles:
+            busy = self.count  # with tiles of the same images
         full = -(-batch // self.count) * self.count
         return replace(bucket, batch=full if full / self.count < batch / busy else batch)
 
@@ -263,11 +268,13 @@ def make_plan(
     asked_controls = read_controls(options.get("controls"), controlnets, batch, each)
     shown = read_image_prompts(options.get("image_prompts"), ip_adapters, batch, each)
     asked_regions = read_regions(options.get("regions"), syntax, batch, each)
-    native_width, native_height = default_size(
+    tiles = read_tiles(part(options, TiledDiffusion), model)
+    native_width, native_height = (tiles and own_size(sources, model)) or default_size(
         sources or [seen.picture for own in asked_controls for seen in own], model
     )
     width = arguments.image_size("width", options.get("width"), native_width, model.vae.factor)
     height = arguments.image_size("height", options.get("height"), native_height, model.vae.factor)
+    tiles = tiles_for(tiles, width, height, model)
     pictures, pastes = (None, None) if sources is None else read_starts(begin, sources, model, prompts, width, height)
 
     sampling = part(options, Sampling)
@@ -363,7 +370,7 @@ def make_plan(
     first = 2 * skip
     controls = [plan_controls(own, width, height, first, numbers, run.used) for own in asked_controls]
     networks = networks_of(controls)
-    micro = part(options, MicroConditioning)
+    micro, seen = part(options, MicroConditioning), tiles.size if tiles else max(height, width)
     h, w = height // model.vae.factor, width // model.vae.factor
     shape = h, w, model.vae.latent_channels
     image_prompts = [
@@ -396,7 +403,8 @@ def make_plan(
         controls=tuple(network.config for network in networks),
         image_prompts=places_of(image_prompts),
         regions=max(map(len, asked_regions)),
-        seamless=_seamless(options, model),
+        seamless=_seamless(options, model, tiles),
+        tiles=tiles,
     )
     from_noise = pictures is None or (skip == 0 and "mask" in begin)
     goes_on = "denoising_start" in begin
@@ -420,7 +428,7 @@ def make_plan(
         inversions=texts.inversions,
         clip_skip=_clip_skip(model, options),
         seeds=drawn.seeds,
-        time_ids=arguments.time_ids(micro, height, width, model.time_ids),
+        time_ids=arguments.time_ids(micro, min(height, seen), min(width, seen), model.time_ids),
         blur=blur,
         freeu=_freeu(options),
         variation_seeds=drawn.variations,
@@ -461,13 +469,15 @@ def _other_prompts(options: DrawOptions) -> dict[str, Any]:
     return others if any(said) else {name: text for name, text in others.items() if name not in negative}
 
 
-def _seamless(options: DrawOptions, model: Model) -> str:
-    """The axes along which images wrap around. Raises InputError, also for an autoencoder that cannot."""
+def _seamless(options: DrawOptions, model: Model, tiles: Tiles | None) -> str:
+    """The axes along which images wrap around. Raises InputError, also for an autoencoder or tiles that cannot."""
     value = options.get("seamless")
     if value is None:
         return ""
     if isinstance(model.vae, TinyVAEConfig):
         raise InputError("seamless", value, "an autoencoder of TAESD's kind has edges; load another, or leave it out")
+    if tiles is not None:
+        raise InputError("seamless", value, "tiles do not see the opposite edge; leave out it or `tile_size`")
     return _one_of("seamless", value, ("x", "y", "xy"))
 
 

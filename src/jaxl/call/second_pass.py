@@ -78,6 +78,9 @@ def plan_second_pass(
     try:
         plan = make(own.pop("prompt"), cast(DrawOptions, own), first.steps)
     except InputError as error:
+        if error.argument in ("width", "height"):
+            name, value = ("scale", hires.scale) if hires.size is None else ("size", hires.size)
+            raise InputError(f"{PREFIX}{name}", value, f"{error.argument} {error.value}: {error.remedy}") from None
         if error.argument not in {*changed, "steps", "strength"}:
             raise
         raise InputError(f"{PREFIX}{error.argument}", error.value, error.remedy) from None

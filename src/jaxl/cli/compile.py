@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from jaxl.call.hires import Hires
 from jaxl.call.sizes import read_size
 from jaxl.cli.generate import Opener
 from jaxl.cli.options import (
@@ -29,6 +30,7 @@ from jaxl.cli.options import (
 )
 from jaxl.cli.terminal import in_background, print_line, progress_bars, to_terminal
 from jaxl.errors import InputError, JaxlError, is_out_of_memory
+from jaxl.server.settings import read_scales
 
 # jax, and what imports it, is imported when there is something to compile, so that help and usage errors come at once
 if TYPE_CHECKING:
@@ -50,6 +52,13 @@ def compile_programs(
             help="For a guidance above 1, or of 1; the model's own by default.",
         ),
     ] = None,
+    hires: Annotated[
+        str | None, typer.Option(metavar="X,...", help="For second passes too, so many times as large.")
+    ] = None,
+    tile_size: Annotated[
+        int | None, typer.Option(metavar="PIXELS", help="For larger images in tiles of this size.")
+    ] = None,
+    tile_overlap: Annotated[int | None, typer.Option(metavar="PIXELS", help="What these share.")] = None,
     unet: UnetOption = None,
     vae: VaeOption = None,
     vae_tile: Annotated[int | None, typer.Option(metavar="PIXELS", help="Decode in tiles of this size.")] = None,
@@ -76,11 +85,16 @@ def compile_programs(
     than it has work for. Programs for pictures to start from, previews, perturbed attention, FreeU and prompts of more
     than 75 tokens are compiled when they are asked for.
     """
+    scales = read_scales(() if hires is None else hires.split(","))
     asked = [(width, height, n) for width, height in _sizes(sizes) for n in _batches(batches)]
+
+    in_tiles: Any = {"tile_size": tile_size, "tile_overlap": tile_overlap}
 
     with progress_bars(not quiet and to_terminal()) as progress:
 
         def compile_all() -> list[Compiled]:
+            from jaxl.call.tiles import read_tiles
+
             opened: dict[int, Pipeline] = {}  # by number of images, each on as many devices as draw that number
             pipes: dict[int, Pipeline] = {}  # by number of devices
             work: list[tuple[Pipeline, Bucket]] = []
@@ -102,9 +116,14 @@ def compile_programs(
                     )
                     raise InputError("precision", precision, remedy)
                 way = pipe.preset.guidance_scale > 1 if guided is None else guided
-                work.append((pipe, pipe.bucket(images, height, width, guided=way)))
+                tiles = read_tiles(in_tiles, pipe.model)
+                bucket = pipe.bucket(images, height, width, guided=way, tiles=tiles)
+                work.append((pipe, bucket))
+                for scale in scales:
+                    _, (wide, high) = Hires(scale=scale).sizes((bucket.width, bucket.height), pipe.model.vae.factor)
+                    work.append((pipe, pipe.bucket(images, high, wide, guided=way, tiles=tiles)))
             _keep_all()
-            return list(_compile(work, progress))
+            return list(_compile(list(dict.fromkeys(work)), progress))
 
         programs = in_background(compile_all)
 

@@ -211,6 +211,13 @@ def generate(
     seamless: Annotated[
         str | None, typer.Option(metavar="AXES", help="x, y or xy: copies beside each other have no seam there.")
     ] = None,
+    tile_size: Annotated[
+        int | None, typer.Option(metavar="PIXELS", help="Draw larger images in tiles of this size, such as 1024.")
+    ] = None,
+    tile_overlap: Annotated[
+        int | None,
+        typer.Option(metavar="PIXELS", show_default=False, help="What neighbours share; a quarter of --tile-size."),
+    ] = None,
     unet: UnetOption = None,
     vae: VaeOption = None,
     vae_tile: VaeTileOption = None,
@@ -572,7 +579,7 @@ def _draw(
             raise
         raise JaxlError(
             f"out of memory for {bucket.batch} images of {bucket.width}x{bucket.height}; "
-            "draw fewer or smaller ones, use --vae-tile, or --shard-params on several devices"
+            "draw fewer or smaller ones, use --tile-size or --vae-tile, or --shard-params on several devices"
         ) from error
 
 

@@ -12,6 +12,7 @@ from contextlib import suppress
 from jaxl.call.hires_texts import take_hires
 from jaxl.call.infotext import EMBEDDINGS, LABELS, READERS, RESIZED
 from jaxl.call.sizes import read_size
+from jaxl.call.tile_texts import take_tiles
 from jaxl.call.unit_texts import take_units
 from jaxl.diffusion.names import AUTOMATIC, find_name
 from jaxl.diffusion.other_noise import RNG_NAMES
@@ -92,6 +93,7 @@ def from_pairs(reading: Reading, pairs: Mapping[str, str]) -> Settings:
             reading.miss("Clip skip", skip)
         elif beyond > USUAL_CLIP_SKIP and reading.program != "A1111":  # which has one layer for SDXL
             reading.arguments["clip_skip"] = min(beyond, 100) - USUAL_CLIP_SKIP
+    reading.arguments |= take_tiles(left)
     _networks(reading, left)
     units = take_units(left)
     reading.controls += units["controls"]

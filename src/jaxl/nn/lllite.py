@@ -23,7 +23,7 @@ from jaxl.nn.layers import Params, Shapes, conv, conv_shapes, linear, linear_sha
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Nudge:
-    """What changes the input of a layer: a module's parameters, what it made of the pictures, [B, T, M], and strengths.
+    """What changes the input of a layer: a module's parameters, what it made of pictures, [B, h, w, M], and strengths.
 
     These are float32 [B].
     """
@@ -54,7 +54,7 @@ def _module_shapes(module: LLLiteModule, dtype: DTypeLike) -> Shapes:
 
 
 def embed_picture(params: Params, cfg: LLLiteConfig, pictures: Array) -> dict[str, Array]:
-    """Pictures [B, H, W, 3] in 0..1 -> what each module makes of them, by its name, [B, T, M].
+    """Pictures [B, H, W, 3] in 0..1 -> what each module makes of them, by its name, [B, h, w, M].
 
     No timestep enters it, nor what the layers are fed, so it is made once for an image: up to the sum of which the
     other part comes from there.
@@ -72,7 +72,7 @@ def _embedded(p: Params, strides: tuple[int, ...], pictures: Array) -> Array:
     x = jnp.pad(x, ((0, 0), *((0, -size % step) for size in x.shape[1:3]), (0, 0)), mode="edge")
     for i, stride in enumerate(strides):
         x = conv(p["conditioning1"][str(2 * i)], jax.nn.relu(x) if i else x, stride=stride, padding=(0, 0))
-    return x.reshape(len(x), -1, x.shape[-1]) @ weight[: x.shape[-1]] + bias
+    return x @ weight[: x.shape[-1]] + bias
 
 
 def nudged(x: Array, nudges: Nudges) -> Array:
@@ -88,7 +88,7 @@ def _nudge(x: Array, nudge: Nudge) -> Array:
     low = jax.nn.relu(linear(p["down"]["0"], x))
     own = p["mid"]["0"]["weight"][-low.shape[-1] :]
     change = linear(p["up"]["0"], jax.nn.relu(embedded.reshape(low.shape) + low @ own))
-    strengths = jnp.repeat(nudge.strengths, embedded.shape[1])[:, None]
+    strengths = jnp.repeat(nudge.strengths, len(low) // len(embedded))[:, None]
     # not by a product alone: what an image has no use for may be infinite
     return jnp.where(strengths == 0, 0, strengths.astype(x.dtype) * change)
 

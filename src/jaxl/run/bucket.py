@@ -20,6 +20,7 @@ from jaxl.run.image_prompts import Prompted
 from jaxl.run.model import Model
 from jaxl.run.regions import Regional
 from jaxl.run.target import Leaf, Target
+from jaxl.run.tiles import Layout, Tiles
 
 # rows of a call for which images may be given noise: more would take more memory, fewer would make more calls
 GIVEN_ROWS = 4
@@ -56,7 +57,8 @@ class Bucket:
     there is none. `controls` are the ControlNets and their kin that images may have, in programs that have a place for
     each. `image_prompts` are the places for pictures that cross-attention reads, by the tokens that each has room for;
     `ip_adapter` is what makes these of a picture. `regions` are the places for texts of parts of an image. `seamless`
-    names the axes, x or y, along which pictures wrap around; their rows are not split over devices.
+    names the axes, x or y, along which pictures wrap around. The network sees pictures in `tiles`, if there are any.
+    Rows of neither are split over devices.
     """
 
     batch: int
@@ -76,6 +78,7 @@ class Bucket:
     ip_adapter: IPAdapterConfig | None = None
     regions: int = 0
     seamless: str = ""
+    tiles: Tiles | None = None
 
     @property
     def order(self) -> tuple[Branch, ...]:
@@ -105,7 +108,7 @@ class Bucket:
 
     def parts(self, rows: int) -> int:
         """Return into how many parts the pictures may be split that have so many by their height."""
-        return 1 if self.seamless else rows
+        return 1 if self.seamless or self.tiles else rows
 
     @property
     def size(self) -> tuple[int, int, int]:
@@ -116,6 +119,10 @@ class Bucket:
         """Return [B, h, w, C]."""
         factor = model.vae.factor
         return self.batch, self.height // factor, self.width // factor, model.vae.latent_channels
+
+    def layout(self, model: Model) -> Layout | None:
+        """Return where its tiles are, if there are any."""
+        return self.tiles and self.tiles.layout(self.height, self.width, model.vae.factor, model.multiple)
 
 
 # No field of these has a default: whoever adds one has to say its shape, and what fills it, or nothing runs.

@@ -108,8 +108,12 @@ class Model:
 
     def parts(self, height: int) -> int:
         """Return into how many parts of equal rows a picture can be split so that all levels of the U-Net can."""
-        smallest = self.vae.factor * 2 ** (len(self.unet.down) - 1)
-        return 1 if height % smallest else height // smallest
+        return 1 if height % self.multiple else height // self.multiple
+
+    @property
+    def multiple(self) -> int:
+        """Pixels of a place at the lowest level of the U-Net, each way."""
+        return self.vae.factor * 2 ** (len(self.unet.down) - 1)
 
     @property
     def preset(self) -> Preset:

@@ -50,6 +50,7 @@ NEUTRAL = Bucket(batch=1, height=0, width=0, guided=False)
 ALL = tuple(field.name for field in fields(Bucket))
 OF_ROWS = tuple(name for name in ALL if name != "ip_adapter")  # what made the tokens is not asked there
 PIXELS = ("batch", "height", "width")
+UNCONTROLLED = ("controls", "image_prompts", "regions", "seamless", "tiles")  # what calibration does without
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +97,7 @@ def _state(to: Target, bucket: Bucket) -> tuple[Slots, Conditioning]:
 
 
 def _uncontrolled(bucket: Bucket) -> Bucket:
-    return replace(bucket, controls=(), image_prompts=(), regions=0, seamless="")
+    return replace(bucket, **{name: getattr(NEUTRAL, name) for name in UNCONTROLLED})
 
 
 def _adapter(bucket: Bucket) -> IPAdapterConfig:
@@ -113,12 +114,19 @@ def _whole(to: Target, _: Bucket) -> Any:
 
 
 def _mesh_for_unet(to: Target, bucket: Bucket) -> Mesh:
+    if bucket.tiles:  # which are evaluations enough
+        return to.mesh
     return to.mesh_for(bucket.batch, bucket.branches, bucket.parts(to.model.parts(bucket.height)))
 
 
 def _mesh_for_vae(to: Target, bucket: Bucket) -> Mesh:
-    rows = 1 if to.tile else bucket.latents_shape(to.model)[1]
+    rows = 1 if _vae_tile(to, bucket) else bucket.latents_shape(to.model)[1]
     return to.mesh_for(1, math.gcd(bucket.batch, to.mesh.size), bucket.parts(rows))
+
+
+def _vae_tile(to: Target, bucket: Bucket) -> int | None:
+    """Pixels of the tiles that the autoencoder works in: those of pictures in tiles are as large as the U-Net's."""
+    return to.tile or (bucket.tiles and bucket.tiles.size)
 
 
 def _shardings(shapes: Any) -> Any:
@@ -152,25 +160,25 @@ OBSERVE = Program(
         {path: to.whole((), jnp.float32) for path in layers(to.shapes["unet"])},
     ),
     gives=lambda to, bucket: (_shardings(slots_shapes(to, bucket)), replicated(to.mesh)),
-    depends_on=tuple(name for name in OF_ROWS if name not in ("controls", "image_prompts", "regions", "seamless")),
+    depends_on=tuple(name for name in OF_ROWS if name not in UNCONTROLLED),
 )
 DECODE = Program(
     "decode",
     run=lambda to, bucket: partial(
-        steps.decode, bucket.seen(to.model), devices=math.gcd(bucket.batch, to.mesh.size), tile=to.tile
+        steps.decode, bucket.seen(to.model), devices=math.gcd(bucket.batch, to.mesh.size), tile=_vae_tile(to, bucket)
     ),
     takes=lambda to, bucket: (to.shapes["vae"], to.split(bucket.latents_shape(to.model))),
     gives=_split,
-    depends_on=(*PIXELS, "seamless"),
+    depends_on=(*PIXELS, "seamless", "tiles"),
     always=True,
     mesh=_mesh_for_vae,
 )
 ENCODE_IMAGE = Program(
     "encode_image",
-    run=lambda to, bucket: partial(steps.encode_image, bucket.seen(to.model), tile=to.tile),
+    run=lambda to, bucket: partial(steps.encode_image, bucket.seen(to.model), tile=_vae_tile(to, bucket)),
     takes=lambda to, bucket: (to.shapes["vae"], to.whole((1, bucket.height, bucket.width, 3), jnp.float32)),
     gives=_whole,
-    depends_on=("height", "width", "seamless"),
+    depends_on=("height", "width", "seamless", "tiles"),
     mesh=_mesh_for_vae,
 )
 PREVIEW = Program(

@@ -34,6 +34,7 @@ from jaxl.run.image_prompts import ENCODER, PROJECTION
 from jaxl.run.model import Model
 from jaxl.run.sharding import EACH, PIXELS, WHOLE, by_rows, split_images, splits_pictures, spread, whole, with_sharding
 from jaxl.run.target import Leaf, Target
+from jaxl.run.tiles import in_tiles
 from jaxl.weights.quantise import observing
 
 
@@ -93,8 +94,8 @@ def slots_shapes(to: Target, bucket: Bucket) -> Slots:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Features:
-    """What is kept from row to row: the network's `deep` features [B, G, ...] where the bucket is cached, and the
-    `momentum` of guidance [B, h, w, C] where it is shaped.
+    """What is kept from row to row: the network's `deep` features [B, G, ...] where the bucket is cached, of each tile
+    if it has such [B, G, tiles, ...], and the `momentum` of guidance [B, h, w, C] where it is shaped.
     """
 
     deep: Leaf | None
@@ -103,9 +104,11 @@ class Features:
 
 def features_shapes(to: Target, bucket: Bucket) -> Features:
     """The shapes of what is kept from row to row."""
-    latents = bucket.latents_shape(to.model)
-    shape, dtype = features_shape(to.model.unet, *latents[1:3]), to.shapes["unet"]["conv_in"]["weight"].dtype
-    deep = bucket.batch, bucket.branches, *shape
+    latents, layout = bucket.latents_shape(to.model), bucket.layout(to.model)
+    dtype, tiles, size = to.shapes["unet"]["conv_in"]["weight"].dtype, (), latents[1:3]
+    if layout is not None:
+        tiles, size = (layout.count,), (layout.height, layout.width)
+    deep = bucket.batch, bucket.branches, *tiles, *features_shape(to.model.unet, *size)
     return Features(
         deep=to.split(deep, dtype, branches=bucket.branches) if bucket.cached else None,
         momentum=to.split(latents) if bucket.shaped else None,
@@ -189,7 +192,8 @@ def evaluate(
     model: Model, bucket: Bucket, params: Params, controls: Sequence[Params], told: Told, pictures: Pictures
 ) -> tuple[Array, Array]:
     """The network's outputs for evaluations, [E, h, w, C], and its features."""
-    latents = pictures.x[..., : model.vae.latent_channels]
+    x = spread(pictures.x)
+    latents = x[..., : model.vae.latent_channels]
     plain = replace(model.kernels, wrap=XLA.wrap)  # what controls see has edges
     at = Evaluation(latents, told.t, told.pooled, told.time_ids, told.lengths, told.shallow, plain)
     added = NOTHING
@@ -198,7 +202,7 @@ def evaluate(
     return unet(
         adapted(params, told.adapters),
         model.unet,
-        pictures.x,
+        x,
         told.t,
         told.context,
         told.pooled,
@@ -259,14 +263,23 @@ def denoise(
         regions=[replace(each, shares=()) for each in regions],
     )
     pictures = Pictures(
-        x=spread(per_branch(x if cond.inpaint is None else jnp.concatenate([x, cond.inpaint], axis=-1))),
+        x=per_branch(x if cond.inpaint is None else jnp.concatenate([x, cond.inpaint], axis=-1)),
         features=None if kept.deep is None else kept.deep.reshape(b * g, *kept.deep.shape[2:]),
         embedded=[each.embedded for each in of_controls],
         masks=[each.masks for each in images],
         shares=[each.shares for each in regions],
     )
-    network = by_rows(partial(evaluate, model, bucket), WHOLE, WHOLE, EACH, PIXELS)
-    out, deep = network(params, controls, told, pictures)
+    layout = bucket.layout(model)
+    if layout is None:
+        network = by_rows(partial(evaluate, model, bucket), WHOLE, WHOLE, EACH, PIXELS)
+        out, deep = network(params, controls, told, pictures)
+    else:
+
+        def network_of_tiles(told: Told, parts: Pictures, features: Array | None) -> tuple[Array, Array]:
+            return evaluate(model, bucket, params, controls, told, replace(parts, features=features))
+
+        whole_features, pictures = pictures.features, replace(pictures, features=None)
+        out, deep = in_tiles(network_of_tiles, layout, told, pictures, whole_features, model.unet.out_channels)
     outputs = out.astype(jnp.float32).reshape(b, g, *out.shape[1:])
     guided, momentum = guide(bucket, outputs, row, x, kept.momentum)
     kept = Features(None if kept.deep is None else deep.reshape(kept.deep.shape), momentum)

@@ -20,7 +20,7 @@ from jaxl.errors import InputError
 from jaxl.server.edits import Source
 from jaxl.server.errors import RESPONSES, ApiError, fields
 from jaxl.server.hires import AskedHires
-from jaxl.server.limits import Count, GuidanceScale, Loras, Name, Proportion, Seed, Side
+from jaxl.server.limits import Count, GuidanceScale, Loras, Name, Pixels, Proportion, Seed, Side
 from jaxl.server.pictures import MEDIA_TYPES, Format, decode
 from jaxl.server.service import CurrentService, Service
 from jaxl.server.work import AnswerFiles
@@ -44,6 +44,8 @@ FIELDS = {
             "hires",
             "refiner",
             "refiner_at",
+            "tile_size",
+            "tile_overlap",
             "prompt_syntax",
         )
     },
@@ -84,6 +86,8 @@ class Parameters(StartFields):
     hires: AskedHires | None = None
     refiner: str | None = Field(None, description="A model of the server that draws the last steps.")
     refiner_at: Proportion | None = Field(None, description="Where it takes over, in shares of the noise levels; 0.8.")
+    tile_size: Side | None = None
+    tile_overlap: Pixels | None = None
     prompt_syntax: Syntax | None = Field(None, description="literal by default.")
     num_images_per_prompt: int | None = Field(None, ge=1, le=1, description="The answer is one picture.")
 
@@ -126,6 +130,8 @@ async def _draw(http: HttpRequest, asked: InferenceRequest, service: Service, mo
         "hires": None if wanted.hires is None else wanted.hires.read(),
         "refiner": wanted.refiner,
         "refiner_at": wanted.refiner_at,
+        "tile_size": wanted.tile_size,
+        "tile_overlap": wanted.tile_overlap,
         "prompt_syntax": wanted.prompt_syntax,
     }
     source = await asyncio.to_thread(_source, http, asked, wanted, service.settings.max_pixels)

@@ -41,6 +41,7 @@ Count = Annotated[int, Field(ge=1, le=1000)]
 # -1 is random, as in A1111's web UI
 Seed = Annotated[int, Field(ge=-1, lt=2**64)]
 Side = Annotated[int, Field(ge=8, le=16384, multiple_of=8)]
+Pixels = Annotated[int, Field(ge=0, le=16384)]
 Proportion = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Momentum = Annotated[float, Field(ge=-1, le=1, allow_inf_nan=False)]
 GuidanceScale = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]

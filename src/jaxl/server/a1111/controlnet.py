@@ -23,6 +23,7 @@ from jaxl.server.a1111.modules import IP_MODULES, NO_MODULE, NONE, control_types
 from jaxl.server.a1111.options import refusal
 from jaxl.server.controls import MOST_CONTROLS
 from jaxl.server.errors import A1111_RESPONSES
+from jaxl.server.hires import ends_at
 from jaxl.server.pictures import decode
 from jaxl.server.preprocess import OFFERED, encoded, in_turn, prepared
 from jaxl.server.service import CurrentService, Service
@@ -44,6 +45,8 @@ RESIZES: Mapping[Any, str] = {
     **dict.fromkeys((None, 1, CROP, "Scale to Fit (Inner Fit)", "Inner Fit (Scale to Fit)"), CROP),
     **dict.fromkeys((2, FILL, "Envelope (Outer Fit)", "Outer Fit (Shrink to Fit)"), FILL),
 }
+# of a second pass, for which some clients have numbers or names in the code
+BOTH_PASSES = (None, 0, "Both", "HiResFixOption.BOTH")
 # of one request to detect
 MOST_PICTURES = 16
 
@@ -75,6 +78,7 @@ class Unit(BaseModel):
     effective_region_mask: str | None = None
     union_control_type: str | None = None
     ipadapter_input: list[str] | None = None
+    hr_option: int | str | None = "Both"
 
     @model_validator(mode="before")
     @classmethod
@@ -180,6 +184,9 @@ def _control(unit: Unit, service: Service, size: Size, arguments: Mapping[str, A
         raise refusal("resize_mode", unit.resize_mode, f"give {STRETCH!r}, {CROP!r} or {FILL!r}")
     if unit.control_mode not in MODES:
         raise refusal("control_mode", unit.control_mode, "give 'Balanced' or another of the modes that there are")
+    hires = arguments.get("hires")
+    if hires is not None and unit.hr_option not in BOTH_PASSES:
+        raise refusal("hr_option", unit.hr_option, "a ControlNet has a part in both passes here; give 'Both'")
     most = service.settings.max_pixels
     sent, mask = unit.pictures()
     if sent is None:
@@ -198,7 +205,7 @@ def _control(unit: Unit, service: Service, size: Size, arguments: Mapping[str, A
         told["preprocess"] = facts
     return Control(
         unit.network,
-        fitted(picture, size, mode),
+        fitted(picture, ends_at(size, hires), mode),
         unit.weight,
         unit.guidance_start,
         unit.guidance_end,

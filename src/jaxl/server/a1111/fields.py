@@ -20,6 +20,8 @@ from jaxl.diffusion.schedulers import SCHEDULERS
 from jaxl.errors import InputError
 from jaxl.server.a1111.controlnet import SCRIPT as CONTROLNET
 from jaxl.server.a1111.options import MAX_CLIP_SKIP, USUAL_NOISE, clip_skip, overrides, refusal
+from jaxl.server.a1111.tiled_diffusion import SCRIPT as TILED_DIFFUSION
+from jaxl.server.a1111.tiled_diffusion import tiles_of
 from jaxl.server.edits import Source, filled, transparent
 from jaxl.server.limits import Count, GuidanceScale, Name, Proportion, Seed, Side
 from jaxl.server.pictures import decode
@@ -58,6 +60,7 @@ FIELDS = {
     "refiner": "refiner_checkpoint",
     "refiner_at": "refiner_switch_at",
     "prompt_style": "styles",
+    **dict.fromkeys(("tile_size", "tile_overlap"), "alwayson_scripts"),
 }
 
 # what jaxl lacks: fields that may ask for nothing, with what to do instead
@@ -188,7 +191,7 @@ def arguments_of(asked: A1111Request, settings: Settings) -> dict[str, Any]:
         if (value := getattr(asked, name, None)) is not None:
             raise refusal(name, value, remedy)
     for name, script in (asked.alwayson_scripts or {}).items():
-        if name.lower() != CONTROLNET and _is_on(script):
+        if name.lower() not in (CONTROLNET, TILED_DIFFUSION) and _is_on(script):
             raise refusal("alwayson_scripts", name, "there is no such script; leave it out")
     if asked.initial_noise_multiplier not in (None, 1):
         raise refusal("initial_noise_multiplier", asked.initial_noise_multiplier, "noise is not scaled; leave it out")
@@ -220,6 +223,7 @@ def arguments_of(asked: A1111Request, settings: Settings) -> dict[str, Any]:
         "refiner": None if asked.refiner_switch_at == 1 else asked.refiner_checkpoint,
         "refiner_at": asked.refiner_switch_at,
         **skip,
+        **tiles_of(asked.alwayson_scripts),
         **_variation(asked),
         **overrides(asked.override_settings or {}),
     }

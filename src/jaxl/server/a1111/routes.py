@@ -45,6 +45,7 @@ from jaxl.server.a1111.fields import (
     with_styles,
 )
 from jaxl.server.a1111.options import CLIP_SKIP, MODEL, USUAL_CLIP_SKIP, overrides, refusal
+from jaxl.server.a1111.tiled_diffusion import SCRIPT as TILED_DIFFUSION
 from jaxl.server.edits import Source
 from jaxl.server.errors import A1111_RESPONSES, ApiError, fields
 from jaxl.server.loras import AsciiResponse, read_metadata
@@ -298,7 +299,7 @@ async def prompt_styles(service: CurrentService) -> list[dict[str, Any]]:
 
 @router.get("/scripts")
 async def scripts() -> dict[str, list[str]]:
-    return {"txt2img": [CONTROLNET], "img2img": [CONTROLNET]}
+    return {route: [CONTROLNET, TILED_DIFFUSION] for route in ("txt2img", "img2img")}
 
 
 @router.get("/embeddings")

@@ -47,9 +47,11 @@ from jaxl.server.limits import (
     Loras,
     Momentum,
     Name,
+    Pixels,
     PlaceAndNumber,
     Proportion,
     Seed,
+    Side,
     WidthAndHeight,
 )
 from jaxl.server.openai.fields import PictureUrl, PictureUrls
@@ -156,6 +158,8 @@ class ImageRequest(BaseModel):
     refiner_at: Proportion | None = Field(None, description="Where it takes over, in shares of the noise levels; 0.8.")
     regions: RegionFields | None = None
     seamless: Literal["x", "y", "xy"] | None = Field(None, description="Copies beside each other have no seam.")
+    tile_size: Side | None = Field(None, description="Draw larger pictures in tiles of so many pixels.")
+    tile_overlap: Pixels | None = Field(None, description="Pixels that tiles share; a quarter of their size.")
     prompt_syntax: Syntax | None = Field(None, description="literal by default.")
     previews: int | None = Field(
         None, ge=0, le=100, description="Like partial_images, and for /v1/requests/{id}/events too."
