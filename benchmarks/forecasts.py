@@ -88,7 +88,7 @@ def run_step(
     """Run a row: a whole one, or one of another kind by what is known."""
     features, output, estimate = (jnp.tensordot(weights, each, 1) for each in jax.tree.leaves(known))
 
-    def denoise(x: Array, row: Row, _: Any) -> tuple[Array, Any]:
+    def denoise(x: Array, row: Row, _: Any) -> tuple[Array, Array, Any]:
         c_in, c_skip, c_out = (row[name][:, None, None, None] for name in ("c_in", "c_skip", "c_out"))
         told = {**row, "shallow": jnp.broadcast_to(kind == FEATURES, row["shallow"].shape).astype(jnp.float32)}
 
@@ -96,13 +96,13 @@ def run_step(
             return jnp.where(kind == OUTPUT, output, (estimate - c_skip * x / c_in) / c_out), features
 
         def network() -> tuple[Array, Array]:
-            given, kept = steps.denoise(model, bucket, params, (), cond, x, told, steps.Features(features, None))
+            given, _, kept = steps.denoise(model, bucket, params, (), cond, x, told, steps.Features(features, None))
             assert kept is not None
             assert kept.deep is not None
             return given, jnp.asarray(kept.deep)
 
         given, deep = jax.lax.cond(kind >= OUTPUT, forecast, network)
-        return given, (deep, given)
+        return given, given, (deep, given)
 
     after = loop.advance(denoise, replace(slots, features=(features, output)), 1)
     new = Known(after.features[0], after.features[1], after.denoised)

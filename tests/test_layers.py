@@ -7,6 +7,8 @@ import sys
 from graphlib import TopologicalSorter
 from pathlib import Path
 
+import pytest
+
 import jaxl
 
 PACKAGE = Path(jaxl.__file__).parent
@@ -79,16 +81,17 @@ def test_the_root_is_small() -> None:
     assert len(list(PACKAGE.glob("*.py"))) <= 12
 
 
-def test_structure_has_the_first_line_of_each_file() -> None:
-    """If not: `python tools/structure.py`."""
-    path = PACKAGE.parents[1] / "tools" / "structure.py"
-    spec = importlib.util.spec_from_file_location("structure", path)
+@pytest.mark.parametrize("name", ["structure", "samplers"])
+def test_what_tools_write_is_as_the_code_has_it(name: str) -> None:
+    """If not: `python tools/structure.py`, or the other."""
+    path = PACKAGE.parents[1] / "tools" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
-    structure = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(structure)
-    written = structure.PAGE.read_text()
-    assert structure.page(written) == written
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    written = tool.PAGE.read_text()
+    assert tool.page(written) == written
 
 
 def test_exported_names() -> None:

@@ -97,6 +97,7 @@ def test_samplers_that_count_timesteps_begin_with_more_noise_than_they_tell(plan
     ("style", "scheduler", "form"),
     [
         ("comfyui", "ddim", "euler_uniform"),
+        ("comfyui", "ddpm", "euler_a_uniform"),
         ("comfyui", "uni_pc", "unipc_comfyui_uniform"),
         ("comfyui", "uni_pc_bh2 karras", "unipc_bh2_comfyui_karras"),
         ("swarmui", "deis simple", "deis_comfyui_simple"),

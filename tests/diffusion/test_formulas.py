@@ -348,6 +348,66 @@ def cfgpp(eta: float) -> Reference:
     return run
 
 
+def dpmpp_2m_cfgpp(x: Array, s: list[float], draw: Draw) -> Array:
+    old = None
+    for i, (here, there) in enumerate(itertools.pairwise(s)):
+        guided, unguided = denoise(x, here, GUIDANCE), denoise(x, here, 0.0)
+        if there == 0:
+            return guided
+        h = np.log(here / there)
+        mixed = -np.exp(-h) * unguided
+        if old is not None:
+            r = np.log(s[i - 1] / here) / h
+            mixed = mixed - np.expm1(-h) / (2 * r) * (guided - old)
+        x = guided + mixed + np.exp(-h) * x
+        old = unguided
+    return x
+
+
+def dpmpp_2s_ancestral_cfgpp(x: Array, s: list[float], draw: Draw) -> Array:
+    for i, (here, there) in enumerate(itertools.pairwise(s)):
+        guided, unguided = denoise(x, here, GUIDANCE), denoise(x, here, 0.0)
+        down, up = split(here, there, 1.0)
+        if down == 0:
+            return guided
+        h = np.log(here / down)
+        half = np.exp(-h / 2) * (x + guided - unguided) - np.expm1(-h / 2) * guided
+        later = denoise(half, here * np.exp(-h / 2), GUIDANCE)
+        x = np.exp(-h) * (x + guided - unguided) - np.expm1(-h) * later + up * draw(i, 1)
+    return x
+
+
+def gradient_estimation_cfgpp(x: Array, s: list[float], draw: Draw) -> Array:
+    old = None
+    for here, there in itertools.pairwise(s):
+        guided = denoise(x, here, GUIDANCE)
+        d = (x - denoise(x, here, 0.0)) / here
+        x = guided if there == 0 else guided + there * d + (0 if old is None else (there - here) * (d - old))
+        old = d
+    return x
+
+
+def res_multistep_cfgpp(eta: float) -> Reference:
+    def run(x: Array, s: list[float], draw: Draw) -> Array:
+        old, old_down = None, 0.0
+        for i, (here, there) in enumerate(itertools.pairwise(s)):
+            guided, unguided = denoise(x, here, GUIDANCE), denoise(x, here, 0.0)
+            down, up = split(here, there, eta)
+            if down == 0 or old is None:
+                x = guided + down * (x - unguided) / here
+            else:
+                h = np.log(here / down)
+                c2 = np.log(old_down / s[i - 1]) / h
+                phi_1 = np.expm1(-h) / -h
+                phi_2 = (phi_1 - 1) / -h
+                x = np.exp(-h) * (x + guided - unguided) + h * ((phi_1 - phi_2 / c2) * unguided + phi_2 / c2 * old)
+            x = x + up * draw(i, 0)
+            old, old_down = unguided, down
+        return x
+
+    return run
+
+
 def sa_solver(twice: bool, eta: float) -> Reference:
     """The equations 15 and 18 with Lagrange's basis integrated by quadrature."""
 
@@ -416,6 +476,11 @@ FORMULAS: Mapping[str, tuple[Reference, dict[str, Any]]] = {
     "res_multistep_a": (res_multistep(1.0), {}),
     "euler_cfg++": (cfgpp(0.0), {}),
     "euler_a_cfg++": (cfgpp(1.0), {}),
+    "dpm++2m_cfg++": (dpmpp_2m_cfgpp, {}),
+    "dpm++2s_a_cfg++": (dpmpp_2s_ancestral_cfgpp, {}),
+    "gradient_estimation_cfg++": (gradient_estimation_cfgpp, {}),
+    "res_multistep_cfg++": (res_multistep_cfgpp(0.0), {}),
+    "res_multistep_a_cfg++": (res_multistep_cfgpp(1.0), {}),
     "sa_solver": (sa_solver(False, 1.0), {}),
     "sa_solver eta": (sa_solver(False, 0.5), {"eta": 0.5}),
     "sa_solver_pece": (sa_solver(True, 1.0), {}),
@@ -430,10 +495,12 @@ def run(table: Table, x: Array, noises: Array) -> Array:
     for row, alpha, sigma, factor, noise in zip(rows, table.alphas, table.sigmas, table.factors, noises, strict=False):
         c = dict(zip(COLUMNS, row, strict=True))
         d = denoise(x / alpha, sigma / alpha, GUIDANCE * factor if factor else 1.0)
+        u = denoise(x / alpha, sigma / alpha, 0.0)
         terms = dict(zip(MIXED, (x, saved, d, *history, noise), strict=True))
-        if c["push_x"] or c["push_d"]:
-            history = [c["push_x"] * x + c["push_d"] * d, *history[:2]]
+        if c["push_x"] or c["push_d"] or c["push_u"]:
+            history = [c["push_x"] * x + c["push_d"] * d + c["push_u"] * u, *history[:2]]
         x, saved = (sum(c[f"{to}_{name}"] * term for name, term in terms.items()) for to in ("x", "saved"))
+        x = x + c["x_u"] * u
     return x
 
 

@@ -25,8 +25,8 @@ NAMES = ["euler", "euler_a", "ddim", "dpm++2m", "dpm++3m_sde", "heun", "dpm++sde
 pytestmark = pytest.mark.usefixtures("optimised")  # equal to the last bit in vector loops too
 
 
-def network(x: jax.Array, row: Row, features: None = None) -> tuple[jax.Array, None]:
-    return jnp.tanh(1.5 * x + row["t"][:, None, None, None] / 500 - 1) - 0.1 * x, features
+def network(x: jax.Array, row: Row, features: None = None) -> tuple[jax.Array, jax.Array, None]:
+    return jnp.tanh(1.5 * x + row["t"][:, None, None, None] / 500 - 1) - 0.1 * x, jnp.sin(x), features
 
 
 run = jax.jit(lambda slots, n, given=None: advance(network, slots, n, given))
@@ -110,7 +110,7 @@ def test_rows_may_be_run_in_any_portions_by_one_program() -> None:
 
 
 def test_an_ended_image_stays_exactly_as_it_is_whatever_the_network_says() -> None:
-    poison = jax.jit(lambda slots, n: advance(lambda x, *_: (jnp.full_like(x, jnp.nan), None), slots, n))
+    poison = jax.jit(lambda slots, n: advance(lambda x, *_: (*[jnp.full_like(x, jnp.nan)] * 2, None), slots, n))
     done = run(start(["dpm++2m", "euler_a"]), 10)
     np.testing.assert_array_equal(done.row, done.end)
     assert_same(poison(done, 5), done)
@@ -138,7 +138,7 @@ def test_a_row_does_what_its_columns_say(seed: int) -> None:
     unit = rng.standard_normal((2, *SHAPE)).astype(np.float32)
     picture = rng.standard_normal((2, *SHAPE)).astype(np.float32)
     mask = rng.integers(0, 2, (2, *SHAPE[:2], 1)).astype(np.float32)
-    rows[:, 2, [COLUMNS.index("push_x"), COLUMNS.index("push_d")]] = 0
+    rows[:, 2, [COLUMNS.index(f"push_{term}") for term in "xdu"]] = 0
     scales = np.array([1.0, 2.0])
     others = GivenNoise(rng.standard_normal((2, 6, *SHAPE)).astype(np.float32), np.array([False, True]))
     slots = init_slots(rows, np.full(2, 6), keys, unit, scales, picture, 0.5 * scales, mask)
@@ -148,16 +148,16 @@ def test_a_row_does_what_its_columns_say(seed: int) -> None:
         past = [np.zeros(SHAPE)] * 3
         for row in range(6):
             c = dict(zip(COLUMNS, rows[image, row].astype(np.float64), strict=True))
-            predicted = np.asarray(network(jnp.float32(c["c_in"] * x)[None], {"t": jnp.float32(c["t"])[None]})[0])[0]
-            estimate = c["c_skip"] * x + c["c_out"] * predicted
+            predicted = network(jnp.float32(c["c_in"] * x)[None], {"t": jnp.float32(c["t"])[None]})[:2]
+            estimate, plain = (c["c_skip"] * x + c["c_out"] * np.asarray(each)[0] for each in predicted)
             drawn = np.asarray(step_noise(keys, np.full(2, row), SHAPE))[image]
             noise = others.noise[image, row] if others.has[image] else drawn
             terms = dict(zip(MIXED, (x, saved, estimate, *past, noise), strict=True))
             if row != 2:
-                past = [c["push_x"] * x + c["push_d"] * estimate, *past[:2]]
+                past = [c["push_x"] * x + c["push_d"] * estimate + c["push_u"] * plain, *past[:2]]
             x, saved = (sum(c[f"{to}_{name}"] * term for name, term in terms.items()) for to in ("x", "saved"))
             known = c["known_image"] * picture[image] + c["known_noise"] * unit[image]
-            x = np.where(mask[image] == 1, x, known)
+            x = np.where(mask[image] == 1, x + c["x_u"] * plain, known)
         np.testing.assert_allclose(slots.latents[image], x, rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(slots.saved[image], saved, rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(slots.history[image], past, rtol=1e-4, atol=1e-5)

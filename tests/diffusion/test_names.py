@@ -89,6 +89,10 @@ CONFIG = SchedulerConfig()
         ("ipndm normal", "ipndm_uniform"),
         ("ipndm_v", "ipndm_v"),
         ("euler_cfg_pp", "euler_cfg++"),
+        ("dpmpp_2m_cfg_pp", "dpm++2m_cfg++"),
+        ("dpmpp_2s_ancestral_cfg_pp", "dpm++2s_a_cfg++"),
+        ("res_multistep_ancestral_cfg_pp", "res_multistep_a_cfg++"),
+        ("gradient_estimation_cfg_pp normal", "gradient_estimation_cfg++_uniform"),
         ("euler_ancestral_cfg_pp sgm_uniform", "euler_a_cfg++_sgm_uniform"),
         ("res_multistep_ancestral", "res_multistep_a"),
         ("sa_solver_pece", "sa_solver_pece"),
@@ -124,7 +128,6 @@ def test_a1111_reads_back_what_is_written_for_it() -> None:
     "theirs",
     [
         *("DPM adaptive", "SASolverScheduler", "k_dpm_ad", "DPM adaptive Karras", "IPNDMScheduler"),
-        *("dpmpp_2m_cfg_pp", "dpmpp_2s_ancestral_cfg_pp", "res_multistep_cfg_pp", "gradient_estimation_cfg_pp normal"),
     ],
 )
 def test_samplers_that_jaxl_lacks_are_refused_with_the_nearest(theirs: str) -> None:

@@ -246,7 +246,7 @@ def test_the_ancestral_scheduler_draws_the_variance_of_the_data() -> None:
         unit,
         np.array([table.init_scale for table in tables]),
     )
-    done = jax.jit(lambda slots, n: advance(lambda x, row, _: (network(x, row), None), slots, n))(slots, 400)
+    done = jax.jit(lambda slots, n: advance(lambda x, row, _: (*[network(x, row)] * 2, None), slots, n))(slots, 400)
     np.testing.assert_allclose(np.asarray(done.latents).std(axis=(1, 2, 3)), 0.5, rtol=0.06)
     assert (
         np.abs(np.corrcoef(np.asarray(done.latents).reshape(len(tables), -1))[~np.eye(len(tables), dtype=bool)]).max()

@@ -84,7 +84,7 @@ class Batch:
         def run(slots: Slots, n: jax.Array) -> Slots:
             nonlocal traces
             traces += 1
-            return advance(lambda x, row, _: (jax_network(x, row), None), slots, n)
+            return advance(lambda x, row, _: (*[jax_network(x, row)] * 2, None), slots, n)
 
         program = jax.jit(run)
         start = init_slots(

@@ -73,9 +73,10 @@ def test_a_trajectory(kind: dict[str, float]) -> None:
         np.stack([each.rows for each in tables]), [table.used] * 2, np.zeros((2, 2), np.uint32), noise, table.init_scale
     )
 
-    def denoise(x: jax.Array, row: Any, momentum: jax.Array) -> tuple[jax.Array, Any]:
+    def denoise(x: jax.Array, row: Any, momentum: Any) -> tuple[jax.Array, jax.Array, Any]:
         positive, negative = networks(x, row["t"][:, None, None, None])
-        return guide(BUCKET, jnp.stack([negative, positive], axis=1), row, x, momentum)
+        guided, momentum = guide(BUCKET, jnp.stack([negative, positive], axis=1), row, x, momentum)
+        return guided, negative, momentum
 
     slots = replace(slots, features=jnp.zeros((2, *SHAPE)))
     got = np.asarray(jax.jit(partial(loop.advance, denoise))(slots, table.used).latents)
@@ -114,3 +115,17 @@ def test_images_of_all_kinds_share_a_batch(small: Any) -> None:
 def test_what_cannot_be(small: Any, options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         small[0].plan("a cat", width=64, height=64, **options)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1.6])
+def test_the_estimate_without_guidance(small: Any, scale: float) -> None:
+    """Two steps of multistep CFG++ are Euler's with CFG++, also with a scale of 1, where others have one branch."""
+    pipe, params = small
+    asked: dict[str, Any] = {"width": 64, "height": 64, "steps": 2, "seed": 3, "guidance_scale": scale}
+    euler, own = (
+        pipe.generate(params, "a cat", **asked, output="latents", scheduler=name).latents
+        for name in ("euler_cfg++", "dpm++2m_cfg++")
+    )
+    assert np.abs(euler - own).max() < 1e-4 * np.abs(euler).max()
+    plain = pipe.generate(params, "a cat", **asked, output="latents", scheduler="euler").latents
+    assert np.abs(plain - own).max() > 0.01

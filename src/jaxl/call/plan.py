@@ -308,11 +308,11 @@ def make_plan(
 
     scale = options.get("guidance_scale", preset.guidance_scale)
     blur = _blur(part(options, Guidance), batch)
-    guidance, pag = _scales(part(options, Guidance), scale, batch, times, places, table.factors)
+    guidance, pag, inside = _scales(part(options, Guidance), scale, batch, times, places, table.factors)
     distilled = model.unet.time_cond_proj_dim is not None  # takes the scale as an input, in one evaluation
     if distilled and table.factors.any():
         raise InputError("scheduler", full_name, "this model has no unguided estimate to go by; use another scheduler")
-    guided_rows = np.any(guidance != 1, axis=0) & (not distilled)
+    guided_rows = (np.any(guidance != 1, axis=0) | (inside & table.splits)) & (not distilled)
     perturbed_rows = np.any(pag > 0, axis=0)
     guided, perturbed = bool(guided_rows.any()), bool(perturbed_rows.any())
     layers = tuple(options.get("pag_layers", PAG_LAYERS)) if perturbed else ()
@@ -489,8 +489,10 @@ def _one_of(argument: str, value: Any, known: Sequence[str]) -> str:
 
 def _scales(
     options: Guidance, scale: Any, batch: int, times: np.ndarray, places: np.ndarray, factors: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Scales of classifier-free and of perturbed-attention guidance, [B, rows] each; 1 and 0 where they are off.
+
+    Also whether each row is inside the interval that has any, [rows].
 
     `places` are the rows' steps, and `factors` their scheduler's, 0 where it has none.
     """
@@ -507,7 +509,7 @@ def _scales(
     start, end = arguments.interval("guidance_interval", options.get("guidance_interval", (0.0, 1.0)))
     done = places / steps
     inside = (done >= start) & (done < end)
-    return np.where(inside, guidance, 1.0), np.where(inside, pag + seg, 0.0)
+    return np.where(inside, guidance, 1.0), np.where(inside, pag + seg, 0.0), inside
 
 
 def _blur(options: Guidance, batch: int) -> np.ndarray:

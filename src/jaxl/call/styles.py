@@ -58,6 +58,7 @@ _COMFYUI = Style(
     skips_both=True,
     solvers={
         "ddim": "euler",
+        "ddpm": "euler_a",
         "deis": "deis_comfyui",
         "lms": "lms_comfyui",
         "unipc": "unipc_comfyui",

@@ -23,7 +23,7 @@ from jaxl.diffusion.rows import COLUMNS, MIXED
 
 Row = Mapping[str, jax.Array]  # a column's name -> its values, float32 [B]; `number`, int32 [B], is which row it is
 Features = Any  # a pytree, every leaf with a leading axis of B images, or None
-Denoise = Callable[[jax.Array, Row, Features], tuple[jax.Array, Features]]
+Denoise = Callable[[jax.Array, Row, Features], tuple[jax.Array, jax.Array, Features]]
 
 
 @jax.tree_util.register_dataclass
@@ -107,9 +107,9 @@ def advance(denoise: Denoise, slots: Slots, n: ArrayLike, given: GivenNoise | No
     Images draw each row's noise from their keys, or have it `given`, for n rows at least.
 
     `denoise(x, row, features)` is the network with its conditioning and guidance: x is float32 [B, H, W, C], scaled as
-    the network wants it, `row["t"]` float32 [B] the timesteps, and it returns the prediction [B, H, W, C] and the
-    features for the next row, in the form of those it got. It is also called for images that have ended, as shallow
-    ones of row -1; their prediction is dropped, so it may be anything, NaN included.
+    the network wants it, `row["t"]` float32 [B] the timesteps, and it returns the predictions [B, H, W, C] with
+    guidance and without, and the features for the next row, in the form of those it got. It is also called for images
+    that have ended, as shallow ones of row -1; their prediction is dropped, so it may be anything, NaN included.
     """
     return lax.fori_loop(0, n, lambda i, state: _run_row(denoise, state, given, i), slots)
 
@@ -126,8 +126,8 @@ def _run_row(denoise: Denoise, slots: Slots, given: GivenNoise | None, place: ja
     # so that an image that has ended does not make the others wait for what is deep
     row["shallow"] = jnp.where(live, row["shallow"], 1.0)
     row["number"] = jnp.where(live, slots.row, -1)
-    prediction, features = denoise(column("c_in") * x, row, slots.features)
-    denoised = column("c_skip") * x + column("c_out") * prediction.astype(jnp.float32)
+    *predictions, features = denoise(column("c_in") * x, row, slots.features)
+    denoised, unguided = (column("c_skip") * x + column("c_out") * each.astype(jnp.float32) for each in predictions)
     noise = step_noise(slots.keys, slots.row, x.shape[1:])
     if given is not None:
         others = lax.dynamic_index_in_dim(jnp.asarray(given.noise), place, axis=1, keepdims=False)
@@ -139,15 +139,15 @@ def _run_row(denoise: Denoise, slots: Slots, given: GivenNoise | None, place: ja
         return functools.reduce(operator.add, (column(f"{target}_{name}") * term for name, term in terms.items()))
 
     known = column("known_image") * slots.picture + column("known_noise") * slots.noise
-    latest = column("push_x") * x + column("push_d") * denoised
-    pushes = live & ((row["push_x"] != 0) | (row["push_d"] != 0))
+    latest = column("push_x") * x + column("push_d") * denoised + column("push_u") * unguided
+    pushes = live & ((row["push_x"] != 0) | (row["push_d"] != 0) | (row["push_u"] != 0))
 
     def keep(new: jax.Array, old: jax.Array, where: jax.Array = live) -> jax.Array:
         return jnp.where(where.reshape(-1, *[1] * (new.ndim - 1)), new, old)
 
     return replace(
         slots,
-        latents=keep(slots.mask * mix("x") + (1 - slots.mask) * known, x),
+        latents=keep(slots.mask * (mix("x") + column("x_u") * unguided) + (1 - slots.mask) * known, x),
         denoised=keep(denoised, slots.denoised),
         saved=keep(mix("saved"), slots.saved),
         history=keep(jnp.concatenate([latest[:, None], history[:, :2]], axis=1), history, pushes),

@@ -31,12 +31,6 @@ _LACKING: Mapping[str, str] = {
     "dpmad": "dpm++3m",
     "sasolverscheduler": "sa_solver",
     "ipndmscheduler": "ipndm",
-    # the history would have to hold unguided estimates
-    "dpm++2mcfg++": "euler_cfg++",
-    "dpm++2sancestralcfg++": "euler_a_cfg++",
-    "resmultistepcfg++": "euler_cfg++",
-    "resmultistepancestralcfg++": "euler_a_cfg++",
-    "gradientestimationcfg++": "euler_cfg++",
 }
 
 

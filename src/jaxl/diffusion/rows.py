@@ -2,13 +2,13 @@
 
 One row is one call of the network F and one update of the latents x:
 
-    D           = c_skip * x + c_out * F(c_in * x, t)          the denoised estimate
-    x', saved'  = M (x, saved, D, h1, h2, h3, noise)           M is 2x7: the columns `x_*` and `saved_*`
-    h1, h2, h3  = push_x * x + push_d * D, h1, h2              with the x from before the update
+    D           = c_skip * x + c_out * F(c_in * x, t)          the denoised estimate, and U without guidance
+    x', saved'  = M (x, saved, D, h1, h2, h3, noise)           M is 2x7: the columns `x_*` and `saved_*`; x' has x_u * U
+    h1, h2, h3  = push_x * x + push_d * D + push_u * U, h1, h2, with the x from before the update
 
 h1 to h3 are the three previous entries of the history, the latest first; `saved` is a second image that a scheduler may
-keep for later rows, such as the start of a two-row step. Both start as zeros. A row with `push_x` and `push_d` both 0
-leaves the history as it is.
+keep for later rows, such as the start of a two-row step. Both start as zeros. A row that pushes nothing leaves the
+history as it is.
 
 Twelve more columns belong to the request rather than to the scheduler. Where an image's mask keeps the picture that was
 given, x' is replaced by `known_image * picture + known_noise * noise`. `guidance` and `pag` are the scales of
@@ -44,6 +44,7 @@ COLUMNS = (
     *(f"x_{term}" for term in MIXED),
     *(f"saved_{term}" for term in MIXED),
     *("push_x", "push_d"),
+    *("x_u", "push_u"),
     *("known_image", "known_noise"),
     *("guidance", "rescale", "pag", "shallow"),
     *SHAPING,
@@ -84,6 +85,11 @@ class Table:
     def factors(self) -> np.ndarray:
         """What the scale of guidance is multiplied by at each row, [used]; 0 where the scheduler leaves it as it is."""
         return self.rows[: self.used, COLUMNS.index("guidance")].astype(np.float64)
+
+    @property
+    def splits(self) -> np.ndarray:
+        """Whether each row knows the estimate without guidance apart, bool [used]."""
+        return np.any(self.rows[: self.used, [COLUMNS.index("x_u"), COLUMNS.index("push_u")]] != 0, axis=1)
 
     def until(self, step: int) -> Table:
         """The rows of the steps before `step`: a run that stops there."""

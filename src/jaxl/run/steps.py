@@ -231,8 +231,8 @@ def denoise(
     x: Array,
     row: Row,
     features: Features | None,
-) -> tuple[Array, Features | None]:
-    """The network's output, float32, for scaled latents `x`, guided as the bucket has branches; and its features.
+) -> tuple[Array, Array, Features | None]:
+    """The network's output, float32, for scaled latents `x`, guided as the bucket has branches, and not; its features.
 
     There are none before the first row. Where the mesh splits rows of pictures
     (`kernels.by_rows`), the network is all that is split: latents are on every device.
@@ -283,7 +283,8 @@ def denoise(
     outputs = out.astype(jnp.float32).reshape(b, g, *out.shape[1:])
     guided, momentum = guide(bucket, outputs, row, x, kept.momentum)
     kept = Features(None if kept.deep is None else deep.reshape(kept.deep.shape), momentum)
-    return guided, None if features is None else kept
+    plain = outputs[:, bucket.order.index(Branch.NEGATIVE if bucket.guided else Branch.POSITIVE)]
+    return guided, plain, None if features is None else kept
 
 
 def guide(bucket: Bucket, outputs: Array, row: Row, x: Array, momentum: Array | None) -> tuple[Array, Array | None]:

@@ -51,7 +51,7 @@ def deis_comfyui(config: SchedulerConfig, levels: Levels, randomness: Randomness
     That is the form "tab" of https://github.com/zju-pi/diff-sampler, whose sums of 10,000 terms are integrals here. A
     step to no noise takes the estimate.
     """
-    weights = ending_clean(levels.sigmas, adams_bashforth(levels.sigmas, COMFYUI_ORDER, _linear_beta_time, points=24))
+    weights = ending_clean(levels.sigmas, adams_bashforth(levels.sigmas, COMFYUI_ORDER, _linear_beta_time, points=8))
     return pack_slopes(
         config,
         timesteps=levels.times,

@@ -1,4 +1,4 @@
-"""DPM-Solver++ with one network call a step, on latents of unit variance (EDM's: `image + sigma * noise`)."""
+"""DPM-Solver++ with one network call a step, on latents of unit variance (EDM's, CFG++: `image + sigma * noise`)."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import numpy as np
 
 from jaxl.config import Json
 from jaxl.diffusion.randomness import Randomness
-from jaxl.diffusion.rows import Table, pack, precondition
+from jaxl.diffusion.rows import Table, pack, pack_sigmas, precondition
 from jaxl.diffusion.schedule import SchedulerConfig
+from jaxl.diffusion.solvers.euler import start_scale
 from jaxl.diffusion.solvers.multistep import growing_orders, latent_scales
 from jaxl.diffusion.solvers.solver import EDM_FIXED, DiffusersClass, Solver
-from jaxl.diffusion.spacing import Levels, dpm_levels, edm_levels
+from jaxl.diffusion.spacing import Levels, dpm_levels, edm_levels, euler_levels
 
 SOLVER_TYPES = ("midpoint", "heun")
 
@@ -47,6 +48,31 @@ def dpmpp_3m_sde(config: SchedulerConfig, levels: Levels, randomness: Randomness
     0 for small steps.
     """
     return _multistep(config, levels, randomness, 3)
+
+
+def dpmpp_2m_cfgpp(config: SchedulerConfig, levels: Levels, randomness: Randomness) -> Table:
+    """DPM-Solver++(2M) along the unguided noise, as in ComfyUI's `dpmpp_2m_cfg_pp`, on latents `image + sigma * noise`.
+
+    CFG++ is that of Chung et al. 2024 (arXiv:2406.08070). The guided estimate is extrapolated with the unguided one
+    before; the scale of guidance is meant as it is.
+    """
+    here, there = levels.sigmas[:-1], levels.sigmas[1:]
+    kept = there / here
+    way = -np.log(np.where(kept > 0, kept, 1.0))
+    before = np.append(0.0, way[:-1])
+    ahead = np.divide((1 - kept) * way, 2 * before, out=np.zeros_like(way), where=before > 0)
+    return pack_sigmas(
+        config.noise,
+        timesteps=levels.times,
+        init_scale=start_scale(config, levels),
+        sigmas=levels.sigmas,
+        x_x=kept,
+        x_d=1 + ahead,
+        x_u=-kept,
+        x_h1=-ahead,
+        push_u=1,
+        guidance=1,
+    )
 
 
 def _multistep(config: SchedulerConfig, levels: Levels, randomness: Randomness, most: int) -> Table:
@@ -128,6 +154,7 @@ _EDM_MULTISTEP = replace(
 )
 
 SOLVERS = (
+    Solver("dpm++2m_cfg++", dpmpp_2m_cfgpp, euler_levels),
     Solver(
         "dpm++2m",
         dpmpp_2m,

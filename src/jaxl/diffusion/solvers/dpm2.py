@@ -66,6 +66,27 @@ def dpmpp_2s_ancestral(config: SchedulerConfig, levels: Levels, randomness: Rand
     )
 
 
+def dpmpp_2s_ancestral_cfgpp(config: SchedulerConfig, levels: Levels, randomness: Randomness) -> Table:
+    """`dpmpp_2s_ancestral` with CFG++ (Chung et al. 2024, arXiv:2406.08070), as ComfyUI's `dpmpp_2s_ancestral_cfg_pp`.
+
+    A step's guidance is added to its start, for both rows; the history hands the first one's unguided estimate on.
+    """
+    here = levels.sigmas[:-1]
+    down, up = ancestral(here, levels.sigmas[1:], randomness.eta)
+    middle = np.sqrt(here * down)
+    first = {"x_x": middle / here, "x_d": 1.0, "x_u": -middle / here, "saved_x": 1.0, "saved_d": 1.0, "push_u": 1.0}
+    second = {"x_saved": down / here, "x_h1": -down / here, "x_d": 1 - down / here, "x_noise": up * randomness.s_noise}
+    both = {"push_d": 0.0, "guidance": 1.0}
+    return pack_two_rows(
+        config,
+        levels,
+        middle=middle,
+        init_scale=start_scale(config, levels),
+        first=first | both,
+        second=second | both,
+    )
+
+
 SOLVERS = (
     Solver(
         "dpm2",
@@ -96,5 +117,13 @@ SOLVERS = (
         a1111="DPM++ 2S a",
         automatic="karras",
         aliases=("dpmpp_2s_ancestral",),
+    ),
+    Solver(
+        "dpm++2s_a_cfg++",
+        dpmpp_2s_ancestral_cfgpp,
+        euler_levels,
+        eta=1.0,
+        follows=False,
+        aliases=("dpmpp_2s_ancestral_cfg_pp",),
     ),
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from jaxl.diffusion.randomness import Randomness
-from jaxl.diffusion.rows import Table
+from jaxl.diffusion.rows import Table, pack_sigmas
 from jaxl.diffusion.schedule import SchedulerConfig
 from jaxl.diffusion.solvers.euler import start_scale
 from jaxl.diffusion.solvers.slopes import pack_slopes
@@ -32,4 +32,28 @@ def gradient_estimation(config: SchedulerConfig, levels: Levels, randomness: Ran
     )
 
 
-SOLVERS = (Solver("gradient_estimation", gradient_estimation, euler_levels, flows=True),)
+def gradient_estimation_cfgpp(config: SchedulerConfig, levels: Levels, randomness: Randomness) -> Table:
+    """`gradient_estimation` along unguided slopes: CFG++ of Chung et al. 2024 (arXiv:2406.08070), as ComfyUI has it."""
+    here, there = levels.sigmas[:-1], levels.sigmas[1:]
+    extra = np.where(there > 0, (GAMMA - 1) * (there - here), 0.0)
+    extra[0] = 0.0
+    along = (there + extra) / here
+    return pack_sigmas(
+        config.noise,
+        timesteps=levels.times,
+        init_scale=start_scale(config, levels),
+        sigmas=levels.sigmas,
+        x_x=along,
+        x_d=1,
+        x_u=-along,
+        x_h1=-extra,
+        push_x=1 / here,
+        push_u=-1 / here,
+        guidance=1,
+    )
+
+
+SOLVERS = (
+    Solver("gradient_estimation", gradient_estimation, euler_levels, flows=True),
+    Solver("gradient_estimation_cfg++", gradient_estimation_cfgpp, euler_levels),
+)

@@ -36,8 +36,8 @@ def pack_two_rows(
 ) -> Table:
     """The table whose rows alternate between `first` at each level and `second` at each of `middle` [n].
 
-    A last step to 0 has its first row alone. Every denoised estimate is pushed, so in a second row `h1` is that of the
-    first. The network is told the middle's own timesteps unless they are given.
+    A last step to 0 has its first row alone. Every denoised estimate is pushed, unless a row says `push_d`, so in a
+    second row `h1` is that of the first. The network is told the middle's own timesteps unless they are given.
     """
     n = levels.times.size
     used = 2 * n - int(levels.sigmas[-1] == 0)
@@ -54,6 +54,5 @@ def pack_two_rows(
         init_scale=init_scale,
         sigmas=np.append(sigmas, levels.sigmas[-1]),
         steps=alternate(np.arange(n), np.arange(n)),
-        **columns,
-        push_d=1,
+        **{"push_d": 1, **columns},
     )
