@@ -245,6 +245,7 @@ def told(programs: Programs, bucket: Bucket, unet: dict[str, Any]) -> Conditioni
         pooled=pooled,
         time_ids=np.tile(np.array([*size, 0, 0, *size], np.float32), (bucket.batch, bucket.branches, 1)),
         lengths=None,
+        blur=None,
         freeu=None,
         inpaint=None,
         adapters=None,
