@@ -24,7 +24,7 @@ A_WHILE = 600.0  # no measure of anything: only who fails waits so long
 
 
 @pytest.fixture(scope="module")
-def backend(small: Any, optimised: None, tmp_path_factory: pytest.TempPathFactory) -> PipelineBackend:
+def backend(small: Any, tmp_path_factory: pytest.TempPathFactory) -> PipelineBackend:
     pipe, params = jaxl.from_pretrained(small[0].checkpoint.source, dtype="float32")
     lanes = [Bucket(1, 64, width, guided=True, chunks=2) for width in (64, 96)] + [Bucket(1, 64, 64, guided=False)]
     weights = saved(tmp_path_factory.mktemp("upscaler") / "x4.pth", weights_of(golden("compact_4x")[0]))
@@ -174,3 +174,14 @@ def test_previews_are_of_the_image(backend: PipelineBackend) -> None:
     pixels = [event.pixels for event in shown if type(event).__name__ == "Preview"]
     assert len(pixels) == 3
     assert all(each.shape == (8, 12, 3) and each.dtype == np.uint8 for each in pixels)
+
+
+def test_vector_loops_know_no_neighbours(small: Any, optimised: None) -> None:
+    """An image is the same alone and among others in programs compiled as users have them."""
+    mesh = jaxl.make_mesh(jax.devices()[3:4])  # on which nothing has programs that were compiled otherwise
+    pipe, params = jaxl.from_pretrained(small[0].checkpoint.source, dtype="float32", mesh=mesh)
+    wanted = [{"prompt": prompt, "steps": 3, "seed": seed} for seed, prompt in enumerate(("a red apple", "a cat", ""))]
+    with Engine(PipelineBackend(pipe, params, [Bucket(1, 64, 64, guided=True)], [3])) as engine:
+        together = [engine.submit(Request(kind)) for kind in wanted]
+        for ticket, kind in zip(together, wanted, strict=True):
+            np.testing.assert_array_equal(images(ticket), images(engine.submit(Request(kind))))
