@@ -1,13 +1,14 @@
 """Seams of pictures in tiles, by what neighbours share, and the memory that a large one takes.
 
     python benchmarks/tiled_diffusion.py seams [--model tiny] [--plot FILE]
-    python benchmarks/tiled_diffusion.py memory [--model random:mid] [--size 4096] [--tile 512]
+    python benchmarks/tiled_diffusion.py memory [--model random:mid] [--sizes 1024 2048 4096] [--tile 512]
 
 `seams`: pictures of three by three tiles, which share exactly so many pixels. A seam is the mean slope of a picture
 across the lines where tiles end, over that elsewhere: 1 where nothing is to be seen, as for a picture drawn whole. The
 windows are how much a tile counts: all of it the same ("mean", MultiDiffusion's), less towards its border ("linear",
-jaxl's), or a bell ("gaussian", that of Mixture of Diffusers, arXiv:2302.02412). `memory` draws one picture in a few
-steps and prints the most memory that the process had, and seconds. The last line is JSON.
+jaxl's), or a bell ("gaussian", that of Mixture of Diffusers, arXiv:2302.02412). `memory` draws pictures in a step or
+a few, and prints what programs need beside their arguments and results, the most memory that the process has had, and
+seconds. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ import jaxl.run.tiles
 from jaxl.bench.memory import peak_resident
 from jaxl.bench.random_model import source_of
 from jaxl.nn.tiles import tile_weights
+from jaxl.run.programs import ADVANCE, DECODE
 
 PROMPTS = ["a red apple on a blue background, flat style", "a castle on a pink background, flat style"]
 GIB = 2**30
@@ -58,7 +60,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["seams", "memory"])
     parser.add_argument("--model")
-    parser.add_argument("--size", type=int, default=4096)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[1024, 2048, 4096])
+    parser.add_argument("--guidance", type=float, default=5.0)
+    parser.add_argument("--compile-only", action="store_true")
     parser.add_argument("--tile", type=int, default=512)
     parser.add_argument("--steps", type=int)
     parser.add_argument("--windows", nargs="+", default=[*WINDOWS], choices=[*WINDOWS])
@@ -119,16 +123,24 @@ def plot(found: list[dict[str, Any]], file: Path) -> None:
     figure.savefig(file, dpi=100)
 
 
-def memory(args: argparse.Namespace) -> dict[str, Any]:
+def memory(args: argparse.Namespace) -> list[dict[str, Any]]:
     model = source_of(args.model or "random:mid")
     pipe, params = jaxl.from_pretrained(model, dtype=jnp.float32, mesh=jaxl.make_mesh(jax.devices()[:1]))
-    loaded, began = peak_resident(), time.perf_counter()
-    how = {"width": args.size, "height": args.size, "tile_size": args.tile, "steps": args.steps or 1}
-    result = pipe.generate(params, "a castle", **how)
-    assert result.images[0].size == (args.size, args.size)
-    found = {"seconds": time.perf_counter() - began, "loaded_gib": loaded / GIB, "peak_gib": peak_resident() / GIB}
-    print({**found, **result.timings})
-    return {**found, "timings": result.timings}
+    found: list[dict[str, Any]] = [{"loaded_gib": peak_resident() / GIB}]
+    for side in args.sizes:
+        how: Any = {"width": side, "height": side, "tile_size": args.tile, "steps": args.steps or 1}
+        plan, began = pipe.plan("a castle", **how, guidance_scale=args.guidance), time.perf_counter()
+        # what the compiler plans for, beside weights, latents and pixels
+        pipe.compile(plan)
+        planned: Any = {each.name: pipe.programs.get(each, plan.bucket) for each in (ADVANCE, DECODE)}
+        temporaries = {f"{name}_gib": each.memory_analysis().temp_size_in_bytes / GIB for name, each in planned.items()}
+        found.append({"side": side, **temporaries})
+        if not args.compile_only:
+            result = pipe.run(params, plan)
+            assert result.images[0].size == (side, side)
+            found[-1] |= {"peak_gib": peak_resident() / GIB, "seconds": time.perf_counter() - began}
+        print(found[-1], flush=True)
+    return found
 
 
 if __name__ == "__main__":

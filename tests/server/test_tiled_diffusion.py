@@ -9,7 +9,7 @@ from fastapi.testclient import TestClient
 
 from jaxl.call.infotext import read_a1111_text
 from jaxl.call.tile_texts import take_tiles
-from jaxl.server.a1111.tiled_diffusion import FORM
+from jaxl.server.a1111.tiled_diffusion import FORM, tiles_of
 
 TXT2IMG = "/sdapi/v1/txt2img"
 WANTED = {"tile_size": 1024, "tile_overlap": 128}
@@ -30,17 +30,20 @@ def form(**told: Any) -> dict[str, Any]:
         ("/v1/images/generations", {"prompt": "a cat", **WANTED}),
         ("/models/tiny", {"inputs": "a cat", "parameters": WANTED}),
         (TXT2IMG, form()),
-        (TXT2IMG, form(overwrite_size=True, image_width=512, image_height=512)),
     ],
 )
 def test_it_arrives(client: TestClient, asked: list[Mapping[str, Any]], path: str, body: Mapping[str, Any]) -> None:
     answer = client.post(path, json=body)
     assert answer.status_code == 200, answer.text
     assert {name: asked[0].get(name) for name in WANTED} == WANTED
-    assert asked[0]["width"] == 512
     if path == TXT2IMG:
         (text,) = json.loads(answer.json()["info"])["infotexts"]
         assert take_tiles(read_a1111_text(text)) == WANTED
+
+
+def test_its_size_may_be_the_pictures() -> None:
+    asked = form(overwrite_size=True, image_width=2048, image_height=1024)
+    assert tiles_of(asked["alwayson_scripts"]) == {**WANTED, "width": 2048, "height": 1024}
 
 
 def test_turned_off(client: TestClient, asked: list[Mapping[str, Any]]) -> None:
