@@ -42,7 +42,7 @@ NO_FLAG: Mapping[str, str] = {
     "preview": "--preview-vae, as --preview is a file",
     "latents": RARE,
     "denoising_start": RARE,
-    "denoising_end": "--refiner-at",
+    "denoising_end": "--refiner-at, where another model goes on",
     **dict.fromkeys(("s_churn", "s_tmin", "s_tmax", "s_noise", "final_sigmas_type", "solver_type", "shift"), RARE),
     **dict.fromkeys(("pag_adaptive_scale", "pag_layers"), RARE),
     **dict.fromkeys(WAYS, RARE),
@@ -61,7 +61,7 @@ NO_FIELD: Mapping[str, str] = {
     **dict.fromkeys(("s_churn", "s_tmin", "s_tmax", "s_noise"), RARE),
     **dict.fromkeys(("pag_adaptive_scale", "pag_layers"), NOT_OFFERED),
     **dict.fromkeys(WAYS, RARE),
-    **dict.fromkeys(("denoising_start", "denoising_end"), "a server has one model"),
+    **dict.fromkeys(("denoising_start", "denoising_end"), "refiner_at, which says where another model goes on"),
     **dict.fromkeys(options.MicroConditioning.__annotations__, RARE),
 }
 # settings that A1111's text has under a name of its own and in a form of its own, or not at all

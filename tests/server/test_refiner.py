@@ -79,8 +79,8 @@ def test_webuiapi(api: webuiapi.WebUIApi, asked: list[Mapping[str, Any]]) -> Non
     """It has no argument for refiners, and passes on what it is given."""
     (title,) = [each["title"] for each in api.get_sd_models() if each["model_name"] == "xl-refiner"]
     body = {"prompt": "a castle", "steps": 4, "refiner_checkpoint": title, "refiner_switch_at": 0.5}
-    with_refiner = api.custom_post("txt2img", payload={**body, "seed": 1}, baseurl=True)
-    without = api.txt2img(prompt="a castle", steps=4, seed=1, width=32, height=32)
+    with_refiner: Any = api.custom_post("txt2img", payload={**body, "seed": 1}, baseurl=True)
+    without: Any = api.txt2img(prompt="a castle", steps=4, seed=1, width=32, height=32)
     assert refiners(asked) == [("xl-refiner", 0.5), (None, None)]
     assert with_refiner.info["extra_generation_params"]["Refiner"] == "xl-refiner"
     assert with_refiner.image.tobytes() != without.image.tobytes()
