@@ -4,7 +4,7 @@
     python benchmarks/tiled_diffusion.py memory [--model random:mid] [--sizes 1024 2048 4096] [--tile 512]
 
 `seams`: pictures of three by three tiles, which share exactly so many pixels. A seam is the mean slope of a picture
-across the lines where tiles end, over that elsewhere: 1 where nothing is to be seen, as for a picture drawn whole. The
+across the lines where tiles end, over that of the rows beside them: 1 where nothing is to be seen. The
 windows are how much a tile counts: all of it the same ("mean", MultiDiffusion's), less towards its border ("linear",
 jaxl's), or a bell ("gaussian", that of Mixture of Diffusers, arXiv:2302.02412). `memory` draws pictures in a step or
 a few, and prints what programs need beside their arguments and results, the most memory that the process has had, and
@@ -96,13 +96,17 @@ def seams(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def seam(picture: np.ndarray, tile: int, overlap: int) -> float:
-    """The slope of a picture [N, N, C] of three by three tiles across their ends over its slope elsewhere."""
+    """The slope of a picture [N, N, C] of three by three tiles across their ends, over that of the rows beside them.
+
+    A latent's own row spreads over that of its pixels and the neighbours', so rows beside it begin two latents away.
+    """
     scale = picture.shape[0] / (3 * tile - 2 * overlap)
     starts = [round(i * (tile - overlap) * scale) for i in range(3)]
-    ends = sorted({*starts[1:], *(start + round(tile * scale) for start in starts[:2])})
-    down, right = (np.abs(np.diff(picture, axis=axis)).mean((1 - axis, 2)) for axis in (0, 1))
-    across = [n - 1 for n in ends]
-    return float(np.mean([own[across].mean() / np.delete(own, across).mean() for own in (down, right)]))
+    across = np.array(sorted({*starts[1:], *(start + round(tile * scale) for start in starts[:2])})) - 1
+    latent = round(8 * scale)
+    beside = [across + sign * offset for sign in (-1, 1) for offset in range(2 * latent, 4 * latent)]
+    slopes = [np.abs(np.diff(picture, axis=axis)).mean((1 - axis, 2)) for axis in (0, 1)]
+    return float(np.mean([own[across].mean() / own[np.array(beside)].mean() for own in slopes]))
 
 
 def plot(found: list[dict[str, Any]], file: Path) -> None:
@@ -117,7 +121,7 @@ def plot(found: list[dict[str, Any]], file: Path) -> None:
         axis.set(
             title=f"slope across the ends of tiles, {kind}", xlabel="pixels shared by tiles of 256", ylim=(0, None)
         )
-    axes[0].set_ylabel("over that elsewhere")
+    axes[0].set_ylabel("over that beside them")
     axes[0].legend()
     figure.tight_layout()
     figure.savefig(file, dpi=100)
