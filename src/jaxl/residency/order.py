@@ -42,7 +42,8 @@ class ModelImage(PlannedImage):
 
     def resident_at(self, stage: int) -> Resident:
         """Return the model that draws a stage."""
-        return self.stages[stage].lane.resident
+        lane: Any = self.stages[stage].lane
+        return lane.resident
 
     @property
     def ready(self) -> bool:
