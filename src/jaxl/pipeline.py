@@ -812,11 +812,11 @@ class Pipeline:
             began = time.perf_counter()
             own = _begun(own, done[-1], shown["progress"]) if done else own
             seconds += time.perf_counter() - began
-            ends: list[Output] = ["pil" if after.encodes else "latents" for after in passes[number + 1 :]]
-            ends.append(output)
+            after = passes[number + 1] if number + 1 < len(passes) else None
+            ends: Output = output if after is None else "pil" if after.encodes else "latents"
             pipe, its_params = refiner if own.refines and refiner is not None else (self, params)
             part = _shifted(shown, sum(rows[:number]), sum(rows))
-            done.append(pipe.run(its_params, own, output=ends[0], **part))
+            done.append(pipe.run(its_params, own, output=ends, **part))
             if done[-1].steps < own.count:
                 break
         last = done[-1]
