@@ -420,7 +420,7 @@ def plms(run: Run) -> Tensor:
             mean = (noises[0] + noise_of(moved(x, noises[0], 0), 1)) / 2
         else:
             adams = ((3, -1), (23, -16, 5), (55, -59, 37, -9))[len(noises) - 2]
-            mean = sum(w * each for w, each in zip(adams, noises, strict=True)) / sum(adams)
+            mean = torch.stack([w * each for w, each in zip(adams, noises, strict=True)]).sum(0) / sum(adams)
         x = moved(x, mean, i)
     return x
 

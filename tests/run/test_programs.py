@@ -29,6 +29,7 @@ FULL = Bucket(
     guided=True,
     chunks=2,
     pag_layers=("mid_block",),
+    seg=True,
     freeu=True,
     cached=True,
     shaped=True,

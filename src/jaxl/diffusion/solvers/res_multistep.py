@@ -41,7 +41,7 @@ def _rows(config: SchedulerConfig, levels: Levels, randomness: Randomness, estim
     share = np.divide(back, way, out=np.ones_like(way), where=second)
     line = np.divide(np.expm1(-way) + way, way, out=np.zeros_like(way), where=second)
     before = np.where(second, line / share, 0.0)
-    return pack_sigmas(
+    table = pack_sigmas(
         config.noise,
         timesteps=levels.times,
         init_scale=start_scale(config, levels),
@@ -49,8 +49,8 @@ def _rows(config: SchedulerConfig, levels: Levels, randomness: Randomness, estim
         x_x=kept,
         x_h1=before,
         x_noise=up * randomness.s_noise,
-        **estimates(kept, before, second),
     )
+    return table.with_columns(**estimates(kept, before, second))
 
 
 def _guided(kept: np.ndarray, before: np.ndarray, second: np.ndarray) -> Columns:
