@@ -136,7 +136,8 @@ def memory(args: argparse.Namespace) -> list[dict[str, Any]]:
         plan, began = pipe.plan("a castle", **how, guidance_scale=args.guidance), time.perf_counter()
         # what the compiler plans for, beside weights, latents and pixels
         pipe.compile(plan)
-        planned: Any = {each.name: pipe.programs.get(each, plan.bucket) for each in (ADVANCE, DECODE)}
+        large: tuple[Any, ...] = ADVANCE, DECODE
+        planned = {each.name: pipe.programs.get(each, plan.bucket) for each in large}
         temporaries = {f"{name}_gib": each.memory_analysis().temp_size_in_bytes / GIB for name, each in planned.items()}
         found.append({"side": side, **temporaries})
         if not args.compile_only:

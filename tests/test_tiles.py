@@ -42,7 +42,7 @@ def test_parts_are_put_together_again() -> None:
 
     for devices, at_once in ((1, 1), (8, 4)):
         with jax.sharding.use_abstract_mesh(jaxl.make_mesh(jax.devices()[:devices]).abstract_mesh):
-            run = jax.jit(lambda *each: in_tiles(network, layout, *each, kept, 3))
+            run = jax.jit(lambda told, pictures: in_tiles(network, layout, told, pictures, kept, 3))
             made, features = run(jnp.array([10.0, 20.0]), whole)
         n = 2 * at_once
         assert seen[-1] == ((n,), {"x": (n, 8, 8, 3), "low": (n, 4, 4)}, (n, 1))

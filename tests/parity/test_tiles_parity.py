@@ -23,7 +23,7 @@ def fading(start: int, last: int, shared: int) -> torch.Tensor:
 
 
 def test_latents(small: Any) -> None:
-    reference = diffusers.StableDiffusionXLPipeline.from_pretrained(
+    reference: Any = diffusers.StableDiffusionXLPipeline.from_pretrained(
         small[0].checkpoint.source, torch_dtype=torch.float32
     )
     reference.scheduler = SCHEDULERS["euler"][0].from_config(reference.scheduler.config)
@@ -41,7 +41,7 @@ def test_latents(small: Any) -> None:
 
     reference.unet.forward = in_tiles
     pipe, params = small
-    told = {"original_size": (64, 64), "target_size": (64, 64)}
+    told: dict[str, Any] = {"original_size": (64, 64), "target_size": (64, 64)}
     got = pipe.generate(params, **CALL, tile_size=64, steps=3, scheduler="euler", latents=NOISE, output="latents")
     with torch.no_grad():
         noise = torch.from_numpy(NOISE).permute(0, 3, 1, 2)
