@@ -145,7 +145,7 @@ def test_every_field_of_a_plan_goes_with_its_image(small: Any) -> None:
     shared |= {"noise_scale", "variation_strength", "picture_scale", "inversions", "networks"}
     made = {"batch", "rounds"}
     own = {"rows", "texts", "adapters", "controls", "image_prompts", "regions", "seeds", "noise", "pictures", "pastes"}
-    own |= {"variation_seeds", "row_noise"}
+    own |= {"variation_seeds", "row_noise", "blur"}
     assert {field.name for field in fields(Plan)} == shared | made | own | of_passes, "say here whose the new field is"
     pictures = [PICTURE.rotate(90 * i) for i in range(3)]
     plan = pipe.plan(

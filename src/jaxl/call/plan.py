@@ -91,12 +91,12 @@ class Plan:
     chunks, or None for the zero embedding; `inversions` are the names of the textual inversions in them. `adapters`
     are [version][image]. `controls` are the ControlNets of each image, `networks` those of the bucket, in its order;
     `image_prompts` are what each image reads of pictures, `regions` what its parts read of texts.
-    The latents start as `noise_scale` times noise, each seed's own or `noise` [B, h, w, C], plus
-    `picture_scale` times the picture's latents. A share `variation_strength` of each seed's own is that of another,
-    `variation_seeds`. `row_noise` is what rows add, if it is not their own. `emphasis` is what weights in texts do, for
-    which some kinds look at the `empty` text. `truncates` says how pixels become bytes. There may be a
-    `second` pass, whose pictures, zeros until then, are made by its `enlarging` of what the first one leaves, or which
-    `refines` that, as another model does. It may have one of its own.
+    The latents start as `noise_scale` times noise, each seed's own or `noise` [B, h, w, C], plus `picture_scale` times
+    the picture's latents. A share `variation_strength` of each seed's own is that of another, `variation_seeds`.
+    `row_noise` is what rows add, if it is not their own. `blur` [B] is how far the perturbed branch of each image blurs
+    its queries. `emphasis` is what weights in texts do, for which some kinds look at the `empty` text. `truncates` says
+    how pixels become bytes. There may be a `second` pass, whose pictures, zeros until then, are made by its `enlarging`
+    of what the first one leaves, or which `refines` that, as another model does. It may have one of its own.
     """
 
     batch: int
@@ -119,7 +119,7 @@ class Plan:
     clip_skip: dict[Branch, int]
     seeds: list[int] = field(metadata=OF_IMAGE)
     time_ids: dict[Branch, np.ndarray]
-    blur: np.ndarray
+    blur: np.ndarray = field(metadata=OF_IMAGE)
     freeu: np.ndarray | None
     variation_seeds: list[int] = field(metadata=OF_IMAGE)
     variation_strength: float

@@ -90,7 +90,7 @@ def a1111_levels(config: SchedulerConfig, steps: int) -> Levels:
 
     There are as many steps as A1111's other samplers count timesteps: 31 for 30.
     """
-    shares = np.log(config.noise.alphas_cumprod())
+    shares = -np.log1p(config.noise.sigmas() ** 2)
     times = np.linspace(shares.size - 1, 0, -(-shares.size // (shares.size // steps)) + 1)
     logs = np.interp(times, np.arange(shares.size), shares)
     return Levels(times[:-1], np.sqrt(np.expm1(-logs)), times.size - 1)
