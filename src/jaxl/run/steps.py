@@ -279,7 +279,7 @@ def denoise(
         out, deep = in_tiles(network_of_tiles, layout, told, pictures, whole_features, model.unet.out_channels)
     outputs = out.astype(jnp.float32).reshape(b, g, *out.shape[1:])
     guided, momentum = guide(bucket, outputs, row, x, kept.momentum)
-    kept = Features(None if kept.deep is None else deep.reshape(kept.deep.shape), momentum)
+    kept = Features(None if kept.deep is None or deep is None else deep.reshape(kept.deep.shape), momentum)
     return guided, None if features is None else kept
 
 
