@@ -1,5 +1,5 @@
 #!/bin/sh
-# What SDXL takes on the GPU that is here, in under nine minutes, as one table for docs/performance.md.
+# What SDXL takes on the GPU that is here, in under nine minutes, as one table for docs/chips.md.
 #
 #     sh benchmarks/gpu.sh FOLDER
 #     MODEL=random:mid sh benchmarks/gpu.sh FOLDER        # a rehearsal on any machine, small

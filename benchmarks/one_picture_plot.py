@@ -1,4 +1,4 @@
-"""The plot of one picture on many chips, from the figures in docs/performance.md.
+"""The plot of one picture on many chips, from the figures in docs/chips.md.
 
     python benchmarks/one_picture_plot.py
 

@@ -2,7 +2,7 @@
 
     python deploy/costs.py
 
-From the throughput that docs/performance.md has from `jaxl estimate`, and the prices of src/jaxl/bench/prices.toml.
+From the throughput that docs/chips.md has from `jaxl estimate`, and the prices of src/jaxl/bench/prices.toml.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from pathlib import Path
 
 from jaxl.bench.prices import price_of, read_prices
 
-PERFORMANCE = Path(__file__).parents[1] / "docs" / "performance.md"
+PERFORMANCE = Path(__file__).parents[1] / "docs" / "chips.md"
 COMMAND = "jaxl estimate --topology v5e-4 --vae-dtype float32"
 CHIP, CHIPS = "TPU v5e", 4
 RATES = (1, 10, 100)
 # of what a host can draw; with less to spare, queues grow at every burst
 SHARE = 0.8
-# by which docs/performance.md takes an estimate to be too fast, at most
+# by which docs/chips.md takes an estimate to be too fast, at most
 TOO_FAST = 0.15
 HOURS_OF_A_MONTH = 730
 

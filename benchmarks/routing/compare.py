@@ -4,7 +4,7 @@
     python benchmarks/routing/compare.py --measure [--policies random ...] [--load 0.7] [--requests 100] [--steps 8]
 
 The simulation (`simulation.py`) is of replicas of four TPU v5e chips, which were not there: its step times are the
-estimates of docs/performance.md. --measure starts two `jaxl serve` of `tiny`, each on a core of its own, sends them the
+estimates of docs/chips.md. --measure starts two `jaxl serve` of `tiny`, each on a core of its own, sends them the
 same requests by each policy, and simulates these with the step times of both servers at work, which are taken before
 and after each policy. Both print tables in Markdown, and end with a line of JSON.
 """
@@ -44,7 +44,7 @@ from jaxl.png import write_png
 
 # the sizes that are asked for, with their shares
 SIZES = {(1024, 1024): 0.4, (1152, 896): 0.2, (896, 1152): 0.2, (1344, 768): 0.2}
-# docs/performance.md, `jaxl estimate --topology v5e-4 --vae-dtype bfloat16`: a step of four images of 1024x1024 on four
+# docs/chips.md, `jaxl estimate --topology v5e-4 --vae-dtype bfloat16`: a step of four images of 1024x1024 on four
 # chips, and four decoded, one on each chip
 STEP_SECONDS, DECODE_SECONDS = 0.0961, 0.0848
 MIXED, SINGLE = "one to four images", "single images"

@@ -63,7 +63,7 @@ def from_pretrained(
             fix" is, or of TAESD's, which is small and fast.
         vae_dtype: of the autoencoder; by default, or as "auto", float32 if its config has `force_upcast`, else `dtype`.
         vae_tile: pixels; larger images are encoded and decoded in overlapping tiles of this size, which takes far less
-            memory and is not quite the same (docs/performance.md).
+            memory and is not quite the same (docs/nearness.md).
         preview: an autoencoder of TAESD's kind for previews, in place of a linear map.
         preset: a name in `jaxl.presets.PRESETS`, such as "turbo", "lightning" or "hyper": what `generate` does where it
             is not told the steps, the guidance or the scheduler. By default, what the checkpoint's name or configs say.
@@ -73,7 +73,7 @@ def from_pretrained(
         batch_sizes: the numbers of images that programs are compiled for; other numbers are filled up, or drawn in
             several rounds. By default every number of images compiles programs of its own.
         precision: "fp8" or "int8": the linear layers of the U-Net's transformer blocks in eight bits, faster on chips
-            that have units for them, and not quite the same (docs/performance.md); with "+conv" the convolutions of
+            that have units for them, and not quite the same (docs/nearness.md); with "+conv" the convolutions of
             its residual blocks too, with "+all" also those that change the size, and the layers around the blocks.
             With a distance, as "int8+all@40", the layers that disturb the picture most stay exact, as few as leave the
             median PSNR of the calibration's pictures at so many dB; they are chosen at the first load, and kept.

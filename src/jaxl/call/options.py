@@ -143,7 +143,7 @@ class Guidance(TypedDict, total=False):
 
 
 class Caching(TypedDict, total=False):
-    """Less work than the exact run does; the pictures are not quite the same (docs/performance.md).
+    """Less work than the exact run does; the pictures are not quite the same (docs/nearness.md).
 
     Attributes:
         cache_interval: 1 or more; after the first fifth of the schedule the whole U-Net is run every so many steps, and
