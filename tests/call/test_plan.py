@@ -140,7 +140,7 @@ def test_every_field_of_a_plan_goes_with_its_image(small: Any) -> None:
     """Each image's plan has its own part of what has a value for each image, and all of the rest."""
     pipe, _ = small
     shared = {"bucket", "scheduler", "steps", "first", "count", "segments", "clip_skip", "time_ids", "freeu", "preset"}
-    shared |= {"emphasis", "empty", "truncates"}
+    shared |= {"emphasis", "empty", "truncates", "refines"}
     of_passes = {"second", "enlarging"}  # which are taken apart before images are
     shared |= {"noise_scale", "variation_strength", "picture_scale", "inversions", "networks"}
     made = {"batch", "rounds"}
