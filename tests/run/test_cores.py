@@ -54,13 +54,13 @@ print(pipe.mesh.size, len({shard.data.unsafe_buffer_pointer() for shard in shard
     assert run("said") == "3 1"
 
 
-def test_a_spare_device_is_in_no_mesh() -> None:
+def test_a_spare_device_is_in_no_mesh(small: Any) -> None:
     """What `jaxl serve` decodes on; also when the model is loaded again."""
     code = """
-import jax
+import sys, jax
 from jaxl.backend import open_backend
 for _ in range(2):
-    backend = open_backend("tiny", sizes=[(64, 64)], slots=2, chunks=1)
+    backend = open_backend(sys.argv[1], sizes=[(64, 64)], slots=2, chunks=1)
     assert jax.devices()[-1] not in backend.pipe.mesh.devices
     assert backend.pipe.mesh.size == len(jax.devices()) - 1
 drawing, = backend.read({"prompt": "a", "steps": 1, "width": 64, "height": 64})
@@ -69,4 +69,5 @@ batch.join(0, drawing, 0, None)
 batch.advance(1)
 assert backend.finish(drawing, batch.take(0))().size == (64, 64)
 """
-    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "XLA_FLAGS": xla_flags()})
+    command = [sys.executable, "-c", code, small[0].checkpoint.source]
+    subprocess.run(command, check=True, env={**os.environ, "XLA_FLAGS": xla_flags()})
