@@ -81,7 +81,7 @@ def test_the_root_is_small() -> None:
     assert len(list(PACKAGE.glob("*.py"))) <= 12
 
 
-@pytest.mark.parametrize("name", ["structure", "samplers"])
+@pytest.mark.parametrize("name", ["structure", "sampler_names"])
 def test_what_tools_write_is_as_the_code_has_it(name: str) -> None:
     """If not: `python tools/structure.py`, or the other."""
     path = PACKAGE.parents[1] / "tools" / f"{name}.py"

@@ -1,4 +1,4 @@
-"""Writes the samplers of other programs into docs/guide.md, each with its solver here: `python tools/samplers.py`."""
+"""Writes the samplers of other programs into docs/guide.md, each with its solver here: `python tools/sampler_names.py`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from jaxl.diffusion.schedulers import SCHEDULERS
 from jaxl.errors import InputError
 
 PAGE = Path(__file__).parents[1] / "docs" / "guide.md"
-BEGIN, END = "<!-- written by tools/samplers.py -->\n", "<!-- until here -->\n"
+BEGIN, END = "<!-- written by tools/sampler_names.py -->\n", "<!-- until here -->\n"
 
 # by the styles in which they are drawn: A1111's `modules/sd_samplers*.py`, and ComfyUI's `comfy/samplers.py`
 SAMPLERS: Mapping[str, tuple[str, ...]] = {
