@@ -1,4 +1,4 @@
-"""Writes the samplers of other programs into docs/guide.md, each with its solver here: `python tools/sampler_names.py`."""
+"""Writes other programs' samplers into docs/guide.md, each with its solver here: `python tools/sampler_names.py`."""
 
 from __future__ import annotations
 
