@@ -82,9 +82,10 @@ def test_the_root_is_small() -> None:
 
 
 @pytest.mark.parametrize("name", ["structure", "sampler_names"])
-def test_what_tools_write_is_as_the_code_has_it(name: str) -> None:
+def test_what_tools_write_is_as_the_code_has_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """If not: `python tools/structure.py`, or the other."""
     path = PACKAGE.parents[1] / "tools" / f"{name}.py"
+    monkeypatch.syspath_prepend(path.parent)  # as for one that is run
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None

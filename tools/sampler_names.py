@@ -10,9 +10,9 @@ from jaxl.call.styles import styled
 from jaxl.diffusion.names import find_name
 from jaxl.diffusion.schedulers import SCHEDULERS
 from jaxl.errors import InputError
+from marked import rewritten
 
 PAGE = Path(__file__).parents[1] / "docs" / "guide.md"
-BEGIN, END = "<!-- written by tools/sampler_names.py -->\n", "<!-- until here -->\n"
 
 # by the styles in which they are drawn: A1111's `modules/sd_samplers*.py`, and ComfyUI's `comfy/samplers.py`
 SAMPLERS: Mapping[str, tuple[str, ...]] = {
@@ -27,17 +27,8 @@ SAMPLERS: Mapping[str, tuple[str, ...]] = {
         *("dpmpp_2s_ancestral_cfg_pp", "dpmpp_sde", "dpmpp_2m", "dpmpp_2m_cfg_pp", "dpmpp_2m_sde", "dpmpp_2m_sde_heun"),
         *("dpmpp_3m_sde", "ddpm", "lcm", "ipndm", "ipndm_v", "deis", "res_multistep", "res_multistep_cfg_pp"),
         *("res_multistep_ancestral", "res_multistep_ancestral_cfg_pp", "gradient_estimation"),
-        *(
-            "gradient_estimation_cfg_pp",
-            "er_sde",
-            "seeds_2",
-            "seeds_3",
-            "sa_solver",
-            "sa_solver_pece",
-            "ddim",
-            "uni_pc",
-        ),
-        *("uni_pc_bh2",),
+        *("gradient_estimation_cfg_pp", "er_sde", "seeds_2", "seeds_3", "sa_solver", "sa_solver_pece", "ddim"),
+        *("uni_pc", "uni_pc_bh2"),
     ),
 }
 
@@ -66,8 +57,7 @@ def table() -> str:
 
 def page(old: str) -> str:
     """Return the page with the table as it is to be."""
-    before, rest = old.split(BEGIN)
-    return f"{before}{BEGIN}\n{table()}\n{END}{rest.split(END)[1]}"
+    return rewritten(old, "sampler_names", table())
 
 
 if __name__ == "__main__":

@@ -5,10 +5,11 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
+from marked import rewritten
+
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "jaxl"
 PAGE = ROOT / "docs" / "structure.md"
-BEGIN, END = "<!-- written by tools/structure.py -->\n", "<!-- until here -->\n"
 
 
 def first_line(file: Path) -> str:
@@ -33,8 +34,7 @@ def tables() -> str:
 
 def page(old: str) -> str:
     """Return the page with the tables as they are to be."""
-    before, rest = old.split(BEGIN)
-    return f"{before}{BEGIN}\n{tables()}\n{END}{rest.split(END)[1]}"
+    return rewritten(old, "structure", tables())
 
 
 if __name__ == "__main__":

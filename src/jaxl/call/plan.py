@@ -307,8 +307,9 @@ def make_plan(
     places = made[table.steps]  # of each row, in the whole schedule
 
     scale = options.get("guidance_scale", preset.guidance_scale)
-    blur = _blur(part(options, Guidance), batch)
-    guidance, pag, inside = _scales(part(options, Guidance), scale, batch, times, places, table.factors)
+    seg = arguments.per_image("seg_scale", options.get("seg_scale", 0.0), batch, least=0)
+    blur = _blur(part(options, Guidance), seg)
+    guidance, pag, inside = _scales(part(options, Guidance), scale, seg, times, places, table.factors)
     distilled = model.unet.time_cond_proj_dim is not None  # takes the scale as an input, in one evaluation
     if distilled and table.factors.any():
         raise InputError("scheduler", full_name, "this model has no unguided estimate to go by; use another scheduler")
@@ -488,34 +489,33 @@ def _one_of(argument: str, value: Any, known: Sequence[str]) -> str:
 
 
 def _scales(
-    options: Guidance, scale: Any, batch: int, times: np.ndarray, places: np.ndarray, factors: np.ndarray
+    options: Guidance, scale: Any, seg: np.ndarray, times: np.ndarray, places: np.ndarray, factors: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Scales of classifier-free and of perturbed-attention guidance, [B, rows] each; 1 and 0 where they are off.
+    """Scales of classifier-free guidance and of that by a perturbed branch, [B, rows] each; 1 and 0 where they are off.
 
     Also whether each row is inside the interval that has any, [rows].
 
-    `places` are the rows' steps, and `factors` their scheduler's, 0 where it has none.
+    `seg` [B] are the scales of smoothed-energy guidance, `places` the rows' steps, and `factors` their scheduler's, 0
+    where it has none.
     """
-    steps = len(times)
+    steps, batch = len(times), len(seg)
     guidance = arguments.guidance_per_step(scale, batch, steps)[:, places]
     # a scale of 1 gives the positive branch alone, which is what a scale below 1 asks for; not where it has a factor
     guidance = np.where(factors > 0, guidance * factors, np.maximum(guidance, 1.0))
     pag = arguments.per_image("pag_scale", options.get("pag_scale", 0.0), batch, least=0)[:, None]
-    seg = arguments.per_image("seg_scale", options.get("seg_scale", 0.0), batch, least=0)[:, None]
-    if np.any((pag > 0) & (seg > 0)):
+    if np.any((pag > 0) & (seg[:, None] > 0)):
         raise InputError("seg_scale", options.get("seg_scale"), "an image has a pag_scale too; give one of the two")
     fall = arguments.per_image("pag_adaptive_scale", options.get("pag_adaptive_scale", 0.0), 1, least=0)
     pag = np.maximum(pag - fall * (1000 - times[places]), 0.0) * (pag > 0)
     start, end = arguments.interval("guidance_interval", options.get("guidance_interval", (0.0, 1.0)))
     done = places / steps
     inside = (done >= start) & (done < end)
-    return np.where(inside, guidance, 1.0), np.where(inside, pag + seg, 0.0), inside
+    return np.where(inside, guidance, 1.0), np.where(inside, pag + seg[:, None], 0.0), inside
 
 
-def _blur(options: Guidance, batch: int) -> np.ndarray:
-    """How far the perturbed branch of each image blurs its queries, [B]; 0 where it has no smoothed-energy guidance."""
-    seg = arguments.per_image("seg_scale", options.get("seg_scale", 0.0), batch, least=0)
-    blur = arguments.per_image("seg_blur", options.get("seg_blur", 2 * WIDEST), batch, least=0)
+def _blur(options: Guidance, seg: np.ndarray) -> np.ndarray:
+    """How far the perturbed branch of each image blurs its queries, [B]; 0 where the scale `seg` [B] is."""
+    blur = arguments.per_image("seg_blur", options.get("seg_blur", 2 * WIDEST), len(seg), least=0)
     if not blur.all():
         raise InputError("seg_blur", options.get("seg_blur"), "must be a number above 0")
     return np.where(seg > 0, blur, 0.0).astype(np.float32)

@@ -16,9 +16,7 @@ router = APIRouter(prefix="/v1", tags=["jaxl"], responses=RESPONSES)
 
 AXIS = "NAME=VALUES, such as steps=10-30(+10), sampler=euler,ddim or prompt s/r=cat,dog."
 # the axes whose options requests have a field for
-OFFERED = sorted(
-    {name for name in (*KINDS, "size", REPLACED) if name in (*FIELDS, *Edit.model_fields, "size", REPLACED)}
-)
+OFFERED = sorted({"size", REPLACED, *(name for name in KINDS if name in (*FIELDS, *Edit.model_fields))})
 
 
 class GridRequest(BaseModel):
