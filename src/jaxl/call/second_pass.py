@@ -14,6 +14,9 @@ from jaxl.call.hires import PREFIX, Hires, read_upscaler
 from jaxl.call.options import DrawOptions
 from jaxl.call.plan import Plan
 from jaxl.call.region import Region
+from jaxl.call.starts import OF_SECOND_PASS
+from jaxl.call.styles import styled
+from jaxl.diffusion.tables import scheduler_name
 from jaxl.errors import InputError
 from jaxl.run.model import Model
 from jaxl.run.upscaler import Upscaler
@@ -65,7 +68,6 @@ def plan_second_pass(
         "height": kept[1],
         "steps": steps,
         "strength": hires.strength,
-        "strength_steps": "whole",
     }
     if "regions" in own:
         own["regions"] = _in_shares(own["regions"], first.bucket.width, first.bucket.height)
@@ -76,6 +78,9 @@ def plan_second_pass(
         texts = name.endswith("prompt")
         own[name] = arguments.prompts_per_image(f"{PREFIX}{name}", value, prompts, 1) if texts else value
     try:
+        usual = scheduler_name(model.scheduler, first.preset.scheduler)
+        counted = styled(own, usual, first.batch, model.scheduler.noise.kind).get("strength_steps")
+        own["strength_steps"] = OF_SECOND_PASS.get(str(counted), "whole")
         plan = make(own.pop("prompt"), cast(DrawOptions, own), first.steps)
     except InputError as error:
         if error.argument in ("width", "height"):
