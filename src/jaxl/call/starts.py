@@ -37,8 +37,8 @@ def _part_of(asked: int, strength: float) -> int:
     return int(asked * min(strength, 0.999))
 
 
-# `strength_steps`: how many steps of a schedule are run from a picture, by the number that it has, the one that was asked
-# for, and the strength; a schedule of which the "whole" is to be run has more
+# `strength_steps`: how many steps are run from a picture, by the number of the schedule, the number that was asked for
+# and the strength; a schedule of which the "whole" is to be run has more than that
 STRENGTH_STEPS: Mapping[str, Callable[[int, int, float], int]] = {
     "part": lambda steps, asked, strength: int(steps * strength),
     "part+1": lambda steps, asked, strength: steps - asked + _part_of(asked, strength) + 1,
