@@ -66,6 +66,6 @@ def test_what_a_mask_begins_with(planned: Any) -> None:
     highest = NoiseSchedule(**SDXL).sigmas()[-1]
     assert begun["a1111"].noise_scale == pytest.approx(highest)
     assert begun["comfyui"].noise_scale == pytest.approx(np.hypot(highest, 1))
-    with pytest.raises(InputError, match=r"scheduler='ddim_karras': ComfyUI gives what a mask keeps.*'euler'"):
-        planned("comfyui", scheduler="ddim_karras", **asked)
-    assert planned("comfyui", scheduler="ddim_karras", steps=4).scheduler == "euler_karras"
+    with pytest.raises(InputError, match=r"scheduler='ddim': ComfyUI gives what a mask keeps.*'euler'"):
+        planned("comfyui", scheduler="ddim", **asked)
+    assert planned("comfyui", scheduler="ddim", steps=4).scheduler == "euler_uniform"
