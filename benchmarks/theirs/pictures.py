@@ -40,8 +40,8 @@ PICTURE = _picture()
 MASK = Image.new("L", PICTURE.size)
 MASK.paste(255, (32, 24, 96, 104))
 LARGER: Mapping[str, Any] = {
-    "second": ((192, 160), 0.6),
-    "options": {"hires": jaxl.Hires(size=(192, 160), strength=0.6)},
+    "second": ((192, 192), 0.6),
+    "options": {"hires": jaxl.Hires(size=(192, 192), strength=0.6)},
 }
 
 

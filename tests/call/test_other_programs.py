@@ -21,8 +21,9 @@ def planned(small: Any) -> Any:
 
 
 def test_a1111s_unipc_from_a_picture(planned: Any) -> None:
-    plan = planned("a1111", scheduler="UniPC", image=PICTURE, strength=0.5, steps=20)
-    assert (plan.scheduler, plan.count) == ("unipc_a1111", 10)
+    for name in ("unipc_a1111", "UniPC", "UniPC Karras"):
+        plan = planned("a1111", scheduler=name, image=PICTURE, strength=0.5, steps=20)
+        assert (plan.scheduler, plan.count) == ("unipc_a1111", 10)
     assert plan.rows[0, plan.first, COLUMNS.index("t")] == 451
     share = NoiseSchedule(**SDXL).alphas_cumprod()[501]
     np.testing.assert_allclose([plan.picture_scale**2, plan.noise_scale**2], [share, 1 - share])
@@ -52,6 +53,8 @@ def test_second_passes(planned: Any, style: str | None, scheduler: str, run: int
         hires = Hires(scale=1.5, strength=0.5, steps=20, scheduler=own)
         second = planned(style, steps=4, scheduler=first, hires=hires).second
         assert second.count - (scheduler == "PLMS") == run  # whose first step has two rows
+    as_many = planned(style, steps=20, scheduler=scheduler, hires=Hires(scale=1.5, strength=0.5)).second
+    assert as_many.count == second.count
     if scheduler == "DDIM":
         assert second.rows[0, second.first, COLUMNS.index("t")] == 18 * 25 + 1
     with pytest.raises(InputError, match=r"hires.scheduler='oiler'"):

@@ -56,7 +56,10 @@ def plan_second_pass(
             raise InputError("hires", hires.facts, f"with `{name}`: {remedy}")
     upscaler, factor = read_upscaler(hires.upscaler, networks), model.vae.factor
     cover, kept = hires.sizes((first.bucket.width, first.bucket.height), factor)
-    steps, most = hires.steps or first.steps, model.scheduler.noise.num_train_timesteps
+    # asked for: some schedulers make fewer, or more
+    custom = any(options.get(name) is not None for name in ("timesteps", "sigmas"))
+    earlier = options.get("steps") or (first.steps if custom else first.preset.steps)
+    steps, most = hires.steps or earlier, model.scheduler.noise.num_train_timesteps
     if (whole := int(steps / hires.strength)) > most:
         remedy = f"the last of {whole}, for that strength, and a schedule has {most}; give fewer, or raise the strength"
         raise InputError(f"{PREFIX}steps", steps, remedy)
@@ -81,7 +84,7 @@ def plan_second_pass(
         usual = scheduler_name(model.scheduler, first.preset.scheduler)
         counted = styled(own, usual, first.batch, model.scheduler.noise.kind).get("strength_steps")
         own["strength_steps"] = OF_SECOND_PASS.get(str(counted), "whole")
-        plan = make(own.pop("prompt"), cast(DrawOptions, own), first.steps)
+        plan = make(own.pop("prompt"), cast(DrawOptions, own), earlier)
     except InputError as error:
         if error.argument in ("width", "height"):
             name, value = ("scale", hires.scale) if hires.size is None else ("size", hires.size)

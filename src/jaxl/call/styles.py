@@ -26,8 +26,8 @@ class Style:
     `solvers`: its own forms of solvers that go by these names.
     `schedules`: a sampler's name alone means one of these, or uniform; None leaves it to the checkpoint. `forms`: its
     own forms of sigma schedules that go by these names. `discards`: the samplers whose last level but one is left out.
-    `schedulers`: options of single schedulers. `skips_both`: `clip_skip` is that of both prompts. `unmasked`: what it
-    does otherwise where there is a mask, with solvers that so are none of jaxl's then.
+    `schedulers`: options of single schedulers, or of all with a solver. `skips_both`: `clip_skip` is that of both
+    prompts. `unmasked`: what it does otherwise with a mask, by solvers that jaxl has no form of then.
     """
 
     options: Mapping[str, Any]
@@ -154,7 +154,8 @@ def styled(options: Mapping[str, Any], scheduler: str, images: int, kind: str = 
     if style is None:
         return dict(options)
     name = find_name(options.get("scheduler", scheduler))
-    of_scheduler = style.schedulers.get(name, {})
+    asked = SCHEDULERS[name].solver
+    of_scheduler = style.schedulers.get(name) or style.schedulers.get(asked.form_of or asked.name, {})
     chosen = SCHEDULERS[of_scheduler.get("scheduler", name)]
     if "mask" in options and (reason := style.unmasked.get(chosen.solver.name)):
         raise InputError("scheduler", options.get("scheduler", scheduler), reason)
