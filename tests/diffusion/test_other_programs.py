@@ -32,6 +32,6 @@ def test_a1111s_unipc_from_a_picture() -> None:
     np.testing.assert_allclose([table.alphas[0] ** 2, table.alphas[-1] ** 2], shares[[601, 0]])
     np.testing.assert_allclose(table.alphas**2 + table.sigmas**2, 1)
     whole = build_table(CONFIG, 20, "unipc_a1111")
-    after = build_table(CONFIG, 20, "unipc_a1111", places=range(8, 20), goes_on=True)
+    after = build_table(CONFIG, 20, "unipc_a1111", places=range(8, 20), hands_over=True)
     np.testing.assert_array_equal(after.timesteps, whole.timesteps[8:])
     np.testing.assert_array_equal(after.alphas, whole.alphas[8:])

@@ -295,8 +295,9 @@ def make_plan(
     times = whole.timesteps[np.unique(whole.steps, return_index=True)[1]]
     skip, stop = span(begin, model, times, counted, asked_steps)
     goes_on = "denoising_start" in begin
-    part_of = partial(build_table, config, steps, named, goes_on=goes_on, **sampling)
-    run = part_of(places=range(skip, len(times))) if skip else whole
+    hands_over = goes_on or "denoising_end" in begin
+    table_of = partial(build_table, config, steps, named, hands_over=hands_over, **sampling)
+    run = table_of(places=range(skip, len(times))) if skip else whole
     if whole.sigmas[0] < whole.sigmas[-1] and (pictures is None or skip):
         raise InputError("scheduler", full_name, "leads from a picture to its noise; give `image`, and strength=1")
     interval = arguments.whole_number("step_interval", options.get("step_interval", 1), least=1)
@@ -304,7 +305,7 @@ def make_plan(
     if interval > 1:
         check_gaps("step_interval", interval, full_name, run)
         made = made[_is_whole(made, made - skip, len(times), interval) | (made == stop)]
-        table = part_of(places=made.tolist())
+        table = table_of(places=made.tolist())
     numbers = np.flatnonzero(np.isin(run.steps, made - skip))[: table.used].tolist()  # of the rows among the run's
     table = table.until(int(np.searchsorted(made, stop)))
     places = made[table.steps]  # of each row, in the whole schedule

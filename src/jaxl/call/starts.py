@@ -32,7 +32,7 @@ STRENGTH_WITH_MASK, STRENGTH_OF_REFINER = 1.0, 0.3
 SourceImage = Image.Image | np.ndarray
 
 
-def _part_of(asked: int, strength: float) -> int:
+def _share_of(asked: int, strength: float) -> int:
     """Return A1111's share of the steps that are asked for, which is never all of them."""
     return int(asked * min(strength, 0.999))
 
@@ -41,9 +41,9 @@ def _part_of(asked: int, strength: float) -> int:
 # and the strength; a schedule of which the "whole" is to be run has more than that
 STRENGTH_STEPS: Mapping[str, Callable[[int, int, float], int]] = {
     "part": lambda steps, asked, strength: int(steps * strength),
-    "part+1": lambda steps, asked, strength: steps - asked + _part_of(asked, strength) + 1,
-    "part+0": lambda steps, asked, strength: _part_of(asked, strength),
-    "part-1": lambda steps, asked, strength: _part_of(asked, strength) - 1,
+    "part+1": lambda steps, asked, strength: steps - asked + _share_of(asked, strength) + 1,
+    "part+0": lambda steps, asked, strength: _share_of(asked, strength),
+    "part-1": lambda steps, asked, strength: _share_of(asked, strength) - 1,
     "whole": lambda steps, asked, strength: asked,
     "whole-1": lambda steps, asked, strength: asked - 1,
     "whole-2": lambda steps, asked, strength: asked - 2,

@@ -79,16 +79,16 @@ def build_table(
     scheduler: str | None = None,
     *,
     places: Sequence[int] | None = None,
-    goes_on: bool = False,
+    hands_over: bool = False,
     **sampling: Unpack[Sampling],
 ) -> Table:
     """The table of `scheduler` (see `scheduler_name`) for a schedule of `steps`.
 
     `steps` is 1 to the number of training timesteps, or None where `timesteps` or `sigmas` are given. Where `places`
     are given, the steps at these of the schedule are made alone: the first ones are left out for a run that starts from
-    a picture, or `goes_on` from latents of their level, so that a multistep solver begins anew, and a step before a gap
-    goes over all of it. Raises InputError for a wrong argument and CheckpointError where the checkpoint's config does
-    not fit the scheduler.
+    a picture, so that a multistep solver begins anew, and a step before a gap goes over all of it. Where a model
+    `hands_over` to another, levels are those of the whole schedule, even if a program has others from a picture. Raises
+    InputError for a wrong argument and CheckpointError where the checkpoint's config does not fit the scheduler.
     """
     for name in sampling.keys() - Sampling.__annotations__.keys():
         raise TypeError(f"build_table() got an unexpected keyword argument {name!r}")
@@ -115,7 +115,7 @@ def build_table(
         if levels.times.size * chosen.solver.rows > MAX_ROWS:  # some schedules have more steps than are asked for
             raise InputError("steps", steps, f"scheduler {name!r} makes {levels.times.size} of them; ask for fewer")
     if places is not None:
-        levels = levels.at(places) if goes_on else levels.from_picture(places)
+        levels = levels.at(places) if hands_over else levels.from_picture(places)
     table = chosen.solver.solve(config, levels, randomness)
     return _as_others(table, config, given)
 
