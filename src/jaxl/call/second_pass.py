@@ -56,10 +56,9 @@ def plan_second_pass(
             raise InputError("hires", hires.facts, f"with `{name}`: {remedy}")
     upscaler, factor = read_upscaler(hires.upscaler, networks), model.vae.factor
     cover, kept = hires.sizes((first.bucket.width, first.bucket.height), factor)
-    # asked for: some schedulers make fewer, or more
     custom = any(options.get(name) is not None for name in ("timesteps", "sigmas"))
-    earlier = options.get("steps") or (first.steps if custom else first.preset.steps)
-    steps, most = hires.steps or earlier, model.scheduler.noise.num_train_timesteps
+    asked = options.get("steps") or (first.steps if custom else first.preset.steps)  # some schedulers make others
+    steps, most = hires.steps or asked, model.scheduler.noise.num_train_timesteps
     if (whole := int(steps / hires.strength)) > most:
         remedy = f"the last of {whole}, for that strength, and a schedule has {most}; give fewer, or raise the strength"
         raise InputError(f"{PREFIX}steps", steps, remedy)
@@ -82,8 +81,9 @@ def plan_second_pass(
         own[name] = arguments.prompts_per_image(f"{PREFIX}{name}", value, prompts, 1) if texts else value
     try:
         usual = scheduler_name(model.scheduler, first.preset.scheduler)
-        counted = styled(own, usual, first.batch, model.scheduler.noise.kind).get("strength_steps")
-        own["strength_steps"] = OF_SECOND_PASS.get(str(counted), "whole")
+        ways = styled(own, usual, first.batch, model.scheduler.noise.kind)
+        own["strength_steps"] = OF_SECOND_PASS.get(str(ways.get("strength_steps")), "whole")
+        earlier = asked if ways.get("prompt_steps") == "calls" else first.steps
         plan = make(own.pop("prompt"), cast(DrawOptions, own), earlier)
     except InputError as error:
         if error.argument in ("width", "height"):
