@@ -45,8 +45,29 @@ class ComfyUI(Program):
         highest = sigmas[0] >= self.trained[-1] * (1 - 1e-5)
         return (sigmas[0] ** 2 + 1).sqrt() if highest else sigmas[0]
 
+    def logarithms(self, sigmas: Tensor) -> Tensor:
+        return sigmas.log().float()
+
     def time(self, sigma: Tensor) -> Tensor:
-        return (sigma.log() - self.trained.log()).abs().argmin().float()
+        return (sigma.log() - self.logs).abs().argmin().float()
+
+    def noised(self, asked: Asked, latents: Tensor, run: Tensor) -> Tensor:
+        return latents + self.start_scale(run) * self.first_noise(asked)
+
+    def denoiser(self, asked: Asked, picture: Tensor | None) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """With a mask, what is kept has its own noise before each call, and none after it."""
+        plain = super().denoiser(asked, picture)
+        if asked.mask is None or picture is None:
+            return plain
+        noise = self.first_noise(asked)
+        free = torch.from_numpy(np.asarray(asked.mask.convert("L"))[4::8, 4::8] > 127).float()
+
+        def estimates(x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+            both = plain(x * free + (picture + sigma * noise) * (1 - free), sigma)
+            guided, unguided = (each * free + picture * (1 - free) for each in both)
+            return guided, unguided
+
+        return estimates
 
     def texts(self, asked: Asked) -> Iterator[tuple[Text, Text]]:
         positive, negative = (self._embedded(text, asked.clip_skip) for text in (asked.prompt, asked.negative))

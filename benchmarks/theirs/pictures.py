@@ -18,7 +18,7 @@ import numpy as np
 from comfyui import ComfyUI
 from PIL import Image
 from programs import Asked, Program
-from webui import WebUI
+from webui import Forge, WebUI
 
 import jaxl
 from jaxl.metadata.comfyui_names import SAME
@@ -37,6 +37,12 @@ def _picture() -> Image.Image:
 
 
 PICTURE = _picture()
+MASK = Image.new("L", PICTURE.size)
+MASK.paste(255, (32, 24, 96, 104))
+LARGER: Mapping[str, Any] = {
+    "second": ((192, 192), 0.6),
+    "options": {"hires": jaxl.Hires(size=(192, 192), strength=0.6)},
+}
 
 
 @dataclass(frozen=True)
@@ -73,11 +79,13 @@ WEBUI = (
     _setting("DDIM", "DDIM", eta=0.0),
     _setting("DDIM, 30 steps, eta 0.5", "DDIM", steps=30, eta=0.5, options={"eta": 0.5}),
     _setting("DDIM, a prompt that changes", "DDIM", prompt="a [red:blue:0.5] rocket", steps=10, eta=0.0),
+    _setting("DDIM CFG++", "DDIM CFG++", scale=9.0, eta=0.0),
     _setting("DDIM, image to image, 0.6", "DDIM", picture=PICTURE, strength=0.6, steps=12, eta=0.0),
     _setting("PLMS", "PLMS", steps=12),
     _setting("PLMS, image to image, 0.6", "PLMS", picture=PICTURE, strength=0.6, steps=12),
     _setting("UniPC", "UniPC"),
     _setting("UniPC, 15 steps", "UniPC", steps=15),
+    _setting("UniPC, image to image, 0.6", "UniPC", picture=PICTURE, strength=0.6, steps=15),
     _setting("Euler, Beta", "Euler", "beta"),
     _setting("DPM++ 2M, SGM Uniform", "DPM++ 2M", "sgm_uniform"),
     _setting("Euler, KL Optimal", "Euler", "kl_optimal"),
@@ -101,6 +109,17 @@ WEBUI = (
     _setting("RNG NV", "Euler a", source="NV", options={"noise": "nv"}),
     _setting("RNG GPU, DPM++ SDE", "DPM++ SDE", "karras", source="GPU", options={"noise": "cuda"}),
     _setting("128x192", "Euler", size=(128, 192)),
+    _setting("a second pass, Euler", "Euler", **LARGER),
+    _setting("a second pass, DDIM", "DDIM", eta=0.0, **LARGER),
+    _setting("a second pass, PLMS", "PLMS", **LARGER),
+    _setting("a second pass, UniPC", "UniPC", **LARGER),
+)
+FORGE = (
+    _setting("Euler", "Euler"),
+    _setting("DPM++ 2M, SGM Uniform", "DPM++ 2M", "sgm_uniform"),
+    _setting("Euler CFG++", "Euler CFG++", scale=1.2),
+    _setting("Euler a CFG++", "Euler a CFG++", scale=1.2),
+    _setting("DPM++ 2M CFG++, Karras", "DPM++ 2M CFG++", "karras", scale=1.0),
 )
 COMFYUI = (
     _setting("euler, normal", "euler", "normal"),
@@ -120,6 +139,13 @@ COMFYUI = (
     _setting("er_sde, normal", "er_sde", "normal"),
     _setting("seeds_2, karras", "seeds_2", "karras"),
     _setting("ddim, karras", "ddim", "karras"),
+    _setting("euler_cfg_pp, normal", "euler_cfg_pp", "normal", scale=1.0),
+    _setting("euler_ancestral_cfg_pp, karras", "euler_ancestral_cfg_pp", "karras", scale=1.5),
+    _setting("dpmpp_2s_ancestral_cfg_pp, karras", "dpmpp_2s_ancestral_cfg_pp", "karras", scale=1.2),
+    _setting("dpmpp_2m_cfg_pp, karras", "dpmpp_2m_cfg_pp", "karras", scale=1.2),
+    _setting("res_multistep_cfg_pp, normal", "res_multistep_cfg_pp", "normal", scale=1.2),
+    _setting("res_multistep_ancestral_cfg_pp, normal", "res_multistep_ancestral_cfg_pp", "normal", scale=1.2),
+    _setting("gradient_estimation_cfg_pp, normal", "gradient_estimation_cfg_pp", "normal", scale=1.2),
     _setting("deis, normal", "deis", "normal"),
     _setting("deis, karras", "deis", "karras", steps=15),
     _setting("uni_pc, normal", "uni_pc", "normal"),
@@ -139,6 +165,9 @@ COMFYUI = (
     _setting("a prompt of two chunks", "euler", "normal", prompt=LONG),
     _setting("clip skip", "euler", "normal", clip_skip=1, options={"clip_skip": 1}),
     _setting("image to image, 0.5", "euler", "normal", picture=PICTURE, strength=0.5),
+    _setting("image to image, 1.0", "euler", "karras", picture=PICTURE),
+    _setting("a mask", "euler", "normal", picture=PICTURE, mask=MASK, options={"mask": MASK}),
+    _setting("a mask, 0.6", "dpmpp_2m", "karras", picture=PICTURE, strength=0.6, mask=MASK, options={"mask": MASK}),
     _setting("image to image, 0.7, dpmpp_2m_sde", "dpmpp_2m_sde", "karras", picture=PICTURE, strength=0.7),
     _setting(
         "the second of a batch of three", "euler_ancestral", "normal", place=1, of=3, options={"noise_batch": (1, 3)}
@@ -146,6 +175,7 @@ COMFYUI = (
 )
 STYLES: Mapping[str, tuple[type[Program], tuple[Setting, ...]]] = {
     "a1111": (WebUI, WEBUI),
+    "forge": (Forge, FORGE),
     "comfyui": (ComfyUI, COMFYUI),
 }
 
@@ -153,7 +183,7 @@ STYLES: Mapping[str, tuple[type[Program], tuple[Setting, ...]]] = {
 def pictures(style: str, program: Program, setting: Setting, pipe: Any, params: Any) -> tuple[np.ndarray, np.ndarray]:
     """Return the program's picture, and jaxl's."""
     asked = setting.asked
-    own: dict[str, Any] = {"noise": "torch"} if style == "a1111" else {}
+    own: dict[str, Any] = {} if style == "comfyui" else {"noise": "torch"}
     own |= {"seed": asked.seed, "steps": asked.steps, "guidance_scale": asked.scale}
     own |= {"width": asked.size[0], "height": asked.size[1], "negative_prompt": asked.negative}
     own["scheduler"] = f"{SAME.get(asked.sampler, asked.sampler)} {asked.schedule}"

@@ -30,7 +30,9 @@ class Asked:
     """What people choose in either program, by its own names of samplers and schedules.
 
     `source` draws the noise: "CPU", "GPU" or "NV". The picture is `place` of a batch of `of`. `clip_skip` is the number
-    of layers that are left out of SDXL's usual ones.
+    of layers that are left out of SDXL's usual ones. Where a picture is given, `mask` is white where it is drawn anew,
+    and `run` is the number of steps that A1111 counts, if that is not the share `strength` of them. A `second` pass has
+    a size and a strength.
     """
 
     prompt: str = "a red rocket, on a purple background"
@@ -45,6 +47,9 @@ class Asked:
     source: str = "CPU"
     picture: Image.Image | None = None
     strength: float = 1.0
+    mask: Image.Image | None = None
+    run: int | None = None
+    second: tuple[tuple[int, int], float] | None = None
     variation: tuple[int, float] = (0, 0.0)
     resized_from: tuple[int, int] | None = None
     ensd: int | None = None
@@ -65,21 +70,28 @@ class Program(ABC):
         self.pipe = pipe
         betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
         alphas = torch.cumprod(1 - betas, 0)
-        self.trained = ((1 - alphas) / alphas).sqrt().float()
+        sigmas = ((1 - alphas) / alphas).sqrt()
+        self.trained, self.logs = sigmas.float(), self.logarithms(sigmas)
 
     def draw(self, asked: Asked) -> np.ndarray:
         """Return the picture, uint8 [height, width, 3]."""
         with torch.no_grad():
-            sigmas = self.sigmas(asked)
-            run, whole = self.of_picture(asked, sigmas)
-            x = self.start_scale(run) * self.first_noise(asked)
-            if asked.picture is not None:
-                x = self.noised(asked, self.encoded(asked), run)
-            latents = SAMPLERS[asked.sampler](
-                Run(self.denoiser(asked), x, run, self.normal(asked), self.path(asked, whole), asked.eta)
-            )
+            latents = self.sampled(asked, None if asked.picture is None else self.encoded(asked))
             pixels = self.pipe.vae.decode(latents / self.pipe.vae.config.scaling_factor).sample[0]
             return (255 * (pixels / 2 + 0.5).clamp(0, 1)).permute(1, 2, 0).numpy().astype(np.uint8)
+
+    def sampled(self, asked: Asked, picture: Tensor | None) -> Tensor:
+        """Return the latents that are drawn, from a picture's or from noise alone."""
+        run, whole = self.of_picture(asked, self.sigmas(asked))
+        x = self.start_scale(run) * self.first_noise(asked)
+        if picture is not None:
+            x = self.noised(asked, picture, run)
+        made = Run(self.denoiser(asked, picture), x, run, self.normal(asked), self.path(asked, whole), asked.eta)
+        return SAMPLERS[asked.sampler](made)
+
+    def logarithms(self, sigmas: Tensor) -> Tensor:
+        """Return those of the trained sigmas [T], float64, by which timesteps are found."""
+        return sigmas.float().log()
 
     def noised(self, asked: Asked, latents: Tensor, run: Tensor) -> Tensor:
         return latents + run[0] * self.first_noise(asked)
@@ -88,8 +100,8 @@ class Program(ABC):
         pixels = torch.from_numpy(np.asarray(asked.picture).astype(np.float32) / 255).permute(2, 0, 1)[None]
         return self.pipe.vae.encode(2 * pixels - 1).latent_dist.mode() * self.pipe.vae.config.scaling_factor
 
-    def denoiser(self, asked: Asked) -> Callable[[Tensor, Tensor], Tensor]:
-        """Return the guided estimate, whose texts may change from call to call."""
+    def denoiser(self, asked: Asked, picture: Tensor | None) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """Return the guided and the unguided estimate, whose texts may change from call to call."""
         texts = self.texts(asked)
         width, height = asked.size
         sizes = torch.tensor([[height, width, 0, 0, height, width]]).float()
@@ -99,19 +111,18 @@ class Program(ABC):
             scaled = x / (sigma**2 + 1).sqrt()
             return x - sigma * self.pipe.unet(scaled, self.time(sigma), text[0], added_cond_kwargs=told).sample
 
-        def denoised(x: Tensor, sigma: Tensor) -> Tensor:
+        def estimates(x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
             positive, negative = next(texts)
             one, other = (evaluated(x, sigma, text) for text in (positive, negative))
-            return other + asked.scale * (one - other)
+            return other + asked.scale * (one - other), other
 
-        return denoised
+        return estimates
 
     def interpolated(self, times: Tensor) -> Tensor:
         """Return the sigmas of fractional timesteps, by their logarithms."""
         low = times.floor().long()
         share = times - low
-        logs = self.trained.log()
-        return ((1 - share) * logs[low] + share * logs[times.ceil().long()]).exp()
+        return ((1 - share) * self.logs[low] + share * self.logs[times.ceil().long()]).exp()
 
     def spanning(self, kind: str, n: int) -> Tensor:
         """Return the sigmas of the schedules that both programs have, without the 0 at the end."""

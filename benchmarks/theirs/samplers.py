@@ -20,18 +20,21 @@ Sampler = Callable[["Run"], Tensor]
 
 @dataclass
 class Run:
-    """What a sampler has: the guided estimate `denoised(x, sigma)`, the latents at the first of its sigmas, and noise.
+    """What a sampler has: the latents at the first of its sigmas, estimates of the image, and noise.
 
-    `normal()` is the next block of unit numbers, `path(here, there)` the unit increment of a Brownian path, and `eta`
-    the share of noise that is asked for.
+    `estimates(x, sigma)` are the guided and the unguided one. `normal()` is the next block of unit numbers, `path(here,
+    there)` the unit increment of a Brownian path, and `eta` the share of noise that is asked for.
     """
 
-    denoised: Callable[[Tensor, Tensor], Tensor]
+    estimates: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
     x: Tensor
     sigmas: Tensor
     normal: Callable[[], Tensor]
     path: Callable[[Tensor, Tensor], Tensor]
     eta: float = 1.0
+
+    def denoised(self, x: Tensor, sigma: Tensor) -> Tensor:
+        return self.estimates(x, sigma)[0]
 
     def slope(self, x: Tensor, sigma: Tensor) -> Tensor:
         return (x - self.denoised(x, sigma)) / sigma
@@ -389,15 +392,97 @@ def deis(run: Run) -> Tensor:
     return x
 
 
-def ddim(run: Run) -> Tensor:
-    """A1111's: from timestep to timestep on latents of unit variance, which are left at the last one."""
+def ddim(run: Run, cfg_pp: bool = False) -> Tensor:
+    """A1111's: from timestep to timestep on latents of unit variance, which are left at the last one.
+
+    With CFG++ the noise that is left is the unguided one.
+    """
     alphas = 1 / (1 + run.sigmas**2)
     x = run.x * alphas[0].sqrt()
     for here, there, sigma in zip(alphas, alphas[1:], run.sigmas, strict=False):
-        noise = run.slope(x / here.sqrt(), sigma)
+        scaled = x / here.sqrt()
+        noise, unguided = ((scaled - each) / sigma for each in run.estimates(scaled, sigma))
         fresh = run.eta * ((1 - there) / (1 - here) * (1 - here / there)).sqrt()
         image = (x - (1 - here).sqrt() * noise) / here.sqrt()
-        x = there.sqrt() * image + (1 - there - fresh**2).sqrt() * noise + fresh * run.normal()
+        left = unguided if cfg_pp else noise
+        x = there.sqrt() * image + (1 - there - fresh**2).sqrt() * left + fresh * run.normal()
+    return x
+
+
+def euler_cfg_pp(run: Run, ancestral: bool = False) -> Tensor:
+    """Chung et al. 2024 (arXiv:2406.08070): to the guided estimate, and from there along the unguided slope."""
+    x = run.x
+    for here, there in pairwise(run.sigmas):
+        down, up = split(here, there, run.eta) if ancestral else (there, torch.zeros(()))
+        guided, unguided = run.estimates(x, here)
+        x = guided + down * (x - unguided) / here
+        if ancestral and there > 0:
+            x = x + up * run.normal()
+    return x
+
+
+def dpmpp_2s_ancestral_cfg_pp(run: Run) -> Tensor:
+    """Both halves of a step begin at latents that guidance has moved."""
+    x = run.x
+    for here, there in pairwise(run.sigmas):
+        down, up = split(here, there, run.eta)
+        guided, unguided = run.estimates(x, here)
+        if down == 0:
+            x = guided
+        else:
+            middle = ((here.log() + down.log()) / 2).exp()
+            moved = x + (guided - unguided)
+            x = exponential(moved, run.denoised(exponential(moved, guided, here, middle), middle), here, down)
+        if there > 0:
+            x = x + up * run.normal()
+    return x
+
+
+def dpmpp_2m_cfg_pp(run: Run) -> Tensor:
+    x, last, before = run.x, None, torch.zeros(())
+    for here, there in pairwise(run.sigmas):
+        guided, unguided = run.estimates(x, here)
+        way = here.log() - there.log()
+        mixed = -(-way).exp() * unguided
+        if last is not None and there > 0:
+            mixed = mixed - (-way).expm1() * way / (2 * before) * (guided - last)
+        x = guided + mixed + (-way).exp() * x
+        last, before = unguided, way
+    return x
+
+
+def res_multistep_cfg_pp(run: Run, ancestral: bool = False) -> Tensor:
+    """Second order from the second step on, in unguided estimates, of latents that guidance has moved."""
+    x, last, reached, begun = run.x, None, torch.zeros(()), torch.zeros(())
+    for here, there in pairwise(run.sigmas):
+        down, up = split(here, there, run.eta) if ancestral else (there, torch.zeros(()))
+        guided, unguided = run.estimates(x, here)
+        if last is None or down == 0:
+            x = guided + down * (x - unguided) / here
+        else:
+            way = here.log() - down.log()
+            first = (-way).expm1() / -way
+            second = (first - 1) / -way
+            share = (reached.log() - begun.log()) / way
+            moved = x + (guided - unguided)
+            x = (-way).exp() * moved + way * ((first - second / share) * unguided + second / share * last)
+        if ancestral and there > 0:
+            x = x + up * run.normal()
+        last, reached, begun = unguided, down, here
+    return x
+
+
+def gradient_estimation_cfg_pp(run: Run) -> Tensor:
+    x, last = run.x, None
+    for here, there in pairwise(run.sigmas):
+        guided, unguided = run.estimates(x, here)
+        slope = (x - unguided) / here
+        if there == 0:
+            return guided
+        x = guided + there * slope
+        if last is not None:
+            x = x + (there - here) * (slope - last)
+        last = slope
     return x
 
 
@@ -486,6 +571,10 @@ SAMPLERS: dict[str, Sampler] = {
     "LCM": lcm,
     "Restart": restart,
     "DDIM": ddim,
+    "DDIM CFG++": partial(ddim, cfg_pp=True),
+    "Euler CFG++": euler_cfg_pp,
+    "Euler a CFG++": partial(euler_cfg_pp, ancestral=True),
+    "DPM++ 2M CFG++": dpmpp_2m_cfg_pp,
     "PLMS": plms,
     "UniPC": partial(uni_pc, ends_clean=False),
     "ddim": euler,
@@ -508,4 +597,11 @@ SAMPLERS: dict[str, Sampler] = {
     "ipndm": ipndm,
     "er_sde": er_sde,
     "seeds_2": seeds_2,
+    "euler_cfg_pp": euler_cfg_pp,
+    "euler_ancestral_cfg_pp": partial(euler_cfg_pp, ancestral=True),
+    "dpmpp_2s_ancestral_cfg_pp": dpmpp_2s_ancestral_cfg_pp,
+    "dpmpp_2m_cfg_pp": dpmpp_2m_cfg_pp,
+    "res_multistep_cfg_pp": res_multistep_cfg_pp,
+    "res_multistep_ancestral_cfg_pp": partial(res_multistep_cfg_pp, ancestral=True),
+    "gradient_estimation_cfg_pp": gradient_estimation_cfg_pp,
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import Tensor
 
 # the samplers that leave out the last sigma but one, and those that count a prompt's steps twice
 DISCARDING = ("DPM2", "DPM2 a", "DPM++ 3M SDE")
-COUNTING = ("DDIM", "PLMS")  # timesteps
+COUNTING = ("DDIM", "DDIM CFG++", "PLMS")  # timesteps
 TWICE = ("Heun", "DPM2", "DPM2 a", "DPM++ 2S a", "DPM++ SDE", "Restart")
 EDITED = re.compile(r"\[([^\[\]:|]*):([^\[\]:|]*):([\d.]+)\]")
 
@@ -27,12 +28,9 @@ class WebUI(Program):
         self.distilled = asked.sampler == "LCM"
         self.unit = asked.sampler in (*COUNTING, "UniPC")  # whose latents have unit variance
         if asked.sampler in COUNTING:
-            return self.trained[(torch.arange(0, 1000, 1000 // asked.steps) + 1).clamp(max=999)].flip(0)
+            return self.trained[self._timesteps(asked)].flip(0)
         if asked.sampler == "UniPC":
-            times = torch.linspace(999, 0, len(range(0, 1000, 1000 // asked.steps)) + 1)
-            low, high = times.floor().long(), times.ceil().long()
-            logs = -(1 + self.trained**2).log()
-            return (-((1 - times % 1) * logs[low] + times % 1 * logs[high])).expm1().sqrt()
+            return self._even(999, len(self._timesteps(asked)))
         n = asked.steps + (asked.sampler in DISCARDING)
         if asked.schedule == "beta":
             share = torch.tensor(_quantiles(np.linspace(1, 0, n)), dtype=torch.float32)
@@ -47,6 +45,17 @@ class WebUI(Program):
         whole = torch.cat([sigmas, torch.zeros(1)])
         return torch.cat([whole[:-2], whole[-1:]]) if asked.sampler in DISCARDING else whole
 
+    def _timesteps(self, asked: Asked) -> Tensor:
+        """Rising, of the samplers that count them."""
+        return (torch.arange(0, 1000, 1000 // asked.steps) + 1).clamp(max=999)
+
+    def _even(self, highest: float, steps: int) -> Tensor:
+        """Even timesteps down to 0, interpolated between the logarithms of the signal's share."""
+        times = torch.linspace(highest, 0, steps + 1)
+        low, high = times.floor().long(), times.ceil().long()
+        logs = -(1 + self.trained**2).log()
+        return (-((1 - times % 1) * logs[low] + times % 1 * logs[high])).expm1().sqrt()
+
     def _lcm(self, n: int) -> Tensor:
         """Even places among every 20th timestep, interpolated between their sigmas."""
         places = torch.linspace(49, 0, n)
@@ -55,31 +64,49 @@ class WebUI(Program):
         logs = self.trained[19::20].log()
         return ((1 - share) * logs[low] + share * logs[places.ceil().long()]).exp()
 
-    def denoiser(self, asked: Asked) -> Callable[[Tensor, Tensor], Tensor]:
-        plain = super().denoiser(asked)
+    def denoiser(self, asked: Asked, picture: Tensor | None) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        if asked.sampler == "DDIM CFG++":
+            asked = replace(asked, scale=asked.scale / 12.5)
+        plain = super().denoiser(asked, picture)
         if asked.sampler != "LCM":
             return plain
 
-        def consistent(x: Tensor, sigma: Tensor) -> Tensor:
+        def consistent(x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
             time = 10 * self.time(sigma)
-            return (0.25 * x + time * (time**2 + 0.25).sqrt() * plain(x, sigma)) / (time**2 + 0.25)
+            kept, weight = 0.25 * x, time * (time**2 + 0.25).sqrt()
+            guided, unguided = ((kept + weight * each) / (time**2 + 0.25) for each in plain(x, sigma))
+            return guided, unguided
 
         return consistent
 
     def of_picture(self, asked: Asked, sigmas: Tensor) -> tuple[Tensor, Tensor]:
-        if asked.picture is None:
+        if asked.picture is None and asked.run is None:
             return sigmas, sigmas
-        run = int(min(asked.strength, 0.999) * asked.steps)
-        if asked.sampler in COUNTING:
-            return sigmas[-run:], sigmas[-run - 1 :]
-        return sigmas[asked.steps - run - 1 :], sigmas
+        run = self._run(asked)
+        if asked.sampler == "UniPC":
+            return self._even(float(self._timesteps(asked)[run - 1]), run), sigmas
+        return sigmas[-run if asked.sampler in COUNTING else asked.steps - run - 1 :], sigmas
+
+    def _run(self, asked: Asked) -> int:
+        return int(min(asked.strength, 0.999) * asked.steps) if asked.run is None else asked.run
 
     def noised(self, asked: Asked, latents: Tensor, run: Tensor) -> Tensor:
-        if asked.sampler not in COUNTING:
+        if not self.unit:
             return super().noised(asked, latents, run)
-        above = self.of_picture(asked, self.sigmas(asked))[1][0]
+        above = self.trained[self._timesteps(asked)[self._run(asked)]]
         unit = (latents + above * self.first_noise(asked)) / (1 + above**2).sqrt()
         return unit * (1 + run[0] ** 2).sqrt()
+
+    def sampled(self, asked: Asked, picture: Tensor | None) -> Tensor:
+        """With a second pass over what was drawn, if one is asked for."""
+        latents = super().sampled(asked, picture)
+        if asked.second is None:
+            return latents
+        (width, height), strength = asked.second
+        larger = torch.nn.functional.interpolate(latents, (height // 8, width // 8), mode="bilinear")
+        steps = int(asked.steps / min(strength, 0.999))
+        again = replace(asked, size=(width, height), steps=steps, run=asked.steps - 1, second=None)
+        return super().sampled(again, larger)
 
     def start_scale(self, sigmas: Tensor) -> Tensor:
         return (1 + sigmas[0] ** 2).sqrt() if self.unit else sigmas[0]
@@ -87,7 +114,7 @@ class WebUI(Program):
     def time(self, sigma: Tensor) -> Tensor:
         if self.distilled:  # every 20th timestep alone
             return 20.0 * (sigma.log() - self.trained[19::20].log()).abs().argmin() + 19
-        return torch.tensor(float(np.interp(float(sigma.log()), self.trained.log().numpy(), np.arange(1000.0))))
+        return torch.tensor(float(np.interp(float(sigma.log()), self.logs.numpy(), np.arange(1000.0))))
 
     def texts(self, asked: Asked) -> Iterator[tuple[Text, Text]]:
         calls = asked.steps * (2 if asked.sampler in TWICE else 1)
@@ -167,6 +194,16 @@ class WebUI(Program):
 
     def path(self, asked: Asked, sigmas: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
         return self.walk(asked.source, asked.seed + asked.place, asked.shape, sigmas)
+
+
+class Forge(WebUI):
+    """https://github.com/lllyasviel/stable-diffusion-webui-forge and its kin: the network is told whole timesteps."""
+
+    def logarithms(self, sigmas: Tensor) -> Tensor:
+        return sigmas.log().float()
+
+    def time(self, sigma: Tensor) -> Tensor:
+        return (sigma.log() - self.logs).abs().argmin().float()
 
 
 def _between(one: Tensor, other: Tensor, share: float) -> Tensor:

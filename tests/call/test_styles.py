@@ -220,7 +220,7 @@ def test_bytes(small: Any) -> None:
         ({"emphasis": "strong"}, "emphasis='strong'.*known: comfyui, ignore, no_norm, original"),
         ({"empty_negative": "none"}, "empty_negative='none'.*encoded, zeros"),
         ({"byte_rounding": "up"}, "byte_rounding='up'.*round, truncate"),
-        ({"strength_steps": "all"}, "strength_steps='all': give 'part', 'part.1', 'part-1' or 'whole'"),
+        ({"strength_steps": "all"}, "strength_steps='all': known: part, part.0, part.1, part-1, whole, whole-1"),
         ({"timestep_rounding": "down"}, "timestep_rounding='down': must be 'none', 'nearest' or 'distilled'"),
         ({"start_scale": 1}, "start_scale=1: must be 'sigma' or 'variance'"),
         ({"discard_penultimate": True, "scheduler": "ddim"}, "discard_penultimate=True: scheduler 'ddim' counts"),

@@ -439,3 +439,16 @@ def test_plans_can_be_made(nodes: Any, small: Any) -> None:
     """`generate` takes what was read."""
     settings = read(nodes)
     assert small[0].plan(**settings.arguments).scheduler == settings.arguments["scheduler"]
+
+
+def test_ddim_with_a_mask() -> None:
+    """It is Euler's method but for the noise of what is kept."""
+    masked = {
+        "n5": node("SetLatentNoiseMask", samples="11:0", mask="10:1"),
+        "n10": node("LoadImage", image="castle.png"),
+    }
+    masked |= {"n11": node("VAEEncode", pixels="10:0", vae="4:2")}
+    for name, more in (("euler", []), ("ddim", ["ddim with a mask"])):
+        found = read(graph(n3=sampler(denoise=0.5, sampler_name=name), **masked))
+        assert lines(found) == ["the mask", *more, "the picture that it was drawn from"]
+        assert found.arguments["scheduler"].startswith("euler")

@@ -497,3 +497,14 @@ def test_plans_can_be_made(program: str, small: Any) -> None:
     plan = small[0].plan(**{name: value for name, value in settings.arguments.items() if name != "loras"})
     assert plan.scheduler == settings.arguments["scheduler"]
     assert plan.seeds == [settings.arguments["seed"]]
+
+
+def test_tiles_of_a1111() -> None:
+    """It lays and weighs them otherwise, so a picture is drawn with them, but not the same."""
+    found = settings_of(png({"parameters": a1111(more=f"Tiled Diffusion: {TILES}, Version: v1.10.1")}))
+    assert [line for line in found.missing if "Tiled" in line] == [
+        "Tiled Diffusion; tiles lie and fade otherwise here, so the picture is not the same"
+    ]
+    own = settings_of(png({"parameters": a1111(more=f"Tiled Diffusion: {TILES}, Version: jaxl 0.2.0")}))
+    assert "tile_size" in own.arguments
+    assert not any("Tiled" in line for line in own.missing)

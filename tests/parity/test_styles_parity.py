@@ -16,7 +16,7 @@ import jaxl
 
 NAMES = {
     "a1111": ("DPM++ SDE, Karras", "LCM", "a prompt that changes"),
-    "comfyui": ("euler, beta", "a weight within another"),
+    "comfyui": ("euler, beta", "a weight within another", "dpmpp_2m_cfg_pp, karras"),
 }
 
 

@@ -232,8 +232,8 @@ class Conventions(TypedDict, total=False):
             they are "encoded", as in ComfyUI. By default those that are given are encoded, and for others the model
             says which it takes, as in diffusers.
         strength_steps: how many steps are run from a picture: "part", the default, diffusers': the share `strength` of
-            them; "part+1", A1111's: one more, or "part-1", for its own DDIM and PLMS: one less; or "whole", ComfyUI's:
-            all, the last ones of a schedule so much longer.
+            them; "part+1", A1111's: one more, for its own UniPC "part+0", for its DDIM and PLMS "part-1"; or "whole",
+            ComfyUI's: all, the last ones of a schedule so much longer, of which "whole-1" and "whole-2" run fewer.
         prompt_steps: what a text that changes counts, `[a:b:5]`: "steps", the default, of the whole schedule; or
             "calls", A1111's: of the network from the first that is run, of which some schedulers make two a step; a
             change comes one call late.
@@ -245,7 +245,7 @@ class Conventions(TypedDict, total=False):
     negative_clip_skip: int
     emphasis: Literal["original", "no_norm", "comfyui", "ignore"]
     empty_negative: Literal["zeros", "encoded"]
-    strength_steps: Literal["part", "part+1", "part-1", "whole"]
+    strength_steps: Literal["part", "part+1", "part+0", "part-1", "whole", "whole-1", "whole-2"]
     prompt_steps: Literal["steps", "calls"]
     byte_rounding: Literal["round", "truncate"]
 

@@ -6,6 +6,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from itertools import groupby
 from typing import Any, cast
 
@@ -34,7 +35,7 @@ from jaxl.call.prompts import Chunk, read_prompts
 from jaxl.call.regions import PlannedRegion, read_regions, shares_of
 from jaxl.call.row_noise import RowNoise
 from jaxl.call.sizes import rounds, smallest_that_fits
-from jaxl.call.starts import Paste, Picture, default_size, lengthened, read_sources, read_starts, span
+from jaxl.call.starts import Paste, Picture, default_size, is_whole, lengthened, read_sources, read_starts, span
 from jaxl.call.styles import styled
 from jaxl.call.tiles import own_size, read_tiles, tiles_for
 from jaxl.config import Split, TinyVAEConfig, check_pag_layers
@@ -293,7 +294,10 @@ def make_plan(
     whole = build_table(config, steps, named, **sampling)
     times = whole.timesteps[np.unique(whole.steps, return_index=True)[1]]
     skip, stop = span(begin, model, times, counted, asked_steps)
-    run = build_table(config, steps, named, places=range(skip, len(times)), **sampling) if skip else whole
+    goes_on = "denoising_start" in begin
+    hands_over = goes_on or "denoising_end" in begin
+    table_of = partial(build_table, config, steps, named, hands_over=hands_over, **sampling)
+    run = table_of(places=range(skip, len(times))) if skip else whole
     if whole.sigmas[0] < whole.sigmas[-1] and (pictures is None or skip):
         raise InputError("scheduler", full_name, "leads from a picture to its noise; give `image`, and strength=1")
     interval = arguments.whole_number("step_interval", options.get("step_interval", 1), least=1)
@@ -301,7 +305,7 @@ def make_plan(
     if interval > 1:
         check_gaps("step_interval", interval, full_name, run)
         made = made[_is_whole(made, made - skip, len(times), interval) | (made == stop)]
-        table = build_table(config, steps, named, places=made.tolist(), **sampling)
+        table = table_of(places=made.tolist())
     numbers = np.flatnonzero(np.isin(run.steps, made - skip))[: table.used].tolist()  # of the rows among the run's
     table = table.until(int(np.searchsorted(made, stop)))
     places = made[table.steps]  # of each row, in the whole schedule
@@ -322,9 +326,11 @@ def make_plan(
     counts = _one_of("prompt_steps", options.get("prompt_steps", "steps"), ("steps", "calls"))
     calls = round(whole.used / len(times)) if counts == "calls" else 1  # of the network in a step
     # some schedules are not as long as asked for
-    of_texts = Steps(calls * (asked_steps if counts == "calls" and asked_steps and counted != "whole" else len(times)))
+    of_calls = asked_steps if counts == "calls" else None
+    of_texts = Steps(calls * (of_calls if of_calls and not is_whole(counted) else len(times)))
     if earlier is not None:
-        of_texts = Steps(of_texts.total, calls * skip, calls * earlier)
+        run_steps = of_calls if of_calls and not goes_on else len(times) - skip
+        of_texts = Steps(calls * (skip + run_steps), calls * skip, calls * earlier)
     worn = [adapter_set(own, len(times)) for own in asked_loras]
     texts = read_prompts(
         model,
@@ -407,8 +413,9 @@ def make_plan(
         seamless=_seamless(options, model, tiles),
         tiles=tiles,
     )
-    from_noise = pictures is None or (skip == 0 and "mask" in begin)
-    goes_on = "denoising_start" in begin
+    # diffusers leaves the picture out of the noise that a mask's run begins with, others never do
+    begun = sampling.get("start_scale")
+    from_noise = pictures is None or (skip == 0 and "mask" in begin and begun is None)
     return Plan(
         batch=batch,
         rounds=per_round,
@@ -436,7 +443,7 @@ def make_plan(
         variation_strength=drawn.strength,
         noise=_latents(options, drawn, (batch, *shape)),
         row_noise=row_noise(drawn, brownian=SCHEDULERS[full_name].solver.brownian, whole=whole, run=table, shape=shape),
-        noise_scale=0.0 if goes_on else table.init_scale if from_noise else float(table.sigmas[0]),
+        noise_scale=0.0 if goes_on else table.init_scale if from_noise or begun else float(table.sigmas[0]),
         pictures=pictures and [pictures[i // each % len(pictures)] for i in range(batch)],
         picture_scale=1.0 if goes_on else 0.0 if from_noise else float(table.alphas[0]),
         emphasis=_one_of("emphasis", options.get("emphasis", EMPHASES[0]), EMPHASES),

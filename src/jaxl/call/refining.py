@@ -10,8 +10,9 @@ from typing import Any, cast
 import numpy as np
 
 from jaxl.call import arguments
-from jaxl.call.options import DrawOptions
+from jaxl.call.options import DrawOptions, Start, part
 from jaxl.call.plan import OTHER_PROMPTS, Plan
+from jaxl.call.starts import is_whole, lengthened
 from jaxl.errors import InputError
 from jaxl.run.model import Model
 
@@ -66,7 +67,7 @@ def plan_refined(
         base = make(prompt, {**options, "denoising_end": at}, earlier)
     shape = replace(base.bucket, batch=base.batch).latents_shape(model)
     with _in_words_of(at, "lower"):
-        refining = _plan_refining(make_refining, at, base, shape, prompt, options, earlier)
+        refining = _plan_refining(make_refining, model, at, base, shape, prompt, options, earlier)
     return replace(base, second=refining)
 
 
@@ -84,6 +85,7 @@ def _in_words_of(at: float, way: str) -> Iterator[None]:
 
 def _plan_refining(
     make: Make,
+    model: Model,
     at: float,
     base: Plan,
     shape: tuple[int, ...],
@@ -97,7 +99,8 @@ def _plan_refining(
     texts |= {name: text for name in OTHER_PROMPTS if (text := options.get(name)) is not None}
     own = {name: arguments.prompts_per_image(name, text, batch // each, each) for name, text in texts.items()}
     kept: dict[str, Any] = {name: value for name, value in options.items() if name not in OF_BASE}
-    if options.get("strength_steps") == "whole":
-        kept["steps"] = base.steps  # more than were asked for, of which the last ones are run
+    counted, steps = options.get("strength_steps", "part"), options.get("steps")
+    if is_whole(counted):  # more than were asked for, of which the last ones are run
+        kept["steps"] = base.steps if steps is None else lengthened(steps, part(options, Start), model, counted)
     kept |= own | {"image": np.zeros(shape, np.float32), "denoising_start": at, "num_images": 1}
     return replace(make(kept.pop("prompt"), cast(DrawOptions, kept), earlier), refines=True)

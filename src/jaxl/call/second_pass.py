@@ -14,6 +14,9 @@ from jaxl.call.hires import PREFIX, Hires, read_upscaler
 from jaxl.call.options import DrawOptions
 from jaxl.call.plan import Plan
 from jaxl.call.region import Region
+from jaxl.call.starts import OF_SECOND_PASS
+from jaxl.call.styles import styled
+from jaxl.diffusion.tables import scheduler_name
 from jaxl.errors import InputError
 from jaxl.run.model import Model
 from jaxl.run.upscaler import Upscaler
@@ -53,7 +56,9 @@ def plan_second_pass(
             raise InputError("hires", hires.facts, f"with `{name}`: {remedy}")
     upscaler, factor = read_upscaler(hires.upscaler, networks), model.vae.factor
     cover, kept = hires.sizes((first.bucket.width, first.bucket.height), factor)
-    steps, most = hires.steps or first.steps, model.scheduler.noise.num_train_timesteps
+    custom = any(options.get(name) is not None for name in ("timesteps", "sigmas"))
+    asked = options.get("steps") or (first.steps if custom else first.preset.steps)  # some schedulers make others
+    steps, most = hires.steps or asked, model.scheduler.noise.num_train_timesteps
     if (whole := int(steps / hires.strength)) > most:
         remedy = f"the last of {whole}, for that strength, and a schedule has {most}; give fewer, or raise the strength"
         raise InputError(f"{PREFIX}steps", steps, remedy)
@@ -65,7 +70,6 @@ def plan_second_pass(
         "height": kept[1],
         "steps": steps,
         "strength": hires.strength,
-        "strength_steps": "whole",
     }
     if "regions" in own:
         own["regions"] = _in_shares(own["regions"], first.bucket.width, first.bucket.height)
@@ -76,7 +80,11 @@ def plan_second_pass(
         texts = name.endswith("prompt")
         own[name] = arguments.prompts_per_image(f"{PREFIX}{name}", value, prompts, 1) if texts else value
     try:
-        plan = make(own.pop("prompt"), cast(DrawOptions, own), first.steps)
+        usual = scheduler_name(model.scheduler, first.preset.scheduler)
+        ways = styled(own, usual, first.batch, model.scheduler.noise.kind)
+        own["strength_steps"] = OF_SECOND_PASS.get(str(ways.get("strength_steps")), "whole")
+        earlier = asked if ways.get("prompt_steps") == "calls" else first.steps
+        plan = make(own.pop("prompt"), cast(DrawOptions, own), earlier)
     except InputError as error:
         if error.argument in ("width", "height"):
             name, value = ("scale", hires.scale) if hires.size is None else ("size", hires.size)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,13 +23,33 @@ from jaxl.call.images import (
 )
 from jaxl.call.options import STRENGTH, Start
 from jaxl.call.sizes import nearest_bucket
-from jaxl.errors import InputError
+from jaxl.errors import InputError, nearest
 from jaxl.run.model import Model
 
 # the share of the steps that is run where a caller does not say
 STRENGTH_WITH_MASK, STRENGTH_OF_REFINER = 1.0, 0.3
 
 SourceImage = Image.Image | np.ndarray
+
+
+def _share_of(asked: int, strength: float) -> int:
+    """Return A1111's share of the steps that are asked for, which is never all of them."""
+    return int(asked * min(strength, 0.999))
+
+
+# `strength_steps`: how many steps are run from a picture, by the number of the schedule, the number that was asked for
+# and the strength; a schedule of which the "whole" is to be run has more than that
+STRENGTH_STEPS: Mapping[str, Callable[[int, int, float], int]] = {
+    "part": lambda steps, asked, strength: int(steps * strength),
+    "part+1": lambda steps, asked, strength: steps - asked + _share_of(asked, strength) + 1,
+    "part+0": lambda steps, asked, strength: _share_of(asked, strength),
+    "part-1": lambda steps, asked, strength: _share_of(asked, strength) - 1,
+    "whole": lambda steps, asked, strength: asked,
+    "whole-1": lambda steps, asked, strength: asked - 1,
+    "whole-2": lambda steps, asked, strength: asked - 2,
+}
+# what a second pass does, where the first one would do this from a picture; for all else it is the whole
+OF_SECOND_PASS: Mapping[str, str] = {"part+0": "whole-1", "part-1": "whole-2"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,12 +146,17 @@ def lengthened(steps: int | None, start: Start, model: Model, counted: str) -> i
 
     counted: the option `strength_steps`. Raises InputError for another.
     """
-    if counted not in ("part", "part+1", "part-1", "whole"):
-        raise InputError("strength_steps", counted, "give 'part', 'part+1', 'part-1' or 'whole'")
-    if counted != "whole" or steps is None or "image" not in start or "denoising_start" in start:
+    if counted not in STRENGTH_STEPS:
+        raise InputError("strength_steps", counted, nearest(str(counted), STRENGTH_STEPS))
+    if not is_whole(counted) or steps is None or "image" not in start or "denoising_start" in start:
         return steps
     strength = arguments.share("strength", start.get("strength", default_strength(start, model)))
     return int(steps / strength) if strength else steps
+
+
+def is_whole(counted: str) -> bool:
+    """Return whether all steps that are asked for are run from a picture, or all but a few."""
+    return counted.startswith("whole")
 
 
 def span(
@@ -159,15 +184,10 @@ def span(
         strength = arguments.share("strength", start.get("strength", default_strength(start, model)))
         if "denoising_start" in start:
             raise InputError("strength", strength, "leave it out: denoising_start says where to begin")
+        way = "part" if is_whole(counted) and not (asked and strength) else counted
+        made = STRENGTH_STEPS[way](steps, asked or steps, strength)
         # the default share runs at least one step, for models of one step
-        made = max(int(steps * strength), "strength" not in start)
-        if counted == "part+1":
-            made = int(steps * min(strength, 0.999)) + 1
-        elif counted == "part-1":
-            made = int((asked or steps) * min(strength, 0.999)) - 1
-        elif counted == "whole" and asked is not None and strength:
-            made = asked
-        skip = steps - made
+        skip = steps - max(made, "strength" not in start)
     if skip >= stop:
         name = next(name for name in ("denoising_end", "strength", "denoising_start") if name in start)
         way = "lower" if name == "denoising_start" else "raise"

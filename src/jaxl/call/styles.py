@@ -26,7 +26,8 @@ class Style:
     `solvers`: its own forms of solvers that go by these names.
     `schedules`: a sampler's name alone means one of these, or uniform; None leaves it to the checkpoint. `forms`: its
     own forms of sigma schedules that go by these names. `discards`: the samplers whose last level but one is left out.
-    `schedulers`: options of single schedulers. `skips_both`: `clip_skip` is that of both prompts.
+    `schedulers`: options of single schedulers, or of all with a solver. `skips_both`: `clip_skip` is that of both
+    prompts. `unmasked`: what it does otherwise with a mask, by solvers that jaxl has no form of then.
     """
 
     options: Mapping[str, Any]
@@ -38,6 +39,7 @@ class Style:
     discards: tuple[str, ...] = ()
     schedulers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     skips_both: bool = False
+    unmasked: Mapping[str, str] = field(default_factory=dict)
 
 
 _COMFYUI = Style(
@@ -68,6 +70,7 @@ _COMFYUI = Style(
     forms={"beta": "beta_comfyui", "kl_optimal": "kl_optimal_comfyui", "ays": "ays_comfyui"},
     discards=("dpm2", "dpm2_a", "unipc_comfyui", "unipc_bh2_comfyui"),
     schedulers={"lcm": {"scheduler": "lcm_sigmas_uniform"}},
+    unmasked={"ddim": "ComfyUI gives what a mask keeps another seed's noise with it; use 'euler', its method without"},
 )
 _DISTILLED = {"scheduler": "lcm_sigmas", "timestep_rounding": "distilled"}
 _A1111 = Style(
@@ -96,6 +99,7 @@ _A1111 = Style(
         "lcm_sigmas_uniform": _DISTILLED,
         "dpm_fast": {"eta": 1.0},
         **{name: {"strength_steps": "part-1"} for name in ("ddim", "ddim_cfg++", "plms")},
+        "unipc": {"strength_steps": "part+0"},
     },
 )
 STYLES: Mapping[str, Style] = {
@@ -150,8 +154,11 @@ def styled(options: Mapping[str, Any], scheduler: str, images: int, kind: str = 
     if style is None:
         return dict(options)
     name = find_name(options.get("scheduler", scheduler))
-    of_scheduler = style.schedulers.get(name, {})
+    asked = SCHEDULERS[name].solver
+    of_scheduler = style.schedulers.get(name) or style.schedulers.get(asked.form_of or asked.name, {})
     chosen = SCHEDULERS[of_scheduler.get("scheduler", name)]
+    if "mask" in options and (reason := style.unmasked.get(chosen.solver.name)):
+        raise InputError("scheduler", options.get("scheduler", scheduler), reason)
     form = style.solvers.get(chosen.solver.name)
     if form is not None:
         chosen = replace(chosen, solver=SOLVERS[form])

@@ -63,8 +63,12 @@ class BrownianPath:
     def _node(self, key: int, depth: int, start: float, end: float, first: np.ndarray, last: np.ndarray) -> Node:
         middle = round(0.5 * (end + start), DIGITS)
         before, after, span = middle - start, end - middle, end - start
-        drawn = F(math.sqrt(before * after / span)) * self._normals((key, depth), 4)
-        centre = first + F(before / span) * (last - first) + drawn
+        drawn = self._normals((key, depth), 4)
+        drawn *= F(math.sqrt(before * after / span))
+        centre = last - first
+        centre *= F(before / span)
+        centre += first
+        centre += drawn
         return Node(key, depth, (start, middle, end), (first, centre, last))
 
     def _normals(self, place: tuple[int, ...], words: int) -> np.ndarray:

@@ -7,7 +7,7 @@ these programs draw for one image [channels, height, width], or for a batch of t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -19,6 +19,14 @@ F = np.float32
 OWN = "jaxl"
 BLOCK = 16  # of torch's numbers on a CPU, eight pairs
 PART = 8192  # numbers that are worked on at once, so that they stay in the processor's cache
+WIDE = 4 * PART  # and those of many short operations, of which each takes NumPy time to begin
+
+# of Philox 4x32-10: what its first two words and its last two are multiplied by to get them, and what is added to keys
+ROUNDS = 10
+FACTORS = (0xCD9E8D57, 0xD2511F53)
+STEPS = (0x9E3779B9, 0xBB67AE85)
+LOW, HALF = 0xFFFFFFFF, 32  # of 64 bits
+Product = np.ndarray | int  # of each thread, or of all
 
 
 class Generator(Protocol):
@@ -82,7 +90,7 @@ class TorchCPU:
     spends = True
 
     def __init__(self, seed: int, exact: bool = True):
-        self._words = np.random.RandomState(seed & 0xFFFFFFFF)  # MT19937 (Matsumoto & Nishimura 1998), seeded alike
+        self._words = np.random.RandomState(seed & LOW)  # MT19937 (Matsumoto & Nishimura 1998), seeded alike
         self._log, self._sine_and_cosine = (_log, _sine_and_cosine) if exact else (np.log, _numpys_sine_and_cosine)
 
     def normals(self, n: int, start: int, stop: int) -> np.ndarray:
@@ -227,7 +235,10 @@ class Philox:
     """
 
     def __init__(self, seed: int, threads: int | None, exact: bool = True):
-        self._key = seed & 0xFFFFFFFF, seed >> 32
+        self._keys = [
+            tuple((half + number * step) & LOW for half, step in zip((seed & LOW, seed >> 32), STEPS, strict=True))
+            for number in range(ROUNDS)
+        ]
         self._threads = threads
         self._offset = 0
         self._dtype = np.float64 if exact else F
@@ -240,7 +251,7 @@ class Philox:
         at = start
         while at < stop:
             wave, thread = divmod(at, at_once)
-            size = min(stop - at, at_once - thread, PART)
+            size = min(stop - at, at_once - thread, WIDE)
             count, word = divmod(wave, 4)
             normal[at - start : at - start + size] = self._of_threads(self._offset + count, word, thread, size)
             at += size
@@ -249,24 +260,53 @@ class Philox:
 
     def _of_threads(self, count: int, word: int, thread: int, size: int) -> np.ndarray:
         """The numbers that `size` threads from `thread` on make of one of the four words of a count."""
-        threads = np.arange(thread, thread + size, dtype=np.uint64)
-        words = _philox_words((np.uint64(count), np.uint64(0), threads, np.uint64(0)), *self._key)
-        first, second = (each.astype(self._dtype) for each in words[word // 2 * 2 :][:2])
+        words = _philox_words(count, np.arange(thread, thread + size, dtype=np.uint64), word // 2, self._keys)
         unit = self._dtype(2.0**-32)
-        radius = np.sqrt(-2 * np.log(first * unit + unit / 2))
-        angle = (second * unit + unit / 2) * self._dtype(2 * np.pi)
-        return radius * (np.cos(angle) if word % 2 else np.sin(angle))
+        radius, angle = (each.view(np.int64).astype(self._dtype) for each in words)  # from int64 is faster
+        for each in (radius, angle):
+            each *= unit
+            each += unit / 2
+        radius = np.log(radius, out=radius)
+        radius *= -2
+        angle *= self._dtype(2 * np.pi)
+        return np.sqrt(radius, out=radius) * (np.cos if word % 2 else np.sin)(angle, out=angle)
 
 
-def _philox_words(counter: tuple[np.ndarray | np.uint64, ...], low: int, high: int) -> tuple[np.ndarray, ...]:
-    a, b, c, d = counter
-    mask, half = np.uint64(0xFFFFFFFF), np.uint64(32)
-    for _ in range(10):
-        first, second = a * np.uint64(0xD2511F53), c * np.uint64(0xCD9E8D57)
-        a, b = (second >> half) ^ (b ^ np.uint64(low)), second & mask
-        c, d = (first >> half) ^ (d ^ np.uint64(high)), first & mask
-        low, high = (low + 0x9E3779B9) & 0xFFFFFFFF, (high + 0xBB67AE85) & 0xFFFFFFFF
-    return a, b, c, d  # pyright: ignore[reportReturnType]
+def _philox_words(
+    count: int, threads: np.ndarray, pair: int, keys: Sequence[tuple[int, ...]]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return two of the four words of counters (count, 0, thread, 0): the first and second, or those of `pair` 1.
+
+    A round makes a word of the upper half of one product, the lower half of the one before, and a key. The first rounds
+    have products that are one number for all threads, and the last two make what is asked for alone.
+    """
+    spare = np.empty_like(threads)
+    before: tuple[Product, ...] = (0, 0)
+    now: tuple[Product, ...] = (threads * FACTORS[0], count * FACTORS[1])
+    for key in keys[:-2]:
+        first, third = (_mixed(*each, spare) for each in zip(now, before, key, strict=True))
+        first *= FACTORS[1]
+        third *= FACTORS[0]
+        before, now = now, (third, first)
+    other = 1 - pair
+    last = _mixed(now[other], before[other], keys[-2][other], spare)
+    last *= FACTORS[pair]
+    upper = _mixed(last, now[pair], keys[-1][pair], spare)
+    last &= LOW
+    return upper, last  # pyright: ignore[reportReturnType]
+
+
+def _mixed(product: Product, before: Product, key: int, spare: np.ndarray) -> Product:
+    """Return the upper half of a product, the lower one of that before, and a key; an array `before` becomes it."""
+    if isinstance(before, int):
+        return product >> HALF ^ (before & LOW ^ key)
+    if isinstance(product, int):
+        before ^= product >> HALF ^ key
+    else:
+        before ^= np.right_shift(product, HALF, out=spare)
+        before ^= key
+    before &= LOW
+    return before
 
 
 def _gpu(threads: int | None) -> Source:

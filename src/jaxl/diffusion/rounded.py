@@ -1,6 +1,7 @@
-"""Sigmas as k-diffusion makes them in PyTorch's float32, for the noise of SDE samplers.
+"""Sigmas and timesteps as others make them in PyTorch's float32, where the last places show in pictures.
 
-A Brownian path is so rough that their last places show: a millionth of sigma is a thousandth of the unit of noise.
+A Brownian path is so rough that a millionth of sigma is a thousandth of the unit of noise; and a sigma half way between
+those of two timesteps is nearer to one of them by its last places alone.
 """
 
 from __future__ import annotations
@@ -41,6 +42,20 @@ def rounded_levels(whole: Table, run: Table) -> tuple[np.ndarray, np.ndarray]:
     second = np.setdiff1d(np.arange(run.used), first)
     rows[second] = middles[: second.size]
     return levels, _exp(-rows)
+
+
+def nearest_places(sigmas: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Return where in rising sigmas, `known`, those are that are nearest in the logarithm, as ComfyUI finds them.
+
+    A sigma is made there of its fractional place, and its logarithm is taken again. So half of 999, where many
+    schedules have a level, counts as 500.
+    """
+    logs = np.log(known)
+    places = np.interp(np.log(sigmas), logs, np.arange(known.size)).astype(F)
+    low, logs = np.floor(places), logs.astype(F)
+    share = places - low
+    between = (1 - share) * logs[low.astype(int)] + share * logs[np.ceil(places).astype(int)]
+    return np.abs(np.subtract.outer(_log(_exp(between)), logs)).argmin(1)
 
 
 def _of_steps(table: Table) -> np.ndarray:

@@ -35,6 +35,10 @@ class Levels:
         steps = [*places]
         return Levels(self.times[steps], self.sigmas[[*steps, -1]], total=steps[0] + len(steps))
 
+    def from_picture(self, places: Sequence[int]) -> Levels:
+        """The levels of these steps for a run that begins with a picture: those `at` them, or what is there instead."""
+        return self.at(places)
+
     def without_penultimate(self) -> Levels:
         """The levels without the last one before the result's."""
         return Levels(self.times[:-1], np.delete(self.sigmas, -2), self.total - 1)

@@ -12,6 +12,7 @@ import numpy as np
 from jaxl.diffusion.diffusers_config import config_for_solver
 from jaxl.diffusion.names import find_name
 from jaxl.diffusion.randomness import Randomness
+from jaxl.diffusion.rounded import nearest_places
 from jaxl.diffusion.rows import MAX_ROWS, Table
 from jaxl.diffusion.schedule import Flow, SchedulerConfig
 from jaxl.diffusion.schedulers import SCHEDULERS, SOLVERS, Scheduler
@@ -78,14 +79,16 @@ def build_table(
     scheduler: str | None = None,
     *,
     places: Sequence[int] | None = None,
+    hands_over: bool = False,
     **sampling: Unpack[Sampling],
 ) -> Table:
     """The table of `scheduler` (see `scheduler_name`) for a schedule of `steps`.
 
     `steps` is 1 to the number of training timesteps, or None where `timesteps` or `sigmas` are given. Where `places`
     are given, the steps at these of the schedule are made alone: the first ones are left out for a run that starts from
-    a picture, so that a multistep solver begins anew, and a step before a gap goes over all of it. Raises InputError
-    for a wrong argument and CheckpointError where the checkpoint's config does not fit the scheduler.
+    a picture, so that a multistep solver begins anew, and a step before a gap goes over all of it. Where a model
+    `hands_over` to another, levels are those of the whole schedule, even if a program has others from a picture. Raises
+    InputError for a wrong argument and CheckpointError where the checkpoint's config does not fit the scheduler.
     """
     for name in sampling.keys() - Sampling.__annotations__.keys():
         raise TypeError(f"build_table() got an unexpected keyword argument {name!r}")
@@ -111,7 +114,9 @@ def build_table(
         levels = levels.without_penultimate() if discards else levels
         if levels.times.size * chosen.solver.rows > MAX_ROWS:  # some schedules have more steps than are asked for
             raise InputError("steps", steps, f"scheduler {name!r} makes {levels.times.size} of them; ask for fewer")
-    table = chosen.solver.solve(config, levels if places is None else levels.at(places), randomness)
+    if places is not None:
+        levels = levels.at(places) if hands_over else levels.from_picture(places)
+    table = chosen.solver.solve(config, levels, randomness)
     return _as_others(table, config, given)
 
 
@@ -151,7 +156,7 @@ def _nearest(config: SchedulerConfig, sigmas: np.ndarray, rounding: str) -> np.n
     trained = config.noise.sigmas()
     every = trained.size // config.original_inference_steps if rounding == "distilled" else 1
     known = np.arange(every - 1, trained.size, every)
-    return known[np.abs(np.subtract.outer(np.log(sigmas), np.log(trained[known]))).argmin(1)].astype(np.float64)
+    return known[nearest_places(sigmas, trained[known])].astype(np.float64)
 
 
 def check_gaps(argument: str, value: int, name: str, table: Table) -> None:

@@ -93,7 +93,10 @@ def from_pairs(reading: Reading, pairs: Mapping[str, str]) -> Settings:
             reading.miss("Clip skip", skip)
         elif beyond > USUAL_CLIP_SKIP and reading.program != "A1111":  # which has one layer for SDXL
             reading.arguments["clip_skip"] = min(beyond, 100) - USUAL_CLIP_SKIP
-    reading.arguments |= take_tiles(left)
+    if tiles := take_tiles(left):
+        reading.arguments |= tiles
+        if reading.program != "jaxl":
+            reading.miss("Tiled Diffusion", remedy="tiles lie and fade otherwise here, so the picture is not the same")
     _networks(reading, left)
     units = take_units(left)
     reading.controls += units["controls"]

@@ -184,11 +184,11 @@ def _passes(graph: Graph, decoder: Node, reading: Reading) -> tuple[list[Pass], 
             reading.miss(str(node), remedy="the file does not say which picture of a batch it is")
             name = "samples"
         elif node.kind == "SetLatentNoiseMask":
-            reading.miss("the mask", remedy="give it as `mask`")
+            _masked(reading, passes[-1])
             name = "samples"
         elif node.kind in ENCODERS:
             if node.kind in ("VAEEncodeForInpaint", "InpaintModelConditioning"):
-                reading.miss("the mask", remedy="give it as `mask`")
+                _masked(reading, passes[-1])
             node = _pictured(graph, node)
             if node is None:
                 return passes, "picture"
@@ -196,6 +196,15 @@ def _passes(graph: Graph, decoder: Node, reading: Reading) -> tuple[list[Pass], 
         else:
             node.refuse(UNKNOWN)
     node.refuse("follows too many samplers; they may go in a circle")
+
+
+def _masked(reading: Reading, first: Pass) -> None:
+    """Say that the mask of the first sampler is lacking, and what it keeps otherwise than with jaxl."""
+    reading.miss("the mask", remedy="give it as `mask`")
+    if first.sampler == "ddim":
+        reading.miss(
+            "ddim with a mask", remedy="what that keeps has another seed's noise, so the picture is not the same"
+        )
 
 
 def _pictured(graph: Graph, encoder: Node) -> Node | None:

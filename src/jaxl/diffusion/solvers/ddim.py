@@ -62,15 +62,15 @@ def strided_aims(levels: Levels) -> np.ndarray:
     return np.append(levels.times[1:], RESULT_TIME)
 
 
-def begun_above(noise: NoiseSchedule, levels: Levels, table: Table) -> Table:
+def begun_above(noise: NoiseSchedule, levels: Levels, table: Table, stride: int | None = None) -> Table:
     """The table of some of `strided_levels`, for a picture that has the noise of the timestep before the first one.
 
-    So A1111 adds it, and the network is told of less.
+    So A1111 adds it, and the network is told of less. The stride is that of the levels, if it is not another one.
     """
     if levels.times.size == levels.total:
         return table
-    stride = levels.times[-1] - RESULT_TIME
-    share = signal_shares(noise, levels.times[:1] + stride)
+    before = levels.times[:1] + (levels.times[-1] - RESULT_TIME if stride is None else stride)
+    share = signal_shares(noise, before)
     alphas, sigmas = (np.append(np.sqrt(of), own[1:]) for of, own in ((share, table.alphas), (1 - share, table.sigmas)))
     return replace(table, alphas=alphas, sigmas=sigmas)
 

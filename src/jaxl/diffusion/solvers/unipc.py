@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from jaxl.diffusion.randomness import Randomness
 from jaxl.diffusion.rows import COLUMNS, MIXED, Table, pack, precondition
 from jaxl.diffusion.schedule import SchedulerConfig
+from jaxl.diffusion.solvers.ddim import begun_above
 from jaxl.diffusion.solvers.multistep import growing_orders, latent_scales
 from jaxl.diffusion.solvers.solver import DiffusersClass, Solver
-from jaxl.diffusion.spacing import Levels, multistep_levels
+from jaxl.diffusion.spacing import RESULT_TIME, Levels, multistep_levels
 
 
 def unipc(config: SchedulerConfig, levels: Levels, randomness: Randomness) -> Table:
@@ -85,15 +87,41 @@ def unipc_comfyui(config: SchedulerConfig, levels: Levels, randomness: Randomnes
     return replace(table, rows=rows, alphas=alphas, sigmas=sigmas)
 
 
-def a1111_levels(config: SchedulerConfig, steps: int) -> Levels:
-    """Those of A1111's UniPC: even timesteps, fractional, from the highest to 0, with interpolated logarithms of alpha.
+def unipc_a1111(config: SchedulerConfig, levels: Levels, randomness: Randomness) -> Table:
+    """A1111's UniPC, by `a1111_levels`: a picture has the noise of the timestep before the first, as with DDIM."""
+    table = unipc(config, levels, randomness)
+    return begun_above(config.noise, levels, table, levels.stride) if isinstance(levels, A1111Levels) else table
 
-    There are as many steps as A1111's other samplers count timesteps: 31 for 30.
+
+@dataclass(frozen=True)
+class A1111Levels(Levels):
+    """Even timesteps, fractional, down to 0, with interpolated `logs` [T] of the signal's share of the variance.
+
+    A run from a picture is spaced anew, from the timestep that A1111's other samplers would begin at, which have every
+    `stride`-th.
     """
-    shares = -np.log1p(config.noise.sigmas() ** 2)
-    times = np.linspace(shares.size - 1, 0, -(-shares.size // (shares.size // steps)) + 1)
-    logs = np.interp(times, np.arange(shares.size), shares)
-    return Levels(times[:-1], np.sqrt(np.expm1(-logs)), times.size - 1)
+
+    logs: np.ndarray
+    stride: int
+
+    @classmethod
+    def even(cls, highest: int, steps: int, total: int, logs: np.ndarray, stride: int) -> A1111Levels:
+        """So many steps from a timestep down."""
+        times = np.linspace(highest, 0, steps + 1)
+        sigmas = np.sqrt(np.expm1(-np.interp(times, np.arange(logs.size), logs)))
+        return cls(times[:-1], sigmas, total, logs, stride)
+
+    def from_picture(self, places: Sequence[int]) -> Levels:
+        steps = len(places)
+        return self.even((steps - 1) * self.stride + RESULT_TIME, steps, self.total, self.logs, self.stride)
+
+
+def a1111_levels(config: SchedulerConfig, steps: int) -> Levels:
+    """As many steps as A1111's other samplers count timesteps, 31 for 30, from the highest down."""
+    logs = -np.log1p(config.noise.sigmas() ** 2)
+    stride = logs.size // steps
+    total = -(-logs.size // stride)
+    return A1111Levels.even(logs.size - 1, total, total, logs, stride)
 
 
 def _orders(config: SchedulerConfig, h: np.ndarray) -> np.ndarray:
@@ -164,7 +192,7 @@ SOLVERS = (
     Solver("unipc_bh2_comfyui", unipc_comfyui, multistep_levels, options={"solver_order": 3, "solver_type": "bh2"}),
     Solver(
         "unipc_a1111",
-        unipc,
+        unipc_a1111,
         a1111_levels,
         custom=(),
         schedules=(),
