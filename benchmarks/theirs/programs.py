@@ -30,7 +30,7 @@ class Asked:
     """What people choose in either program, by its own names of samplers and schedules.
 
     `source` draws the noise: "CPU", "GPU" or "NV". The picture is `place` of a batch of `of`. `clip_skip` is the number
-    of layers that are left out of SDXL's usual ones.
+    of layers that are left out of SDXL's usual ones. A `neg_scale` above 0 is that of a perpendicular negative prompt.
     """
 
     prompt: str = "a red rocket, on a purple background"
@@ -49,6 +49,7 @@ class Asked:
     resized_from: tuple[int, int] | None = None
     ensd: int | None = None
     clip_skip: int = 0
+    neg_scale: float = 0.0
     place: int = 0
     of: int = 1
 
