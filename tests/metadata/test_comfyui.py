@@ -468,10 +468,11 @@ def perpendicular(empty: Any = NO_TEXT, negative: Any = AVOIDED, **more: Any) ->
 ASKED_PERP_NEG = {**BASICS, "negative_prompt": "rain", "empty_negative": "encoded", "perp_neg_scale": 0.5}
 
 
-def test_a_perpendicular_negative_prompt() -> None:
+def test_a_perpendicular_negative_prompt(small: Any) -> None:
     """By the guider, which guides alone, and by the node for a model that was there before, of which the last does."""
     assert perpendicular() == Settings("ComfyUI", "", ASKED_PERP_NEG, (BASE,))
     assert perpendicular(model="16:0").arguments == ASKED_PERP_NEG
+    assert small[0].plan(**ASKED_PERP_NEG).bucket.perp_neg
     zeros = perpendicular(node("ConditioningZeroOut", conditioning="6:0"))
     assert zeros == Settings("ComfyUI", "", {**ASKED_PERP_NEG, "empty_negative": "zeros"}, (BASE,))
     patch, rescale = node("PerpNeg", model="4:0", **PERP_NEG), node("RescaleCFG", multiplier=0.7, model="15:0")
