@@ -20,7 +20,7 @@ def scales(plan: Plan) -> np.ndarray:
 
 
 def test_where_it_is(small: Any) -> None:
-    """In the rows of the interval alone, of the images that ask for it; and in all that has other passes."""
+    """In the rows of the interval alone, of the images that ask for it."""
     plan = small[0].plan("a cat", **SMALL, num_images=2, perp_neg_scale=[0.5, 0], guidance_interval=(0, 0.4))
     assert plan.bucket.order == (Branch.NEGATIVE, Branch.POSITIVE, Branch.EMPTY)
     assert [(each.rows, plan.bucket_of(each).branches) for each in plan.segments] == [(4, 3), (6, 1)]

@@ -491,7 +491,8 @@ def test_an_empty_text_beside_it() -> None:
         "the empty text of node 13 (PerpNegGuider): photo"
     ]
     sized = node("CLIPTextEncodeSDXL", **SIZES, text_g="", text_l="", clip="4:1")
-    assert lines(perpendicular(sized)) == ["the sizes that node 13 (PerpNegGuider) tells with it"]
+    for empty, negative in ((sized, AVOIDED), (NO_TEXT, {**sized, "inputs": {**sized["inputs"], "text_g": "rain"}})):
+        assert lines(perpendicular(empty, negative)) == ["the sizes that node 13 (PerpNegGuider) tells with it"]
     assert lines(perpendicular(negative=node("ConditioningZeroOut", conditioning="6:0"))) == ["node 13 (PerpNegGuider)"]
     with pytest.raises(InputError, match="in a circle"):
         perpendicular(node("ConditioningSetArea", conditioning="10:0"))

@@ -113,7 +113,7 @@ class Guidance(TypedDict, total=False):
         perp_neg_scale: 0 or more, one or one for each image; a perpendicular negative prompt: away from that alone
             which it does not share with the prompt, so many times as strongly as towards the prompt; 1 is usual, and 0,
             the default, is the plain one (Armandpour et al. 2023, arXiv:2304.04968). It takes an empty text beside the
-            two, and is refused with the numbers from `apg_eta` to `mimic_percentile`.
+            two, and is refused with CFG++ schedulers and the numbers from `apg_eta` to `mimic_percentile`.
         guidance_interval: (start, end), shares of the steps from 0 to 1; outside them nothing but the prompt's own
             branch is computed, which is faster (Kynkaanniemi et al. 2024, arXiv:2404.07724).
         pag_scale: 0 or more, one or one for each image; perturbed-attention guidance (Ahn et al. 2024,

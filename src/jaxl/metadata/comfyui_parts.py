@@ -103,9 +103,10 @@ def _perp_neg(graph: Graph, node: Node, reading: Reading) -> None:
     told, empty = reading.arguments, read_text(graph, node, "empty_conditioning", reading)
     if words := f"{empty.text or ''} {empty.text_2 or ''}".strip():
         reading.miss(f"the empty text of {node}", words, "jaxl's has no words")
-    if any(told.get(f"negative_{name}") != size for name, size in empty.sizes.items()):
-        reading.miss(f"the sizes that {node} tells with it", remedy="jaxl tells those of the negative prompt")
     kind, scale = "zeros" if empty.text is None else "encoded", graph.value(node, "neg_scale", 1.0)
+    sizes = {name: size for name, size in told.items() if name.startswith("negative_") and name not in NEGATIVE}
+    if kind == "encoded" and sizes != {f"negative_{name}": size for name, size in empty.sizes.items()}:
+        reading.miss(f"the sizes that {node} tells with it", remedy="jaxl tells those of the negative prompt")
     if as_number(scale, float) == 0:  # the negative prompt is not read there
         for name in NEGATIVE:
             told.pop(name, None)

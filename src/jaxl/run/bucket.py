@@ -41,7 +41,7 @@ class Branch(IntEnum):
 
     @property
     def side(self) -> Branch:
-        """The branch whose sizes and pictures the network is told: for the empty text, those of the negative one."""
+        """NEGATIVE or POSITIVE, whose sizes and pictures the network is told: the former for the empty text."""
         return Branch.NEGATIVE if self in (Branch.NEGATIVE, Branch.EMPTY) else Branch.POSITIVE
 
     @property
@@ -57,11 +57,11 @@ class Bucket:
     `guided` programs evaluate the network twice a row (arXiv:2207.12598). `chunks` is the number of 77-token parts that
     prompts have room for. `pag_layers` are the places of perturbed-attention guidance, which takes one evaluation more
     (arXiv:2403.17377); with `seg` it is smoothed-energy guidance where an image asks for that (arXiv:2408.00760);
-    `perp_neg` programs, which are guided, read an empty text as well (arXiv:2304.04968).
-    `freeu` programs filter the skip connections (arXiv:2309.11497). `cached` programs keep deep features for the rows
-    that are shallow (arXiv:2312.00858). `shaped` programs have the guidance of `run.guidance`, and keep its momentum.
-    `room` and `text_room` are what adapters may add to the U-Net and to the text encoders; they cost nothing where
-    there is none. `controls` are the ControlNets and their kin that images may have, in programs that have a place for
+    `perp_neg` programs, which are guided, read an empty text as well (arXiv:2304.04968); `freeu` programs filter the
+    skip connections (arXiv:2309.11497). `cached` programs keep deep features for the rows that are shallow
+    (arXiv:2312.00858). `shaped` programs have the guidance of `run.guidance`, and keep its momentum. `room` and
+    `text_room` are what adapters may add to the U-Net and to the text encoders; they cost nothing where there is none.
+    `controls` are the ControlNets and their kin that images may have, in programs that have a place for
     each. `image_prompts` are the places for pictures that cross-attention reads, by the tokens that each has room for;
     `ip_adapter` is what makes these of a picture. `regions` are the places for texts of parts of an image. `seamless`
     names the axes, x or y, along which pictures wrap around. The network sees pictures in `tiles`, if there are any.

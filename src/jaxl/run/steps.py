@@ -292,9 +292,10 @@ def guide(bucket: Bucket, outputs: Array, row: Row, x: Array, momentum: Array | 
 
     Also the momentum for the next row, where the bucket is shaped; `x` are the latents that the network sees.
 
-    Classifier-free guidance (Ho and Salimans 2022, arXiv:2207.12598, equation 6), perturbed-attention guidance (Ahn et
-    al. 2024, arXiv:2403.17377, equation 16) or smoothed-energy guidance, which has the same form, then the share
-    `rescale` of the way back to the positive prediction's deviation (Lin et al. 2023, arXiv:2305.08891, section 3.4).
+    Classifier-free guidance (Ho and Salimans 2022, arXiv:2207.12598, equation 6) or what `run.guidance` has in its
+    place, perturbed-attention guidance (Ahn et al. 2024, arXiv:2403.17377, equation 16) or smoothed-energy guidance,
+    which has the same form, then the share `rescale` of the way back to the positive prediction's deviation (Lin et al.
+    2023, arXiv:2305.08891, section 3.4).
     """
     guidance, pag, perp_neg, rescale = (
         row[name][:, None, None, None] for name in ("guidance", "pag", "perp_neg", "rescale")
