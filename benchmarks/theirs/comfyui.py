@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -48,22 +47,6 @@ class ComfyUI(Program):
 
     def time(self, sigma: Tensor) -> Tensor:
         return (sigma.log() - self.trained.log()).abs().argmin().float()
-
-    def denoiser(self, asked: Asked) -> Callable[[Tensor, Tensor], Tensor]:
-        """With `neg_scale`, guided as its node PerpNegGuider does, of an encoded empty text."""
-        if not asked.neg_scale:
-            return super().denoiser(asked)
-        # one text's estimate is the guided one with a scale of 1
-        alone, texts = super().denoiser, (asked.prompt, asked.negative, "")
-        positive, negative, empty = (alone(replace(asked, prompt=text, scale=1.0)) for text in texts)
-
-        def denoised(x: Tensor, sigma: Tensor) -> Tensor:
-            nothing = empty(x, sigma)
-            one, other = positive(x, sigma) - nothing, negative(x, sigma) - nothing
-            apart = other - (other * one).sum() / one.norm() ** 2 * one
-            return nothing + asked.scale * (one - asked.neg_scale * apart)
-
-        return denoised
 
     def texts(self, asked: Asked) -> Iterator[tuple[Text, Text]]:
         positive, negative = (self._embedded(text, asked.clip_skip) for text in (asked.prompt, asked.negative))

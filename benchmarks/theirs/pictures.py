@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from comfyui import ComfyUI
+from perp_neg import PerpNegGuider
 from PIL import Image
 from programs import Asked, Program
 from webui import WebUI
@@ -154,7 +154,7 @@ COMFYUI = (
 )
 STYLES: Mapping[str, tuple[type[Program], tuple[Setting, ...]]] = {
     "a1111": (WebUI, WEBUI),
-    "comfyui": (ComfyUI, COMFYUI),
+    "comfyui": (PerpNegGuider, COMFYUI),
 }
 
 
