@@ -72,6 +72,12 @@ def main(folder: Path) -> None:
     ]
     save("guidance", [draw(CASTLE, **options) for options in guidance])
 
+    avoided: list[Image.Image] = []
+    for each, negative in (("a yellow rocket", "a red rocket"), (CASTLE, "a castle, blurry")):
+        plain, apart = (draw(each, negative_prompt=negative, perp_neg_scale=scale) for scale in (0.0, 1.0))
+        avoided += [draw(each), plain, apart]
+    save("perp_neg", avoided)
+
     previews: list[np.ndarray] = []
     last = draw(CASTLE, preview=lambda step, total, pictures: previews.append(pictures[0]))
     chosen = [Image.fromarray(previews[i]).resize(last.size, Image.Resampling.BICUBIC) for i in (0, 4, 9, 24)]

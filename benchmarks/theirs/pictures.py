@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from comfyui import ComfyUI
+from perp_neg import PerpNegGuider
 from PIL import Image
 from programs import Asked, Program
 from webui import Forge, WebUI
@@ -163,6 +163,14 @@ COMFYUI = (
     ),
     _setting("a weight within another", "euler", "normal", prompt="a (red (rocket:1.4):1.2), on a purple background"),
     _setting("a prompt of two chunks", "euler", "normal", prompt=LONG),
+    _setting(
+        "a perpendicular negative prompt",
+        "euler",
+        "normal",
+        negative="a rocket, blurry",
+        neg_scale=0.8,
+        options={"perp_neg_scale": 0.8},
+    ),
     _setting("clip skip", "euler", "normal", clip_skip=1, options={"clip_skip": 1}),
     _setting("image to image, 0.5", "euler", "normal", picture=PICTURE, strength=0.5),
     _setting("image to image, 1.0", "euler", "karras", picture=PICTURE),
@@ -176,7 +184,7 @@ COMFYUI = (
 STYLES: Mapping[str, tuple[type[Program], tuple[Setting, ...]]] = {
     "a1111": (WebUI, WEBUI),
     "forge": (Forge, FORGE),
-    "comfyui": (ComfyUI, COMFYUI),
+    "comfyui": (PerpNegGuider, COMFYUI),
 }
 
 

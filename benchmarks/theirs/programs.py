@@ -32,7 +32,7 @@ class Asked:
     `source` draws the noise: "CPU", "GPU" or "NV". The picture is `place` of a batch of `of`. `clip_skip` is the number
     of layers that are left out of SDXL's usual ones. Where a picture is given, `mask` is white where it is drawn anew,
     and `run` is the number of steps that A1111 counts, if that is not the share `strength` of them. A `second` pass has
-    a size and a strength.
+    a size and a strength. A `neg_scale` above 0 is that of a perpendicular negative prompt.
     """
 
     prompt: str = "a red rocket, on a purple background"
@@ -54,6 +54,7 @@ class Asked:
     resized_from: tuple[int, int] | None = None
     ensd: int | None = None
     clip_skip: int = 0
+    neg_scale: float = 0.0
     place: int = 0
     of: int = 1
 

@@ -507,9 +507,9 @@ def open_backend(
     chunks: parts of 75 tokens that a prompt may have; prompts of one part have a lane of their own.
     lanes: what requests may ask for besides: "pag", perturbed-attention guidance of the middle block; "seg",
         smoothed-energy guidance as well; "freeu";
-        "cached", for `cache_interval`; "shaped", for `apg_eta`, `cfg_zero`, `mimic_scale` and their kin; "regions",
-        four of an image; "seamless", for pictures that tile; "tiled", for `tile_size`; "unguided", so that rows without
-        guidance pay for one branch. All have lanes of their own.
+        "cached", for `cache_interval`; "shaped", for `apg_eta`, `cfg_zero`, `mimic_scale` and their kin; "perp_neg",
+        for `perp_neg_scale`; "regions", four of an image; "seamless", for pictures that tile; "tiled", for `tile_size`;
+        "unguided", so that rows without guidance pay for one branch. All have lanes of their own.
     lora_dir: a folder of LoRAs that requests may ask for. `lora_rank` is the sum of the ranks that an image may have,
         128 by default; given without a folder, requests may ask for the model's own LoRAs. Images with LoRAs have lanes
         of their own. lora_partial: leave out what a file has for layers that the model lacks, and log it; otherwise
@@ -638,6 +638,8 @@ def lane_kinds(bucket: Bucket, lanes: Sequence[str]) -> list[Bucket]:
         branches.append(bucket.plain)
     if {"pag", "seg"} & {*lanes}:
         branches.append(replace(bucket, pag_layers=PAG_LAYERS, seg="seg" in lanes))
+    if "perp_neg" in lanes:
+        branches.append(replace(bucket, guided=True, perp_neg=True))
     more = {name: name in lanes for name in ("freeu", "cached", "shaped")}
     plain = [each for own in branches for each in (own, replace(own, **more))]
     parts = (0, REGIONS) if "regions" in lanes else (0,)
@@ -687,6 +689,7 @@ def _needs(
         ),
         ("pag_scale", bucket.pag_layers, none_here, lambda lane: bucket.pag_layers in ((), lane.pag_layers)),
         ("seg_scale", bucket.seg, none_here, lambda lane: lane.seg >= bucket.seg),
+        ("perp_neg_scale", bucket.perp_neg, none_here, lambda lane: lane.perp_neg >= bucket.perp_neg),
         ("freeu", bucket.freeu, none_here, lambda lane: lane.freeu >= bucket.freeu),
         ("cache_interval", bucket.cached, none_here, lambda lane: lane.cached >= bucket.cached),
         ("apg_eta, cfg_zero or mimic_scale", bucket.shaped, none_here, lambda lane: lane.shaped >= bucket.shaped),

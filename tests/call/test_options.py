@@ -84,7 +84,7 @@ NO_LABEL: Mapping[str, str] = {
     **dict.fromkeys(("timesteps", "sigmas", "timestep_spacing", "final_sigmas_type", "solver_type", "shift"), OWN_JSON),
     **dict.fromkeys(("s_churn", "s_tmin", "s_tmax", "s_noise"), OWN_JSON),
     **dict.fromkeys(("guidance_interval", "pag_scale", "pag_adaptive_scale", "pag_layers", "freeu"), OWN_JSON),
-    **dict.fromkeys(("seg_scale", "seg_blur"), OWN_JSON),
+    **dict.fromkeys(("seg_scale", "seg_blur", "perp_neg_scale"), OWN_JSON),
     **dict.fromkeys((*SHAPING, "cfg_zero_steps"), OWN_JSON),
     **dict.fromkeys(("cache_interval", "step_interval", "speed"), OWN_JSON),
     **dict.fromkeys(("image", "mask", "padding_mask_crop", "denoising_start", "denoising_end", *WITH_FACTS), OWN_JSON),

@@ -452,3 +452,60 @@ def test_ddim_with_a_mask() -> None:
         found = read(graph(n3=sampler(denoise=0.5, sampler_name=name), **masked))
         assert lines(found) == ["the mask", *more, "the picture that it was drawn from"]
         assert found.arguments["scheduler"].startswith("euler")
+
+
+PERP_NEG = {"empty_conditioning": "10:0", "neg_scale": 0.5}
+NO_TEXT = node("CLIPTextEncode", text=" ", clip="4:1")
+AVOIDED = node("CLIPTextEncode", text="rain", clip="4:1")
+
+
+def perpendicular(empty: Any = NO_TEXT, negative: Any = AVOIDED, **more: Any) -> Settings:
+    """What is read of a graph with the guider."""
+    links = {"noise": "12:0", "guider": "13:0", "sampler": "14:0", "sigmas": "11:0", "latent_image": "5:0"}
+    guider = {"model": "4:0", "positive": "6:0", "negative": "7:0", "cfg": 6.5, **PERP_NEG, **more}
+    return read(
+        graph(
+            n3=node("SamplerCustomAdvanced", **links),
+            n7=negative,
+            n10=empty,
+            n11=BASIC,
+            n12=node("RandomNoise", noise_seed=2**63 + 5),
+            n13=node("PerpNegGuider", **guider),
+            n14=SELECT,
+            n15=node("RescaleCFG", multiplier=0.7, model="4:0"),
+            n16=node("PerpNeg", model="15:0", **{**PERP_NEG, "neg_scale": 9}),
+        )
+    )
+
+
+ASKED_PERP_NEG = {**BASICS, "negative_prompt": "rain", "empty_negative": "encoded", "perp_neg_scale": 0.5}
+
+
+def test_a_perpendicular_negative_prompt(small: Any) -> None:
+    """By the guider, which guides alone, and by the node for a model that was there before, of which the last does."""
+    assert perpendicular() == Settings("ComfyUI", "", ASKED_PERP_NEG, (BASE,))
+    assert perpendicular(model="16:0").arguments == ASKED_PERP_NEG
+    assert small[0].plan(**ASKED_PERP_NEG).bucket.perp_neg
+    zeros = perpendicular(node("ConditioningZeroOut", conditioning="6:0"))
+    assert zeros == Settings("ComfyUI", "", {**ASKED_PERP_NEG, "empty_negative": "zeros"}, (BASE,))
+    patch, rescale = node("PerpNeg", model="4:0", **PERP_NEG), node("RescaleCFG", multiplier=0.7, model="15:0")
+    rest = {"n7": AVOIDED, "n10": NO_TEXT, "n15": patch, "n16": rescale}
+    assert read(graph(n3=sampler(model="15:0"), **rest)).arguments == ASKED_PERP_NEG
+    rescaled = read(graph(n3=sampler(model="16:0"), **rest))
+    assert rescaled.arguments == {**BASICS, "negative_prompt": "rain", "guidance_rescale": 0.7}
+
+
+def test_an_empty_text_beside_it() -> None:
+    """At a scale of 0 it is the negative prompt; what jaxl's empty text is not is said."""
+    off = perpendicular(neg_scale=0.0)
+    assert off.arguments == {**{k: v for k, v in BASICS.items() if k != "negative_prompt"}, "empty_negative": "encoded"}
+    assert not off.missing
+    assert lines(perpendicular(node("CLIPTextEncode", text="photo", clip="4:1"))) == [
+        "the empty text of node 13 (PerpNegGuider): photo"
+    ]
+    sized = node("CLIPTextEncodeSDXL", **SIZES, text_g="", text_l="", clip="4:1")
+    for empty, negative in ((sized, AVOIDED), (NO_TEXT, {**sized, "inputs": {**sized["inputs"], "text_g": "rain"}})):
+        assert lines(perpendicular(empty, negative)) == ["the sizes that node 13 (PerpNegGuider) tells with it"]
+    assert lines(perpendicular(negative=node("ConditioningZeroOut", conditioning="6:0"))) == ["node 13 (PerpNegGuider)"]
+    with pytest.raises(InputError, match="in a circle"):
+        perpendicular(node("ConditioningSetArea", conditioning="10:0"))

@@ -30,6 +30,7 @@ FULL = Bucket(
     chunks=2,
     pag_layers=("mid_block",),
     seg=True,
+    perp_neg=True,
     freeu=True,
     cached=True,
     shaped=True,
@@ -61,11 +62,11 @@ def test_no_input_is_left_out_without_a_word(inputs: Any) -> None:
 
 
 def test_branches_have_one_order() -> None:
-    for guided, layers in product([False, True], [(), ("mid_block",)]):
-        bucket = Bucket(1, 64, 64, guided=guided, pag_layers=layers)
+    for guided, layers, perp_neg in product([False, True], [(), ("mid_block",)], [False, True]):
+        bucket = Bucket(1, 64, 64, guided=guided, pag_layers=layers, perp_neg=perp_neg)
         assert list(bucket.order) == sorted(bucket.order)
         assert (Branch.NEGATIVE in bucket.order, Branch.PERTURBED in bucket.order) == (guided, bool(layers))
-        assert Branch.POSITIVE in bucket.order
+        assert (Branch.POSITIVE in bucket.order, Branch.EMPTY in bucket.order) == (True, perp_neg)
         assert bucket.branches == len(bucket.order)
 
 

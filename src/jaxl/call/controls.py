@@ -67,7 +67,7 @@ class PlannedControl:
         control = self.seen[0].control
         scale = control.strength if len(self.seen) == 1 else 1.0
         own = [scale * factor for factor in control.factors(self.network.config)]
-        acts = [branch is not Branch.NEGATIVE or control.of_negative for branch in order]
+        acts = [branch.side is not Branch.NEGATIVE or control.of_negative for branch in order]
         return np.asarray([own if on else [0.0] * len(own) for on in acts], np.float32)
 
 

@@ -254,7 +254,7 @@ class Inputs:
         plan, zeros = self.plan, self.programs.zero_text()
 
         def encoded(text: list[Chunk] | None, image: int, branch: Branch) -> list[Text]:
-            skip = plan.clip_skip[branch.reads]
+            skip = plan.clip_skip[branch.side]
             own = plan.adapters[segment.version][image]
             if not text:
                 return [zeros]
@@ -270,7 +270,7 @@ class Inputs:
 
         own_texts = plan.texts[segment.version]
         texts, lengths = batched(own_texts.__getitem__)
-        time_ids = np.stack([plan.time_ids[self._read(branch)] for branch in bucket.order])
+        time_ids = np.stack([plan.time_ids[self._read(branch).side] for branch in bucket.order])
         worn = [plan.adapters[segment.version][i] for i in plan.filled]
         adapted_networks, target = self.encoder.networks, self.programs.target
         forms = (
@@ -313,7 +313,7 @@ class Inputs:
 
     def _read(self, branch: Branch) -> Branch:
         """The branch whose text and pictures a branch is told."""
-        # an image without guidance, in a bucket that has room for it, is told the same in both
+        # an image without guidance, in a bucket that has room for it, is told the same in all branches
         return branch.reads if branch.reads in self.plan.bucket.order else Branch.POSITIVE
 
     def _image_prompts(self, bucket: Bucket, place: int) -> Prompted:
@@ -327,7 +327,7 @@ class Inputs:
         def tokens(prompt: PlannedImagePrompt | None, branch: Branch) -> np.ndarray:
             """The tokens of an image at this place, with zeros up to the room that there is."""
             shown = (prompt or some).shown
-            negative = self._read(branch) is Branch.NEGATIVE
+            negative = self._read(branch).side is Branch.NEGATIVE
             each = [self.encoder.tokens(shown.adapter, None if negative else p) for p in shown.pictures]
             made = np.concatenate(each, axis=1)
             return np.pad(made, ((0, 0), (0, room - made.shape[1]), (0, 0)))

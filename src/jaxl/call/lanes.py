@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from jaxl.errors import InputError, nearest
 
-LANES = ("pag", "seg", "freeu", "cached", "shaped", "regions", "seamless", "tiled", "unguided")
+LANES = ("pag", "seg", "freeu", "cached", "shaped", "perp_neg", "regions", "seamless", "tiled", "unguided")
 
 
 def check_lanes(names: Iterable[str]) -> tuple[str, ...]:

@@ -110,6 +110,10 @@ class Guidance(TypedDict, total=False):
         mimic_scale: 0 or more; dynamic thresholding: the estimate becomes as large as with this scale of guidance. 0,
             the default, is none (Saharia et al. 2022, arXiv:2205.11487, section 2.3).
         mimic_percentile: 0 to 1, what of each channel is not clipped; 1 by default.
+        perp_neg_scale: 0 or more, one or one for each image; a perpendicular negative prompt: away from that alone
+            which it does not share with the prompt, so many times as strongly as towards the prompt; 1 is usual, and 0,
+            the default, is the plain one (Armandpour et al. 2023, arXiv:2304.04968). It takes an empty text beside the
+            two, and is refused with CFG++ schedulers and the numbers from `apg_eta` to `mimic_percentile`.
         guidance_interval: (start, end), shares of the steps from 0 to 1; outside them nothing but the prompt's own
             branch is computed, which is faster (Kynkaanniemi et al. 2024, arXiv:2404.07724).
         pag_scale: 0 or more, one or one for each image; perturbed-attention guidance (Ahn et al. 2024,
@@ -133,6 +137,7 @@ class Guidance(TypedDict, total=False):
     cfg_zero_steps: int
     mimic_scale: float | Sequence[float]
     mimic_percentile: float | Sequence[float]
+    perp_neg_scale: float | Sequence[float]
     guidance_interval: tuple[float, float]
     pag_scale: float | Sequence[float]
     pag_adaptive_scale: float

@@ -317,7 +317,9 @@ def make_plan(
     distilled = model.unet.time_cond_proj_dim is not None  # takes the scale as an input, in one evaluation
     if distilled and table.factors.any():
         raise InputError("scheduler", full_name, "this model has no unguided estimate to go by; use another scheduler")
-    guided_rows = (np.any(guidance != 1, axis=0) | (inside & table.splits)) & (not distilled)
+    shaping = _shaping(options, batch)
+    perp_neg = np.where(inside, _perp_neg(options, batch, shaping, table, distilled)[:, None], 0.0)
+    guided_rows = (np.any((guidance != 1) | (perp_neg > 0), axis=0) | (inside & table.splits)) & (not distilled)
     perturbed_rows = np.any(pag > 0, axis=0)
     guided, perturbed = bool(guided_rows.any()), bool(perturbed_rows.any())
     layers = tuple(options.get("pag_layers", PAG_LAYERS)) if perturbed else ()
@@ -341,7 +343,8 @@ def make_plan(
         steps=of_texts,
         syntax=syntax,
         guided=guided,
-        zero_negative=model.zero_negative or options.get("empty_negative") == "zeros",
+        zero_negative=options.get("empty_negative", "zeros" if model.zero_negative else "encoded") == "zeros",
+        perp_neg=bool(perp_neg.any()),
         regions=[[asked.region for asked in own] for own in asked_regions],
     )
     text_steps = places if counts == "steps" else of_texts.first + np.maximum(np.arange(table.used) - 1, 0)
@@ -356,13 +359,13 @@ def make_plan(
     every = arguments.whole_number("cache_interval", options.get("cache_interval", 1), least=1)
     shallow = _shallow(places, table.steps, len(times), segments, every)
     rescale = arguments.per_image("guidance_rescale", options.get("guidance_rescale", 0.0), batch, least=0, most=1)
-    shaping = _shaping(options, batch)
     table = _still(table, places, model, options)
     own = [
         table.with_columns(
             guidance=guidance[i],
             rescale=rescale[i],
             pag=pag[i],
+            perp_neg=perp_neg[i],
             shallow=shallow,
             **{name: each[i] for name, each in shaping.items()},
         )
@@ -402,6 +405,7 @@ def make_plan(
         chunks=texts.most,
         pag_layers=layers,
         seg=perturbed and bool(blur.any()),
+        perp_neg=bool(perp_neg.any()),
         freeu="freeu" in options,
         cached=every > 1,
         shaped=guided and any((shaping[name] != usual).any() for name, usual in SHAPING.items()),
@@ -538,6 +542,28 @@ def _shaping(options: DrawOptions, batch: int) -> dict[str, np.ndarray]:
         )
         for name, usual in SHAPING.items()
     }
+
+
+def _perp_neg(
+    options: DrawOptions, batch: int, shaping: Mapping[str, np.ndarray], table: Table, distilled: bool
+) -> np.ndarray:
+    """The scale of each image's perpendicular negative prompt, [B]; 0 where that is a plain one.
+
+    Raises InputError, also where nobody has said what it would mean.
+    """
+    asked = options.get("perp_neg_scale", 0.0)
+    scale = arguments.per_image("perp_neg_scale", asked, batch, least=0)
+    problems = {
+        "this model reads no negative prompt; leave it out": distilled,
+        "the scheduler goes by an estimate without guidance, of which there would be two; use another": (
+            table.factors.any() or table.splits.any()
+        ),
+        **{f"an image has {name} too; give one of the two": shaping[name] != usual for name, usual in SHAPING.items()},
+    }
+    for remedy, problem in problems.items():
+        if np.any((scale > 0) & problem):
+            raise InputError("perp_neg_scale", asked, remedy)
+    return scale
 
 
 def _still(table: Table, places: np.ndarray, model: Model, options: DrawOptions) -> Table:

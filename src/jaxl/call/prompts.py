@@ -60,8 +60,9 @@ class Texts:
     """Texts by version, image and branch, as chunks; None where the embedding is zeros.
 
     Those of `regions` are by image, region, version and branch. A version begins at each step at which a text changes;
-    `versions` are these steps, the first one 0. The branches are the negative prompt, if there is one, and the positive
-    one. `inversions` are the names of those that are in them. `empty` is a text without words.
+    `versions` are these steps, the first one 0. The branches are the negative prompt, if there is one, the positive
+    one, and an empty text, if that was asked for. `inversions` are the names of those that are in them. `empty` is a
+    text without words.
     """
 
     versions: tuple[int, ...]
@@ -92,15 +93,16 @@ def read_prompts(
     syntax: Syntax,
     guided: bool,
     zero_negative: bool,
+    perp_neg: bool = False,
     regions: Sequence[Sequence[Region]] = (),
 ) -> Texts:
     """Return the texts of `batch` images over a schedule of `steps`.
 
     `given` maps the arguments `prompt`, `prompt_2`, `negative_prompt` and `negative_prompt_2`, where they are, to one
-    text for each image; with `zero_negative`, a negative one that is not there is zeros. `regions` are those of each
-    image; one without a negative prompt has its image's. Raises InputError for a text that breaks the syntax, or asks
-    for an embedding that the lexicon lacks; warns of words that the plain syntax loses, and of an `AND` that the
-    lenient one takes as a word.
+    text for each image; with `zero_negative`, a negative one that is not there is zeros, and so is the empty text that
+    comes with `perp_neg`. `regions` are those of each image; one without a negative prompt has its image's. Raises
+    InputError for a text that breaks the syntax, or asks for an embedding that the lexicon lacks; warns of words that
+    the plain syntax loses, and of an `AND` that the lenient one takes as a word.
     """
     if syntax not in SYNTAXES:
         raise InputError("prompt_syntax", syntax, f"give one of {', '.join(map(repr, SYNTAXES))}")
@@ -137,7 +139,7 @@ def read_prompts(
     def of_region(region: Region, image: Mapping[Branch, Sources]) -> dict[Branch, Sources]:
         own = {Branch.POSITIVE: region.prompt, Branch.NEGATIVE: region.negative_prompt}
         return {
-            branch: shared if own[branch] is None else dict.fromkeys(tokenizers, ("regions", own[branch] or ""))
+            branch: shared if own.get(branch) is None else dict.fromkeys(tokenizers, ("regions", own[branch] or ""))
             for branch, shared in image.items()
         }
 
@@ -157,7 +159,8 @@ def read_prompts(
         places = rows != OWN
         return ids, weights, places, lexicon.tables[encoder][rows[places]]
 
-    branches = (Branch.NEGATIVE, Branch.POSITIVE) if guided else (Branch.POSITIVE,)
+    has = {Branch.NEGATIVE: guided, Branch.POSITIVE: True, Branch.EMPTY: perp_neg}
+    branches = [branch for branch, there in has.items() if there]
     images = [{branch: sources(branch.prefix, image) for branch in branches} for image in range(batch)]
     parts = [[of_region(region, image) for region in own] for own, image in zip(regions, images, strict=False)]
     every = [*images, *(part for own in parts for part in own)]

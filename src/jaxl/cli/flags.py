@@ -16,6 +16,7 @@ FLAGS = {
     "image": "--init-image",
     "pag_scale": "--pag",
     "seg_scale": "--seg",
+    "perp_neg_scale": "--perp-neg",
     "padding_mask_crop": "--mask-padding",
     "timestep_spacing": "--spacing",
     "controls": "--control",

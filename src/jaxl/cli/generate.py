@@ -265,6 +265,10 @@ def generate(
         float | None, typer.Option(help="Dynamic thresholding: estimates as large as with this scale of guidance.")
     ] = None,
     mimic_percentile: Annotated[float | None, typer.Option(help="0 to 1: what it does not clip.")] = None,
+    perp_neg_scale: Annotated[
+        float | None,
+        typer.Option("--perp-neg", help="Scale of --negative, such as 1, where only what is not in PROMPT is avoided."),
+    ] = None,
     pag_scale: Annotated[
         float | None, typer.Option("--pag", help="Scale of perturbed-attention guidance, such as 3.")
     ] = None,

@@ -155,7 +155,7 @@ def serve(
         typer.Option(
             metavar="NAME,...",
             help="What requests may ask for besides, in batches of their own: pag, seg, freeu, cached, shaped, "
-            "regions, seamless, tiled, unguided.",
+            "perp_neg, regions, seamless, tiled, unguided.",
         ),
     ] = None,
     lora_dir: LoraDirOption = ModelOptions.lora_dir,

@@ -10,12 +10,13 @@ h1 to h3 are the three previous entries of the history, the latest first; `saved
 keep for later rows, such as the start of a two-row step. Both start as zeros. A row that pushes nothing leaves the
 history as it is.
 
-Twelve more columns belong to the request rather than to the scheduler. Where an image's mask keeps the picture that was
-given, x' is replaced by `known_image * picture + known_noise * noise`. `guidance` and `pag` are the scales of
-classifier-free guidance and of that by a perturbed branch at this row, `rescale` is guidance_rescale. Where `shallow`
-is 1 the network may go by what it kept of an earlier row, where it is 0 it goes by nothing but x. A scheduler may leave
-factors in `guidance`, by which the scale that is asked for is multiplied: see `Table.factors`. SHAPING are the numbers
-of kinds of guidance that are more than a sum: see `jaxl.run.guidance`.
+Thirteen more columns belong to the request rather than to the scheduler. Where an image's mask keeps the picture that
+was given, x' is replaced by `known_image * picture + known_noise * noise`. `guidance` and `pag` are the scales of
+classifier-free guidance and of that by a perturbed branch at this row, `perp_neg` that of a perpendicular negative
+prompt, 0 for a plain one, and `rescale` is guidance_rescale. Where `shallow` is 1 the network may go by what it kept of
+an earlier row, where it is 0 it goes by nothing but x. A scheduler may leave factors in `guidance`, by which the scale
+that is asked for is multiplied: see `Table.factors`. SHAPING are the numbers of kinds of guidance that are more than a
+sum: see `jaxl.run.guidance`.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ COLUMNS = (
     *("push_x", "push_d"),
     *("x_u", "push_u"),
     *("known_image", "known_noise"),
-    *("guidance", "rescale", "pag", "shallow"),
+    *("guidance", "rescale", "pag", "perp_neg", "shallow"),
     *SHAPING,
 )
 # 1000 steps of a scheduler with two rows a step fit; a fixed capacity means that no number of steps recompiles

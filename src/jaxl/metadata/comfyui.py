@@ -14,7 +14,7 @@ from jaxl.errors import InputError
 from jaxl.metadata.a1111 import from_pairs
 from jaxl.metadata.comfyui_graph import Graph, Node, from_workflow
 from jaxl.metadata.comfyui_names import comfyui_sampler, comfyui_syntax
-from jaxl.metadata.comfyui_parts import LACKED, UNKNOWN, read_levels, read_model, read_text
+from jaxl.metadata.comfyui_parts import LACKED, PERP_NEG_GUIDER, UNKNOWN, read_levels, read_model, read_text
 from jaxl.metadata.container import COMMENT, Texts
 from jaxl.metadata.settings import Reading, Settings, as_number, shown
 
@@ -255,7 +255,7 @@ def _pass(graph: Graph, node: Node) -> Pass:
     made.adds_noise = noise.kind == "RandomNoise"
     if guider.kind == "BasicGuider":
         made.cfg, made.positive, made.negative = 1.0, "conditioning", None
-    elif guider.kind != "CFGGuider":
+    elif guider.kind not in ("CFGGuider", PERP_NEG_GUIDER):
         guider.refuse(UNKNOWN)
     return made
 

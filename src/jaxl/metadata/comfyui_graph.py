@@ -28,6 +28,8 @@ WIDGETS: Mapping[str, Sequence[str | None]] = {
     "SamplerCustom": ("add_noise", "noise_seed", None, "cfg"),
     "RandomNoise": ("noise_seed", None),
     "CFGGuider": ("cfg",),
+    "PerpNegGuider": ("cfg", "neg_scale"),
+    "PerpNeg": ("neg_scale",),
     "KSamplerSelect": ("sampler_name",),
     "BasicScheduler": ("scheduler", "steps", "denoise"),
     "KarrasScheduler": ("steps", "sigma_max", "sigma_min", "rho"),

@@ -26,12 +26,15 @@ LORAS = "Power Lora Loader (rgthree)"
 # which change a model in ways that jaxl lacks, or that are set elsewhere
 MODEL_LACKED = ("SelfAttentionGuidance", "HyperTile", "TomePatchModel", "PatchModelAddDownscale")
 MODEL_LACKED += ("DifferentialDiffusion", "PerturbedAttention", "DynamicThresholdingFull", "DynamicThresholdingSimple")
-MODEL_LACKED += ("ModelSamplingContinuousEDM", "ModelSamplingContinuousV", "FreeU", "PerpNeg", "SkipLayerGuidance")
+MODEL_LACKED += ("ModelSamplingContinuousEDM", "ModelSamplingContinuousV", "FreeU", "SkipLayerGuidance")
 MODEL_LACKED += ("IPAdapter", "IPAdapterAdvanced", "IPAdapterUnifiedLoader", "ApplyInstantID", "CFGZeroStar", "CFGNorm")
 MODEL_LACKED += ("TCFG", "AutomaticCFG")
 TEXT_LACKED = ("ConditioningAverage", "ConditioningSetArea", "ConditioningSetAreaPercentage", "ConditioningSetMask")
 TEXT_LACKED += ("ConditioningSetAreaStrength", "ConditioningSetTimestepRange", "ConditioningCombine")
 TEXT_LACKED += ("unCLIPConditioning", "GLIGENTextBoxApply")
+# each of these guides in place of those before it, and this guider in place of all
+GUIDING, PERP_NEG_GUIDER = ("PerpNeg", "RescaleCFG"), "PerpNegGuider"
+NEGATIVE = ("negative_prompt", "negative_prompt_2")
 # a node of prompt control, which may read a text as A1111 does
 SMZ = "smZ CLIPTextEncode"
 CONTROLS = ("ControlNetApply", "ControlNetApplyAdvanced", "ControlNetApplySD3", "ACN_AdvancedControlNetApply")
@@ -54,8 +57,14 @@ class Text:
 
 
 def read_model(graph: Graph, node: Node, reading: Reading) -> None:
-    """Read what stands between a sampler and its checkpoint."""
+    """Read what stands between a sampler and its checkpoint, and a guider that does more than the usual one."""
+    guided = node.kind == PERP_NEG_GUIDER
+    if guided:
+        _perp_neg(graph, node, reading)
     for each in graph.chain(node, "model"):
+        if each.kind in GUIDING and guided:
+            continue
+        guided = guided or each.kind in GUIDING
         if each.kind in ("LoraLoader", "LoraLoaderModelOnly"):
             unet = graph.value(each, "strength_model", 1.0)
             text = graph.value(each, "strength_clip", 1.0) if each.kind == "LoraLoader" else 0.0
@@ -71,6 +80,8 @@ def read_model(graph: Graph, node: Node, reading: Reading) -> None:
             reading.network("model", graph.value(each, "unet_name"), detail="the U-Net")
         elif each.kind == "ModelSamplingDiscrete":
             _prediction(graph, each, reading)
+        elif each.kind == "PerpNeg":
+            _perp_neg(graph, each, reading)
         elif each.kind == "RescaleCFG":
             reading.number("guidance_rescale", graph.value(each, "multiplier"), least=0, most=1)
         elif each.kind == "FreeU_V2":
@@ -85,6 +96,26 @@ def read_model(graph: Graph, node: Node, reading: Reading) -> None:
             reading.miss(str(each), remedy=LACKED)
         else:
             each.refuse(UNKNOWN)
+
+
+def _perp_neg(graph: Graph, node: Node, reading: Reading) -> None:
+    """Read a perpendicular negative prompt, after the prompts: its scale, and what its node takes for an empty text."""
+    told, empty = reading.arguments, read_text(graph, node, "empty_conditioning", reading)
+    if words := f"{empty.text or ''} {empty.text_2 or ''}".strip():
+        reading.miss(f"the empty text of {node}", words, "jaxl's has no words")
+    kind, scale = "zeros" if empty.text is None else "encoded", graph.value(node, "neg_scale", 1.0)
+    sizes = {name: size for name, size in told.items() if name.startswith("negative_") and name not in NEGATIVE}
+    if kind == "encoded" and sizes != {f"negative_{name}": size for name, size in empty.sizes.items()}:
+        reading.miss(f"the sizes that {node} tells with it", remedy="jaxl tells those of the negative prompt")
+    if as_number(scale, float) == 0:  # the negative prompt is not read there
+        for name in NEGATIVE:
+            told.pop(name, None)
+    elif not any(map(told.get, NEGATIVE)) and kind != told.get("empty_negative", "encoded"):
+        reading.miss(str(node), remedy="one of its empty texts is encoded, the other zeros; jaxl has one kind")
+        return
+    else:
+        reading.number("perp_neg_scale", scale, least=0, most=1000)
+    told["empty_negative"] = kind
 
 
 def read_text(graph: Graph, node: Node, name: str, reading: Reading) -> Text:

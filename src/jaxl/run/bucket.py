@@ -32,16 +32,22 @@ class Branch(IntEnum):
     NEGATIVE = 0
     POSITIVE = 1
     PERTURBED = 2
+    EMPTY = 3
 
     @property
     def reads(self) -> Branch:
-        """The branch whose text and sizes the network is told: for the perturbed one, those of the positive one."""
-        return Branch.NEGATIVE if self is Branch.NEGATIVE else Branch.POSITIVE
+        """The branch whose text the network is told: for the perturbed one, that of the positive one."""
+        return Branch.POSITIVE if self is Branch.PERTURBED else self
+
+    @property
+    def side(self) -> Branch:
+        """NEGATIVE or POSITIVE, whose sizes and pictures the network is told: the former for the empty text."""
+        return Branch.NEGATIVE if self in (Branch.NEGATIVE, Branch.EMPTY) else Branch.POSITIVE
 
     @property
     def prefix(self) -> str:
-        """What the names of the arguments for its text and sizes begin with."""
-        return "negative_" if self.reads is Branch.NEGATIVE else ""
+        """What the names of the arguments for its text and sizes begin with; none do for the empty text."""
+        return {Branch.NEGATIVE: "negative_", Branch.EMPTY: "empty_"}.get(self, "")
 
 
 @dataclass(frozen=True)
@@ -51,10 +57,11 @@ class Bucket:
     `guided` programs evaluate the network twice a row (arXiv:2207.12598). `chunks` is the number of 77-token parts that
     prompts have room for. `pag_layers` are the places of perturbed-attention guidance, which takes one evaluation more
     (arXiv:2403.17377); with `seg` it is smoothed-energy guidance where an image asks for that (arXiv:2408.00760);
-    `freeu` programs filter the skip connections (arXiv:2309.11497). `cached` programs keep deep features for the rows
-    that are shallow (arXiv:2312.00858). `shaped` programs have the guidance of `run.guidance`, and keep its momentum.
-    `room` and `text_room` are what adapters may add to the U-Net and to the text encoders; they cost nothing where
-    there is none. `controls` are the ControlNets and their kin that images may have, in programs that have a place for
+    `perp_neg` programs, which are guided, read an empty text as well (arXiv:2304.04968); `freeu` programs filter the
+    skip connections (arXiv:2309.11497). `cached` programs keep deep features for the rows that are shallow
+    (arXiv:2312.00858). `shaped` programs have the guidance of `run.guidance`, and keep its momentum. `room` and
+    `text_room` are what adapters may add to the U-Net and to the text encoders; they cost nothing where there is none.
+    `controls` are the ControlNets and their kin that images may have, in programs that have a place for
     each. `image_prompts` are the places for pictures that cross-attention reads, by the tokens that each has room for;
     `ip_adapter` is what makes these of a picture. `regions` are the places for texts of parts of an image. `seamless`
     names the axes, x or y, along which pictures wrap around. The network sees pictures in `tiles`, if there are any.
@@ -68,6 +75,7 @@ class Bucket:
     chunks: int = 1
     pag_layers: tuple[str, ...] = ()
     seg: bool = False
+    perp_neg: bool = False
     freeu: bool = False
     cached: bool = False
     shaped: bool = False
@@ -83,8 +91,8 @@ class Bucket:
     @property
     def order(self) -> tuple[Branch, ...]:
         """The branches of each image, in the order that arrays have them."""
-        has = {Branch.NEGATIVE: self.guided, Branch.POSITIVE: True, Branch.PERTURBED: bool(self.pag_layers)}
-        return tuple(branch for branch in Branch if has[branch])
+        has = {Branch.NEGATIVE: self.guided, Branch.PERTURBED: bool(self.pag_layers), Branch.EMPTY: self.perp_neg}
+        return tuple(branch for branch in Branch if has.get(branch, True))
 
     @property
     def branches(self) -> int:
@@ -94,7 +102,7 @@ class Bucket:
     @property
     def plain(self) -> Bucket:
         """The bucket of the rows that have no guidance."""
-        return replace(self, guided=False, pag_layers=(), seg=False)
+        return replace(self, guided=False, pag_layers=(), seg=False, perp_neg=False)
 
     @property
     def single(self) -> Bucket:

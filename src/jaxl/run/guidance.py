@@ -1,4 +1,4 @@
-"""Guidance that is more than a sum of two predictions: APG, CFG-Zero* and dynamic thresholding, by numbers of a row."""
+"""Guidance that is more than a sum of two predictions: APG, CFG-Zero*, dynamic thresholding and Perp-Neg."""
 
 from __future__ import annotations
 
@@ -34,6 +34,21 @@ def shaped(positive: Array, negative: Array, x: Array, row: Row, momentum: Array
     mimicked = estimate + (mimic - 1) * away
     guided = jnp.where(mimic > 0, thresholded(guided, mimicked, row["mimic_percentile"]), guided)
     return positive + jnp.where(c_out != 0, (guided - estimate) / c_out, 0.0), momentum
+
+
+def perpendicular(positive: Array, negative: Array, empty: Array, guidance: Array, scale: Array) -> Array:
+    """Return the prediction [B, h, w, C] guided to the prompt, and away from what the negative one has not in common.
+
+    Of what the negative prompt adds to an empty text, the part along what the prompt adds is left out, and the rest is
+    taken back, with a `scale` (Perp-Neg, Armandpour et al. 2023, arXiv:2304.04968). `guidance` and `scale` are
+    [B, 1, 1, 1]. Which part that is does not depend on what is predicted: noise, velocity or the estimate.
+    """
+    wanted, unwanted = positive - empty, negative - empty
+    # over each image alone, so that it depends on no other; ComfyUI's PerpNegGuider sums over all of a batch
+    length = _sum(wanted**2)
+    # what an empty prompt adds has no direction
+    along = jnp.where(length > 0, _sum(unwanted * wanted) / length, 0.0)
+    return empty + guidance * (wanted - scale * (unwanted - along * wanted))
 
 
 def thresholded(guided: Array, mimicked: Array, percentile: Array) -> Array:

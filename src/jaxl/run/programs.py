@@ -50,6 +50,8 @@ NEUTRAL = Bucket(batch=1, height=0, width=0, guided=False)
 ALL = tuple(field.name for field in fields(Bucket))
 OF_ROWS = tuple(name for name in ALL if name != "ip_adapter")  # what made the tokens is not asked there
 PIXELS = ("batch", "height", "width")
+BRANCHES = ("guided", "pag_layers", "perp_neg")
+TEXTS = ("batch", *BRANCHES, "chunks")
 UNCONTROLLED = ("controls", "image_prompts", "regions", "seamless", "tiles")  # what calibration does without
 
 
@@ -210,7 +212,7 @@ GATHER = Program(
         [[[Text.shapes(to)] * bucket.chunks] * bucket.branches] * bucket.batch,
     ),
     gives=lambda to, bucket: split_images(to.mesh, bucket.batch, bucket.branches),
-    depends_on=("batch", "guided", "chunks", "pag_layers", "room"),
+    depends_on=(*TEXTS, "room"),
     always=True,
 )
 # of the first of a bucket's controls
@@ -229,7 +231,7 @@ GATHER_CONTROL = Program(
         [[[Text.shapes(to)] * bucket.chunks] * bucket.branches] * bucket.batch,
     ),
     gives=lambda to, bucket: split_images(to.mesh, bucket.batch, bucket.branches),
-    depends_on=("batch", "guided", "chunks", "pag_layers", "controls"),
+    depends_on=(*TEXTS, "controls"),
 )
 EMBED_IMAGE = Program(
     "embed_image",
@@ -252,7 +254,7 @@ GATHER_IMAGES = Program(
         * bucket.batch,
     ),
     gives=lambda to, bucket: split_images(to.mesh, bucket.batch, bucket.branches),
-    depends_on=("batch", "guided", "pag_layers", "image_prompts"),
+    depends_on=("batch", *BRANCHES, "image_prompts"),
 )
 START = Program(
     "start",

@@ -29,7 +29,7 @@ from jaxl.nn.tiles import decode_tiled, encode_tiled
 from jaxl.nn.unet import ImageContext, RegionContext, features_shape, unet, unet_context
 from jaxl.run.bucket import Beginning, Branch, Bucket, Conditioning, Text
 from jaxl.run.control_kinds import Control, Evaluation, flat, kind_of
-from jaxl.run.guidance import shaped
+from jaxl.run.guidance import perpendicular, shaped
 from jaxl.run.image_prompts import ENCODER, PROJECTION
 from jaxl.run.model import Model
 from jaxl.run.sharding import EACH, PIXELS, WHOLE, by_rows, split_images, splits_pictures, spread, whole, with_sharding
@@ -292,11 +292,14 @@ def guide(bucket: Bucket, outputs: Array, row: Row, x: Array, momentum: Array | 
 
     Also the momentum for the next row, where the bucket is shaped; `x` are the latents that the network sees.
 
-    Classifier-free guidance (Ho and Salimans 2022, arXiv:2207.12598, equation 6), perturbed-attention guidance (Ahn et
-    al. 2024, arXiv:2403.17377, equation 16) or smoothed-energy guidance, which has the same form, then the share
-    `rescale` of the way back to the positive prediction's deviation (Lin et al. 2023, arXiv:2305.08891, section 3.4).
+    Classifier-free guidance (Ho and Salimans 2022, arXiv:2207.12598, equation 6) or what `run.guidance` has in its
+    place, perturbed-attention guidance (Ahn et al. 2024, arXiv:2403.17377, equation 16) or smoothed-energy guidance,
+    which has the same form, then the share `rescale` of the way back to the positive prediction's deviation (Lin et al.
+    2023, arXiv:2305.08891, section 3.4).
     """
-    guidance, pag, rescale = (row[name][:, None, None, None] for name in ("guidance", "pag", "rescale"))
+    guidance, pag, perp_neg, rescale = (
+        row[name][:, None, None, None] for name in ("guidance", "pag", "perp_neg", "rescale")
+    )
 
     def of(branch: Branch) -> Array:
         return outputs[:, bucket.order.index(branch)]
@@ -308,6 +311,9 @@ def guide(bucket: Bucket, outputs: Array, row: Row, x: Array, momentum: Array | 
             out = negative + guidance * (positive - negative)
         else:
             out, momentum = shaped(positive, negative, x, row, momentum)
+        if bucket.perp_neg:
+            apart = perpendicular(positive, negative, of(Branch.EMPTY), guidance, perp_neg)
+            out = jnp.where(perp_neg > 0, apart, out)
     if bucket.pag_layers:
         out = out + pag * (positive - of(Branch.PERTURBED))
     if bucket.guided:

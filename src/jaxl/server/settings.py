@@ -39,8 +39,8 @@ class ModelOptions:
         the model's own if there are none.
     slots: images in the making at once. batch_sizes: smaller batches that are compiled too.
     chunks: parts of 75 tokens that a prompt may have. dtype: auto is float32 on a CPU, else bfloat16.
-    lanes: what requests may ask for besides, each in lanes of its own: pag, seg, freeu, cached, shaped, regions,
-        seamless, tiled, unguided.
+    lanes: what requests may ask for besides, each in lanes of its own: pag, seg, freeu, cached, shaped, perp_neg,
+        regions, seamless, tiled, unguided.
     lora_dir: a folder of LoRAs that requests may ask for. lora_rank: the sum of the ranks that an image may have, 128
         by default; without a folder, requests may ask for the model's own LoRAs.
     lora_partial: leave out what a LoRA has for layers that the model lacks.

@@ -127,6 +127,7 @@ class ImageRequest(BaseModel):
     cfg_zero_steps: Count | None = None
     mimic_scale: GuidanceScale | None = None
     mimic_percentile: Proportion | None = None
+    perp_neg_scale: GuidanceScale | None = None
     guidance_interval: Interval | None = None
     pag_scale: GuidanceScale | None = None
     seg_scale: GuidanceScale | None = None
