@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from jaxl.bench.memory import peak_resident
-from jaxl.bench.peers import AUTO, DIFFUSERS_SCHEDULERS, Opening, find_sd_cpp
+from jaxl.bench.peers import AUTO, DIFFUSERS_SCHEDULERS, SD_CPP_TWO_CALLS, Opening, find_sd_cpp
 from jaxl.bench.workload import PROMPT, Stages, Workload
 
 
@@ -225,7 +225,8 @@ class StableDiffusionCpp:
     def __init__(self, opening: Opening):
         program = find_sd_cpp()
         assert program is not None  # `read_peer` looked
-        self.command = [program, "-m", opening.model, "--type", {"bfloat16": "bf16", "float32": "f32"}[opening.dtype]]
+        kind = {"bfloat16": "bf16", "float16": "f16", "float32": "f32"}[opening.dtype]
+        self.command = [program, "-m", opening.model, "--type", kind]
         self.facts = {"program": Path(program).name, "device": opening.device}
 
     def run(self, workload: Workload) -> Stages:
@@ -249,15 +250,24 @@ class StableDiffusionCpp:
                 errors="replace",
             )
         if done.returncode:
-            lines = done.stdout.strip().splitlines() or [f"exit status {done.returncode}"]
-            raise RuntimeError(lines[-1])
-        return read_log(done.stdout, workload.steps)
+            raise RuntimeError(complaint(done.stdout) or f"exit status {done.returncode}")
+        calls = 2 * workload.steps - 1 if workload.scheduler in SD_CPP_TWO_CALLS else workload.steps
+        return read_log(done.stdout, calls)
 
     def peak_memory(self) -> int:
         return peak_resident(children=True)
 
 
-def read_log(log: str, steps: int) -> Stages:
+def complaint(log: str) -> str:
+    """The first error in what stable-diffusion.cpp prints, else the last line."""
+    lines = log.strip().splitlines()
+    errors = [line.partition(" - ")[2] for line in lines if line.startswith("[ERROR")]
+    first = (errors or lines[-1:] or [""])[0]
+    # a model of other sizes than those that are constants in the program
+    return first + ("; it reads SDXL's networks alone, so give random:sdxl" if "wrong shape" in first else "")
+
+
+def read_log(log: str, calls: int) -> Stages:
     """The stages in what stable-diffusion.cpp prints; images of a batch are drawn one after the other."""
     patterns = (
         r"generate_image completed in ([\d.]+)s",
@@ -267,7 +277,7 @@ def read_log(log: str, steps: int) -> Stages:
     total, denoise, decode = ([float(seconds) for seconds in re.findall(pattern, log)] for pattern in patterns)
     if not total or not denoise or not decode:
         raise RuntimeError("its output tells no times; use a newer version")
-    return Stages(sum(total), sum(denoise), steps, sum(decode))
+    return Stages(sum(total), sum(denoise), calls, sum(decode))
 
 
 PROGRAMS = {

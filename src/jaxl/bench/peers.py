@@ -20,12 +20,14 @@ from jaxl.bench.workload import Stages, Workload
 from jaxl.diffusion.schedulers import USUAL_SOLVERS
 from jaxl.errors import InputError, JaxlError, nearest
 
-# of stable-diffusion.cpp's program: the variable that names it, its names on PATH, and the schedulers it has
+# of stable-diffusion.cpp's program: the variable that names it, its names on PATH, and the schedulers it has, of which
+# some call the network twice in each step but the last
 SD_CPP, SD_CPP_PROGRAMS = "SD_CPP", ("sd-cli", "sd")
-SD_CPP_SCHEDULERS = ("ddim", "dpm++2m", "dpm2", "euler", "euler_a", "heun", "lcm", "tcd")
+SD_CPP_TWO_CALLS = ("dpm++2s_a", "dpm2", "heun")
+SD_CPP_SCHEDULERS = ("dpm++2m", "er_sde", "euler", "euler_a", "ipndm", "lcm", "res_multistep", "tcd", *SD_CPP_TWO_CALLS)
 
 AUTO = "auto"
-PEER_DTYPES = ("float32", "bfloat16")
+PEER_DTYPES = ("float32", "bfloat16", "float16")
 DIFFUSERS = ("torch", "diffusers", "transformers")
 
 # the class of diffusers that runs a scheduler as it comes
