@@ -125,7 +125,7 @@ def edits(configs: Mapping[str, Any], merges: str) -> Iterator[Edit]:
         yield Edit(each, r"\b49407\b", str(first["vocab_size"] - 1))
     yield Edit(file, r"\b49406\b", str(first["vocab_size"] - 2))
     yield Edit(file, r"\b48895\b", str(len(merges.splitlines())))
-    yield Edit(file, r"load_clip_merges\(\)", f'R"jaxl({merges})jaxl"'.replace("\\", r"\\"))
+    yield Edit(file, r"load_clip_merges\(\)", f'R"jaxl({merges}\n)jaxl"'.replace("\\", r"\\"))
 
 
 def constant(file: str, name: str, old: Any, new: Any) -> Edit:

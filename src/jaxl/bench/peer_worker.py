@@ -220,13 +220,18 @@ class Flax:
 
 
 class StableDiffusionCpp:
-    """The program of stable-diffusion.cpp, started anew for each call; what counts is what it says of its stages."""
+    """The program of stable-diffusion.cpp, started anew for each call; what counts is what it says of its stages.
+
+    It reads a single file, which is written for it: of a folder it takes the second text encoder for the first one.
+    """
 
     def __init__(self, opening: Opening):
         program = find_sd_cpp()
         assert program is not None  # `read_peer` looked
+        file = Path(opening.scratch) / "model.safetensors"
+        write_original(opening.model, file)
         kind = {"bfloat16": "bf16", "float16": "f16", "float32": "f32"}[opening.dtype]
-        self.command = [program, "-m", opening.model, "--type", kind]
+        self.command = [program, "-m", str(file), "--type", kind]
         self.facts = {"program": Path(program).name, "device": opening.device}
 
     def run(self, workload: Workload) -> Stages:
@@ -258,13 +263,27 @@ class StableDiffusionCpp:
         return peak_resident(children=True)
 
 
+def write_original(model: str, file: Path) -> None:
+    """Write the model as a single file in the original layout, whatever its sizes."""
+    # here, because jax would count as memory of the other peers
+    from jaxl.run.model import Model
+    from jaxl.weights.entries import entries_of_checkpoint, write_entries
+    from jaxl.weights.single_file import PREFIXES
+    from jaxl.weights.single_file_writer import original_entries
+    from jaxl.weights.source import open_checkpoint
+
+    checkpoint = open_checkpoint(model)
+    shapes = {part: tree for part, tree in Model.from_configs(checkpoint.configs).shapes().items() if part in PREFIXES}
+    networks = entries_of_checkpoint(checkpoint, shapes)
+    write_entries(file, original_entries(file, checkpoint.configs, networks), tell=lambda: None)
+
+
 def complaint(log: str) -> str:
     """The first error in what stable-diffusion.cpp prints, else the last line."""
-    lines = log.strip().splitlines()
-    errors = [line.partition(" - ")[2] for line in lines if line.startswith("[ERROR")]
-    first = (errors or lines[-1:] or [""])[0]
-    # a model of other sizes than those that are constants in the program
-    return first + ("; it reads SDXL's networks alone, so give random:sdxl" if "wrong shape" in first else "")
+    errors = re.findall(r"\[ERROR\] \S+ +- (.+)", log)
+    if errors and "wrong shape" in errors[0]:
+        return f"{errors[0]}; it reads models of SDXL's sizes alone, such as random:sdxl"
+    return (errors or log.strip().splitlines()[-1:] or [""])[0]
 
 
 def read_log(log: str, calls: int) -> Stages:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib import metadata
 from types import TracebackType
@@ -67,6 +67,7 @@ class Opening:
     """The model that a peer opens: a folder in diffusers' layout or a hub id, on "cpu" or "cuda".
 
     `name` is what the user calls it, such as "diffusers:bfloat16". Dtypes are names, or AUTO: what the peer chooses.
+    `scratch` is a folder that it may write to, and that `Peer` gives it.
     """
 
     name: str
@@ -75,6 +76,7 @@ class Opening:
     dtype: str
     vae_dtype: str
     device: str
+    scratch: str = ""
 
 
 class Peer:
@@ -86,6 +88,7 @@ class Peer:
     def __init__(self, opening: Opening):
         self.name = opening.name
         self._messages = tempfile.TemporaryFile()  # noqa: SIM115, closed by `close`
+        self._scratch = tempfile.TemporaryDirectory(prefix="jaxl-bench-")
         self._process = subprocess.Popen(
             [sys.executable, "-m", "jaxl.bench.peer_worker"],
             stdin=subprocess.PIPE,
@@ -95,7 +98,7 @@ class Peer:
         )
         try:
             dtypes = {"dtype": opening.dtype, "vae_dtype": opening.vae_dtype}
-            self.facts = dtypes | self._ask({"open": asdict(opening)})
+            self.facts = dtypes | self._ask({"open": asdict(replace(opening, scratch=self._scratch.name))})
         except BaseException:
             self.close()
             raise
@@ -118,6 +121,7 @@ class Peer:
         self._process.kill()
         self._process.communicate()
         self._messages.close()
+        self._scratch.cleanup()
 
     def _ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
         assert self._process.stdin is not None
