@@ -222,7 +222,7 @@ class Flax:
 class StableDiffusionCpp:
     """The program of stable-diffusion.cpp, started anew for each call; what counts is what it says of its stages.
 
-    It reads a single file, which is written for it: of a folder it takes the second text encoder for the first one.
+    It reads a single file, which is written for it: of a folder it does not find the second text encoder.
     """
 
     def __init__(self, opening: Opening):
@@ -231,8 +231,11 @@ class StableDiffusionCpp:
         file = Path(opening.scratch) / "model.safetensors"
         write_original(opening.model, file)
         kind = {"bfloat16": "bf16", "float16": "f16", "float32": "f32"}[opening.dtype]
-        self.command = [program, "-m", str(file), "--type", kind]
-        self.facts = {"program": Path(program).name, "device": opening.device}
+        # its own choice are all physical cores, even where this process may use less
+        allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        threads = [] if allowed == os.cpu_count() else ["-t", str(allowed)]
+        self.command = [program, "-m", str(file), "--type", kind, *threads]
+        self.facts = {"program": Path(program).name, "device": opening.device, "threads": allowed}
 
     def run(self, workload: Workload) -> Stages:
         options = {
