@@ -74,8 +74,10 @@ def unpack(folder: Path, source: Path, edits: Iterable[Edit]) -> None:
             (folder / inside(archive)).rename(source)
         texts: dict[str, str] = {}
         for edit in edits:
-            text = texts.get(edit.file) or str(stream.extractfile(f"{inside(archive)}/{edit.file}").read(), "utf-8")
-            texts[edit.file], found = re.subn(edit.pattern, edit.new, text)
+            if edit.file not in texts:
+                member: Any = stream.extractfile(f"{inside(archive)}/{edit.file}")
+                texts[edit.file] = member.read().decode()
+            texts[edit.file], found = re.subn(edit.pattern, edit.new, texts[edit.file])
             if not found:
                 raise SystemExit(f"{archive.name}: {edit.file} has no {edit.pattern}; this is for version 0.4.7")
     for file, text in texts.items():

@@ -112,6 +112,10 @@ class Peer:
     def run(self, workload: Workload) -> Stages:
         return Stages(**self._ask({"run": asdict(workload)}))
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def peak_memory(self) -> int:
         """The most bytes it had on the device, or of memory, at a time."""
         return self._ask({"peak": None})["bytes"]
