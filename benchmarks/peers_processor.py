@@ -1,9 +1,9 @@
 """How much processor time does a guided step take, here and in other programs, on a machine that is busy?
 
-    taskset -c 0 python benchmarks/peers_processor.py [--model tiny] [--steps 2,8] [--rounds 3] [--peer NAME[:DTYPE] ...]
+    taskset -c 0 python benchmarks/peers_processor.py [--model tiny] [--steps 2,8] [--rounds 3] [--peer NAME[:DTYPE]]
 
-One image in float32, in turns. A step is the difference between calls of more and of fewer steps, over those; so loading
-and decoding are in none. On one core alone, or threads that wait for each other would count. The last line is JSON.
+One image in float32, in turns. A step is the difference between calls of more and of fewer steps, so loading and
+decoding are in none. On one core alone, or threads that wait for each other would count. The last line is JSON.
 """
 
 from __future__ import annotations
