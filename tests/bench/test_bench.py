@@ -17,13 +17,22 @@ from jaxl.bench.peers import Opening, Peer, check_workload, read_peer
 from jaxl.bench.workload import Stages, Workload
 from jaxl.cli import run
 from jaxl.errors import InputError, JaxlError
+from jaxl.weights.store import read_header
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(jaxl.__file__).parents[1])}
 TINY = Path(jaxl.__file__).parent / "models" / "tiny"
-LOG = """[INFO ] sampling completed, taking 1.50s
-[INFO ] sampling completed, taking 1.70s
-[INFO ] decode_first_stage completed, taking 0.25s
-[INFO ] generate_image completed in 3.60s
+# what stable-diffusion.cpp printed of two images, and of a model of other sizes than SDXL's
+LOG = """[INFO ] stable-diffusion.cpp:3168 - get_learned_condition completed, taking 0.15s
+[INFO ] stable-diffusion.cpp:3432 - sampling completed, taking 1.50s
+[INFO ] stable-diffusion.cpp:3432 - sampling completed, taking 1.70s
+[INFO ] stable-diffusion.cpp:3450 - generating 2 latent images completed, taking 3.20s
+[INFO ] stable-diffusion.cpp:3208 - latent 1 decoded, taking 0.13s
+[INFO ] stable-diffusion.cpp:3212 - decode_first_stage completed, taking 0.25s
+[INFO ] stable-diffusion.cpp:3591 - generate_image completed in 3.60s
+"""
+WRONG = """  |>  | 2/909 - 3.13MB/s[ERROR] model.cpp:1035 - tensor 'a' has wrong shape in model file: got [4]
+[ERROR] stable-diffusion.cpp:801  - load tensors from model loader failed
+[INFO ] main.cpp:713  - new_sd_ctx_t failed
 """
 
 
@@ -67,7 +76,7 @@ def test_measures_a_random_model_beside_diffusers(tmp_path: Path) -> None:
         (("--size", "64"), "--size '64': give WIDTHxHEIGHT"),
         (("--runs", "0"), "--runs 0"),
         (("--peer", "difusers"), "did you mean 'diffusers'?"),
-        (("--peer", "diffusers:fp8"), "--peer 'diffusers:fp8': known: bfloat16, float32"),
+        (("--peer", "diffusers:fp8"), "--peer 'diffusers:fp8': known: bfloat16, float16, float32"),
         (("--peer", "diffusers", "--devices", "2"), "--devices [2]: peers run on one"),
         (("--model", "random:huge"), "--model 'random:huge': known: mid, sdxl, tiny"),
         (("--prices", "none.toml"), "--prices 'none.toml': No such file"),
@@ -178,12 +187,16 @@ def test_stable_diffusion_cpp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     read_peer("stable-diffusion.cpp")
     with Peer(Opening("sd", "stable-diffusion.cpp", str(TINY), "float32", "float32", "cpu")) as peer:
         assert peer.run(Workload(1, 64, 32, 2, 4, "euler", 5.0)) == Stages(3.6, 3.2, 4, 0.25)
+        assert peer.run(Workload(1, 64, 32, 2, 4, "heun", 5.0)).evaluations == 7
         assert peer.peak_memory() > 0
-        program.write_text("#!/bin/sh\necho no such model\nexit 1\n")
-        with pytest.raises(JaxlError, match="peer sd: RuntimeError: no such model"):
+        arguments = (tmp_path / "arguments").read_text()
+        model = Path(arguments.split()[1])
+        assert read_header(model)["model.diffusion_model.input_blocks.0.0.weight"].shape == (64, 4, 3, 3)
+        program.write_text(f"#!/bin/sh\ncat <<END\n{WRONG}END\nexit 1\n")
+        with pytest.raises(JaxlError, match=r"RuntimeError: tensor 'a' has wrong shape .* such as random:sdxl"):
             peer.run(Workload(1, 64, 32, 2, 4, "euler", 5.0))
-    arguments = (tmp_path / "arguments").read_text()
-    for part in (f"-m {TINY}", "--type f32", "-W 64 -H 32 -b 2 --steps 4 --cfg-scale 5.0 --sampling-method euler"):
+    assert not model.exists()
+    for part in ("--type f32", "-W 64 -H 32 -b 2 --steps 4 --cfg-scale 5.0 --sampling-method euler"):
         assert part in arguments
 
 

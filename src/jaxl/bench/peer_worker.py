@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from jaxl.bench.memory import peak_resident
-from jaxl.bench.peers import AUTO, DIFFUSERS_SCHEDULERS, Opening, find_sd_cpp
+from jaxl.bench.peers import AUTO, DIFFUSERS_SCHEDULERS, SD_CPP_TWO_CALLS, Opening, find_sd_cpp
 from jaxl.bench.workload import PROMPT, Stages, Workload
 
 
@@ -220,13 +220,22 @@ class Flax:
 
 
 class StableDiffusionCpp:
-    """The program of stable-diffusion.cpp, started anew for each call; what counts is what it says of its stages."""
+    """The program of stable-diffusion.cpp, started anew for each call; what counts is what it says of its stages.
+
+    It reads a single file, which is written for it: of a folder it does not find the second text encoder.
+    """
 
     def __init__(self, opening: Opening):
         program = find_sd_cpp()
         assert program is not None  # `read_peer` looked
-        self.command = [program, "-m", opening.model, "--type", {"bfloat16": "bf16", "float32": "f32"}[opening.dtype]]
-        self.facts = {"program": Path(program).name, "device": opening.device}
+        file = Path(opening.scratch) / "model.safetensors"
+        write_original(opening.model, file)
+        kind = {"bfloat16": "bf16", "float16": "f16", "float32": "f32"}[opening.dtype]
+        # its own choice are all physical cores, even where this process may use less
+        allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        threads = [] if allowed == os.cpu_count() else ["-t", str(allowed)]
+        self.command = [program, "-m", str(file), "--type", kind, *threads]
+        self.facts = {"program": Path(program).name, "device": opening.device, "threads": allowed}
 
     def run(self, workload: Workload) -> Stages:
         options = {
@@ -249,15 +258,38 @@ class StableDiffusionCpp:
                 errors="replace",
             )
         if done.returncode:
-            lines = done.stdout.strip().splitlines() or [f"exit status {done.returncode}"]
-            raise RuntimeError(lines[-1])
-        return read_log(done.stdout, workload.steps)
+            raise RuntimeError(complaint(done.stdout) or f"exit status {done.returncode}")
+        calls = 2 * workload.steps - 1 if workload.scheduler in SD_CPP_TWO_CALLS else workload.steps
+        return read_log(done.stdout, calls)
 
     def peak_memory(self) -> int:
         return peak_resident(children=True)
 
 
-def read_log(log: str, steps: int) -> Stages:
+def write_original(model: str, file: Path) -> None:
+    """Write the model as a single file in the original layout, whatever its sizes."""
+    # here, because jax would count as memory of the other peers
+    from jaxl.run.model import Model
+    from jaxl.weights.entries import entries_of_checkpoint, write_entries
+    from jaxl.weights.single_file import PREFIXES
+    from jaxl.weights.single_file_writer import original_entries
+    from jaxl.weights.source import open_checkpoint
+
+    checkpoint = open_checkpoint(model)
+    shapes = {part: tree for part, tree in Model.from_configs(checkpoint.configs).shapes().items() if part in PREFIXES}
+    networks = entries_of_checkpoint(checkpoint, shapes)
+    write_entries(file, original_entries(file, checkpoint.configs, networks), tell=lambda: None)
+
+
+def complaint(log: str) -> str:
+    """The first error in what stable-diffusion.cpp prints, else the last line."""
+    errors = re.findall(r"\[ERROR\] \S+ +- (.+)", log)
+    if errors and "wrong shape" in errors[0]:
+        return f"{errors[0]}; it reads models of SDXL's sizes alone, such as random:sdxl"
+    return (errors or log.strip().splitlines()[-1:] or [""])[0]
+
+
+def read_log(log: str, calls: int) -> Stages:
     """The stages in what stable-diffusion.cpp prints; images of a batch are drawn one after the other."""
     patterns = (
         r"generate_image completed in ([\d.]+)s",
@@ -267,7 +299,7 @@ def read_log(log: str, steps: int) -> Stages:
     total, denoise, decode = ([float(seconds) for seconds in re.findall(pattern, log)] for pattern in patterns)
     if not total or not denoise or not decode:
         raise RuntimeError("its output tells no times; use a newer version")
-    return Stages(sum(total), sum(denoise), steps, sum(decode))
+    return Stages(sum(total), sum(denoise), calls, sum(decode))
 
 
 PROGRAMS = {

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib import metadata
 from types import TracebackType
@@ -20,12 +20,14 @@ from jaxl.bench.workload import Stages, Workload
 from jaxl.diffusion.schedulers import USUAL_SOLVERS
 from jaxl.errors import InputError, JaxlError, nearest
 
-# of stable-diffusion.cpp's program: the variable that names it, its names on PATH, and the schedulers it has
+# of stable-diffusion.cpp's program: the variable that names it, its names on PATH, and the schedulers it has, of which
+# some call the network twice in each step but the last
 SD_CPP, SD_CPP_PROGRAMS = "SD_CPP", ("sd-cli", "sd")
-SD_CPP_SCHEDULERS = ("ddim", "dpm++2m", "dpm2", "euler", "euler_a", "heun", "lcm", "tcd")
+SD_CPP_TWO_CALLS = ("dpm++2s_a", "dpm2", "heun")
+SD_CPP_SCHEDULERS = ("dpm++2m", "er_sde", "euler", "euler_a", "ipndm", "lcm", "res_multistep", "tcd", *SD_CPP_TWO_CALLS)
 
 AUTO = "auto"
-PEER_DTYPES = ("float32", "bfloat16")
+PEER_DTYPES = ("float32", "bfloat16", "float16")
 DIFFUSERS = ("torch", "diffusers", "transformers")
 
 # the class of diffusers that runs a scheduler as it comes
@@ -65,6 +67,7 @@ class Opening:
     """The model that a peer opens: a folder in diffusers' layout or a hub id, on "cpu" or "cuda".
 
     `name` is what the user calls it, such as "diffusers:bfloat16". Dtypes are names, or AUTO: what the peer chooses.
+    `scratch` is a folder that it may write to, and that `Peer` gives it.
     """
 
     name: str
@@ -73,6 +76,7 @@ class Opening:
     dtype: str
     vae_dtype: str
     device: str
+    scratch: str = ""
 
 
 class Peer:
@@ -84,6 +88,7 @@ class Peer:
     def __init__(self, opening: Opening):
         self.name = opening.name
         self._messages = tempfile.TemporaryFile()  # noqa: SIM115, closed by `close`
+        self._scratch = tempfile.TemporaryDirectory(prefix="jaxl-bench-")
         self._process = subprocess.Popen(
             [sys.executable, "-m", "jaxl.bench.peer_worker"],
             stdin=subprocess.PIPE,
@@ -93,7 +98,7 @@ class Peer:
         )
         try:
             dtypes = {"dtype": opening.dtype, "vae_dtype": opening.vae_dtype}
-            self.facts = dtypes | self._ask({"open": asdict(opening)})
+            self.facts = dtypes | self._ask({"open": asdict(replace(opening, scratch=self._scratch.name))})
         except BaseException:
             self.close()
             raise
@@ -107,6 +112,10 @@ class Peer:
     def run(self, workload: Workload) -> Stages:
         return Stages(**self._ask({"run": asdict(workload)}))
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def peak_memory(self) -> int:
         """The most bytes it had on the device, or of memory, at a time."""
         return self._ask({"peak": None})["bytes"]
@@ -116,6 +125,7 @@ class Peer:
         self._process.kill()
         self._process.communicate()
         self._messages.close()
+        self._scratch.cleanup()
 
     def _ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
         assert self._process.stdin is not None

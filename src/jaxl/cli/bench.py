@@ -83,7 +83,7 @@ def bench(
         typer.Option(
             metavar="NAME[:DTYPE]",
             help="Do the same work beside it: diffusers, torch-compile, openvino, flax, stable-diffusion.cpp. "
-            "DTYPE is float32 or bfloat16; jaxl's by default, openvino's own.",
+            "DTYPE is float32, bfloat16 or float16; jaxl's by default, openvino's own.",
         ),
     ] = None,
     distributed: DistributedOption = False,

@@ -70,7 +70,23 @@ def save_single_file(
     and how many are to be. Raises CheckpointError for a model that the original layout cannot express, and OutputError
     if there is something at `file` already, or if writing fails; nothing is left behind then.
     """
-    entries, metadata = _marks(configs), _metadata(file, configs, merged_from)
+    entries, metadata = original_entries(file, configs, networks), _metadata(file, configs, merged_from)
+    _check(file, configs, networks, entries, metadata)
+    with unfinished(file) as folder:
+        new = folder / file.name
+        write_entries(new, entries, counting(tell, len(entries)), metadata)
+        file.absolute().parent.mkdir(parents=True, exist_ok=True)
+        new.rename(file)
+
+
+def original_entries(
+    file: Path, configs: Mapping[str, Mapping[str, Any]], networks: Mapping[str, Entries]
+) -> dict[str, Entry]:
+    """Return all of a file's entries by their original keys, marks included. Raises CheckpointError if one has none.
+
+    Of a model with other sizes than SDXL's they are no file that its readers know.
+    """
+    entries = _marks(configs)
     prefixes = PREFIXES if "text_encoder" in networks else REFINER_PREFIXES
     for component, prefix in prefixes.items():
         try:
@@ -78,12 +94,7 @@ def save_single_file(
         except CheckpointError as error:
             raise refused(file, f"{component}: {error}") from None
         entries |= {prefix + key: entry for key, entry in original.items()}
-    _check(file, configs, networks, entries, metadata)
-    with unfinished(file) as folder:
-        new = folder / file.name
-        write_entries(new, entries, counting(tell, len(entries)), metadata)
-        file.absolute().parent.mkdir(parents=True, exist_ok=True)
-        new.rename(file)
+    return entries
 
 
 def _original(component: str, entries: Entries) -> Entries:
