@@ -1,4 +1,4 @@
-"""The whole suite runs on eight CPU devices, so that sharding is exercised wherever it applies."""
+"""The suite runs on eight CPU devices, of which tests of sharding name those that they use; by default it is one."""
 
 import os
 
@@ -25,11 +25,17 @@ import jax.numpy as jnp
 import pytest
 from jax._src import compiler
 
+from jaxl.run import sharding
 from jaxl.run.disk_cache import enable_disk_cache
 from jaxl.server.ray.local import AS_RAY_IS_IMPORTED
 
 # several folders' tests import Ray, whichever are collected
 os.environ.update(AS_RAY_IS_IMPORTED)
+
+# programs for eight devices compile twice as long as those for one; processes that tests start have no more, and share
+# them, unless they are told otherwise
+sharding._spare = len(jax.devices()) - 1  # pyright: ignore[reportPrivateUsage]
+os.environ["XLA_FLAGS"] = xla_flags(1)
 
 TESTS = Path(__file__).parent
 

@@ -226,7 +226,7 @@ def test_inpainting_keeps_what_the_mask_keeps(small: Any) -> None:
 
 def test_features_have_the_dtype_of_the_compute_and_lie_with_their_images(small: Any) -> None:
     pipe, _ = small
-    half = jaxl.Pipeline(pipe.checkpoint, LoadOptions(dtype=jnp.bfloat16, mesh=jaxl.make_mesh()))
+    half = jaxl.Pipeline(pipe.checkpoint, LoadOptions(dtype=jnp.bfloat16, mesh=jaxl.make_mesh(jax.devices())))
     bucket = half.plan(["a cat"] * 8, **SMALL, cache_interval=2).bucket
     features: Any = half.programs.no_features(bucket).deep
     assert (features.shape, features.dtype) == ((8, 2, 8, 8, 32), jnp.bfloat16)

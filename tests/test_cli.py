@@ -40,9 +40,9 @@ def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def on_all_devices(model: str) -> tuple[Any, Any]:
-    """As the command opens a model for one image: (pipe, params)."""
-    return jaxl.from_pretrained(model, dtype=jnp.float32, mesh=jaxl.make_mesh())
+def opened(model: str) -> tuple[Any, Any]:
+    """As the command opens a model: (pipe, params)."""
+    return jaxl.from_pretrained(model, dtype=jnp.float32)
 
 
 def command(*arguments: str) -> list[str]:
@@ -99,7 +99,7 @@ def test_generate(capsys: pytest.CaptureFixture[str]) -> None:
     assert settings["prompt"] == prompt
     facts = {name: settings.pop(name) for name in ("version", "model", "dtype")}
     assert facts == {"version": jaxl.__version__, "model": "tiny", "dtype": "float32"}
-    pipe, params = on_all_devices("tiny")
+    pipe, params = opened("tiny")
     again = pipe.generate(params, **settings).images[0]
     with Image.open("jaxl-11.png") as image:
         np.testing.assert_array_equal(np.asarray(image), np.asarray(again))
@@ -396,7 +396,7 @@ def test_standard_output_is_full() -> None:
 def test_every_mode(capsys: pytest.CaptureFixture[str], small: Any) -> None:
     """Image-to-image, inpainting, a refiner, another VAE and previews, each as the library does it."""
     model = small[0].checkpoint.source
-    pipe, params = on_all_devices(model)
+    pipe, params = opened(model)
     settings: dict[str, Any] = {"steps": 4, "width": 64, "height": 64, "seed": 5}
     flags = ("--model", model, "--steps", "4", "--size", "64x64", "--seed", "5", "--quiet")
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
@@ -437,7 +437,7 @@ def test_every_mode(capsys: pytest.CaptureFixture[str], small: Any) -> None:
 def test_textual_inversions(capsys: pytest.CaptureFixture[str], small: Any) -> None:
     """The picture is the one that the library draws, its file says what was in the prompt, and a folder warns."""
     model = small[0].checkpoint.source
-    pipe, params = on_all_devices(model)
+    pipe, params = opened(model)
     rng, widths = np.random.default_rng(0), {"clip_l": 16, "clip_g": 32}
     for name in ("one", "two", "more/three"):
         file = Path(f"{name}.safetensors")
@@ -465,7 +465,7 @@ def test_textual_inversions(capsys: pytest.CaptureFixture[str], small: Any) -> N
 def test_loras(capsys: pytest.CaptureFixture[str], small: Any) -> None:
     """By a flag or a tag, the picture is the one that the library draws, and its file says what it was drawn with."""
     model = small[0].checkpoint.source
-    pipe, params = on_all_devices(model)
+    pipe, params = opened(model)
     for seed, name in enumerate(("pencil", "loras/ink")):
         Path(name).parent.mkdir(exist_ok=True)
         write_lora(Path(f"{name}.safetensors"), pipe.model, seed, 4)
@@ -499,7 +499,7 @@ def test_loras(capsys: pytest.CaptureFixture[str], small: Any) -> None:
 def test_controls(capsys: pytest.CaptureFixture[str], small: Any) -> None:
     """The picture is the one that the library draws, and its file says what it was drawn with, but for the picture."""
     model = small[0].checkpoint.source
-    pipe, params = on_all_devices(model)
+    pipe, params = opened(model)
     write_folder(Path("edges"), dict(pipe.checkpoint.configs["unet"]), pipe.model, 1)
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save("lines.png")
     adapter = write_adapters(Path("adapters"), pipe.model.unet)["plus"]
@@ -570,7 +570,7 @@ def test_like_another_picture(capsys: pytest.CaptureFixture[str], small: Any) ->
 def test_second_passes(capsys: pytest.CaptureFixture[str], small: Any) -> None:
     """As the library draws them; a file says all, and flags replace parts of it."""
     model = small[0].checkpoint.source
-    pipe, params = on_all_devices(model)
+    pipe, params = opened(model)
     flags = ("--model", model, "--steps", "2", "--size", "64x64", "--seed", "5", "--quiet", "-o", "out.png")
     more = ("--hires", "96x64", "--hires-steps", "3", "--hires-strength", "0.5", "--hires-negative", "fog")
     assert run(["generate", "a cat", *flags, *more]) == 0, capsys.readouterr().err

@@ -10,7 +10,6 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from xla_flags import xla_flags
 
 import jaxl
 from jaxl.call.options import LoadOptions
@@ -34,7 +33,7 @@ print(json.dumps([max(codes), events.count("compile_requests_use_cache"), events
 
 def process(folder: Path, *commands: list[str]) -> tuple[list[str], list[int]]:
     """Run commands in a fresh process: what they print, and the highest exit status and counts."""
-    environment = {**os.environ, "JAXL_CACHE_DIR": str(folder / "programs"), "XLA_FLAGS": xla_flags(1)}
+    environment = {**os.environ, "JAXL_CACHE_DIR": str(folder / "programs")}
     done = subprocess.run(
         [sys.executable, "-c", CODE, json.dumps(commands)], env=environment, cwd=folder, capture_output=True, text=True
     )

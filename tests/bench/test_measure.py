@@ -1,5 +1,7 @@
 """Turns, ratios and counted compilations, and a workload on two devices."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -58,9 +60,10 @@ def test_compilations_are_counted() -> None:
     assert not seen
 
 
-def test_two_devices() -> None:
+def test_two_devices(small: Any) -> None:
     """Parameters load once for both workloads; one image on each device is two a call."""
-    pipe = open_pipeline("tiny", LoadOptions(dtype=jnp.float32, mesh=jaxl.make_mesh(jax.devices()[:2])))
+    mesh = jaxl.make_mesh(jax.devices()[:2])
+    pipe = open_pipeline(small[0].checkpoint.source, LoadOptions(dtype=jnp.float32, mesh=mesh))
     workloads = [Workload(2, 32, 32, 1, steps, "euler", 1.0) for steps in (1, 2)]
     shown: list[tuple[str, int, int]] = []
     rows = measure({2: pipe}, workloads, warmup=1, runs=2, progress=lambda *now: shown.append(now))

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from xla_flags import xla_flags
 
 import jaxl
 from jaxl.cli import run
@@ -31,7 +30,6 @@ def test_every_cell_runs(
     pytest.importorskip("flax")  # the article's program has it
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(Path(jaxl.__file__).parents[1]))
-    monkeypatch.setenv("XLA_FLAGS", xla_flags(1))
     names: dict[str, Any] = {}
     asked: list[tuple[str, ...]] = []
     plain = subprocess.Popen

@@ -103,7 +103,9 @@ def command(*argv: str) -> list[str]:
 @pytest.fixture(scope="module")
 def one_host(small: Any) -> Any:
     """A pipeline of this process alone, its parameters, and eight images."""
-    pipe, params = jaxl.from_pretrained(small[0].checkpoint.source, dtype=jnp.float32)
+    pipe, params = jaxl.from_pretrained(
+        small[0].checkpoint.source, dtype=jnp.float32, mesh=jaxl.make_mesh(jax.devices())
+    )
     assert pipe.mesh.size == 8
     return pipe, params, pipe.generate(params, PROMPT, num_images=8, **ASKED)
 

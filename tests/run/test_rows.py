@@ -62,17 +62,16 @@ def test_a_batch_is_filled_where_it_costs_nothing() -> None:
 
 
 def test_a_picture_is_that_of_one_device(small: Any) -> None:
-    """With guidance and without in one call, on four and eight devices; noise is added on the way."""
+    """With guidance and without in one call, on eight devices; noise is added on the way."""
     model = small[0].checkpoint.source
     asked = {"steps": 3, "seed": 1, "scheduler": "euler_a", "guidance_interval": (0, 0.5), **SIZE}
     drawn = []
-    for devices in (1, 4, 8):
+    for devices in (1, 8):
         pipe, params = on(devices, model)
         drawn.append(pipe.generate(params, "a red apple", **asked))
         assert pipe.bucket(1, 128, 64).batch == 1
-    for other in drawn[1:]:
-        np.testing.assert_allclose(other.latents, drawn[0].latents, rtol=2e-5, atol=2e-5)
-        np.testing.assert_allclose(other.images, drawn[0].images, atol=2e-5)
+    np.testing.assert_allclose(drawn[1].latents, drawn[0].latents, rtol=2e-5, atol=2e-5)
+    np.testing.assert_allclose(drawn[1].images, drawn[0].images, atol=2e-5)
 
 
 def test_all_that_exists_is_split(small: Any, tmp_path: Path) -> None:

@@ -167,7 +167,7 @@ except OutputError as error:
 
 def test_no_copy_of_split_parameters_stays_on_the_host(tmp_path: Path) -> None:
     """jax keeps what it gathers for NumPy in the array that was read; over a whole model that is a second copy."""
-    split = batch_sharding(make_mesh())
+    split = batch_sharding(make_mesh(jax.devices()))
     leaf = jax.device_put(np.arange(64.0, dtype=np.float32).reshape(8, 8), split)
     save_checkpoint(tmp_path / "model", CONFIGS, {"unet": {"linear": {"weight": leaf}}}, {})
     assert leaf._npy_value is None
