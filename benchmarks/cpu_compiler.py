@@ -14,6 +14,7 @@ import statistics
 from functools import partial
 from typing import Any
 from unittest.mock import patch
+from weakref import WeakValueDictionary
 
 import jax
 import numpy as np
@@ -51,9 +52,10 @@ def main() -> None:
     pictures, draws = [], {}
     params = open_pipeline(source, LoadOptions(dtype="float32")).load_params()
     for way, options in WAYS.items():
-        pipe = open_pipeline(source, LoadOptions(dtype="float32"))
-        draws[way] = partial(pipe.generate, params, "a llama", seed=1, steps=args.steps, guidance_scale=5.0)
-        with patch.object(programs, "compiled", partial(compiled_with, options)):
+        own = patch.object(programs, "_shared", WeakValueDictionary())  # or all ways would share the first one's
+        with own, patch.object(programs, "compiled", partial(compiled_with, options)):
+            pipe = open_pipeline(source, LoadOptions(dtype="float32"))
+            draws[way] = partial(pipe.generate, params, "a llama", seed=1, steps=args.steps, guidance_scale=5.0)
             pictures.append(np.asarray(draws[way]().images[0], float))
         print(f"{way}: {np.abs(pictures[-1] - pictures[0]).max():g} grey levels from the first", flush=True)
     for _ in range(args.runs):

@@ -10,18 +10,25 @@ from jaxl.run.compiler import OTHER_PRODUCTS, YNN, compiled, compiler_options
 FLOATS = {"weight": jnp.zeros((4, 4)), "key": jnp.zeros(2, jnp.uint32), "mask": jnp.zeros(4, bool)}
 
 
-def test_products_of_float32_on_intels_processors(monkeypatch: pytest.MonkeyPatch) -> None:
+INTEL = {"vendor_id": "GenuineIntel", "flags": "fma avx2 avx512f"}
+AMD = {"vendor_id": "AuthenticAMD", "flags": "fma avx2 avx512f"}
+OLDER = {"vendor_id": "AuthenticAMD", "flags": "fma avx2"}
+
+
+@pytest.mark.parametrize(
+    ("processor", "options"), [(INTEL, OTHER_PRODUCTS), (AMD, {}), (OLDER, OTHER_PRODUCTS), ({}, {})]
+)
+def test_products_of_float32(processor: dict[str, str], options: object, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("XLA_FLAGS", raising=False)
-    assert compiler_options("cpu", "GenuineIntel", FLOATS) == OTHER_PRODUCTS
-    assert compiler_options("cpu", "AuthenticAMD", FLOATS) == {}
-    assert compiler_options("tpu", "GenuineIntel", FLOATS) == {}
+    assert compiler_options("cpu", processor, FLOATS) == options
+    assert compiler_options("tpu", processor, FLOATS) == {}
     for dtype in (jnp.bfloat16, jnp.int8, jnp.float8_e4m3fn):
-        assert compiler_options("cpu", "GenuineIntel", {**FLOATS, "more": jnp.zeros(1, dtype)}) == {}
+        assert compiler_options("cpu", processor, {**FLOATS, "more": jnp.zeros(1, dtype)}) == {}
 
 
 def test_flags_of_the_environment_go_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XLA_FLAGS", f"--xla_cpu_use_fusion_emitters=true --{YNN}=")
-    assert compiler_options("cpu", "GenuineIntel", FLOATS) == {}
+    assert compiler_options("cpu", INTEL, FLOATS) == {}
 
 
 def test_products_are_compiled_the_other_way(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -29,8 +36,8 @@ def test_products_are_compiled_the_other_way(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.delenv("XLA_FLAGS", raising=False)
     traced = jax.jit(lambda x, y: x @ y).trace(jnp.ones((64, 64)), jnp.ones((64, 64)))
     texts = []
-    for vendor in ("GenuineIntel", "another"):
-        monkeypatch.setattr(compiler, "facts", lambda vendor=vendor: {"vendor_id": vendor})
+    for processor in (INTEL, AMD):
+        monkeypatch.setattr(compiler, "facts", lambda processor=processor: processor)
         made = compiled(traced, "cpu", products=True)
         texts.append(made.as_text())
         assert made(jnp.ones((64, 64)), jnp.ones((64, 64)))[0, 0] == 64
