@@ -25,7 +25,8 @@ A_WHILE = 600.0  # no measure of anything: only who fails waits so long
 
 @pytest.fixture(scope="module")
 def backend(small: Any, tmp_path_factory: pytest.TempPathFactory) -> PipelineBackend:
-    pipe, params = jaxl.from_pretrained(small[0].checkpoint.source, dtype="float32")
+    mesh = make_mesh(jax.devices()[:2])
+    pipe, params = jaxl.from_pretrained(small[0].checkpoint.source, dtype="float32", mesh=mesh)
     lanes = [Bucket(1, 64, width, guided=True, chunks=2) for width in (64, 96)] + [Bucket(1, 64, 64, guided=False)]
     weights = saved(tmp_path_factory.mktemp("upscaler") / "x4.pth", weights_of(golden("compact_4x")[0]))
     pipe.add_upscaler("x4", weights, tile=16, mesh=make_mesh(jax.devices()[-1:]))

@@ -6,6 +6,7 @@ import weakref
 from dataclasses import replace
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from adapters import adapter, dora, full
@@ -80,7 +81,8 @@ SETS: list[dict[str, Any]] = [
 def test_each_image_of_a_batch_has_its_own(worn: Any, compilations: Any) -> None:
     """Images with other adapters beside it change no bit of an image, and other adapters compile nothing."""
     one, _ = worn
-    pipe, params = jaxl.from_pretrained(one.checkpoint.source, dtype=np.float32)
+    mesh = jaxl.make_mesh(jax.devices())
+    pipe, params = jaxl.from_pretrained(one.checkpoint.source, dtype=np.float32, mesh=mesh)
     for each in one.loras.values():
         pipe.loras.add(each)
     prompts, seeds, scales = (

@@ -4,6 +4,7 @@ from dataclasses import replace
 from itertools import islice
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
@@ -20,7 +21,8 @@ SIZE = {"width": 64, "height": 64, "guidance_scale": 1.0}
 
 @pytest.fixture(scope="module")
 def backend(small: Any) -> PipelineBackend:
-    pipe, params = jaxl.from_pretrained(small[0].checkpoint.source, dtype="float32")
+    mesh = jaxl.make_mesh(jax.devices())
+    pipe, params = jaxl.from_pretrained(small[0].checkpoint.source, dtype="float32", mesh=mesh)
     backend = PipelineBackend(pipe, params, [Bucket(1, 64, 64, guided=False)], [5])
     backend.warm_up()
     return backend

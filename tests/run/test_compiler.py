@@ -1,11 +1,15 @@
 """XLA's options for programs."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import pytest
 
 from jaxl.run import compiler
+from jaxl.run.bucket import Bucket
 from jaxl.run.compiler import OTHER_PRODUCTS, YNN, compiled, compiler_options
+from jaxl.run.programs import ADVANCE, Programs
 
 FLOATS = {"weight": jnp.zeros((4, 4)), "key": jnp.zeros(2, jnp.uint32), "mask": jnp.zeros(4, bool)}
 
@@ -44,6 +48,22 @@ def test_products_are_compiled_the_other_way(monkeypatch: pytest.MonkeyPatch) ->
     assert "__ynn_fusion" not in str(texts[0])
     if "__ynn_fusion" not in str(texts[1]):
         pytest.skip("this jaxlib does not hand products to YNN")
+
+
+def test_an_image_of_a_batch_does_not_depend_on_its_place(small: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """XLA's own products have other last bits for other places, so only a picture that is alone has them."""
+    asked: list[bool] = []
+
+    def not_now(*_: object, products: bool) -> None:
+        asked.append(products)
+        raise ValueError("not now")
+
+    monkeypatch.setattr("jaxl.run.programs.compiled", not_now)
+    pipe = small[0]
+    for batch in (1, 4):
+        with pytest.raises(ValueError, match="not now"):
+            Programs(pipe.model, pipe.mesh, pipe.programs.shapes).get(ADVANCE, Bucket(batch, 64, 64, guided=True))
+    assert asked == [True, False]
 
 
 def test_a_jaxlib_that_does_not_know_the_options(monkeypatch: pytest.MonkeyPatch) -> None:

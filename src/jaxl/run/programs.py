@@ -367,7 +367,9 @@ class Programs:
     def _compile(self, program: AnyProgram, bucket: Bucket, future: Future[Any]) -> None:
         try:
             platform = self.target.mesh.devices.flat[0].platform
-            future.set_result(compiled(self.trace(program, bucket), platform, products=program.products))
+            # of several images those products would depend on each one's place, in the last bits
+            products = program.products and bucket.batch == 1
+            future.set_result(compiled(self.trace(program, bucket), platform, products=products))
         except BaseException as error:  # handed to whoever waits for the program
             with self._lock:
                 del self._futures[program, bucket]
