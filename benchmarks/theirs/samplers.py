@@ -96,16 +96,18 @@ def dpm_2(run: Run, ancestral: bool = False) -> Tensor:
     return x
 
 
-def dpmpp_2s_ancestral(run: Run) -> Tensor:
+def dpmpp_2s_ancestral(run: Run, cfg_pp: bool = False) -> Tensor:
+    """With CFG++ both halves of a step begin at latents that guidance has moved."""
     x = run.x
     for here, there in pairwise(run.sigmas):
         down, up = split(here, there, run.eta)
-        estimate = run.denoised(x, here)
+        estimate, unguided = run.estimates(x, here)
         if down == 0:
             x = estimate
         else:
             middle = ((here.log() + down.log()) / 2).exp()
-            x = exponential(x, run.denoised(exponential(x, estimate, here, middle), middle), here, down)
+            begun = x + (estimate - unguided) if cfg_pp else x
+            x = exponential(begun, run.denoised(exponential(begun, estimate, here, middle), middle), here, down)
         if there > 0:
             x = x + up * run.normal()
     return x
@@ -421,23 +423,6 @@ def euler_cfg_pp(run: Run, ancestral: bool = False) -> Tensor:
     return x
 
 
-def dpmpp_2s_ancestral_cfg_pp(run: Run) -> Tensor:
-    """Both halves of a step begin at latents that guidance has moved."""
-    x = run.x
-    for here, there in pairwise(run.sigmas):
-        down, up = split(here, there, run.eta)
-        guided, unguided = run.estimates(x, here)
-        if down == 0:
-            x = guided
-        else:
-            middle = ((here.log() + down.log()) / 2).exp()
-            moved = x + (guided - unguided)
-            x = exponential(moved, run.denoised(exponential(moved, guided, here, middle), middle), here, down)
-        if there > 0:
-            x = x + up * run.normal()
-    return x
-
-
 def dpmpp_2m_cfg_pp(run: Run) -> Tensor:
     x, last, before = run.x, None, torch.zeros(())
     for here, there in pairwise(run.sigmas):
@@ -599,7 +584,7 @@ SAMPLERS: dict[str, Sampler] = {
     "seeds_2": seeds_2,
     "euler_cfg_pp": euler_cfg_pp,
     "euler_ancestral_cfg_pp": partial(euler_cfg_pp, ancestral=True),
-    "dpmpp_2s_ancestral_cfg_pp": dpmpp_2s_ancestral_cfg_pp,
+    "dpmpp_2s_ancestral_cfg_pp": partial(dpmpp_2s_ancestral, cfg_pp=True),
     "dpmpp_2m_cfg_pp": dpmpp_2m_cfg_pp,
     "res_multistep_cfg_pp": res_multistep_cfg_pp,
     "res_multistep_ancestral_cfg_pp": partial(res_multistep_cfg_pp, ancestral=True),

@@ -20,6 +20,7 @@ import numpy as np
 from jaxl.bench.memory import peak_resident
 from jaxl.bench.peers import AUTO, DIFFUSERS_SCHEDULERS, SD_CPP_TWO_CALLS, Opening, find_sd_cpp
 from jaxl.bench.workload import PROMPT, Stages, Workload
+from jaxl.kernels.processor import cores
 
 
 class Program(Protocol):
@@ -232,7 +233,7 @@ class StableDiffusionCpp:
         write_original(opening.model, file)
         kind = {"bfloat16": "bf16", "float16": "f16", "float32": "f32"}[opening.dtype]
         # its own choice are all physical cores, even where this process may use less
-        allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        allowed = cores()
         threads = [] if allowed == os.cpu_count() else ["-t", str(allowed)]
         self.command = [program, "-m", str(file), "--type", kind, *threads]
         self.facts = {"program": Path(program).name, "device": opening.device, "threads": allowed}

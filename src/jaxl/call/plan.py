@@ -35,7 +35,7 @@ from jaxl.call.prompts import Chunk, read_prompts
 from jaxl.call.regions import PlannedRegion, read_regions, shares_of
 from jaxl.call.row_noise import RowNoise
 from jaxl.call.sizes import rounds, smallest_that_fits
-from jaxl.call.starts import Paste, Picture, default_size, is_whole, lengthened, read_sources, read_starts, span
+from jaxl.call.starts import Paste, Picture, default_size, lengthened, read_sources, read_starts, runs_whole, span
 from jaxl.call.styles import styled
 from jaxl.call.tiles import own_size, read_tiles, tiles_for
 from jaxl.config import Split, TinyVAEConfig, check_pag_layers
@@ -329,7 +329,7 @@ def make_plan(
     calls = round(whole.used / len(times)) if counts == "calls" else 1  # of the network in a step
     # some schedules are not as long as asked for
     of_calls = asked_steps if counts == "calls" else None
-    of_texts = Steps(calls * (of_calls if of_calls and not is_whole(counted) else len(times)))
+    of_texts = Steps(calls * (of_calls if of_calls and not runs_whole(counted) else len(times)))
     if earlier is not None:
         run_steps = of_calls if of_calls and not goes_on else len(times) - skip
         of_texts = Steps(calls * (skip + run_steps), calls * skip, calls * earlier)

@@ -12,7 +12,7 @@ import numpy as np
 from jaxl.call import arguments
 from jaxl.call.options import DrawOptions, Start, part
 from jaxl.call.plan import OTHER_PROMPTS, Plan
-from jaxl.call.starts import is_whole, lengthened
+from jaxl.call.starts import lengthened, runs_whole
 from jaxl.errors import InputError
 from jaxl.run.model import Model
 
@@ -100,7 +100,7 @@ def _plan_refining(
     own = {name: arguments.prompts_per_image(name, text, batch // each, each) for name, text in texts.items()}
     kept: dict[str, Any] = {name: value for name, value in options.items() if name not in OF_BASE}
     counted, steps = options.get("strength_steps", "part"), options.get("steps")
-    if is_whole(counted):  # more than were asked for, of which the last ones are run
+    if runs_whole(counted):  # more than were asked for, of which the last ones are run
         kept["steps"] = base.steps if steps is None else lengthened(steps, part(options, Start), model, counted)
     kept |= own | {"image": np.zeros(shape, np.float32), "denoising_start": at, "num_images": 1}
     return replace(make(kept.pop("prompt"), cast(DrawOptions, kept), earlier), refines=True)

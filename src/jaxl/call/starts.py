@@ -148,13 +148,13 @@ def lengthened(steps: int | None, start: Start, model: Model, counted: str) -> i
     """
     if counted not in STRENGTH_STEPS:
         raise InputError("strength_steps", counted, nearest(str(counted), STRENGTH_STEPS))
-    if not is_whole(counted) or steps is None or "image" not in start or "denoising_start" in start:
+    if not runs_whole(counted) or steps is None or "image" not in start or "denoising_start" in start:
         return steps
     strength = arguments.share("strength", start.get("strength", default_strength(start, model)))
     return int(steps / strength) if strength else steps
 
 
-def is_whole(counted: str) -> bool:
+def runs_whole(counted: str) -> bool:
     """Return whether all steps that are asked for are run from a picture, or all but a few."""
     return counted.startswith("whole")
 
@@ -184,7 +184,7 @@ def span(
         strength = arguments.share("strength", start.get("strength", default_strength(start, model)))
         if "denoising_start" in start:
             raise InputError("strength", strength, "leave it out: denoising_start says where to begin")
-        way = "part" if is_whole(counted) and not (asked and strength) else counted
+        way = "part" if runs_whole(counted) and not (asked and strength) else counted
         made = STRENGTH_STEPS[way](steps, asked or steps, strength)
         # the default share runs at least one step, for models of one step
         skip = steps - max(made, "strength" not in start)

@@ -23,6 +23,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxl.config import Split
 from jaxl.kernels.by_rows import ROWS
+from jaxl.kernels.processor import cores
 
 AXIS = "data"
 WHOLE, EACH, PIXELS = PartitionSpec(), PartitionSpec(AXIS), PartitionSpec(AXIS, ROWS)
@@ -43,12 +44,11 @@ def use_cores(spare: int = 0) -> None:
     meshes should not wait for, as a device does one thing after another.
     """
     global _spare
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     config: Any = jax.config
     forced = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if config.jax_num_cpu_devices == -1 and not forced:
         with suppress(RuntimeError):  # JAX has started
-            config.update("jax_num_cpu_devices", min(2, cores) + spare)
+            config.update("jax_num_cpu_devices", min(2, cores()) + spare)
             _spare = spare
 
 
