@@ -1,7 +1,8 @@
 """Which replica gets a request: policies, and a simulation of the engines behind them, event by event.
 
 A replica does what `jaxl.engine` does: one running batch for each lane, whose call costs the same however many of its
-places are full; lanes that take turns by rows; images that join and leave between calls, and are decoded behind them.
+places are full; lanes that take turns by their images' urgency; images that join and leave between calls, and are
+decoded behind them.
 What a policy knows of a replica is how many images it has in each lane, waiting or in the making.
 """
 
@@ -11,9 +12,12 @@ import heapq
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import numpy as np
 
+from jaxl.engine.forecast import Average
+from jaxl.engine.turns import Standing, urgency
 from jaxl.errors import InputError
 from jaxl.server import routing
 
@@ -150,7 +154,6 @@ class Lane:
     waiting: deque[tuple[int, Request]]
     running: list[tuple[int, int, Request]]
     run: int = 0
-    served: int = 0
 
 
 class Replica:
@@ -166,7 +169,7 @@ class Replica:
         self._lanes: dict[int, Lane] = {}
         self._lane: Lane | None = None  # of the call under way
         self._rows = self._arrived = self._finishing = 0
-        self._wanted: list[Lane] = []
+        self._row_seconds = Average()  # of what lanes it ran
         self._devices_free = self._decoder_free = 0.0
 
     def seen(self, at: float) -> Sequence[int]:
@@ -184,7 +187,7 @@ class Replica:
 
     def begin(self, now: float) -> float | None:
         """Begin a call, if there is something to do; when it ends."""
-        lane = self._lane = self._next_lane()
+        lane = self._lane = self._next_lane(now)
         self.idle = lane is None
         if lane is None:
             return None
@@ -203,7 +206,7 @@ class Replica:
         lane = self._lane
         assert lane is not None
         lane.run += self._rows
-        lane.served += self._rows
+        self._row_seconds.add(self.machine.row_seconds[lane.key])
         left = []
         while lane.running and lane.running[0][0] == lane.run:
             left.append(heapq.heappop(lane.running)[2])
@@ -229,18 +232,23 @@ class Replica:
     def _has_room(self) -> bool:
         return self._finishing < 2 * self.machine.places
 
-    def _next_lane(self) -> Lane | None:
+    def _next_lane(self, now: float) -> Lane | None:
         wanted = [lane for lane in self._lanes.values() if lane.running]
         if self._has_room():
             idle = [lane for lane in self._lanes.values() if lane.waiting and not lane.running]
             wanted += sorted(idle, key=lambda lane: lane.waiting[0][0])
-        most = max((lane.served for lane in self._lanes.values()), default=0)
-        least = min((lane.served for lane in wanted if lane in self._wanted), default=most)
-        for lane in wanted:
-            if lane not in self._wanted:
-                lane.served = max(lane.served, least)
-        self._wanted = wanted
-        return min(wanted, key=lambda lane: lane.served, default=None)
+        return max(wanted, key=lambda lane: self._urgency(lane, now), default=None)
+
+    def _urgency(self, lane: Lane, now: float) -> float:
+        """Of the images that would run; how long rows of a lane take is known once it has run some."""
+        row_seconds = self.machine.row_seconds[lane.key] if lane.run else self._row_seconds.value or 1.0
+        left = [(request, end - lane.run) for end, _, request in lane.running]
+        if self._has_room():
+            free = self.machine.places - len(left)
+            left += [(request, request.rows) for _, request in islice(lane.waiting, free)]
+        return urgency(
+            Standing(now - request.at, request.rows * row_seconds, rows * row_seconds) for request, rows in left
+        )
 
 
 @dataclass(frozen=True)

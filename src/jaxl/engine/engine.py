@@ -1,7 +1,7 @@
 """The loop: requests join and leave the running batches between calls, so that the chip stays full.
 
-One thread calls the devices. Each turn it frees the places of cancelled requests, picks the lane that has run the
-fewest rows, fills its free places with images that wait, and asks for some rows of all its images. Then it waits for
+One thread calls the devices. Each turn it frees the places of cancelled requests, picks the lane whose images are the
+most urgent, fills its free places with those that wait, and asks for some rows of all its images. Then it waits for
 the call before that one, and tells what came of it; so the devices always have one to go on with. Images that are done
 are decoded beside the next calls. Nothing an image is made of depends on its neighbours.
 """
@@ -20,7 +20,7 @@ from typing import Any
 
 from PIL import Image
 
-from jaxl.engine import forecast
+from jaxl.engine import forecast, turns
 from jaxl.engine.backend import Backend, Lora, Served
 from jaxl.engine.forecast import Average, Window
 from jaxl.engine.lane import Call, Lane, Work
@@ -82,7 +82,6 @@ class Engine:
         self._waiting: list[Work] = []
         self._finishing = 0
         self._lanes: dict[tuple[int, Hashable], Lane] = {}
-        self._wanted: list[Lane] = []  # the lanes with something to do at the last turn
         self._tickets: dict[Ticket, None] = {}  # a set in order
         self._counts = {field.name: 0 for field in fields(Stats)}
         self._busy_seconds = 0.0
@@ -278,13 +277,12 @@ class Engine:
                 self._attend(under_way)
                 self._close_lanes()
                 self._prepare()
-                lane = self._next_lane()
+                lane, joining = self._next_turn()
                 if lane is None and under_way is None:
                     if self._closed:
                         return
                     self._wake.wait(self._seconds_to_deadline())
                     continue
-                joining = [] if lane is None else self._admit(lane)
             following = None if lane is None else self._call(lane, joining)
             if under_way is not None:
                 following = self._land(under_way, following)
@@ -372,40 +370,33 @@ class Engine:
         expires = min((ticket.expires for ticket in self._tickets), default=float("inf"))
         return None if expires == float("inf") else max(expires - time.monotonic(), 0.0) + 0.001
 
-    def _next_lane(self) -> Lane | None:
-        """Return the lane that has run the fewest rows, of those with something to do.
-
-        A lane that was idle cannot catch up on rows it did not run, and if all were idle, none is behind (Goyal, Vin
-        and Cheng 1996, "Start-time Fair Queueing").
+    def _next_turn(self) -> tuple[Lane | None, list[Work]]:
+        """Return the lane that goes on, if one has something to do, and the images that get a place in it, which wait
+        no more.
         """
-        wanted = [lane for lane in self._lanes.values() if lane.count]
+        joining: dict[Lane, list[Work]] = {lane: [] for lane in self._lanes.values() if lane.count}
         for work in self._waiting if self._has_room() else ():
             if not work.ready:
                 continue
             lane = self._lanes.setdefault((id(work.backend), work.lane), Lane(work.backend, work.lane))
-            if lane not in wanted:
-                wanted.append(lane)
-        most = max((lane.served for lane in self._lanes.values()), default=0)
-        least = min((lane.served for lane in wanted if lane in self._wanted), default=most)
-        for lane in wanted:
-            if lane not in self._wanted:
-                lane.served = max(lane.served, least)
-        self._wanted = wanted
-        return min(wanted, key=lambda lane: lane.served, default=None)
+            if self.joins or not lane.count:
+                own = joining.setdefault(lane, [])
+                if lane.count + len(own) < lane.most:
+                    own.append(work)
+        now = time.monotonic()
+        first = max(joining, key=lambda lane: self._urgency(lane, joining[lane], now), default=None)
+        fitting = [] if first is None else joining[first]
+        self._waiting = [work for work in self._waiting if work not in fitting]
+        return first, fitting
+
+    def _urgency(self, lane: Lane, joining: Sequence[Work], now: float) -> float:
+        row_seconds = lane.row_seconds.value or self._row_seconds.value or 1.0
+        works = [*joining, *(work for _, work in lane.running())]
+        return turns.urgency(work.standing(now, row_seconds) for work in works)
 
     def _has_room(self) -> bool:
         """Return whether images may begin: not while many others wait to be decoded."""
         return self._finishing < 2 * self._places
-
-    def _admit(self, lane: Lane) -> list[Work]:
-        """Take the images that get a place in the lane now out of the queue, and return them."""
-        room = lane.most - lane.count
-        if not self._has_room() or (lane.count and not self.joins):
-            room = 0
-        own = [work for work in self._waiting if work.lane == lane.key and work.backend is lane.backend]
-        fitting = [work for work in own if work.ready][:room]
-        self._waiting = [work for work in self._waiting if work not in fitting]
-        return fitting
 
     def _call(self, lane: Lane, joining: list[Work]) -> Call | None:
         """Ask the devices for rows of a lane; None if nobody is there, or if it failed."""

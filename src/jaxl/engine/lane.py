@@ -13,6 +13,7 @@ from PIL import Image
 from jaxl.engine.backend import Backend, Batch, Mark
 from jaxl.engine.forecast import Average
 from jaxl.engine.request import Ticket
+from jaxl.engine.turns import Standing
 
 # seconds of waiting that one step of priority is worth
 PRIORITY_SECONDS = 10.0
@@ -62,8 +63,16 @@ class Work:
     @property
     def order(self) -> tuple[bool, float, int]:
         """The key of the queue: images that have begun go first, then the longest wait, with the priority added."""
-        ticket = self.ticket
-        return (self.stage == 0, ticket.submitted - PRIORITY_SECONDS * ticket.request.priority, self.index)
+        return (self.stage == 0, self.since, self.index)
+
+    @property
+    def since(self) -> float:
+        """The time from which it has waited, on the monotonic clock, with the priority added."""
+        return self.ticket.submitted - PRIORITY_SECONDS * self.ticket.request.priority
+
+    def standing(self, now: float, row_seconds: float) -> Standing:
+        """Return how it stands among those that want the devices, if rows take so long."""
+        return Standing(max(now - self.since, 0.0), self.total * row_seconds, self.rows_left * row_seconds)
 
     @property
     def rows_to_stop(self) -> int:
@@ -140,13 +149,12 @@ class Call:
 
 
 class Lane:
-    """A batch with its works by place. `served` counts the rows it was given, so that lanes take turns."""
+    """A batch with its works by place."""
 
     def __init__(self, backend: Backend, key: Hashable):
         self.backend = backend
         self.key = key
         self.places: list[Work | None] = []
-        self.served = 0
         self.row_seconds = Average()
         self._batch: Batch | None = None
 
@@ -197,7 +205,6 @@ class Lane:
     def run(self, rows: int, began: float) -> Call:
         """Ask the devices, now, for the next rows of all images; those at the end of a stage leave their places."""
         self.batch.advance(rows)
-        self.served += rows
         running = list(self.running())
         shown = [place for place, work in running if work.advance(rows)]
         previews = self.batch.previews() if shown else None
