@@ -237,10 +237,11 @@ class Replica:
         if self._has_room():
             idle = [lane for lane in self._lanes.values() if lane.waiting and not lane.running]
             wanted += sorted(idle, key=lambda lane: lane.waiting[0][0])
-        return max(wanted, key=lambda lane: self._urgency(lane, now), default=None)
+        return max(wanted, key=lambda lane: self.urgency(lane, now), default=None)
 
-    def _urgency(self, lane: Lane, now: float) -> float:
-        """Of the images that would run; how long rows of a lane take is known once it has run some."""
+    def urgency(self, lane: Lane, now: float) -> float:
+        """The lane with the most goes on: here that of the images that would run, as the engine has it."""
+        # how long rows of a lane take is known once it has run some
         row_seconds = self.machine.row_seconds[lane.key] if lane.run else self._row_seconds.value or 1.0
         left = [(request, end - lane.run) for end, _, request in lane.running]
         if self._has_room():
@@ -276,14 +277,15 @@ def simulate(
     delay: float = 0.0,
     together: bool = True,
     seed: int = 0,
+    kind: type[Replica] = Replica,
 ) -> tuple[np.ndarray, list[Replica]]:
     """The latency of each request, and the replicas in the end. The requests are in order and numbered from 0.
 
     delay: how many seconds old is what the policy knows of the replicas. together: whether all images of a request go
-    to one replica; else the policy is asked for each. seed: of what the policy draws.
+    to one replica; else the policy is asked for each. seed: of what the policy draws. kind: of the replicas.
     """
     random = np.random.default_rng(seed)
-    fleet = [Replica(machine) for _ in range(replicas)]
+    fleet = [kind(machine) for _ in range(replicas)]
     events: list[tuple[float, int, int, Decode | None]] = []  # when, in order, where: a call ends, an image is decoded
     pushed = 0
 
