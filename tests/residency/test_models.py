@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from left_over import left_over
 from lora_files import write_lora
 from safetensors.numpy import save_file
 from small_model import write_copy
@@ -175,6 +176,23 @@ def test_what_left_is_free_at_once(engine: Engine, models: Models, monkeypatch: 
     leaf = weakref.ref(models.open("m1").backend.params["unet"]["conv_in"]["bias"])
     drawn(engine, {"model": "m2"}, {"model": "m3"})
     assert leaf() is None
+
+
+def test_models_that_come_and_go_leave_nothing(
+    models: Models, folder: Path, how: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "host_memory", 0)
+
+    def swapped() -> None:
+        with Engine(models) as engine:
+            for name in ("m1", "m2"):
+                drawn(engine, {"model": name})
+
+    def loaded_anew() -> None:
+        with Engine(open_models([("m0", str(folder / "m0"))], before=models, **how)) as engine:
+            drawn(engine, {})
+
+    assert left_over(swapped) == left_over(loaded_anew) == {}
 
 
 def test_a_replaced_file_is_another_model(

@@ -13,13 +13,14 @@ import jax
 import jax.numpy as jnp
 import pytest
 from evaluation import SMALL
+from left_over import left_over
 
 from jaxl.config import ControlNetConfig, IPAdapterConfig, VisionConfig
 from jaxl.presets import SDXL_BASE
 from jaxl.run.adapters import Room
 from jaxl.run.bucket import Beginning, Branch, Bucket, Conditioning, Text
 from jaxl.run.model import Model
-from jaxl.run.programs import ADVANCE, ALL, NEUTRAL, PICTURE, PROGRAMS, AnyProgram, Programs
+from jaxl.run.programs import ADVANCE, ALL, MARK, NEUTRAL, PICTURE, PROGRAMS, AnyProgram, Programs
 from jaxl.run.sharding import make_mesh, place_parameters
 from jaxl.run.tiles import Tiles
 
@@ -93,6 +94,18 @@ def test_split_parameters_are_a_share_of_the_whole() -> None:
         for split in (False, True)
     )
     assert 1 / 8 <= split / whole < 1 / 8 + 0.01
+
+
+def test_programs_that_are_gone_leave_nothing(small: Any) -> None:
+    """Though JAX keeps what it traced of a function as long as that lives."""
+
+    def traced() -> None:
+        pipe, _ = small
+        programs = Programs(pipe.model, pipe.mesh, pipe.programs.shapes)
+        programs.trace(MARK, FULL)
+        programs.no_images(FULL)
+
+    assert left_over(traced) == {}
 
 
 def test_an_error_of_the_compiler_reaches_the_caller_each_time(tiny: Any) -> None:

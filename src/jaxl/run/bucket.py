@@ -19,7 +19,7 @@ from jaxl.run.controls import controlled_shapes
 from jaxl.run.image_prompts import Prompted
 from jaxl.run.model import Model
 from jaxl.run.regions import Regional
-from jaxl.run.target import Leaf, Target
+from jaxl.run.target import Leaf, Target, shapes_of
 from jaxl.run.tiles import Layout, Tiles
 
 # rows of a call for which images may be given noise: more would take more memory, fewer would make more calls
@@ -188,7 +188,7 @@ class Conditioning:
         text = Text.shapes(to)
         _, length, width = text.prompt_embeds.shape
         embeds = jax.ShapeDtypeStruct((b * g, bucket.chunks * length, width), text.prompt_embeds.dtype)
-        context = jax.eval_shape(unet_context, to.shapes["unet"], embeds)
+        context = shapes_of(unet_context, to.shapes["unet"], embeds)
         context = jax.tree.map(lambda leaf: to.split((b, g, *leaf.shape[1:]), leaf.dtype, branches=g), context)
         lengths = to.split((b, g), jnp.int32, branches=g) if bucket.chunks > 1 else None
         return cls(

@@ -16,7 +16,7 @@ from jaxl.nn.layers import Params
 from jaxl.nn.unet import unet_context
 from jaxl.run.control_kinds import Controlled, kind_of
 from jaxl.run.sharding import place_parameters
-from jaxl.run.target import Leaf, Target
+from jaxl.run.target import Leaf, Target, shapes_of
 from jaxl.weights.winograd import with_winograd_shapes
 
 
@@ -77,8 +77,8 @@ def controlled_shapes(
     """
     images, *pixels = size
     params, *told = embed_shapes(to, cfg, *pixels)
-    embedded, kinds = jax.eval_shape(kind_of(cfg).embed, params, *told)
-    context = jax.eval_shape(unet_context, params, texts) if kind_of(cfg).reads_texts else {}
+    embedded, kinds = shapes_of(kind_of(cfg).embed, params, *told)
+    context = shapes_of(unet_context, params, texts) if kind_of(cfg).reads_texts else {}
 
     def of_images(tree: Any) -> Any:
         return jax.tree.map(lambda leaf: to.split((images, *leaf.shape[1:]), leaf.dtype), tree)

@@ -16,7 +16,7 @@ from jaxl.nn.ip_adapter import image_context_shapes, image_projection_shapes
 from jaxl.nn.layers import Params
 from jaxl.nn.unet import ImageContext, transformer_sizes, unet_context, unet_shapes
 from jaxl.run.sharding import place_parameters
-from jaxl.run.target import Leaf, Target
+from jaxl.run.target import Leaf, Target, shapes_of
 
 ENCODER, PROJECTION, CONTEXT = "image_encoder", "image_proj", "unet"  # the parts of an IP-Adapter
 
@@ -57,7 +57,7 @@ class Prompted:
         """Return those for latents [B, h, w, C], where a picture has room for so many tokens."""
         unet, params = to.model.unet, context_shapes(to)
         embeds = jax.ShapeDtypeStruct((images * branches, tokens, unet.cross_attention_dim), dtype_of(to))
-        context = jax.eval_shape(unet_context, params, embeds)
+        context = shapes_of(unet_context, params, embeds)
         return cls(
             context=jax.tree.map(
                 lambda leaf: to.split((images, branches, *leaf.shape[1:]), leaf.dtype, branches=branches), context

@@ -321,7 +321,7 @@ class Programs:
     ):
         self.target = Target(model, mesh, shapes, tile, split_parameters, split_pictures)
         self._futures: dict[tuple[AnyProgram, Bucket], Future[Any]] = {}
-        self._told: dict[Bucket, Conditioning] = {}
+        self._states: dict[Bucket, tuple[Slots, Conditioning]] = {}
         self._none_given: dict[tuple[int, int, int], GivenNoise] = {}
         self._lock = threading.Lock()
 
@@ -347,7 +347,9 @@ class Programs:
             takes = jax.tree.map(lambda leaf: with_sharding(leaf, on_mesh(mesh, leaf.sharding)), takes)
             gives = jax.tree.map(partial(on_mesh, mesh), gives)
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            run = jax.jit(program.run(to, bucket), donate_argnums=program.donates, out_shardings=gives)
+            # of its own, as JAX keeps what it traced of a function as long as that lives
+            own = partial(program.run(to, bucket))
+            run = jax.jit(own, donate_argnums=program.donates, out_shardings=gives)
             return run.trace(*takes)
 
     def begin(self, program: AnyProgram, bucket: Bucket | None = None) -> Future[Any]:
@@ -405,14 +407,18 @@ class Programs:
         return _placed_zeros(self.told(bucket).image_prompts[place])
 
     def told(self, bucket: Bucket) -> Conditioning:
-        """Return the shapes of what the network is told, traced once: each image that joins needs them."""
-        if bucket not in self._told:
-            self._told[bucket] = Conditioning.shapes(self.target, bucket)
-        return self._told[bucket]
+        """Return the shapes of what the network is told."""
+        return self._state_of(bucket)[1]
 
     def no_images(self, bucket: Bucket) -> tuple[Slots, Conditioning]:
         """Return slots of a bucket that are all at their end, and what the network is told of them: zeros."""
-        return _zeros(_state(self.target, bucket))
+        return _zeros(self._state_of(bucket))
+
+    def _state_of(self, bucket: Bucket) -> tuple[Slots, Conditioning]:
+        """Return the shapes of a batch, traced once: each image that joins needs them, and each batch that begins."""
+        if bucket not in self._states:
+            self._states[bucket] = _state(self.target, bucket)
+        return self._states[bucket]
 
 
 _shared: WeakValueDictionary[Hashable, Programs] = WeakValueDictionary()

@@ -33,7 +33,7 @@ from jaxl.run.guidance import perpendicular, shaped
 from jaxl.run.image_prompts import ENCODER, PROJECTION
 from jaxl.run.model import Model
 from jaxl.run.sharding import EACH, PIXELS, WHOLE, by_rows, split_images, splits_pictures, spread, whole, with_sharding
-from jaxl.run.target import Leaf, Target
+from jaxl.run.target import Leaf, Target, shapes_of
 from jaxl.run.tiles import in_tiles
 from jaxl.weights.quantise import observing
 
@@ -86,7 +86,7 @@ def start(b: Beginning) -> Slots:
 
 def slots_shapes(to: Target, bucket: Bucket) -> Slots:
     """The shapes of slots, as `start` makes them, with features if the bucket is cached."""
-    slots = jax.eval_shape(start, Beginning.shapes(to, bucket))
+    slots = shapes_of(start, Beginning.shapes(to, bucket))
     slots = with_sharding(slots, split_images(to.mesh, bucket.batch))
     return replace(slots, features=features_shapes(to, bucket))
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -16,6 +18,12 @@ from jaxl.run.model import Model
 from jaxl.run.sharding import replicated, shares, split_images, split_pictures
 
 Leaf = Any  # an array on the devices or on the host, or the shape of one
+
+
+def shapes_of(run: Callable[..., Any], *arguments: Any) -> Any:
+    """Return the shapes of what a function makes of arguments with such shapes; it is only traced."""
+    # JAX keeps what each call traced as long as the function lives, so it is given one that does not
+    return jax.eval_shape(partial(run), *arguments)
 
 
 @dataclass(frozen=True, eq=False)
