@@ -134,11 +134,11 @@ class Supervisor:
         backend, name = loaded.backend, self.settings.model
         if isinstance(self.engine, Engine):
             self.engine.replace(backend)
-            gc.collect()  # what the old one leaves has circles
-            give_back()
+            _tidy()
             self._learn(backend.defaults)
             self.say(f"loaded {name} anew in {loaded.seconds:.1f} s")
             return
+        _tidy()
         engine = Engine(backend, **vars(self.engine_options))
         app = self._app(engine, backend.defaults, backend.chips, self.want_loaded)
         engine.start()
@@ -198,8 +198,7 @@ class Supervisor:
     def _unload(self) -> bool:
         if self.loading or not isinstance(self.engine, Engine) or not self.engine.unload():
             return False
-        gc.collect()
-        give_back()
+        _tidy()
         self.say(f"unloaded {self.settings.model}; the next request loads it again")
         return True
 
@@ -303,3 +302,9 @@ def listen(options: HttpOptions) -> socket.socket:
         name, value = ("host", host) if error.errno in NO_ADDRESS else ("port", port)
         remedy = "give an address of this machine" if name == "host" else "give another, or 0 for any that is free"
         raise InputError(name, value, f"{os.strerror(error.errno or 0).lower()}; {remedy}") from None
+
+
+def _tidy() -> None:
+    """Free what loading, compiling, or a backend that is gone leave: it has circles."""
+    gc.collect()
+    give_back()
