@@ -248,7 +248,7 @@ def test_the_ancestral_scheduler_draws_the_variance_of_the_data() -> None:
     names = ("euler_a", "dpm++2m_sde", "ddim", "dpm2_a", "dpm++2s_a", "dpm++sde", "dpm++3m_sde")
     tables = [build_table(config, 200, name, eta=1.0) for name in names]
     tables += [build_table(config, 200, name, s_churn=40.0) for name in ("euler", "heun", "dpm2")]
-    unit = np.random.default_rng(0).standard_normal((1, 64, 64, 1), np.float32).repeat(len(tables), 0)
+    unit = np.random.default_rng(0).standard_normal((1, 48, 48, 1), np.float32).repeat(len(tables), 0)
     slots = init_slots(
         np.stack([table.rows[:400] for table in tables]),
         np.array([table.used for table in tables]),

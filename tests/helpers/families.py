@@ -46,5 +46,19 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "koala": BASE | {"layers_per_block": 1, "mid_block_type": None},
     "convolutional projections": BASE | {"use_linear_projection": False},
 }
+# with as few layers as tell what is at which level and place, for what compiles them
+FEW: dict[str, Any] = {"layers_per_block": 1, "transformer_layers_per_block": [1, 1, 2]}
+_OWN: dict[str, dict[str, Any]] = {
+    "refiner": {"transformer_layers_per_block": [1, 1, 2, 1]},
+    "ssd-1b": {
+        "transformer_layers_per_block": [1, [2], [1]],
+        "reverse_transformer_layers_per_block": [[1, 2], [2, 1], 1],
+    },
+    "vega": {
+        "transformer_layers_per_block": [1, [1], [2]],
+        "reverse_transformer_layers_per_block": [[2, 1], [1, 1], 1],
+    },
+}
+THIN: dict[str, dict[str, Any]] = {name: raw | FEW | _OWN.get(name, {}) for name, raw in FAMILIES.items()}
 # apart, because it takes one argument more, the guidance scale, which the original layout has no name for
 LCM: dict[str, Any] = BASE | {"time_cond_proj_dim": 16}

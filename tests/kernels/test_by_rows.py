@@ -21,15 +21,21 @@ from jaxl.nn.layers import conv, upsampled_conv
 from jaxl.nn.quantised import quantise_weight, scale_of
 from jaxl.run.sharding import AXIS, PIXELS, WHOLE, by_rows
 
-KEYS = jax.random.split(jax.random.key(0), 9)
-X, SKIP = jax.random.normal(KEYS[0], (2, 8, 16, 128)), jax.random.normal(KEYS[1], (2, 8, 16, 8))
-WEIGHT, BOTH = 0.1 * jax.random.normal(KEYS[2], (3, 3, 128, 64)), 0.1 * jax.random.normal(KEYS[3], (3, 3, 136, 64))
-BIAS = jax.random.normal(KEYS[4], (64,))
-NORM = jax.random.normal(KEYS[5], (2, 136)), jax.random.normal(KEYS[6], (2, 136))
-INT8, SCALE = quantise_weight(BOTH, jnp.int8)
+RNG = np.random.default_rng(0)
+
+
+def drawn(*shape: int, scale: float = 1.0) -> jax.Array:
+    return jnp.asarray(RNG.standard_normal(shape, np.float32) * np.float32(scale))
+
+
+X, SKIP = drawn(2, 8, 16, 128), drawn(2, 8, 16, 8)
+WEIGHT, BOTH = drawn(3, 3, 128, 64, scale=0.1), drawn(3, 3, 136, 64, scale=0.1)
+BIAS = drawn(64)
+NORM = drawn(2, 136), drawn(2, 136)
+INT8, SCALE = jax.jit(quantise_weight, static_argnums=1)(BOTH, jnp.int8)
 SCALES = scale_of(jnp.float32(1.0), jnp.int8), SCALE
 LAYER = {"weight": WEIGHT, "bias": BIAS}
-LORA = {**LAYER, DOWN: jax.random.normal(KEYS[7], (2, 128, 3, 3, 4)) / 30, UP: jax.random.normal(KEYS[8], (2, 4, 64))}
+LORA = {**LAYER, DOWN: drawn(2, 128, 3, 3, 4, scale=1 / 30), UP: drawn(2, 4, 64)}
 WIDE = partial(conv, kernels=Kernels(sums="wide"))
 
 OPERATIONS: dict[str, Callable[[Any, Any], Any]] = {
@@ -61,10 +67,10 @@ def test_rows_see_their_neighbours(name: str) -> None:
     operation = OPERATIONS[name]
     mesh = Mesh(np.asarray(jax.devices()[:4]).reshape(1, 4), (AXIS, ROWS))
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-        split = jax.jit(by_rows(operation, PIXELS, PIXELS), in_shardings=(jax.sharding.NamedSharding(mesh, WHOLE),) * 2)
-        text = split.lower(X, SKIP).compile().as_text()
+        given = jax.device_put((X, SKIP), jax.sharding.NamedSharding(mesh, WHOLE))
+        split = jax.jit(by_rows(operation, PIXELS, PIXELS)).lower(*given).compile()
     whole = jax.jit(operation)(X, SKIP)
-    got = np.asarray(split(X, SKIP), np.float32)
+    got, text = np.asarray(split(*given), np.float32), split.as_text() or ""
     assert got.shape == whole.shape
     np.testing.assert_allclose(got, np.asarray(whole, np.float32), rtol=2e-4, atol=2e-4)
     assert "collective-permute" in text or name in ("norm", "FreeU")
@@ -80,7 +86,8 @@ def test_attention_sees_all_tokens(heads: int, devices: int, collective: str) ->
 
     mesh = Mesh(np.asarray(jax.devices()[:devices]).reshape(1, devices), (AXIS, ROWS))
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-        split = jax.jit(by_rows(attend, PIXELS), in_shardings=jax.sharding.NamedSharding(mesh, WHOLE))
-        text = split.lower(X).compile().as_text() or ""
-    np.testing.assert_allclose(split(X), jax.jit(attend)(X), rtol=2e-6, atol=2e-6)
+        given = jax.device_put(X, jax.sharding.NamedSharding(mesh, WHOLE))
+        split = jax.jit(by_rows(attend, PIXELS)).lower(given).compile()
+    text = split.as_text() or ""
+    np.testing.assert_allclose(split(given), jax.jit(attend)(X), rtol=2e-6, atol=2e-6)
     assert [each for each in ("all-to-all", "all-gather") if each in text] == [collective]

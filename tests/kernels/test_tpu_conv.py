@@ -1,9 +1,13 @@
 """Normalised convolutions for TPUs, interpreted, beside what XLA compiles anywhere."""
 
+from functools import partial
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from draws import normal
 from jax import lax
 
 from jaxl.kernels import tpu_conv
@@ -28,6 +32,14 @@ def reference(x, weight, bias, norm, residual):
     return y if residual is None else y + residual.astype(jnp.float32)
 
 
+def weights(inputs: int, outputs: int, dtype: Any = np.float32) -> jax.Array:
+    return jnp.asarray((0.1 * np.asarray(normal(1, 3, 3, inputs, outputs))).astype(dtype))
+
+
+REFERENCE = jax.jit(reference)
+OURS = jax.jit(partial(tpu_conv.conv, interpret=True))
+
+
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize(
     ("height", "width", "inputs", "outputs", "normed", "with_residual"),
@@ -40,46 +52,47 @@ def reference(x, weight, bias, norm, residual):
 def test_equals_xla(
     height: int, width: int, inputs: int, outputs: int, normed: bool, with_residual: bool, dtype: jnp.dtype
 ) -> None:
-    keys = jax.random.split(jax.random.key(0), 6)
-    x = jax.random.normal(keys[0], (2, height, width, inputs), dtype)
-    weight = 0.1 * jax.random.normal(keys[1], (3, 3, inputs, outputs), dtype)
-    bias = jax.random.normal(keys[2], (outputs,))
-    norm = (jax.random.normal(keys[3], (2, inputs)), jax.random.normal(keys[4], (2, inputs))) if normed else None
-    residual = jax.random.normal(keys[5], (2, height, width, outputs), dtype) if with_residual else None
+    x = normal(0, 2, height, width, inputs, dtype=dtype)
+    weight = weights(inputs, outputs, dtype)
+    bias = normal(2, outputs)
+    norm = (normal(3, 2, inputs), normal(4, 2, inputs)) if normed else None
+    residual = normal(5, 2, height, width, outputs, dtype=dtype) if with_residual else None
     assert tpu_conv.takes(x, weight)
-    ours = tpu_conv.conv(x, weight, bias, norm, residual, interpret=True)
+    ours = OURS(x, weight, bias, norm, residual)
     assert ours.dtype == dtype
     tolerance = 2e-5 if dtype == jnp.float32 else 0.03
-    theirs = reference(x, weight, bias, norm, residual)
-    np.testing.assert_allclose(ours.astype(jnp.float32), theirs, rtol=tolerance, atol=tolerance)
+    theirs = REFERENCE(x, weight, bias, norm, residual)
+    np.testing.assert_allclose(np.asarray(ours, np.float32), theirs, rtol=tolerance, atol=tolerance)
 
 
 def test_a_skip_is_joined() -> None:
-    keys = jax.random.split(jax.random.key(0), 3)
-    x, weight = jax.random.normal(keys[0], (2, 8, 16, 200)), 0.1 * jax.random.normal(keys[1], (3, 3, 200, 64))
-    norm = (jax.random.normal(keys[2], (2, 200)), jnp.ones((2, 200)))
-    joined = tpu_conv.conv(x, weight, jnp.zeros(64), norm, interpret=True)
-    own, skip = jnp.split(x, [tpu_conv.LANES], axis=-1)
+    x, weight, bias = normal(0, 2, 8, 16, 200), weights(200, 64), np.zeros(64, np.float32)
+    norm = (normal(2, 2, 200), np.ones((2, 200), np.float32))
+    joined = OURS(x, weight, bias, norm)
+    own, skip = np.split(x, [tpu_conv.LANES], axis=-1)
     assert tpu_conv.takes(own, weight)
-    np.testing.assert_array_equal(tpu_conv.conv(own, weight, jnp.zeros(64), norm, skip=skip, interpret=True), joined)
+    np.testing.assert_array_equal(OURS(own, weight, bias, norm, skip=skip), joined)
 
 
 @pytest.mark.parametrize("with_norm", [True, False])
 def test_int8_equals_xla(with_norm: bool) -> None:
-    keys = jax.random.split(jax.random.key(0), 5)
-    x = jax.random.normal(keys[0], (2, 8, 32, 24))
-    weight, scale = quantise_weight(0.1 * jax.random.normal(keys[1], (3, 3, 24, 64)), jnp.int8)
-    bias = jax.random.normal(keys[2], (64,))
-    norm = (jax.random.normal(keys[3], (2, 24)), jax.random.normal(keys[4], (2, 24))) if with_norm else None
+    x, bias = normal(0, 2, 8, 32, 24), normal(2, 64)
+    weight, scale = quantise_weight(weights(24, 64), jnp.int8)
+    norm = (normal(3, 2, 24), normal(4, 2, 24)) if with_norm else None
     input_scale = scale_of(jnp.float32(1.0), jnp.int8)
     assert tpu_conv.takes(x, weight)
-    residual = jnp.ones((2, 8, 32, 64))
-    ours = tpu_conv.conv(x, weight, bias, norm, residual, scales=(input_scale, scale), interpret=True)
-    normed = x if norm is None else jax.nn.silu(x * norm[0][:, None, None] + norm[1][:, None, None])
+    residual = np.ones((2, 8, 32, 64), np.float32)
+    ours = OURS(x, weight, bias, norm, residual, scales=(input_scale, scale))
     layer = {"weight": weight, "bias": bias, "scale": scale, "input_scale": input_scale}
-    theirs = conv(layer, normed) + residual
+
+    @jax.jit
+    def plain(x: jax.Array) -> jax.Array:
+        normed = x if norm is None else jax.nn.silu(x * norm[0][:, None, None] + norm[1][:, None, None])
+        return conv(layer, normed) + residual
+
+    theirs = np.asarray(plain(x))
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-3)  # a rounded input may be the next number
-    assert np.median(np.abs(ours - theirs)) < 1e-6
+    assert np.median(np.abs(np.asarray(ours) - theirs)) < 1e-6
 
 
 @pytest.mark.parametrize(
@@ -103,7 +116,7 @@ def test_takes_sdxl() -> None:
 
 @pytest.mark.parametrize("size", [(4, 8), (64, 32)])
 def test_moments(size: tuple[int, int]) -> None:
-    x = 100 + jax.random.normal(jax.random.key(0), (2, *size, 24))
+    x = jnp.asarray(100 + np.asarray(normal(0, 2, *size, 24)))
     assert tpu_conv.takes_moments(x)
     mean, variance = tpu_conv.moments(x, interpret=True)
     exact = np.asarray(x, np.float64)

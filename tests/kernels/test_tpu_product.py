@@ -1,11 +1,13 @@
 """Products in int8 for TPUs, interpreted, beside the layers that XLA compiles anywhere."""
 
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from draws import normal
 
 from jaxl.kernels import XLA, Kernels, tpu_product
 from jaxl.nn.layers import gelu, layer_norm, linear
@@ -14,18 +16,23 @@ from jaxl.nn.unet import transformer_block, transformer_block_shapes
 from jaxl.weights.layout import flatten, unflatten
 from jaxl.weights.quantise import layers
 
-KEYS = jax.random.split(jax.random.key(0), 6)
+QUANTISE = jax.jit(quantise_weight, static_argnums=1)
+OURS = jax.jit(partial(tpu_product.product, interpret=True), static_argnames="gate")
 
 
 def layer(inputs: int, outputs: int) -> dict[str, jax.Array]:
     """A quantised layer whose input scale cuts off what is beyond 3."""
-    weight, scale = quantise_weight(jax.random.normal(KEYS[0], (inputs, outputs)) / inputs**0.5, jnp.int8)
-    bias = jax.random.normal(KEYS[1], (outputs,))
-    return {"weight": weight, "scale": scale, "bias": bias, "input_scale": scale_of(jnp.float32(3.0), jnp.int8)}
+    weight, scale = QUANTISE(np.asarray(normal(0, inputs, outputs)) / np.float32(inputs**0.5), jnp.int8)
+    return {
+        "weight": weight,
+        "scale": scale,
+        "bias": normal(1, outputs),
+        "input_scale": scale_of(jnp.float32(3.0), jnp.int8),
+    }
 
 
 def product(p: dict[str, jax.Array], x: jax.Array, **more: Any) -> jax.Array:
-    return tpu_product.product(x, p["weight"], p["input_scale"], p["scale"], p.get("bias"), **more, interpret=True)
+    return OURS(x, p["weight"], p["input_scale"], p["scale"], p.get("bias"), **more)
 
 
 @pytest.mark.parametrize(
@@ -36,26 +43,33 @@ def product(p: dict[str, jax.Array], x: jax.Array, **more: Any) -> jax.Array:
     ],
 )
 def test_equals_the_layer(rows: int, inputs: int, outputs: int, dtype: Any, normed: bool) -> None:
-    p, x = layer(inputs, outputs), jax.random.normal(KEYS[2], (rows, inputs), dtype)
-    norm = {"weight": jax.random.normal(KEYS[3], (inputs,)), "bias": jax.random.normal(KEYS[4], (inputs,))}
-    residual = jax.random.normal(KEYS[5], (rows, outputs), dtype)
+    p, x = layer(inputs, outputs), normal(2, rows, inputs, dtype=dtype)
+    norm = {"weight": normal(3, inputs), "bias": normal(4, inputs)}
+    residual = normal(5, rows, outputs, dtype=dtype)
     own = (norm["weight"], norm["bias"]) if normed else None
     assert tpu_product.takes(x, p["weight"])
-    theirs = linear(p, layer_norm(norm, x) if normed else x)
-    first, second = jnp.split(theirs, 2, axis=-1)
+
+    @jax.jit
+    def plain(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        theirs = linear(p, layer_norm(norm, x) if normed else x)
+        first, second = jnp.split(theirs, 2, axis=-1)
+        return theirs + residual, first * gelu(second)
+
+    added, gated = plain(x)
     # a rounded input may be the next number, where 1 / scale is not exact
     tolerance = 1e-5 if dtype == jnp.float32 else 0.06
 
     def alike(ours: jax.Array, wanted: jax.Array) -> None:
         assert ours.dtype == dtype
-        np.testing.assert_allclose(ours.astype(jnp.float32), wanted.astype(jnp.float32), rtol=tolerance, atol=tolerance)
+        numbers = (np.asarray(each, np.float32) for each in (ours, wanted))
+        np.testing.assert_allclose(*numbers, rtol=tolerance, atol=tolerance)
 
-    alike(product(p, x, norm=own, residual=residual), theirs + residual)
-    alike(product(p, x, norm=own, gate=gelu), first * gelu(second))
+    alike(product(p, x, norm=own, residual=residual), added)
+    alike(product(p, x, norm=own, gate=gelu), gated)
 
 
 def test_a_layer_without_a_bias() -> None:
-    p, x = layer(128, 256), jax.random.normal(KEYS[2], (8, 128))
+    p, x = layer(128, 256), normal(2, 8, 128)
     del p["bias"]
     np.testing.assert_allclose(product(p, x), linear(p, x), rtol=1e-5, atol=1e-5)
 
@@ -70,16 +84,23 @@ def test_a_block_is_made_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
     product = tpu_product.product
     monkeypatch.setattr(tpu_product, "product", interpreted)
     shapes = transformer_block_shapes(128, 64, jnp.float32)
-    keys = iter(jax.random.split(jax.random.key(0), 64))
-    params = jax.tree.map(lambda leaf: jax.random.normal(next(keys), leaf.shape) / leaf.shape[0] ** 0.5, shapes)
+    rng = np.random.default_rng(0)
+
+    def drawn(*shape: int) -> np.ndarray:
+        return rng.standard_normal(shape, np.float32)
+
+    params = jax.tree.map(lambda leaf: drawn(*leaf.shape) / np.float32(leaf.shape[0] ** 0.5), shapes)
     leaves = flatten({"0": {"transformer_blocks": {"0": params}}})
     for path in layers(unflatten(leaves)):
-        leaves[f"{path}.weight"], leaves[f"{path}.scale"] = quantise_weight(leaves[f"{path}.weight"], jnp.int8)
+        leaves[f"{path}.weight"], leaves[f"{path}.scale"] = QUANTISE(leaves[f"{path}.weight"], jnp.int8)
         leaves[f"{path}.input_scale"] = scale_of(jnp.float32(4.0), jnp.int8)
     p = unflatten(leaves)["0"]["transformer_blocks"]["0"]
-    context = {name: jax.random.normal(next(keys), (2, 5, 128)) for name in ("k", "v")}
-    tokens = jax.random.normal(next(keys), (2 * 16, 128))
-    made = [transformer_block(p, tokens, context, 2, each, None, None, {}) for each in (XLA, Kernels(product="tpu"))]
+    context = {name: drawn(2, 5, 128) for name in ("k", "v")}
+    block = jax.jit(
+        lambda tokens, kernels: transformer_block(p, tokens, context, 2, kernels, None, None, {}), static_argnums=1
+    )
+    tokens = drawn(2 * 16, 128)
+    made = [block(tokens, each) for each in (XLA, Kernels(product="tpu"))]
     assert len(called) == 8
     np.testing.assert_allclose(made[1], made[0], rtol=0, atol=0.05)
 

@@ -1,9 +1,12 @@
 """Convolutions of pictures at twice their size, interpreted, beside the enlarged picture's."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from draws import normal
 
 from jaxl.kernels import tpu_upsampled_conv
 from jaxl.nn.layers import conv, upsample
@@ -14,16 +17,15 @@ from jaxl.nn.layers import conv, upsample
     [(3, 16, 24, 64), (20, 32, 8, 512)],  # the second in several programs in each direction
 )
 def test_equals_a_convolution_of_the_enlarged_picture(height: int, width: int, inputs: int, outputs: int) -> None:
-    keys = jax.random.split(jax.random.key(0), 3)
-    x = jax.random.normal(keys[0], (2, height, width, inputs), jnp.bfloat16)
-    weight = jax.random.normal(keys[1], (3, 3, inputs, outputs), jnp.bfloat16) / (9 * inputs) ** 0.5
-    bias = jax.random.normal(keys[2], (outputs,))
+    rng, bias = np.random.default_rng(0), normal(2, outputs)
+    x = normal(0, 2, height, width, inputs, dtype=jnp.bfloat16)
+    weight = (rng.standard_normal((3, 3, inputs, outputs)) / (9 * inputs) ** 0.5).astype(jnp.bfloat16)
     assert tpu_upsampled_conv.takes(x, weight)
-    ours = tpu_upsampled_conv.conv(x, weight, bias, interpret=True)
+    ours = jax.jit(partial(tpu_upsampled_conv.conv, interpret=True))(x, weight, bias)
     assert ours.dtype == jnp.bfloat16
-    exact = {"weight": weight.astype(jnp.float32), "bias": bias}
-    theirs = conv(exact, upsample(x.astype(jnp.float32), 2 * height, 2 * width))
-    np.testing.assert_allclose(ours.astype(jnp.float32), theirs, rtol=0.02, atol=0.02)
+    exact = {"weight": weight.astype(np.float32), "bias": bias}
+    theirs = jax.jit(lambda x: conv(exact, upsample(x, 2 * height, 2 * width)))(np.asarray(x, np.float32))
+    np.testing.assert_allclose(np.asarray(ours, np.float32), theirs, rtol=0.02, atol=0.02)
 
 
 @pytest.mark.parametrize(

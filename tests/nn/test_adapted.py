@@ -2,16 +2,20 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxl.kernels import XLA
+from jaxl.nn import layers
 from jaxl.nn.layer_kinds import DOWN, SCALE_IN, SCALE_OUT, UP, adapted, layer_of
-from jaxl.nn.layers import conv, linear
 from jaxl.nn.quantised import quantise_weight
 
 IMAGES, RANK = 3, 2
+linear = jax.jit(layers.linear)
+conv = jax.jit(layers.conv, static_argnames=("stride", "padding", "kernels"))
+linear_of_both = jax.jit(lambda p, x, skip: layer_of(p).linear_of_both(x, skip))
 
 
 def layer(rng: np.random.Generator, *shape: int, bias: bool = True) -> dict[str, Any]:
@@ -48,8 +52,8 @@ def test_linear(scaled: bool, bias: bool, shape: tuple[int, ...]) -> None:
     rng = np.random.default_rng(0)
     p, a = layer(rng, shape[-1], 7, bias=bias), adapters(rng, shape[-1], 7, scaled=scaled)
     x = rng.standard_normal((IMAGES, *shape), np.float32)
-    got = linear({**p, **a}, jnp.asarray(x.reshape(-1, *shape[1:])))
-    want = np.concatenate([linear(in_effect(p, a, i), jnp.asarray(x[i])) for i in range(IMAGES)])
+    got = linear({**p, **a}, x.reshape(-1, *shape[1:]))
+    want = np.concatenate([linear(in_effect(p, a, i), x[i]) for i in range(IMAGES)])
     np.testing.assert_allclose(got, want, rtol=2e-5, atol=2e-5)
 
 
@@ -61,7 +65,7 @@ def test_conv(scaled: bool, window: int, stride: int, padding: tuple[int, int] |
     rng = np.random.default_rng(0)
     shape = (window, window, 4, 7)
     p, a = layer(rng, *shape), adapters(rng, *shape, scaled=scaled)
-    x = jnp.asarray(rng.standard_normal((IMAGES, 2, 6, 8, 4), np.float32))
+    x = rng.standard_normal((IMAGES, 2, 6, 8, 4), np.float32)
     got = conv({**p, **a}, x.reshape(-1, 6, 8, 4), stride=stride, padding=padding)
     want = np.concatenate([conv(in_effect(p, a, i), x[i], stride=stride, padding=padding) for i in range(IMAGES)])
     np.testing.assert_allclose(got, want, rtol=5e-5, atol=5e-5)
@@ -71,11 +75,9 @@ def test_conv(scaled: bool, window: int, stride: int, padding: tuple[int, int] |
 def test_linear_of_both(scaled: bool) -> None:
     rng = np.random.default_rng(0)
     p, a = layer(rng, 1, 1, 10, 7), adapters(rng, 1, 1, 10, 7, scaled=scaled)
-    x, skip = (jnp.asarray(rng.standard_normal((IMAGES, 3, 3, size), np.float32)) for size in (6, 4))
-    got = layer_of({**p, **a}).linear_of_both(x, skip)
-    want = np.concatenate(
-        [layer_of(in_effect(p, a, i)).linear_of_both(x[i : i + 1], skip[i : i + 1]) for i in range(IMAGES)]
-    )
+    x, skip = (rng.standard_normal((IMAGES, 3, 3, size), np.float32) for size in (6, 4))
+    got = linear_of_both({**p, **a}, x, skip)
+    want = np.concatenate([linear_of_both(in_effect(p, a, i), x[i : i + 1], skip[i : i + 1]) for i in range(IMAGES)])
     np.testing.assert_allclose(got, want, rtol=2e-5, atol=2e-5)
 
 
@@ -83,7 +85,7 @@ def test_no_columns_that_do_anything_change_no_bit() -> None:
     """An image without adapters is what it is in a program without room for any."""
     rng = np.random.default_rng(0)
     p, a = layer(rng, 3, 3, 4, 7), adapters(rng, 3, 3, 4, 7, scaled=False)
-    x = jnp.asarray(rng.standard_normal((IMAGES, 6, 8, 4), np.float32))
+    x = rng.standard_normal((IMAGES, 6, 8, 4), np.float32)
     got = conv({**p, **a, UP: np.zeros_like(a[UP])}, x, kernels=XLA)
     assert (np.asarray(got) == np.asarray(conv(p, x, kernels=XLA))).all()
 
@@ -93,12 +95,12 @@ def test_beside_eight_bits(scaled: bool) -> None:
     """The factors stay as exact as they are."""
     rng = np.random.default_rng(0)
     p, a = layer(rng, 8, 7), adapters(rng, 8, 7, scaled=scaled)
-    x = jnp.asarray(rng.standard_normal((IMAGES, 5, 8), np.float32))
-    weight, scale = quantise_weight(jnp.asarray(p["weight"]), jnp.int8)
-    eight = {"weight": weight, "bias": p["bias"], "scale": scale, "input_scale": jnp.float32(0.02)}
+    x = rng.standard_normal((IMAGES, 5, 8), np.float32)
+    weight, scale = jax.jit(quantise_weight, static_argnums=1)(p["weight"], jnp.int8)
+    eight = {"weight": weight, "bias": p["bias"], "scale": scale, "input_scale": np.float32(0.02)}
     got = linear({**eight, **a}, x)
     x_in, out = (1.0, 1.0) if not scaled else (a[SCALE_IN][:, None], a[SCALE_OUT][:, None])
-    base = linear({**eight, "bias": jnp.zeros(7)}, x * x_in) * out + p["bias"]
+    base = np.asarray(linear({**eight, "bias": np.zeros(7, np.float32)}, x * x_in)) * out + p["bias"]
     np.testing.assert_allclose(got, base + x @ a[DOWN] @ a[UP], rtol=2e-5, atol=2e-5)
 
 

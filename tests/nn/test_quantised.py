@@ -9,18 +9,22 @@ import numpy as np
 import pytest
 from jax import export, lax
 
-from jaxl.nn.layers import conv, linear
-from jaxl.nn.quantised import quantise, quantise_weight, scale_of
+from jaxl.nn import layers
+from jaxl.nn.quantised import quantise, scale_of
+from jaxl.nn.quantised import quantise_weight as quantise_eagerly
 
 INT8, E4M3 = jnp.int8, jnp.float8_e4m3fn
+linear = jax.jit(layers.linear)
+conv = jax.jit(layers.conv, static_argnames=("stride", "padding"))
+quantise_weight = jax.jit(quantise_eagerly, static_argnums=1)
 KINDS = pytest.mark.parametrize("kind", [INT8, E4M3], ids=["int8", "fp8"])
 
 
 def layer(kind: Any, *shape: int, largest: float = 3.0, dtype: Any = jnp.float32) -> dict[str, Any]:
     """A quantised layer whose input scale cuts off what is beyond `largest`."""
     rng = np.random.default_rng(0)
-    weight, scale = quantise_weight(jnp.asarray(rng.normal(size=shape) * 0.05, jnp.float32), kind)
-    bias = jnp.asarray(rng.normal(size=shape[-1]), dtype)
+    weight, scale = quantise_weight((rng.normal(size=shape) * 0.05).astype(np.float32), kind)
+    bias = rng.normal(size=shape[-1]).astype(dtype)
     return {"weight": weight, "scale": scale, "bias": bias, "input_scale": scale_of(jnp.float32(largest), kind)}
 
 
@@ -47,11 +51,11 @@ def test_linear_is_the_sum_of_rounded_products(kind: Any) -> None:
     assert np.abs(x).max() > 3.0, "some of it must be cut off"
     sums = rounded(x, float(p["input_scale"]), kind) @ matrix(p)
     wanted = sums * (np.asarray(p["scale"], np.float64) * float(p["input_scale"])) + np.asarray(p["bias"], np.float64)
-    for run in (linear, jax.jit(linear)):
+    for run in (layers.linear, linear):
         np.testing.assert_allclose(run(p, jnp.asarray(x)), wanted, rtol=0, atol=2e-6)
-    coarse = linear({**p, "bias": p["bias"].astype(jnp.bfloat16)}, jnp.asarray(x, jnp.bfloat16))
+    coarse = linear({**p, "bias": p["bias"].astype(jnp.bfloat16)}, x.astype(jnp.bfloat16))
     assert coarse.dtype == jnp.bfloat16
-    sums = rounded(np.asarray(jnp.asarray(x, jnp.bfloat16), np.float32), float(p["input_scale"]), kind)
+    sums = rounded(x.astype(jnp.bfloat16).astype(np.float32), float(p["input_scale"]), kind)
     wanted = sums @ matrix(p) * (np.asarray(p["scale"]) * float(p["input_scale"]))
     wanted = wanted + np.asarray(p["bias"].astype(jnp.bfloat16), np.float64)
     np.testing.assert_allclose(np.asarray(coarse, np.float64), wanted, rtol=2**-8, atol=2**-8)
@@ -64,7 +68,7 @@ def test_conv_is_a_linear_layer_of_patches(kind: Any, stride: int) -> None:
     padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     places = range(0, 6, stride)
     patches = np.stack([[padded[0, i : i + 3, j : j + 3].ravel() for j in places] for i in places])
-    weight = p["weight"].reshape(-1, 24)
+    weight = np.asarray(p["weight"]).reshape(-1, 24)
     wanted = linear({**p, "weight": weight if kind == INT8 else weight.T}, jnp.asarray(patches[None]))
     got = conv(p, jnp.asarray(x), stride=stride, padding=(1, 1))
     np.testing.assert_allclose(got, wanted, rtol=0, atol=0 if kind == INT8 else 2e-6)
@@ -73,10 +77,10 @@ def test_conv_is_a_linear_layer_of_patches(kind: Any, stride: int) -> None:
 @KINDS
 def test_nothing_becomes_nan_and_zeros_stay(kind: Any) -> None:
     p = layer(kind, 8, 4)
-    huge = linear(p, jnp.array([[1e30] * 8, [-1e30] * 8]))
+    huge = linear(p, np.float32([[1e30] * 8, [-1e30] * 8]))
     assert np.isfinite(huge).all()
-    np.testing.assert_array_equal(linear(p, jnp.zeros((1, 8)))[0], p["bias"])
-    weight, scale = quantise_weight(jnp.zeros((8, 4)), kind)
+    np.testing.assert_array_equal(np.asarray(linear(p, np.zeros((2, 8), np.float32)))[0], p["bias"])
+    weight, scale = quantise_weight(np.zeros((8, 4), np.float32), kind)
     assert np.all(np.asarray(weight, np.float32) == 0)
     assert np.all(np.asarray(scale) > 0)
 
@@ -163,7 +167,7 @@ def test_a_tried_layer_is_the_quantised_or_the_exact_one(kind: Any, dtype: Any) 
     """Which of them, a number says that compiles nothing."""
     rng = np.random.default_rng(2)
     for run, shape, x in ((linear, (96, 40), inputs(2, 5, 96)), (conv, (3, 3, 8, 6), inputs(2, 5, 5, 8))):
-        exact = {"weight": jnp.asarray(rng.normal(size=shape) * 0.05, dtype), "bias": jnp.ones(shape[-1], dtype)}
+        exact = {"weight": (rng.normal(size=shape) * 0.05).astype(dtype), "bias": np.ones(shape[-1], dtype)}
         weight, scale = quantise_weight(exact["weight"], kind)
         input_scale = scale_of(jnp.float32(3), kind)
         quantised = {**exact, "weight": weight, "scale": scale, "input_scale": input_scale}
@@ -173,9 +177,9 @@ def test_a_tried_layer_is_the_quantised_or_the_exact_one(kind: Any, dtype: Any) 
             traced.append(1)
             return run(p, x)
 
-        tried, x = jax.jit(tracing), jnp.asarray(x, dtype)
+        tried, x = jax.jit(tracing), x.astype(dtype)
         for on, wanted in ((0, run(exact, x)), (1, run(quantised, x))):
-            found = tried({**exact, "rounded": jnp.asarray(on, kind), "input_scale": input_scale}, x)
+            found = tried({**exact, "rounded": np.asarray(on, kind), "input_scale": input_scale}, x)
             near: Any = {"rtol": 1e-5, "atol": 1e-5} if dtype == jnp.float32 else {"rtol": 0.02, "atol": 0.02}
             np.testing.assert_allclose(np.asarray(found, np.float32), np.asarray(wanted, np.float32), **near)
         assert len(traced) == 1

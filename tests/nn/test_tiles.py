@@ -78,10 +78,10 @@ def rms(difference: Any) -> float:
 
 
 def decoding_error(overlap: int) -> float:
-    """Of two of the model's pictures, 256 pixels wide, in tiles of 128; colours are -1..1."""
-    latents = from_latents(jnp.asarray(GOLDEN["final_latents"][:2].transpose(0, 2, 3, 1)), CFG)
+    """Of one of the model's pictures, 256 pixels wide, in tiles of 128; colours are -1..1."""
+    latents = from_latents(jnp.asarray(GOLDEN["final_latents"][:1].transpose(0, 2, 3, 1)), CFG)
     got = jax.jit(partial(decode_tiled, cfg=CFG, tile=128, overlap=overlap))(params(), latents=latents)
-    return rms(np.asarray(got) - GOLDEN["image"][:2].transpose(0, 2, 3, 1))
+    return rms(np.asarray(got) - GOLDEN["image"][:1].transpose(0, 2, 3, 1))
 
 
 def test_decoding_real_latents() -> None:
@@ -90,8 +90,8 @@ def test_decoding_real_latents() -> None:
 
 
 def test_encoding_real_images() -> None:
-    images = np.clip(GOLDEN["image"][:2].transpose(0, 2, 3, 1), -1, 1)
-    wanted = GOLDEN["vae_mean_of_image"][:2].transpose(0, 2, 3, 1)
+    images = np.clip(GOLDEN["image"][:1].transpose(0, 2, 3, 1), -1, 1)
+    wanted = GOLDEN["vae_mean_of_image"][:1].transpose(0, 2, 3, 1)
     errors = {}
     for overlap in (32, 0):
         run = jax.jit(partial(encode_tiled, cfg=CFG, tile=128, overlap=overlap))

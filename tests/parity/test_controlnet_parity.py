@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 import torch
-from families import BASE
+from families import THIN
 from torch_weights import randomize, relative_error, shape_tree, tree
 
 from jaxl.config import ControlNetConfig, UNetConfig
@@ -16,6 +16,7 @@ from jaxl.nn.controlnet import controlnet, controlnet_shapes, embed_picture, res
 from jaxl.nn.unet import unet, unet_context
 
 TOLERANCE = 2e-5
+BASE = THIN["base"]
 OF_UNET = ("up_block_types", "out_channels", "sample_size")
 FULL: dict[str, Any] = {name: value for name, value in BASE.items() if name not in OF_UNET} | {
     "conditioning_embedding_out_channels": (16, 32, 32, 48)

@@ -57,11 +57,6 @@ def pipe(small: Any, networks: Any) -> Any:
     own.remove_control("depth")
 
 
-@pytest.fixture(scope="module")
-def reference(small: Any) -> Any:
-    return diffusers.StableDiffusionXLPipeline.from_pretrained(small[0].checkpoint.source, torch_dtype=torch.float32)
-
-
 def torch_noise() -> Any:
     return torch.from_numpy(NOISE).permute(0, 3, 1, 2)
 

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 from diffusers.guiders import ClassifierFreeGuidance, ClassifierFreeZeroStarGuidance
-from pipelines import TINY, random_pipeline
+from evaluation import SMALL_UNET
+from pipelines import random_pipeline
 from torch_weights import randomize, relative_error
 
 import jaxl
@@ -146,10 +147,7 @@ def test_a_model_with_sixteen_channels_draws_what_diffusers_draws(tmp_path: Path
 
     Once more with CFG-Zero*: the guider of diffusers, whose first step does not move.
     """
-    unet = {key: value for key, value in json.loads((TINY / "unet/config.json").read_text()).items() if key[0] != "_"}
-    unet |= {"in_channels": 16, "out_channels": 16, "cross_attention_dim": 48}
-    unet["projection_class_embeddings_input_dim"] = 24 + 6 * unet["addition_time_embed_dim"]
-    pipe = random_pipeline(unet, {})
+    pipe = random_pipeline(SMALL_UNET | {"in_channels": 16, "out_channels": 16}, {})
     side = {"block_out_channels": (16, 16, 32, 32), "norm_num_groups": 8, "latent_channels": 16}
     levels = {"scaling_factor": 0.3611, "shift_factor": 0.1159, "use_quant_conv": False, "use_post_quant_conv": False}
     blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}

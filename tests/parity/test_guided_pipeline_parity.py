@@ -11,12 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from families import BASE, LCM
-from pipelines import TINY, as_pipeline, assert_close, latents_of, noise_and_mean, random_pipeline
+from families import FEW, LCM, THIN
+from pipelines import as_pipeline, assert_close, latents_of, noise_and_mean, random_pipeline
 
 import jaxl
 
-SIZE = 128
+SIZE = 64
 STEPS = 5
 TEXTS: dict[str, Any] = {"prompt": "a rocket on a purple background", "negative_prompt": "a cat"}
 SHAPE: dict[str, Any] = {"width": SIZE, "height": SIZE}
@@ -24,38 +24,33 @@ NOISE = np.random.default_rng(1).standard_normal((1, SIZE // 8, SIZE // 8, 4), n
 TORCH_NOISE = torch.from_numpy(NOISE).permute(0, 3, 1, 2)
 
 
-@pytest.fixture(scope="module")
-def reference() -> Any:
-    return diffusers.StableDiffusionXLPipeline.from_pretrained(TINY, torch_dtype=torch.float32)
-
-
-def compare(tiny: Any, theirs: Any, ours: dict[str, Any], **their_settings: Any) -> None:
-    pipe, params = tiny
+def compare(small: Any, theirs: Any, ours: dict[str, Any], **their_settings: Any) -> None:
+    pipe, params = small
     wanted = latents_of(theirs, **TEXTS, **SHAPE, **their_settings, num_inference_steps=STEPS, latents=TORCH_NOISE)
     assert_close(pipe.generate(params, **TEXTS, **SHAPE, **ours, steps=STEPS, latents=NOISE), wanted)
 
 
-def test_rescaled_guidance(tiny: Any, reference: Any) -> None:
+def test_rescaled_guidance(small: Any, reference: Any) -> None:
     settings = {"guidance_scale": 9.0, "guidance_rescale": 0.7}
-    compare(tiny, as_pipeline(diffusers.StableDiffusionXLPipeline, reference), settings, **settings)
+    compare(small, as_pipeline(diffusers.StableDiffusionXLPipeline, reference), settings, **settings)
 
 
 @pytest.mark.parametrize("pag", [{"pag_scale": 3.0}, {"pag_scale": 3.0, "pag_adaptive_scale": 0.005}])
 @pytest.mark.parametrize("guidance_scale", [1.0, 5.0])
-def test_perturbed_attention(tiny: Any, reference: Any, guidance_scale: float, pag: dict[str, float]) -> None:
+def test_perturbed_attention(small: Any, reference: Any, guidance_scale: float, pag: dict[str, float]) -> None:
     # a copy of the U-Net, because the pipeline changes its attention
     unet = diffusers.UNet2DConditionModel.from_config(reference.unet.config)
     unet.load_state_dict(reference.unet.state_dict())
     theirs = as_pipeline(diffusers.StableDiffusionXLPAGPipeline, reference, unet=unet, pag_applied_layers="mid")
     settings = {"guidance_scale": guidance_scale, **pag}
-    compare(tiny, theirs, settings, **settings)
+    compare(small, theirs, settings, **settings)
 
 
-def test_freeu(tiny: Any, reference: Any) -> None:
+def test_freeu(small: Any, reference: Any) -> None:
     theirs = as_pipeline(diffusers.StableDiffusionXLPipeline, reference)
     theirs.enable_freeu(s1=0.6, s2=0.4, b1=1.1, b2=1.2)
     try:
-        compare(tiny, theirs, {"guidance_scale": 5.0, "freeu": (0.6, 0.4, 1.1, 1.2)}, guidance_scale=5.0)
+        compare(small, theirs, {"guidance_scale": 5.0, "freeu": (0.6, 0.4, 1.1, 1.2)}, guidance_scale=5.0)
     finally:
         theirs.disable_freeu()
 
@@ -67,7 +62,7 @@ def test_freeu(tiny: Any, reference: Any) -> None:
         ({"guidance_scale": 6.0, "guidance_interval": (0.2, 0.8)}, [1.0, 6.0, 6.0, 6.0, 1.0]),
     ],
 )
-def test_guidance_that_changes(tiny: Any, reference: Any, ours: dict[str, Any], scales: list[float]) -> None:
+def test_guidance_that_changes(small: Any, reference: Any, ours: dict[str, Any], scales: list[float]) -> None:
     theirs = as_pipeline(diffusers.StableDiffusionXLPipeline, reference)
 
     class Scales(type(theirs)):
@@ -83,11 +78,11 @@ def test_guidance_that_changes(tiny: Any, reference: Any, ours: dict[str, Any], 
         pipe.done = step + 1
         return {}
 
-    compare(tiny, theirs, ours, callback_on_step_end=count)
+    compare(small, theirs, ours, callback_on_step_end=count)
 
 
 def test_a_network_distilled_with_guidance(tmp_path: Path) -> None:
-    whole = random_pipeline(LCM, {})
+    whole = random_pipeline(LCM | FEW, {})
     whole.save_pretrained(tmp_path / "model")
     ours = jaxl.from_pretrained(tmp_path / "model", dtype=jnp.float32, mesh=jaxl.make_mesh(jax.devices()[:1]))
     assert ours[0].preset.name == "lcm"
@@ -103,7 +98,7 @@ def test_a_network_distilled_with_guidance(tmp_path: Path) -> None:
 
 def test_a_model_with_edm_noise(tmp_path: Path) -> None:
     """Playground v2.5's way: EDM noise, and latents with a mean and a deviation of their own."""
-    whole = random_pipeline(BASE, {})
+    whole = random_pipeline(THIN["base"], {})
     whole.scheduler = diffusers.EDMDPMSolverMultistepScheduler(sigma_max=80.0, sigma_data=0.5, sigma_min=0.002)
     statistics = {"latents_mean": [-1.6, 1.1, 3.2, -1.2], "latents_std": [8.4, 5.9, 5.8, 5.1], "scaling_factor": 0.5}
     whole.vae.register_to_config(**statistics)

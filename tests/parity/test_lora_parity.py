@@ -24,13 +24,6 @@ CALL: dict[str, Any] = {
 NOISE = np.random.default_rng(0).standard_normal((1, 8, 8, 4), np.float32)
 
 
-@pytest.fixture(scope="module")
-def reference(small: Any) -> Any:
-    pipe = diffusers.StableDiffusionXLPipeline.from_pretrained(small[0].checkpoint.source, torch_dtype=torch.float32)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
 def written(file: Path, networks: dict[str, Any]) -> Path:
     """A file with the adapters of these networks of torch, as diffusers writes it."""
     tensors, metadata = {}, {}

@@ -123,13 +123,16 @@ def starts() -> Iterator[Case]:
             yield Case(scheduler_json(scheduler), None, {"timesteps": timesteps, "skip": skip})
 
 
-BATCH = Batch([*multistep(), *counting(), *starts()])
+CASES = [*multistep(), *counting(), *starts()]
+# apart, as a batch goes as far as its longest
+BATCHES = [Batch([case for case in CASES if (case.table.used > 100) == long]) for long in (False, True)]
 
 
-def cases_of(scheduler: str) -> list[tuple[int, Case]]:
+def cases_of(scheduler: str) -> list[tuple[Batch, int, Case]]:
     return [
-        (number, case)
-        for number, case in enumerate(BATCH.cases)
+        (batch, number, case)
+        for batch in BATCHES
+        for number, case in enumerate(batch.cases)
         if read_scheduler_config(case.raw).scheduler == scheduler
     ]
 
@@ -156,16 +159,16 @@ def test_the_classes_are_those_of_diffusers(kind: str) -> None:
 def test_every_step_of_every_trajectory_agrees_with_diffusers(scheduler: str) -> None:
     cases = cases_of(scheduler)
     assert len(cases) > 5
-    for number, case in cases:
-        timesteps, states = follow(reference(case), case, BATCH.initial[number], BATCH.noises[:, number])
+    for batch, number, case in cases:
+        timesteps, states = follow(reference(case), case, batch.initial[number], batch.noises[:, number])
         np.testing.assert_array_equal(case.table.timesteps, timesteps, err_msg=str(case))
-        BATCH.assert_agrees(number, states)
+        batch.assert_agrees(number, states)
 
 
 @pytest.mark.parametrize("scheduler", NAMES)
 def test_a_picture_is_noised_as_diffusers_noises_it(scheduler: str) -> None:
     one, zero = torch.ones(1), torch.zeros(1)
-    for _, case in cases_of(scheduler):
+    for *_, case in cases_of(scheduler):
         if "skip" not in case.options:
             continue
         theirs = reference(case)

@@ -11,13 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from families import FAMILIES
+from families import THIN
 from PIL import Image
-from pipelines import TINY, as_pipeline, assert_close, latents_of, noise_and_mean, random_pipeline
+from pipelines import as_pipeline, assert_close, latents_of, noise_and_mean, random_pipeline
 
 import jaxl
 
-SIZE = 128
+SIZE = 64
 PROMPT: dict[str, Any] = {"prompt": "a rocket", "negative_prompt": "a cat", "guidance_scale": 5.0}
 RNG = np.random.default_rng(0)
 NOISE = RNG.standard_normal((1, SIZE // 8, SIZE // 8, 4), np.float32)
@@ -34,17 +34,12 @@ def mask(size: int = SIZE) -> Image.Image:
     return Image.fromarray(values)
 
 
-@pytest.fixture(scope="module")
-def reference() -> Any:
-    return diffusers.StableDiffusionXLPipeline.from_pretrained(TINY, torch_dtype=torch.float32)
-
-
 @pytest.mark.parametrize(
     ("scheduler", "strength"),
     [("euler", 0.3), ("euler", 1.0), ("dpm++2m", 0.6), ("ddim", 0.6), ("heun", 0.6), ("unipc", 0.6)],
 )
-def test_image_to_image(tiny: Any, reference: Any, scheduler: str, strength: float) -> None:
-    pipe, params = tiny
+def test_image_to_image(small: Any, reference: Any, scheduler: str, strength: float) -> None:
+    pipe, params = small
     theirs = as_pipeline(diffusers.StableDiffusionXLImg2ImgPipeline, reference, scheduler)
     with noise_and_mean(NOISE):
         wanted = latents_of(theirs, **PROMPT, image=picture(), strength=strength, num_inference_steps=7)
@@ -53,8 +48,8 @@ def test_image_to_image(tiny: Any, reference: Any, scheduler: str, strength: flo
     assert_close(got, wanted)
 
 
-def test_image_to_image_from_latents(tiny: Any, reference: Any) -> None:
-    pipe, params = tiny
+def test_image_to_image_from_latents(small: Any, reference: Any) -> None:
+    pipe, params = small
     given = RNG.standard_normal(NOISE.shape, np.float32)
     theirs = as_pipeline(diffusers.StableDiffusionXLImg2ImgPipeline, reference)
     with noise_and_mean(NOISE):
@@ -65,8 +60,8 @@ def test_image_to_image_from_latents(tiny: Any, reference: Any) -> None:
 
 @pytest.mark.parametrize("strength", [1.0, 0.6])
 @pytest.mark.parametrize("scheduler", ["euler", "dpm++2m"])
-def test_inpainting_with_a_mask(tiny: Any, reference: Any, scheduler: str, strength: float) -> None:
-    pipe, params = tiny
+def test_inpainting_with_a_mask(small: Any, reference: Any, scheduler: str, strength: float) -> None:
+    pipe, params = small
     theirs = as_pipeline(diffusers.StableDiffusionXLInpaintPipeline, reference, scheduler)
     given: dict[str, Any] = {"image": picture(), "strength": strength, "width": SIZE, "height": SIZE}
     with noise_and_mean(NOISE):
@@ -75,20 +70,20 @@ def test_inpainting_with_a_mask(tiny: Any, reference: Any, scheduler: str, stren
     assert_close(got, wanted)
 
 
-def test_a_mask_with_its_surroundings_enlarged_and_pasted_back(tiny: Any, reference: Any) -> None:
-    pipe, params = tiny
+def test_a_mask_with_its_surroundings_enlarged_and_pasted_back(small: Any, reference: Any) -> None:
+    pipe, params = small
     theirs = as_pipeline(diffusers.StableDiffusionXLInpaintPipeline, reference)
-    given: dict[str, Any] = {"image": picture(200), "width": SIZE, "height": SIZE, "padding_mask_crop": 12}
+    given: dict[str, Any] = {"image": picture(100), "width": SIZE, "height": SIZE, "padding_mask_crop": 12}
     with noise_and_mean(NOISE), torch.no_grad():
-        wanted = theirs(**PROMPT, **given, mask_image=mask(200), strength=1.0, num_inference_steps=4).images[0]
-    (got,) = pipe.generate(params, **PROMPT, **given, mask=mask(200), steps=4, latents=NOISE).images
+        wanted = theirs(**PROMPT, **given, mask_image=mask(100), strength=1.0, num_inference_steps=4).images[0]
+    (got,) = pipe.generate(params, **PROMPT, **given, mask=mask(100), steps=4, latents=NOISE).images
     difference = np.abs(np.asarray(got, np.int16) - np.asarray(wanted.convert("RGB"), np.int16))
     assert np.mean(difference <= 1) > 0.999
 
 
 @pytest.mark.parametrize("strength", [1.0, 0.5])
 def test_a_network_that_sees_the_mask(strength: float, tmp_path: Path) -> None:
-    whole = random_pipeline(FAMILIES["inpainting"], {})
+    whole = random_pipeline(THIN["inpainting"], {})
     whole.save_pretrained(tmp_path / "model")
     pipe, params = jaxl.from_pretrained(tmp_path / "model", dtype=jnp.float32, mesh=jaxl.make_mesh(jax.devices()[:1]))
     theirs = as_pipeline(diffusers.StableDiffusionXLInpaintPipeline, whole)
@@ -99,10 +94,10 @@ def test_a_network_that_sees_the_mask(strength: float, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("steps", "spacing"), [(10, "leading"), (25, "trailing")])
-def test_base_and_refiner(tiny: Any, reference: Any, steps: int, spacing: str, tmp_path: Path) -> None:
+def test_base_and_refiner(small: Any, reference: Any, steps: int, spacing: str, tmp_path: Path) -> None:
     """The base stops where the refiner goes on; the refiner has one text encoder and aesthetic scores."""
     config = {**reference.scheduler.config, "timestep_spacing": spacing}
-    refiner = random_pipeline(FAMILIES["refiner"] | {"cross_attention_dim": 32}, {"timestep_spacing": spacing})
+    refiner = random_pipeline(THIN["refiner"] | {"cross_attention_dim": 32}, {"timestep_spacing": spacing})
     theirs = as_pipeline(
         diffusers.StableDiffusionXLImg2ImgPipeline,
         refiner,
@@ -124,7 +119,7 @@ def test_base_and_refiner(tiny: Any, reference: Any, steps: int, spacing: str, t
     image = torch.from_numpy(half).permute(0, 3, 1, 2)
     wanted = latents_of(theirs, **PROMPT, **scores, image=image, denoising_start=0.8, num_inference_steps=steps)
 
-    pipe, params = tiny
+    pipe, params = small
     settings: dict[str, Any] = {**PROMPT, "steps": steps, "output": "latents", "timestep_spacing": spacing}
     got = pipe.generate(params, **settings, **size, denoising_end=0.8, latents=NOISE)
     assert_close(got, half)
@@ -140,8 +135,8 @@ def test_base_and_refiner(tiny: Any, reference: Any, steps: int, spacing: str, t
 
 
 @pytest.mark.parametrize("scheduler", ["euler", "ddim"])
-def test_three_runs_one_after_another_are_one(tiny: Any, scheduler: str) -> None:
-    pipe, params = tiny
+def test_three_runs_one_after_another_are_one(small: Any, scheduler: str) -> None:
+    pipe, params = small
     settings: dict[str, Any] = {**PROMPT, "steps": 10, "scheduler": scheduler, "width": 64, "height": 64}
     whole = pipe.generate(params, **settings, output="latents").latents
     first = pipe.generate(params, **settings, denoising_end=0.3, output="latents").latents
@@ -150,8 +145,8 @@ def test_three_runs_one_after_another_are_one(tiny: Any, scheduler: str) -> None
     np.testing.assert_allclose(third, whole, atol=1e-4)
 
 
-def test_a_run_that_goes_on_draws_other_noise(tiny: Any) -> None:
-    pipe, _ = tiny
+def test_a_run_that_goes_on_draws_other_noise(small: Any) -> None:
+    pipe, _ = small
     settings: dict[str, Any] = {"prompt": "a cat", "steps": 10, "scheduler": "euler_a", "width": 64, "height": 64}
     first = pipe.plan(**settings, denoising_end=0.5)
     second = pipe.plan(**settings, image=np.zeros((1, 8, 8, 4), np.float32), denoising_start=0.5)

@@ -3,7 +3,6 @@
 from itertools import product
 from typing import Any
 
-import diffusers
 import numpy as np
 import torch
 from pipelines import SCHEDULERS
@@ -22,12 +21,8 @@ def fading(start: int, last: int, shared: int) -> torch.Tensor:
     return weights
 
 
-def test_latents(small: Any) -> None:
-    reference: Any = diffusers.StableDiffusionXLPipeline.from_pretrained(
-        small[0].checkpoint.source, torch_dtype=torch.float32
-    )
+def test_latents(small: Any, reference: Any) -> None:
     reference.scheduler = SCHEDULERS["euler"][0].from_config(reference.scheduler.config)
-    reference.set_progress_bar_config(disable=True)
     whole = reference.unet.forward
 
     def in_tiles(x: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[torch.Tensor]:

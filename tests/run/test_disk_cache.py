@@ -2,19 +2,18 @@
 
 import json
 import os
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 
 import filelock
+import forks
 import pytest
 
 from jaxl.errors import InputError
 from jaxl.run import disk_cache
 
 CODE = """
-import json, jax, jax.numpy as jnp, numpy as np
+import json, warnings, jax, jax.numpy as jnp, numpy as np
 from jaxl.run.disk_cache import enable_disk_cache
 events = []
 jax.monitoring.register_event_listener(lambda event, **_: events.append(event.rpartition("/")[2]))
@@ -25,8 +24,8 @@ for n in (2, 3, 4):
     jax.jit(lambda x: jnp.sin(x) * n).lower(np.float32(1)).compile()
 print(json.dumps([events.count(event) for event in ("cache_hits", "cache_misses")]))
 """
-# as a disk that is full after so many bytes
-FULL = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (200, 200))"
+# as a disk that is full after so many bytes; what is printed is less
+FULL = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (200, 200)); warnings.simplefilter('ignore')"
 
 
 @pytest.fixture
@@ -53,12 +52,10 @@ def named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "named" / "programs"
 
 
-def process(folder: Path, limit: str = "", **environment: str) -> tuple[list[int], list[str]]:
+def process(folder: Path, limit: str = "") -> tuple[list[int], list[str]]:
     """Compile in a fresh process: the hits and misses, and the lines on standard error that warn."""
-    environment = {**os.environ, "XLA_FLAGS": "", "JAXL_CACHE_DIR": str(folder), **environment}
-    done = subprocess.run(
-        [sys.executable, "-c", CODE.format(limit=limit)], env=environment, capture_output=True, text=True, check=True
-    )
+    done = forks.run(CODE.format(limit=limit), env={**os.environ, "XLA_FLAGS": "", "JAXL_CACHE_DIR": str(folder)})
+    assert done.returncode == 0, done.stderr
     return json.loads(done.stdout), [line for line in done.stderr.splitlines() if "Warning" in line]
 
 
@@ -188,6 +185,15 @@ def test_an_unsafe_default_is_one_warning(
     assert configured == {}
 
 
+def test_a_users_own_folder_is_kept(
+    named: Path, configured: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(disk_cache.jax.config, "jax_compilation_cache_dir", "theirs")
+    disk_cache.enable_disk_cache()
+    assert configured == {}
+    assert not named.exists()
+
+
 def test_a_users_own_bound_is_kept(named: Path, configured: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(disk_cache.jax.config, "jax_compilation_cache_max_size", 1000)
     disk_cache.enable_disk_cache()
@@ -247,5 +253,5 @@ def test_the_bound_holds(tmp_path: Path) -> None:
     most = max(file.stat().st_size for file in disk_cache.entries(tmp_path))
     disk_cache.clear(tmp_path)
     bound = 2 * most + most // 2
-    process(tmp_path, JAX_COMPILATION_CACHE_MAX_SIZE=str(bound))
+    process(tmp_path, f'jax.config.update("jax_compilation_cache_max_size", {bound})')
     assert len(list(disk_cache.entries(tmp_path))) == 2

@@ -22,15 +22,21 @@ from jaxl.run.programs import ADVANCE, DECODE
 from jaxl.run.sharding import shares
 
 RNG = np.random.default_rng(7)
-LINES, PHOTO = (Image.fromarray(RNG.integers(0, 256, (128, 64, 3), np.uint8)) for _ in range(2))
-LEFT = Image.new("L", (64, 128))
-LEFT.paste(255, (0, 0, 32, 128))
-SIZE: dict[str, Any] = {"width": 64, "height": 128, "output": "numpy"}
+LINES, PHOTO = (Image.fromarray(RNG.integers(0, 256, (64, 64, 3), np.uint8)) for _ in range(2))
+LEFT = Image.new("L", (64, 64))
+LEFT.paste(255, (0, 0, 32, 64))
+SIZE: dict[str, Any] = {"width": 64, "height": 64, "output": "numpy"}
 
 
 def on(devices: int, model: str, **options: Any) -> tuple[Any, Any]:
     mesh = jaxl.make_mesh(jax.devices()[:devices])
     return jaxl.from_pretrained(model, dtype=jnp.float32, mesh=mesh, **options)
+
+
+@pytest.fixture(scope="module")
+def eight(small: Any) -> tuple[Any, Any]:
+    """The small model on eight devices."""
+    return on(8, small[0].checkpoint.source)
 
 
 @pytest.mark.parametrize(
@@ -61,22 +67,32 @@ def test_a_batch_is_filled_where_it_costs_nothing() -> None:
     assert [filled(images, 32, None) for images in (1, 3, 9)] == [1, 8, 16]
 
 
-def test_a_picture_is_that_of_one_device(small: Any) -> None:
-    """With guidance and without in one call, on eight devices; noise is added on the way."""
-    model = small[0].checkpoint.source
-    asked = {"steps": 3, "seed": 1, "scheduler": "euler_a", "guidance_interval": (0, 0.5), **SIZE}
-    drawn = []
-    for devices in (1, 8):
-        pipe, params = on(devices, model)
-        drawn.append(pipe.generate(params, "a red apple", **asked))
-        assert pipe.bucket(1, 128, 64).batch == 1
-    np.testing.assert_allclose(drawn[1].latents, drawn[0].latents, rtol=2e-5, atol=2e-5)
-    np.testing.assert_allclose(drawn[1].images, drawn[0].images, atol=2e-5)
+def same_as_on_one(small: Any, several: tuple[Any, Any], **asked: Any) -> None:
+    one, many = (
+        pipe.generate(params, "a red apple", steps=3, seed=1, scheduler="euler_a", **SIZE, **asked)
+        for pipe, params in (small, several)
+    )
+    np.testing.assert_allclose(many.latents, one.latents, rtol=2e-5, atol=2e-5)
+    np.testing.assert_allclose(many.images, one.images, atol=2e-5)
+
+
+def test_a_picture_is_that_of_one_device(small: Any, eight: Any) -> None:
+    """Each branch of guidance on four devices, with one row at its lowest level on each; noise is added on the way."""
+    assert eight[0].bucket(1, 64, 64).batch == 1
+    same_as_on_one(small, eight)
+
+
+def test_branches_on_two_devices(small: Any) -> None:
+    """Or the rows of the only branch, where there is no guidance; both in one call."""
+    pair = on(2, small[0].checkpoint.source)
+    for images, guided in ((1, True), (1, False), (3, True)):
+        assert pair[0].bucket(images, guided=guided).batch == images
+    same_as_on_one(small, pair, guidance_interval=(0, 0.5))
 
 
 def test_all_that_exists_is_split(small: Any, tmp_path: Path) -> None:
     """Two images on eight devices: PAG, FreeU, kept features, LoRA, controls, image prompts, regions and a mask."""
-    source, config = small[0].checkpoint.source, dict(small[0].checkpoint.configs["unet"])
+    config = dict(small[0].checkpoint.configs["unet"])
     model, adapters = small[0].model, write(tmp_path, small[0].model.unet)
     networks = {
         "edges": write_folder(tmp_path / "edges", config, model, 0),
@@ -85,7 +101,7 @@ def test_all_that_exists_is_split(small: Any, tmp_path: Path) -> None:
     }
     drawn = []
     for devices in (1, 8):
-        pipe, params = on(devices, source)
+        pipe, params = on(devices, small[0].checkpoint.source)
         for name, network in networks.items():
             pipe.add_control(name, str(network))
         pipe.add_ip_adapter("plus", str(adapters["plus"]))
@@ -113,10 +129,10 @@ def test_all_that_exists_is_split(small: Any, tmp_path: Path) -> None:
     np.testing.assert_allclose(drawn[1].images, drawn[0].images, atol=2e-4)
 
 
-def test_what_is_gathered(small: Any) -> None:
+def test_what_is_gathered(eight: Any) -> None:
     """Keys and values, moments of norms, and the prediction; everything else are single rows."""
-    pipe, _ = on(8, small[0].checkpoint.source)
-    bucket = pipe.bucket(1, 128, 64)
+    pipe, _ = eight
+    bucket = pipe.bucket(1, 64, 64)
     for program in (ADVANCE, DECODE):
         text = pipe.programs.get(program, bucket).as_text()
         for line in re.findall(r"= (\S+ all-(?:gather|to-all)\(.*)", text):

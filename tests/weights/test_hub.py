@@ -8,8 +8,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -18,6 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import forks
 import ip_adapters
 import numpy as np
 import pytest
@@ -301,15 +300,9 @@ class Client:
         """What each call gave, and what was printed on standard error."""
         env = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
         env |= {"HF_HUB_DISABLE_PROGRESS_BARS": str(int(not self.bars))}
-        env |= {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "NO_PROXY": "127.0.0.1"}
+        env |= {"NO_PROXY": "127.0.0.1"}
         env |= {"HF_ENDPOINT": self.url, "HF_HOME": str(self.home), "HF_HUB_OFFLINE": str(int(self.offline))}
-        done = subprocess.run(
-            [sys.executable, "-c", self.script or CLIENT],
-            input=json.dumps(calls),
-            env=env,
-            capture_output=True,
-            text=True,
-        )
+        done = forks.run(self.script or CLIENT, json.dumps(calls), env)
         assert done.returncode == 0, done.stderr
         answers = json.loads(done.stdout)
         for (model, _), answer in zip(calls, answers, strict=True):

@@ -111,10 +111,11 @@ def advance(denoise: Denoise, slots: Slots, n: ArrayLike, given: GivenNoise | No
     guidance and without, and the features for the next row, in the form of those it got. It is also called for images
     that have ended, as shallow ones of row -1; their prediction is dropped, so it may be anything, NaN included.
     """
-    return lax.fori_loop(0, n, lambda i, state: _run_row(denoise, state, given, i), slots)
+    return lax.fori_loop(0, n, lambda i, state: run_row(denoise, state, given, i), slots)
 
 
-def _run_row(denoise: Denoise, slots: Slots, given: GivenNoise | None, place: jax.Array) -> Slots:
+def run_row(denoise: Denoise, slots: Slots, given: GivenNoise | None = None, place: ArrayLike = 0) -> Slots:
+    """Run the next row of every image, as `advance` does; of noise that is `given`, it takes that at `place`."""
     at = jnp.minimum(slots.row, slots.table.shape[1] - 1)
     values = jnp.take_along_axis(slots.table, at[:, None, None], axis=1)[:, 0]
     row = {name: values[:, i] for i, name in enumerate(COLUMNS)}

@@ -366,7 +366,7 @@ def observe(
     model = replace(model, kernels=XLA)  # which has derivatives
 
     def run(largest: dict[str, Array]) -> tuple[Array, Slots]:
-        after = loop.advance(partial(denoise, model, bucket, observing(params, largest), (), cond), slots, 1)
+        after = loop.run_row(partial(denoise, model, bucket, observing(params, largest), (), cond), slots)
         return after.latents.sum(), after
 
     seen, after = jax.grad(run, has_aux=True)(largest)
