@@ -243,7 +243,7 @@ def test_vector_loops_know_no_neighbours(small: Any) -> None:
     lane = Bucket(1, 64, 64, guided=True)
     with as_users_compile():
         for program in (ADVANCE, JOIN, TAKE):
-            pipe.programs.get(program, replace(lane, batch=3))
+            pipe.programs.begin(program, replace(lane, batch=3)).result()
     wanted = [{"prompt": prompt, "steps": 3, "seed": seed} for seed, prompt in enumerate(("a red apple", "a cat", ""))]
     with Engine(PipelineBackend(pipe, params, [lane], [3])) as engine:
         together = [engine.submit(Request(kind)) for kind in wanted]
