@@ -2,7 +2,7 @@
 
 import os
 
-from xla_flags import AS_USERS_HAVE_THEM, xla_flags
+from xla_flags import as_users_compile, xla_flags
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {xla_flags(8)}".strip()
@@ -23,7 +23,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import pytest
-from jax._src import compiler
 
 from jaxl.run import sharding
 from jaxl.run.disk_cache import enable_disk_cache
@@ -51,18 +50,23 @@ LONG = (
 )
 COMPILED = {"tiny", "small", "optimised"}
 
-# The files that take longest, first, so that no worker is left with one at the end; Ray's, on one Ray, are one piece.
+# The files that take longest, first, so that no worker is left with one at the end.
 FIRST = (
     *(
         "server/ray",
         "test_compat.py",
         "test_backend.py",
+        "test_lora.py",
         "run/test_hosts.py",
         "test_cli.py",
         "weights/test_quantise.py",
     ),
     *("test_compile_command.py", "bench", "test_caching.py", "parity", "test_pipeline.py", "call", "nn"),
 )
+
+
+# Files that one process runs, one after another: those of Ray, on one Ray, and those that draw with the same programs.
+TOGETHER = (("server/ray/",), ("test_lora.py", "server/test_lora_files.py", "residency/test_models.py"))
 
 
 class LeftOut(pytest.Module):
@@ -132,7 +136,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     class Scheduling(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = super()._split_scope(nodeid)
-            return "tests/server/ray" if file.startswith("tests/server/ray/") else file
+            return next((group[0] for group in TOGETHER if file.removeprefix("tests/").startswith(group)), file)
 
     config.option.loadscopereorder = False
     return Scheduling(config, log)
@@ -150,21 +154,9 @@ def _programs_are_kept() -> None:
 
 @pytest.fixture(scope="module")
 def optimised() -> Iterator[None]:
-    """Programs are compiled as users have them: for tests whose numbers depend on it."""
-    options = compiler.get_compile_options
-
-    def as_users_have_them(*args: Any, **kwargs: Any) -> Any:
-        made = options(*args, **kwargs)
-        made.env_option_overrides = [*made.env_option_overrides, *AS_USERS_HAVE_THEM.items()]
-        return made
-
-    jax.clear_caches()
-    jax.config.update("jax_disable_most_optimizations", False)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compiler, "get_compile_options", as_users_have_them)
+    """Programs are compiled as users have them."""
+    with as_users_compile():
         yield
-    jax.config.update("jax_disable_most_optimizations", True)
-    jax.clear_caches()
 
 
 @pytest.fixture(scope="session")

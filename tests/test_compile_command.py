@@ -20,19 +20,25 @@ from jaxl.run.programs import PICTURE, AnyProgram
 
 KINDS = [program.name for program in PICTURE]
 
-# commands, and then how many programs were asked for and how many of them came from the cache
+# commands, each of which finds nothing of those before, and then of each its exit status, how many programs it asked
+# for, and how many of them came from the cache
 CODE = """
-import json, sys, jax
+import gc, json, sys, jax
 from jaxl.cli import run
-events = []
+events, counts = [], []
 jax.monitoring.register_event_listener(lambda event, **_: events.append(event.rpartition("/")[2]))
-codes = [run(arguments) for arguments in json.loads(sys.argv[1])]
-print(json.dumps([max(codes), events.count("compile_requests_use_cache"), events.count("cache_hits")]))
+for arguments in json.loads(sys.argv[1]):
+    events.clear()
+    code = run(arguments)
+    counts.append([code, events.count("compile_requests_use_cache"), events.count("cache_hits")])
+    gc.collect()
+    jax.clear_caches()
+print(json.dumps(counts))
 """
 
 
-def process(folder: Path, *commands: list[str]) -> tuple[list[str], list[int]]:
-    """Run commands in a fresh process: what they print, and the highest exit status and counts."""
+def process(folder: Path, *commands: list[str]) -> tuple[list[str], list[list[int]]]:
+    """Run commands in a fresh process: what they print, and of each its exit status and counts."""
     environment = {**os.environ, "JAXL_CACHE_DIR": str(folder / "programs")}
     done = subprocess.run(
         [sys.executable, "-c", CODE, json.dumps(commands)], env=environment, cwd=folder, capture_output=True, text=True
@@ -45,17 +51,16 @@ def process(folder: Path, *commands: list[str]) -> tuple[list[str], list[int]]:
 def test_generate_starts_from_what_was_compiled(tmp_path: Path, small: Any) -> None:
     model = ["--model", small[0].checkpoint.source]
     lines, counts = process(tmp_path, ["compile", *model, "--sizes", "32x32", "--quiet"])
-    assert counts == [0, 5, 0]
+    assert counts == [[0, 5, 0]]
     assert [line.split()[0] for line in lines] == list(KINDS)
     assert all(" 32x32, 1 on " in line and line.endswith(" s  compiled") for line in lines)
 
     drawing = ["generate", "a llama", *model, "--size", "32x32", "--steps", "1", "--quiet", "--seed", "1"]
-    assert process(tmp_path, drawing) == (["jaxl-1.png"], [0, 5, 5])
-
     again = ["compile", *model, "--sizes", "32x32", "--batches", "1,1", "--json"]
-    (*_, report, folder, found), counts = process(tmp_path, again, ["cache"])
+    (drawn, *_, report, folder, found), counts = process(tmp_path, drawing, again, ["cache"])
     programs = json.loads(report)["programs"]
-    assert counts == [0, 5, 5]
+    assert drawn == "jaxl-1.png"
+    assert counts == [[0, 5, 5], [0, 5, 5], [0, 0, 0]]
     assert [(each["program"], each["size"], each["batch"], each["cached"]) for each in programs] == [
         (kind, "32x32", 1, True) for kind in KINDS
     ]
@@ -129,7 +134,7 @@ def test_cache_is_cleared(tmp_path: Path) -> None:
     for name in ("one-cache", "one-atime", "scales"):
         (tmp_path / "programs" / name).write_bytes(b"12345678")
     (report, *lines), counts = process(tmp_path, ["cache", "--json"], ["cache", "--clear"], ["cache"])
-    assert counts == [0, 0, 0]
+    assert counts == [[0, 0, 0]] * 3
     folder = str(tmp_path.resolve() / "programs")
     assert json.loads(report) == {"folder": folder, "programs": 1, "bytes": 8, "max_bytes": 2**33}
     assert lines[:2] == [folder, "1 programs, 0.0 MiB, 8 GiB at most, removed"]

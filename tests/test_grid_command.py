@@ -12,7 +12,10 @@ from jaxl.call.sheet import GAP
 from jaxl.cli import run
 
 
-def test_a_grid(small: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_grid(
+    small: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jaxl.cli.grid.AT_ONCE", 3)  # as many as in other tests, so that programs are compiled once
     file, (pipe, params) = tmp_path / "grid.png", small
     axes = ("--x", "steps=1,2", "--y", "sampler=euler,DPM++ 2M", "--set", "size=64x64")
     how = ("--seed", "3", "--model", pipe.checkpoint.source, "--quiet", "--json", "-o", str(file))

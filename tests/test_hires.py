@@ -35,7 +35,8 @@ def test_it_is_an_image_drawn_from_its_enlarged_self(small: Any) -> None:
     np.testing.assert_array_equal(made.latents, wanted.latents)
     np.testing.assert_array_equal(pixels(made), pixels(wanted))
     assert (made.seeds, made.steps) == ([5], 6)
-    other = {**params, "unet": jax.tree.map(lambda array: 0.9 * array, params["unet"])}
+    unet = jax.tree.map(lambda a: jax.device_put(0.9 * np.asarray(a), a.sharding), params["unet"])
+    other = {**params, "unet": unet}
     both: dict[str, Any] = {"refiner": (pipe, other), "refiner_at": 0.7}
     wanted = pipe.generate(params, **{**again, "image": latents, "strength": 0.7}, **both)
     refined = pipe.generate(params, hires=Hires(size=WIDE, upscaler="Latent (bicubic)"), **KIND, **both)

@@ -40,11 +40,9 @@ def worn(small: Any) -> Any:
         pipe.loras.remove(name)
 
 
-@pytest.mark.parametrize(
-    "loras", [{"low": -0.5, "dora": 0.8, "high": jaxl.Strength(2.0, 0.0)}, {"full": 0.5, "low": -0.6}], ids=", ".join
-)
-def test_as_with_the_weights_merged(worn: Any, loras: Any) -> None:
+def test_as_with_the_weights_merged(worn: Any) -> None:
     pipe, params = worn
+    loras = {"low": -0.5, "dora": 0.8, "high": jaxl.Strength(2.0, 0.0), "full": 0.5}
     plain = pipe.generate(params, "a cat", **STEPS).latents
     got = pipe.generate(params, "a cat", loras=loras, **STEPS).latents
     want = pipe.generate(pipe.fuse(params, loras), "a cat", **STEPS).latents
@@ -80,8 +78,8 @@ SETS: list[dict[str, Any]] = [
 
 def test_each_image_of_a_batch_has_its_own(worn: Any, compilations: Any) -> None:
     """Images with other adapters beside it change no bit of an image, and other adapters compile nothing."""
-    one, _ = worn
-    mesh = jaxl.make_mesh(jax.devices())
+    one, its_params = worn
+    mesh = jaxl.make_mesh(jax.devices()[:2])
     pipe, params = jaxl.from_pretrained(one.checkpoint.source, dtype=np.float32, mesh=mesh)
     for each in one.loras.values():
         pipe.loras.add(each)
@@ -100,14 +98,17 @@ def test_each_image_of_a_batch_has_its_own(worn: Any, compilations: Any) -> None
         again = drawn(SETS[::-1], -1)
     assert compiled == []
     assert (together[::-1] == again).all()
-    for i, (own, other) in enumerate(zip(together, drawn({}), strict=True)):
-        # where there is room for adapters, XLA may round otherwise
-        assert np.allclose(own, other, rtol=1e-4, atol=1e-4) == (i == 0)
+    for own, other in zip(together, drawn([*SETS[1:], SETS[0]]), strict=True):
+        assert not np.allclose(own, other, rtol=1e-4, atol=1e-4)
+    # where there is room for adapters, XLA may round otherwise
+    without = one.generate(its_params, prompts[0], seed=seeds[0], **STEPS).latents[0]
+    np.testing.assert_allclose(together[0], without, rtol=1e-4, atol=1e-4)
 
 
 def test_images_with_weights_of_their_own_are_drawn_in_rounds(worn: Any) -> None:
     pipe, params = worn
-    loras = [{"low": 1.0}, {"full": 1.0}, {"full": 1.0, "low": 0.5}, {"full": -1.0}]
+    others = {"low": 0.5, "dora": 0.5, "high": 1.0}
+    loras = [others, {"full": 1.0}, {"full": 1.0, **others}, {"full": -1.0}]
     assert pipe.plan("a cat", num_images=4, loras=loras, steps=2).rounds == [1, 1, 1, 1]
     together = pipe.generate(params, "a cat", num_images=4, loras=loras, **STEPS).latents
     for i, own in enumerate(loras):

@@ -79,10 +79,11 @@ LENIENT = "whoever runs the server can have such tensors left out, with --lora-p
 
 log = logging.getLogger(__name__)
 
-# the programs of a running batch; all others but calibration's are for one image on its way into it or out of it
+# the programs of a running batch; all others but calibration's and what decodes, on devices of its own, are for one
+# image on its way into it
 OF_BATCH = (ADVANCE, JOIN, TAKE, MARK, PREVIEW)
 OF_PICTURE = (EMBED_CONTROL, GATHER_CONTROL, EMBED_IMAGE, GATHER_IMAGES)
-OF_IMAGE = tuple(program for program in PROGRAMS if program not in (*OF_BATCH, OBSERVE, *OF_PICTURE))
+OF_IMAGE = tuple(program for program in PROGRAMS if program not in (*OF_BATCH, OBSERVE, DECODE, *OF_PICTURE))
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """The noise of images as other programs' seeds stand for it: which numbers each image draws, and when."""
 
 import threading
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -15,6 +16,7 @@ from jaxl.diffusion.brownian import BrownianNoise
 from jaxl.diffusion.other_noise import Numbers
 from jaxl.diffusion.variation import blended, pasted
 from jaxl.errors import InputError
+from jaxl.run.bucket import GIVEN_ROWS
 
 SHAPE = (8, 8, 4)
 UNGUIDED = {"width": 64, "height": 64, "guidance_scale": 1.0}
@@ -119,6 +121,29 @@ def test_variations_of_jaxls_own_noise(small: Any) -> None:
     np.testing.assert_allclose(draw(seed=3, variation_seed=4, variation_strength=1.0), two, atol=1e-4)
     between = draw(seed=3, variation_seed=4, variation_strength=0.1)
     assert np.abs(between - one).mean() < np.abs(between - two).mean()
+
+
+def test_rows_take_the_draws_in_turn(small: Any) -> None:
+    """Over several calls of the program, each of which is given the noise of a few rows; watched, over more of them."""
+    pipe, params = small
+    kind: dict[str, Any] = {**UNGUIDED, "steps": GIVEN_ROWS + 2, "scheduler": "euler_a", "noise": "torch", "seed": 3}
+    plan = pipe.plan("a cat", **kind)
+    rows = plan.row_noise[0].rows
+    order = [*islice(plan.row_noise[0].draws(), int(rows.sum()))]
+
+    def draw(numbers: list[np.ndarray]) -> np.ndarray:
+        with_these = replace(plan, row_noise=[RowNoise(lambda: iter(numbers), rows)])
+        return pipe.run(params, with_these, output="latents").latents
+
+    drawn = pipe.run(params, plan, output="latents").latents
+    np.testing.assert_array_equal(draw(order), drawn)
+    for place in range(len(order)):
+        changed = [*order[:place], order[place] + 0.1, *order[place + 1 :]]
+        assert np.abs(draw(changed) - drawn).max() > 1e-3
+    seen: list[int] = []
+    watched = pipe.generate(params, "a cat", **kind, output="latents", callback=lambda *told: seen.append(told[0]))
+    assert seen == [*range(1, kind["steps"] + 1)]
+    np.testing.assert_allclose(watched.latents, drawn, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """examples/tpu.ipynb: its cells run in their order, on this machine and with a small model."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -8,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from xla_flags import xla_flags
 
 import jaxl
+from article import check_pictures
 from jaxl.cli import run
 
 ROOT = Path(__file__).parents[2]
@@ -26,7 +29,10 @@ def tagged(cell: dict[str, Any], tag: str) -> bool:
 def test_every_cell_runs(
     small: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """All but the one that installs. The estimate needs a compiler and minutes, so its answer is made up."""
+    """All but the one that installs. The estimate needs a compiler and minutes, so its answer is made up.
+
+    The article's program has two devices, and draws a picture on each.
+    """
     pytest.importorskip("flax")  # the article's program has it
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(Path(jaxl.__file__).parents[1]))
@@ -37,7 +43,8 @@ def test_every_cell_runs(
     def start(command: Sequence[str], **options: Any) -> Any:
         asked.append(tuple(command[1:]))
         made_up = ["-c", f"print({json.dumps(ESTIMATE)!r})"] if "estimate" in command else command[1:]
-        return plain([sys.executable, *made_up], **options)
+        of_article = {"XLA_FLAGS": xla_flags(2)} if command[1].endswith("article.py") else {}
+        return plain([sys.executable, *made_up], env=os.environ | of_article, **options)
 
     monkeypatch.setattr(subprocess, "Popen", start)
     for cell in CELLS:
@@ -54,7 +61,8 @@ def test_every_cell_runs(
     assert [command[:3] for command in asked if "-m" in command] == [
         ("-m", "jaxl", name) for name in ("devices", "bench", "estimate")
     ]
-    assert names["sheet"].size == (64, 64)
+    assert names["sheet"].size == (128, 64)
+    check_pictures(tmp_path / "pictures", 2)
     lines = capsys.readouterr().out.splitlines()
     assert lines[-3].startswith("a step, ms")
     assert lines[-1].split()[2] == "0.500"

@@ -12,7 +12,7 @@ from PIL import Image
 from torch_weights import relative_error
 
 import jaxl
-from jaxl.nn.unet import unet, unet_context
+from jaxl.diffusion.tables import build_table
 from jaxl.nn.vae import encode
 from jaxl.run.programs import ENCODE_TEXT
 
@@ -58,19 +58,28 @@ def test_text_embeddings(tiny: Any, golden: Golden) -> None:
 
 
 def test_one_network_call(tiny: Any, golden: Golden) -> None:
+    """A step to the end goes as far as the network says; the least guidance, so that the next test has its program."""
     pipe, params = tiny
-    sizes = np.tile(np.float32([256, 256, 0, 0, 256, 256]), (4, 1))
-    t = np.full(4, 501, np.float32)
-    context = unet_context(params["unet"], golden["prompt_embeds"])
-    got, _ = jax.jit(unet, static_argnums=1)(
-        params["unet"], pipe.model.unet, nhwc(golden["noise"]), t, context, golden["pooled"], sizes
-    )
-    assert relative_error(got, nhwc(golden["unet_at_501"])) < 2e-5
+    table = build_table(pipe.model.scheduler, None, "euler", timesteps=[501])
+    sigma = table.sigmas[0]
+    begun = nhwc(golden["noise"]) * np.hypot(1, sigma)  # which the network sees with a variance of 1
+    ended = pipe.generate(
+        params,
+        [str(p) for p in golden["prompts"]],
+        negative_prompt=str(golden["negative_prompt"]),
+        timesteps=[501],
+        scheduler="euler",
+        guidance_scale=1 + 2**-20,
+        latents=begun / table.init_scale,
+        output="latents",
+    ).latents
+    assert relative_error((begun - ended) / sigma, nhwc(golden["unet_at_501"])) < 2e-5
 
 
 def test_every_step_and_the_image(tiny: Any, golden: Golden) -> None:
     pipe, params = tiny
     trace: list[np.ndarray] = []
+    previews: list[np.ndarray] = []
     result = pipe.generate(
         params,
         [str(p) for p in golden["prompts"]],
@@ -80,6 +89,7 @@ def test_every_step_and_the_image(tiny: Any, golden: Golden) -> None:
         latents=nhwc(golden["noise"]),
         output="numpy",
         callback=lambda step, total, latents: trace.append(latents),
+        preview=lambda step, total, pictures: previews.append(pictures),
     )
     assert len(trace) == len(golden["latents"]) == result.steps
     for got, wanted in zip(trace, golden["latents"], strict=True):
@@ -87,6 +97,10 @@ def test_every_step_and_the_image(tiny: Any, golden: Golden) -> None:
     assert relative_error(result.latents, nhwc(golden["final_latents"])) < 2e-4
     wanted = np.clip(nhwc(golden["image"]) / 2 + 0.5, 0, 1)
     assert np.mean(np.abs(result.images - wanted) <= 1 / 255) > 0.999
+    assert [each.shape for each in previews] == [(4, 32, 32, 3)] * result.steps
+    small = np.asarray(result.images).reshape(4, 32, 8, 32, 8, 3).mean((2, 4))
+    errors = [np.abs(each / 255 - small).mean((1, 2, 3)) for each in previews]
+    assert (errors[-1] < errors[0]).all(), "they come to be the images"
 
 
 def test_the_picture_grid(tiny: Any) -> None:

@@ -44,7 +44,7 @@ def how(small: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[s
         patch.setattr(catalogue, "FRESH", 0.0)
         patch.setattr("jaxl.residency.models.FRESH", 0.0)
         known = {"lora_dir": loras, "embedding_dir": words}
-        yield {**known, "lora_rank": 8, "slots": 3, "chunks": 1, "dtype": "float32"}
+        yield {**known, "lora_rank": 32, "slots": 3, "chunks": 1, "dtype": "float32"}
 
 
 @pytest.fixture(scope="module")

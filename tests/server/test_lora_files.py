@@ -28,7 +28,7 @@ from jaxl.server.settings import Settings
 
 GENERATIONS, A1111 = "/v1/images/generations", "/sdapi/v1/txt2img"
 A_WHILE = 600.0  # no measure of anything: only who fails waits so long
-RANK = 8  # that the server has room for
+RANK = 32  # that the server has room for
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def folder(small: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_lora(folder / "pencil.safetensors", model, 1, 2)
     write_lora(folder / "ink.safetensors", model, 2, 4, ("unet",))
     write_lora(folder / "words.safetensors", model, 3, 4, ("text_encoder", "text_encoder_2"))
-    write_lora(folder / "wide.safetensors", model, 4, 12)
+    write_lora(folder / "wide.safetensors", model, 4, 40)
     write_lora(folder / "fast-lcm.safetensors", model, 7, 2)
     (folder / "broken.safetensors").write_bytes(b"<html>not here</html>")
     return folder
@@ -141,7 +141,7 @@ def test_a_file_is_replaced_while_it_is_drawn_with(
     ("loras", "message"),
     [
         ({"broken": 1}, "loras='broken': broken.safetensors: an HTML page, not weights"),
-        ({"wide": 1}, f"loras='rank 16': the ranks of an image's LoRAs may be {RANK} together here; leave some out"),
+        ({"wide": 1}, f"loras='rank 64': the ranks of an image's LoRAs may be {RANK} together here; leave some out"),
         ({"pencil": 1, "nobody": 1}, "loras='nobody': no LoRA of this name is loaded; known: broken, fast-lcm, ink"),
         ({"../loras/pencil": 1}, "no LoRA of this name is loaded; did you mean 'pencil'?"),
     ],

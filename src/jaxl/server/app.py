@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from fastapi import Depends, FastAPI
+from fastapi import FastAPI
 from starlette.datastructures import Headers
 from starlette.responses import HTMLResponse
 from starlette.routing import Route
@@ -25,6 +25,8 @@ from jaxl.server.openai import chat, images, responses
 from jaxl.server.paths import routed
 from jaxl.server.service import CurrentService, Service
 
+MODULES = (images, chat, responses, restore, grids, a1111, huggingface)
+MODULES += (tokens, loras, preprocess, events, jobs, extras, controlnet, health)
 LOADING = Path(__file__).with_name("web") / "static" / "loading.html"
 
 
@@ -53,10 +55,9 @@ def create_app(service: Service, page: ASGIApp | None = None) -> FastAPI:
     app.state.service = service
     errors.install(app)
     app.add_middleware(Guard, service=service)
-    for module in (images, chat, responses, restore, grids, a1111, huggingface):
-        app.include_router(module.router, dependencies=[Depends(know_models)])
-    for module in (tokens, loras, preprocess, events, jobs, extras, controlnet, health):
-        app.include_router(module.router)
+    # as they are: an app that includes a router makes its routes once more, at the first request
+    for module in MODULES:
+        app.router.routes.extend(module.router.routes)
     if page is None:
         app.add_api_route("/", index, include_in_schema=False)
     else:
@@ -77,11 +78,6 @@ async def index(service: CurrentService) -> dict[str, Any]:
         "all routes": "/openapi.json",
         "web page": "start the server with --ui",
     }
-
-
-async def know_models(service: CurrentService) -> None:
-    """Have the models looked for in a thread, after which all know them for a second: the disk may be slow."""
-    await asyncio.to_thread(service.engine.models)
 
 
 class Front:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Depends
 from pydantic import BaseModel, Field
 
 from jaxl.call.axes import KINDS, REPLACED, Axis, cells
 from jaxl.errors import InputError, nearest
 from jaxl.server.errors import RESPONSES
 from jaxl.server.openai.images import FIELDS, Edit
+from jaxl.server.service import know_models
 
-router = APIRouter(prefix="/v1", tags=["jaxl"], responses=RESPONSES)
+router = APIRouter(prefix="/v1", tags=["jaxl"], dependencies=[Depends(know_models)], responses=RESPONSES)
 
 AXIS = "NAME=VALUES, such as steps=10-30(+10), sampler=euler,ddim or prompt s/r=cat,dog."
 # the axes whose options requests have a field for

@@ -22,7 +22,7 @@ from jaxl.server.errors import RESPONSES, ApiError, fields
 from jaxl.server.hires import AskedHires
 from jaxl.server.limits import Count, GuidanceScale, Loras, Name, Pixels, Proportion, Seed, Side
 from jaxl.server.pictures import MEDIA_TYPES, Format, decode
-from jaxl.server.service import CurrentService, Service
+from jaxl.server.service import CurrentService, Service, know_models
 from jaxl.server.work import AnswerFiles
 from jaxl.text.prompt import Syntax
 
@@ -54,7 +54,9 @@ FIELDS = {
 # the beginnings of PNG, JPEG and WebP files in base64, and of data URLs
 PICTURES = ("iVBORw0KGgo", "/9j/", "UklGR", "data:image/")
 
-router = APIRouter(tags=["Hugging Face"], dependencies=[Depends(fields(FIELDS))], responses=RESPONSES)
+router = APIRouter(
+    tags=["Hugging Face"], dependencies=[Depends(know_models), Depends(fields(FIELDS))], responses=RESPONSES
+)
 
 
 class TargetSize(BaseModel):

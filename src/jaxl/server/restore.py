@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Depends
 from pydantic import BaseModel, Field, ValidationError
 from starlette.requests import Request as HttpRequest
 
@@ -21,10 +21,10 @@ from jaxl.server.errors import RESPONSES
 from jaxl.server.image_prompts import MOST_PROMPTS, ImagePromptField
 from jaxl.server.openai.images import JsonRoute
 from jaxl.server.pictures import MEDIA_TYPES, from_base64
-from jaxl.server.service import CurrentService, Service
+from jaxl.server.service import CurrentService, Service, know_models
 from jaxl.weights.adapters.strength import Strength
 
-router = APIRouter(prefix="/v1/images", tags=["jaxl"], responses=RESPONSES)
+router = APIRouter(prefix="/v1/images", tags=["jaxl"], dependencies=[Depends(know_models)], responses=RESPONSES)
 
 PATH = "/settings"
 # the schema describes a path once: the JSON, with the picture itself beside it

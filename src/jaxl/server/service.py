@@ -440,6 +440,11 @@ def current_service(http: HttpRequest) -> Service:
 CurrentService = Annotated[Service, Depends(current_service)]
 
 
+async def know_models(service: CurrentService) -> None:
+    """Have the models looked for in a thread, after which all know them for a second: the disk may be slow."""
+    await asyncio.to_thread(service.engine.models)
+
+
 async def gone(receive: Receive) -> None:
     """Wait until the client is gone."""
     while (await receive())["type"] != "http.disconnect":

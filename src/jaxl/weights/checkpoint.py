@@ -98,19 +98,23 @@ def cast(what: str, array: np.ndarray, axes: tuple[int, ...], dtype: np.dtype) -
 
 
 def first_broken(params: Mapping[str, Any]) -> str | None:
-    """Return the first parameter that holds NaN or infinity, as component and key; None if all are finite."""
+    """Return the first parameter that holds NaN or infinity, as component and key; None if all are finite.
+
+    The host looks, one part of one parameter at a time: the devices would compile a program for each shape.
+    """
     leaves = {f"{component}: {key}": leaf for component, tree in params.items() for key, leaf in flatten(tree).items()}
-    # with several hosts, each has every parameter
-    own = (
-        leaf if leaf.is_fully_addressable else leaf.addressable_data(0) for leaf in map(jnp.asarray, leaves.values())
-    )
-    finite = jax.device_get([_all_finite(leaf) for leaf in own])
-    return next((name for name, whole in zip(leaves, finite, strict=True) if not whole), None)
+    return next((name for name, leaf in leaves.items() if not all(map(_all_finite, _parts(jnp.asarray(leaf))))), None)
 
 
-@jax.jit
-def _all_finite(array: jax.Array) -> jax.Array:
-    return jnp.isfinite(array).all()
+def _parts(leaf: jax.Array) -> list[jax.Array]:
+    """Return what devices have of an array, once; with several hosts, each has every parameter."""
+    if leaf.is_fully_replicated:
+        return [leaf.addressable_data(0)]
+    return [shard.data for shard in leaf.addressable_shards]
+
+
+def _all_finite(part: jax.Array) -> bool:
+    return bool(np.isfinite(np.asarray(part)).all())
 
 
 def check_tensors(checkpoint: Checkpoint, component: str, wanted: Mapping[str, Any]) -> None:

@@ -51,7 +51,7 @@ from jaxl.server.errors import A1111_RESPONSES, ApiError, fields
 from jaxl.server.loras import AsciiResponse, read_metadata
 from jaxl.server.pictures import decode
 from jaxl.server.preprocess import encoded, in_turn
-from jaxl.server.service import CurrentService, Service, Stream
+from jaxl.server.service import CurrentService, Service, Stream, know_models
 from jaxl.server.work import AnswerFiles
 
 # how many previews of each image `progress` can show
@@ -69,7 +69,10 @@ LACKING: Mapping[str, str] = {
 }
 
 router = APIRouter(
-    prefix="/sdapi/v1", tags=["A1111"], dependencies=[Depends(fields(FIELDS))], responses=A1111_RESPONSES
+    prefix="/sdapi/v1",
+    tags=["A1111"],
+    dependencies=[Depends(know_models), Depends(fields(FIELDS))],
+    responses=A1111_RESPONSES,
 )
 
 

@@ -23,7 +23,7 @@ from jaxl.server.events import EventStream
 from jaxl.server.openai.images import DRAWN, FIELDS, base64_of, begin, check, draw
 from jaxl.server.openai.messages import Message, asked_of, start_of
 from jaxl.server.pictures import MEDIA_TYPES
-from jaxl.server.service import CurrentService
+from jaxl.server.service import CurrentService, know_models
 from jaxl.server.work import AnswerFiles
 
 # there are no tokens to pay for
@@ -32,7 +32,7 @@ USAGE = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
 router = APIRouter(
     prefix="/v1",
     tags=["OpenAI"],
-    dependencies=[Depends(fields({**FIELDS, "prompt": "messages", "image": "messages"}))],
+    dependencies=[Depends(know_models), Depends(fields({**FIELDS, "prompt": "messages", "image": "messages"}))],
     responses=RESPONSES,
 )
 

@@ -58,7 +58,7 @@ from jaxl.server.openai.fields import PictureUrl, PictureUrls
 from jaxl.server.pictures import MEDIA_TYPES, decode
 from jaxl.server.preprocess import in_turn
 from jaxl.server.regions import RegionFields, read_regions
-from jaxl.server.service import LEAST_DEADLINE, CurrentService, Service, Stream
+from jaxl.server.service import LEAST_DEADLINE, CurrentService, Service, Stream, know_models
 from jaxl.server.sizes import Policy, as_text
 from jaxl.server.work import AnswerFiles
 from jaxl.text.prompt import Syntax
@@ -88,7 +88,7 @@ MAX_PADDING = 16384
 router = APIRouter(
     prefix="/v1",
     tags=["OpenAI"],
-    dependencies=[Depends(fields(FIELDS))],
+    dependencies=[Depends(know_models), Depends(fields(FIELDS))],
     responses=RESPONSES,
     route_class=JobRoute,
 )

@@ -26,7 +26,7 @@ from jaxl.server.events import EventStream, event
 from jaxl.server.openai.fields import PictureUrl
 from jaxl.server.openai.images import DRAWN, FIELDS, USAGE, base64_of, begin, check, draw
 from jaxl.server.openai.messages import Message, asked_of, start_of
-from jaxl.server.service import CurrentService
+from jaxl.server.service import CurrentService, know_models
 from jaxl.server.sizes import as_text
 from jaxl.server.work import AnswerFiles
 
@@ -35,7 +35,7 @@ TOOL = "image_generation"
 router = APIRouter(
     prefix="/v1",
     tags=["OpenAI"],
-    dependencies=[Depends(fields({**FIELDS, "prompt": "input", "image": "input"}))],
+    dependencies=[Depends(know_models), Depends(fields({**FIELDS, "prompt": "input", "image": "input"}))],
     responses=RESPONSES,
 )
 
