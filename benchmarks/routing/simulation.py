@@ -17,7 +17,7 @@ from itertools import islice
 import numpy as np
 
 from jaxl.engine.forecast import Average
-from jaxl.engine.turns import Standing, urgency
+from jaxl.engine.turns import Claim, urgency
 from jaxl.errors import InputError
 from jaxl.server import routing
 
@@ -248,7 +248,7 @@ class Replica:
             free = self.machine.places - len(left)
             left += [(request, request.rows) for _, request in islice(lane.waiting, free)]
         return urgency(
-            Standing(now - request.at, request.rows * row_seconds, rows * row_seconds) for request, rows in left
+            Claim(now - request.at, request.rows * row_seconds, rows * row_seconds) for request, rows in left
         )
 
 

@@ -392,7 +392,7 @@ class Engine:
     def _urgency(self, lane: Lane, joining: Sequence[Work], now: float) -> float:
         row_seconds = lane.row_seconds.value or self._row_seconds.value or 1.0
         works = [*joining, *(work for _, work in lane.running())]
-        return turns.urgency(work.standing(now, row_seconds) for work in works)
+        return turns.urgency(work.claim(now, row_seconds) for work in works)
 
     def _has_room(self) -> bool:
         """Return whether images may begin: not while many others wait to be decoded."""

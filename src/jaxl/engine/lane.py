@@ -13,7 +13,7 @@ from PIL import Image
 from jaxl.engine.backend import Backend, Batch, Mark
 from jaxl.engine.forecast import Average
 from jaxl.engine.request import Ticket
-from jaxl.engine.turns import Standing
+from jaxl.engine.turns import Claim
 
 # seconds of waiting that one step of priority is worth
 PRIORITY_SECONDS = 10.0
@@ -70,9 +70,9 @@ class Work:
         """The time from which it has waited, on the monotonic clock, with the priority added."""
         return self.ticket.submitted - PRIORITY_SECONDS * self.ticket.request.priority
 
-    def standing(self, now: float, row_seconds: float) -> Standing:
-        """Return how it stands among those that want the devices, if rows take so long."""
-        return Standing(max(now - self.since, 0.0), self.total * row_seconds, self.rows_left * row_seconds)
+    def claim(self, now: float, row_seconds: float) -> Claim:
+        """Return its claim on the devices, if rows take so long."""
+        return Claim(max(now - self.since, 0.0), self.total * row_seconds, self.rows_left * row_seconds)
 
     @property
     def rows_to_stop(self) -> int:

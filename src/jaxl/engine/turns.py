@@ -16,15 +16,15 @@ POWER = 4
 
 
 @dataclass(frozen=True)
-class Standing:
-    """Seconds that an image has waited since it was asked for, that all its rows take, and that are left of these."""
+class Claim:
+    """An image's: seconds since it was asked for, that all its rows take, and that are left of these."""
 
     waited: float
     total: float
     left: float
 
 
-def urgency(images: Iterable[Standing]) -> float:
+def urgency(images: Iterable[Claim]) -> float:
     """Return how fast what the images of a batch suffer grows, for each second that is left of them."""
     return sum(
         ((image.waited + image.left) / image.total) ** (POWER - 1) / (image.total * image.left) for image in images
