@@ -2,8 +2,7 @@
 
 A replica does what `jaxl.engine` does: one running batch for each lane, whose call costs the same however many of its
 places are full; lanes that take turns by their images' urgency; images that join and leave between calls, and are
-decoded behind them.
-What a policy knows of a replica is how many images it has in each lane, waiting or in the making.
+decoded behind them. What a policy knows of a replica is how many images it has in each lane, waiting or in the making.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ from jaxl.run.image_prompts import Prompted, context_shapes, dtype_of, encoder_s
 from jaxl.run.model import Model
 from jaxl.run.sharding import on_mesh, replicated, split_images, with_sharding
 from jaxl.run.steps import Features, features_shapes, slots_shapes
-from jaxl.run.target import Leaf, Target
+from jaxl.run.target import Leaf, Target, passing
 from jaxl.weights.layout import flatten, placed
 from jaxl.weights.quantise import layers
 
@@ -347,9 +347,7 @@ class Programs:
             takes = jax.tree.map(lambda leaf: with_sharding(leaf, on_mesh(mesh, leaf.sharding)), takes)
             gives = jax.tree.map(partial(on_mesh, mesh), gives)
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            # of its own, as JAX keeps what it traced of a function as long as that lives
-            own = partial(program.run(to, bucket))
-            run = jax.jit(own, donate_argnums=program.donates, out_shardings=gives)
+            run = jax.jit(passing(program.run(to, bucket)), donate_argnums=program.donates, out_shardings=gives)
             return run.trace(*takes)
 
     def begin(self, program: AnyProgram, bucket: Bucket | None = None) -> Future[Any]:

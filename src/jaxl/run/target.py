@@ -20,10 +20,14 @@ from jaxl.run.sharding import replicated, shares, split_images, split_pictures
 Leaf = Any  # an array on the devices or on the host, or the shape of one
 
 
+def passing(run: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the same function as one of its own: JAX keeps what it traced of a function as long as that lives."""
+    return partial(run)
+
+
 def shapes_of(run: Callable[..., Any], *arguments: Any) -> Any:
     """Return the shapes of what a function makes of arguments with such shapes; it is only traced."""
-    # JAX keeps what each call traced as long as the function lives, so it is given one that does not
-    return jax.eval_shape(partial(run), *arguments)
+    return jax.eval_shape(passing(run), *arguments)
 
 
 @dataclass(frozen=True, eq=False)
