@@ -210,6 +210,19 @@ def test_distilled_ones_bring_their_settings(worn: Any, source: str, steps: int,
         pipe.loras.remove("few")
 
 
+def test_what_is_known_of_parameters_is_not_taken_for_fused_ones(worn: Any) -> None:
+    """Which have most of their arrays: a LoRA that changes weights would have been added to those without the first."""
+    pipe, params = worn
+    (adapters,) = pipe.plan("a cat", loras={"full": 1.0}).adapters[0]
+    known, path = pipe.networks(params), "mid_block.resnets.0.conv1.weight"
+    alone = flatten(known.network(params, adapters, "unet"))[path]
+    assert pipe.networks(dict(params)) is known
+    fused = pipe.fuse(params, {"low": 1.0})
+    both = flatten(pipe.networks(fused).network(fused, adapters, "unet"))[path]
+    first, second = (np.asarray(flatten(tree["unet"])[path]) for tree in (params, fused))
+    np.testing.assert_allclose(np.asarray(both) - second, np.asarray(alone) - first, atol=1e-5)
+
+
 def test_adapters_that_nobody_asks_for_any_more_are_forgotten(worn: Any) -> None:
     """Those without a form too, whose sets take no memory of their own."""
     pipe, params = worn

@@ -860,7 +860,7 @@ class Pipeline:
 
     def networks(self, params: Params) -> AdaptedNetworks:
         """What is known of these parameters with adapters."""
-        if self._networks is None or not self._networks.made_of(params):
+        if self._networks is None or not self._networks.made_with(params):
             self._networks = AdaptedNetworks(self.programs.target, params)
         return self._networks
 

@@ -1,5 +1,6 @@
 """Adapters with random numbers, for a model at hand."""
 
+import hashlib
 from collections.abc import Callable
 from typing import Any
 
@@ -46,4 +47,6 @@ def adapter(
         }
         for component in components
     }
-    return Adapter(name, f"{name}.safetensors", f"{seed:012x}", changes)
+    # of other numbers where anything is other, as that of a file: texts are kept by it
+    digest = hashlib.sha256(repr((seed, rank, kind.__name__, within, components)).encode()).hexdigest()[:12]
+    return Adapter(name, f"{name}.safetensors", digest, changes)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -14,6 +12,7 @@ from jaxl.errors import InputError
 from jaxl.nn.layer_kinds import SCALE
 from jaxl.nn.layers import Params
 from jaxl.run.adapters import layers
+from jaxl.run.embeddings import MadeWith
 from jaxl.run.target import Target
 from jaxl.weights.adapters.combined import AdapterSet, forms, merged, merging
 from jaxl.weights.adapters.form import Form
@@ -26,20 +25,14 @@ MAX_SETS = 64  # of which forms are kept, as each set keeps its adapters too, an
 MAX_NETWORKS = 12  # on the devices, of four sets; they share all that a set leaves as it is
 
 
-class AdaptedNetworks:
-    """The networks of a checkpoint, with some parameters, under sets of adapters. The parameters are held weakly."""
+class AdaptedNetworks(MadeWith):
+    """The networks of a checkpoint, with some parameters, under sets of adapters."""
 
     def __init__(self, target: Target, params: Mapping[str, Any]):
+        super().__init__(params)
         self._target = target
-        first = _first(params)
-        self._made_of = weakref.ref(first) if isinstance(first, jax.Array) else lambda: None
         self._forms: Latest[Mapping[str, Form]] = Latest(MAX_FORM_BYTES, _nbytes)
         self._networks: Latest[Params] = Latest(MAX_NETWORKS)
-
-    def made_of(self, params: Mapping[str, Any]) -> bool:
-        """Return whether all this was worked out for these parameters; for NumPy's, which may change, it never was."""
-        known = self._made_of()
-        return known is not None and known is _first(params)
 
     def forms(self, params: Mapping[str, Any], adapters: AdapterSet, component: str) -> Mapping[str, Form]:
         """Return what adapters add to the layers of a network while programs run, by path."""
@@ -93,10 +86,6 @@ def _weights(params: Params) -> Callable[[str], np.ndarray]:
         return array.transpose(to_torch(key, array.shape))
 
     return weight
-
-
-def _first(params: Mapping[str, Any]) -> Any:
-    return params["unet"]["conv_in"]["bias"]
 
 
 def _nbytes(found: Mapping[str, Form]) -> int:

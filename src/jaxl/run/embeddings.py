@@ -16,23 +16,27 @@ MOST = 64  # of 0.3 MB each in SDXL and bfloat16, if they are texts
 Encoded = TypeVar("Encoded")
 
 
-class Embeddings:
-    """Keeps the texts last encoded with some parameters, and pictures, `MOST` at most of both.
+class MadeWith:
+    """What was worked out with some parameters, which are held weakly."""
 
-    The parameters are held weakly. Threads may share it.
-    """
+    def __init__(self, params: Params):
+        self._leaves = [weakref.ref(leaf) for leaf in jax.tree.leaves(params)]
 
-    def __init__(self, encoders: Params):
-        self._leaves = [weakref.ref(leaf) for leaf in jax.tree.leaves(encoders)]
-        self._kept: dict[Hashable, Any] = {}
-        self._lock = threading.Lock()
-
-    def made_with(self, encoders: Params) -> bool:
+    def made_with(self, params: Params) -> bool:
         """Return whether the parameters are the very same arrays. NumPy's, which may change, never are."""
-        leaves = jax.tree.leaves(encoders)
+        leaves = jax.tree.leaves(params)
         return len(leaves) == len(self._leaves) and all(
             isinstance(leaf, jax.Array) and known() is leaf for known, leaf in zip(self._leaves, leaves, strict=True)
         )
+
+
+class Embeddings(MadeWith):
+    """Keeps the texts last encoded with some parameters, and pictures, `MOST` at most of both. Threads may share it."""
+
+    def __init__(self, encoders: Params):
+        super().__init__(encoders)
+        self._kept: dict[Hashable, Any] = {}
+        self._lock = threading.Lock()
 
     def get(self, key: Hashable, encode: Callable[[], Encoded]) -> Encoded:
         """Return what was kept under `key`, else the result of `encode`, and keep it."""
