@@ -46,6 +46,10 @@ OPERATIONS: dict[str, Callable[[Any, Any], Any]] = {
     "LoRA": lambda x, _: layer_of(LORA).conv(x, 1, (1, 1), Kernels()),
     "LoRA, down": lambda x, _: layer_of(LORA).conv(x, 2, (1, 1), Kernels()),
     "Winograd": lambda x, _: convolve(x, jnp.ones((16, 128, 4))),
+    "Winograd, in blocks": lambda x, _: convolve(jnp.tile(x.repeat(4, axis=1), (1, 1, 8, 1)), WEIGHT),
+    "up, in the small picture": lambda x, _: upsampled_conv(
+        LAYER, x, 2 * x.shape[1], 2 * x.shape[2], Kernels(conv="winograd")
+    ),
     "wide sums": lambda x, _: WIDE(
         {name: leaf.astype(jnp.bfloat16) for name, leaf in LAYER.items()}, x.astype(jnp.bfloat16)
     ),

@@ -17,8 +17,18 @@ def by_image(kernel: Callable[..., Any], images: tuple[Array, ...], whole: tuple
     does all. In a `jax.shard_map` it is split already.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1 or mesh.manual_axes:
+    if _alone():
         return kernel(*images, *whole)
-    own = PartitionSpec(mesh.axis_names if images[0].shape[0] % mesh.size == 0 else None)
+    own = PartitionSpec(mesh.axis_names if divides(images[0].shape[0]) else None)
     specs = (own,) * len(images) + (PartitionSpec(),) * len(whole)
     return jax.shard_map(kernel, in_specs=specs, out_specs=own, check_vma=False)(*images, *whole)
+
+
+def divides(images: int) -> bool:
+    """Return whether no device does what another does, for so many images."""
+    return _alone() or images % jax.sharding.get_abstract_mesh().size == 0
+
+
+def _alone() -> bool:
+    mesh = jax.sharding.get_abstract_mesh()
+    return mesh.empty or mesh.size == 1 or bool(mesh.manual_axes)

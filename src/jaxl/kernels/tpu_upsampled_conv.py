@@ -1,9 +1,4 @@
-"""3x3 convolutions of pictures at twice their size, for TPUs, in Pallas, which never make those pictures.
-
-Of nearest neighbours, the nine that a pixel sees are four pixels of the small picture, some of them more than once. So
-each of the four pixels that one becomes is a 2x2 convolution by sums of the filter: four ninths of the products (Shi et
-al. 2016, arXiv:1609.05158, has the converse). The sums are rounded to the dtype of the weight, as the pixels are.
-"""
+"""`kernels.upsampled_conv` for TPUs, in Pallas. The sums of the filter are rounded to its dtype, as the pixels are."""
 
 from __future__ import annotations
 
@@ -29,10 +24,7 @@ from jaxl.kernels.tpu_conv import (
     rows_of,
     write_lines,
 )
-
-# Of each of the two pixels that one becomes, on an axis: the filter's weights for that one and its neighbour, in the
-# order of the small picture.
-TAPS = (((0,), (1, 2)), ((0, 1), (2,)))
+from jaxl.kernels.upsampled_conv import TAPS
 
 
 def takes(x: Array | jax.ShapeDtypeStruct, weight: Array | jax.ShapeDtypeStruct) -> bool:

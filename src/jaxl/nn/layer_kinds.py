@@ -14,8 +14,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import DTypeLike
 
-from jaxl.kernels import Kernels, by_rows, wide_sums
-from jaxl.kernels.winograd import convolve
+from jaxl.kernels import Kernels, by_rows, wide_sums, winograd
 from jaxl.nn.quantised import observed, quantise, rounded, weight_scale
 
 Params = Mapping[str, Any]
@@ -26,10 +25,6 @@ WINOGRAD = "winograd"  # Winograd
 LARGEST = "input_largest"  # Observed
 ROUNDED = "rounded"  # Tried, with an input's scale
 DOWN, UP, SCALE_IN, SCALE_OUT = ADAPTERS = "adapter_down", "adapter_up", "adapter_in", "adapter_out"  # Adapted
-
-# Winograd's tiles take four times the memory of the picture; where they fit no cache, reading them costs more than the
-# products they save.
-MAX_TILES_BYTES = 2**25
 
 
 def layer_of(p: Params) -> Layer:
@@ -101,6 +96,8 @@ class Plain(Layer):
         plain = (stride, padding, self.weight.shape[0]) == (1, (1, 1), 3)
         if wide_sums.takes(kernels, x) and plain and wide_sums.fits(x, self.weight.shape[-1]):
             return wide_sums.convolution(x, self.weight, self.bias)
+        if kernels.conv == "winograd" and plain and winograd.pays(x, self.weight):
+            return _plus(winograd.convolve(x, self.weight), self.bias)
         return _plus(_convolved(x, self.weight, stride, padding), self.bias)
 
 
@@ -111,8 +108,8 @@ class Winograd(Plain):
     transformed: Array
 
     def conv(self, x: Array, stride: int, padding: tuple[int, int], kernels: Kernels) -> Array:
-        if 16 * x.size <= MAX_TILES_BYTES:
-            return _plus(convolve(x, self.transformed), self.bias)
+        if winograd.takes(x):
+            return _plus(winograd.convolve(x, self.transformed), self.bias)
         return super().conv(x, stride, padding, kernels)
 
 

@@ -16,6 +16,7 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 
 from jaxl.kernels import XLA, Kernels, Wrap, wide_sums
+from jaxl.kernels import upsampled_conv as double
 from jaxl.kernels.group_norm import group_norm, scale_and_shift
 from jaxl.nn.layer_kinds import Layer, Params, Plain, Quantised, layer_of
 
@@ -206,6 +207,8 @@ def upsampled_conv(p: Params, x: Array, height: int, width: int, kernels: Kernel
 
         if tpu.takes(x, layer.weight):
             return tpu.conv(x, layer.weight, layer.bias)
+    if twice and kernels.conv == "winograd" and isinstance(layer, Plain) and double.takes(x, layer.weight):
+        return double.convolve(x, layer.weight, layer.bias)
     return conv(p, upsample(x, height, width, kernels), kernels=kernels, wrap=kernels.wrap)
 
 
