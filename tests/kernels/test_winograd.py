@@ -3,6 +3,7 @@
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
@@ -30,18 +31,18 @@ def test_convolve(size: tuple[int, int]) -> None:
 def test_large_pictures_are_gone_through_in_blocks() -> None:
     """Each device through its own; where they do not divide evenly, XLA has its own convolution."""
     rng = np.random.default_rng(0)
-    x = rng.standard_normal((2, 90, 70, 64), np.float32)
-    p = {"weight": rng.standard_normal((3, 3, 64, 64), np.float32), "bias": rng.standard_normal(64, np.float32)}
+    x, weight = (jnp.asarray(rng.standard_normal(shape, np.float32)) for shape in ((2, 90, 70, 64), (3, 3, 64, 64)))
+    p = {"weight": weight, "bias": jnp.linspace(-1, 1, 64)}
     assert 16 * x.size > 4 * BLOCK_BYTES
     own, plain = (partial(conv, p, kernels=kernels) for kernels in (Kernels(conv="winograd"), Kernels()))
     exact = np.asarray(jax.jit(plain)(x))
     np.testing.assert_allclose(jax.jit(own)(x), exact, atol=2e-4)
-    np.testing.assert_array_equal(convolve(x, p["weight"]), convolve(x, transformed(p["weight"])))
+    np.testing.assert_array_equal(convolve(x, weight), convolve(x, transformed(weight)))
     assert jax.jit(own).lower(x).as_text().count("while") == 1
     for devices, pictures in ((2, True), (4, False)):
         mesh = jax.make_mesh((devices,), (AXIS,), devices=jax.devices()[:devices])
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            assert pays(x, p["weight"]) == pictures
+            assert pays(x, weight) == pictures
             split = jax.NamedSharding(mesh, jax.P(AXIS if pictures else None))
             given = jax.device_put(x, split)
             compiled = jax.jit(own).lower(given).compile()

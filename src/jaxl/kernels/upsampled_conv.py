@@ -49,4 +49,5 @@ def convolve(x: Array, weight: Array, bias: Array | None) -> Array:
 
 
 def _sums(weight: Array, axis: int, taps: tuple[int, ...]) -> Array:
-    return sum(lax.index_in_dim(weight, tap, axis, keepdims=False) for tap in taps)
+    first, *others = (lax.index_in_dim(weight, tap, axis, keepdims=False) for tap in taps)
+    return sum(others, first)
