@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from adapters import adapter
 from safetensors.numpy import save_file
 
+from jaxl.bench.measure import compilations
 from jaxl.errors import CheckpointError
 from jaxl.weights.adapters.strength import Strength
 from jaxl.weights.checkpoint import Checkpoint
@@ -46,6 +48,19 @@ def test_dtypes_of_tensors(tmp_path: Path, own: Any, dtype: Any, wanted: Any) ->
     np.testing.assert_array_equal(entry.read(), array.astype(wanted), strict=True)
     (leaf,) = entries_of_params({"unet": {"linear": {"weight": jnp.asarray(array.T)}}}, wanted)["unet"].values()
     np.testing.assert_array_equal(leaf.read(), array.astype(wanted), strict=True)
+
+
+@pytest.mark.parametrize("split", [None, "data"])
+def test_parameters_are_read_without_compiling(split: str | None) -> None:
+    """And they keep nothing of what was gathered from their devices."""
+    mesh = jax.make_mesh((2,), ("data",), devices=jax.devices()[:2])
+    array = np.arange(30, dtype=np.float32).reshape(6, 5)
+    leaf = jax.device_put(array, jax.NamedSharding(mesh, jax.P(split)))
+    with compilations() as compiled:
+        (entry,) = entries_of_params({"unet": {"linear": {"weight": leaf}}})["unet"].values()
+        np.testing.assert_array_equal(entry.read(), array.T)
+    assert not compiled
+    assert leaf._npy_value is None  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_numbers_beyond_the_range(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
@@ -91,8 +92,11 @@ def write_entries(
 
 
 def _of_leaf(what: str, leaf: Any, axes: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    # a copy, because jax would keep in the array itself what it gathers from devices for NumPy
-    return cast(what, np.asarray(jnp.copy(leaf)), axes, dtype)
+    leaf = jnp.asarray(leaf)
+    shards = [shard.data for shard in leaf.addressable_shards]
+    # another array of the same memory, because jax keeps in an array what it gathers from devices for NumPy
+    same = jax.make_array_from_single_device_arrays(leaf.shape, leaf.sharding, shards)
+    return cast(what, np.asarray(same), axes, dtype)
 
 
 def _of_tensor(what: str, tensor: Tensor, changed: Sequence[tuple[Change, float]], dtype: np.dtype) -> np.ndarray:
