@@ -13,6 +13,7 @@ from PIL import Image
 
 CHAT = "/v1/chat/completions"
 RED = Image.new("RGB", (64, 32), "red")
+USER = {"role": "user", "content": "a cat"}
 OPENROUTER = {"modalities": ["image", "text"]}
 
 
@@ -93,6 +94,23 @@ def test_vllm_omni(client: TestClient, asked: list[Mapping[str, Any]]) -> None:
     assert (asked[0]["steps"], asked[0]["seed"], asked[0]["num_images"]) == (4, 42, 2)
 
 
+@pytest.mark.parametrize(
+    ("aspect", "size", "drawn"),
+    [
+        ("1:1", (32, 32), (32, 32)),
+        ("2:1", (64, 32), (64, 32)),
+        ("16:9", (56, 32), (64, 32)),
+        ("2:3", (16, 32), (32, 32)),
+    ],
+)
+def test_the_aspect_of_openrouter(
+    client: TestClient, asked: list[Mapping[str, Any]], aspect: str, size: tuple[int, int], drawn: tuple[int, int]
+) -> None:
+    body = {"messages": [USER], "image_config": {"aspect_ratio": aspect, "image_size": "1K"}, **OPENROUTER}
+    (image,) = client.post(CHAT, json=body).json()["choices"][0]["message"]["images"]
+    assert (picture(image).size, (asked[0]["width"], asked[0]["height"])) == (size, drawn)
+
+
 def test_streams(theirs: openai.OpenAI) -> None:
     messages: Any = [{"role": "user", "content": "a cat"}]
     chunks = list(
@@ -123,9 +141,6 @@ def test_streams_end_as_clients_expect(client: TestClient) -> None:
     assert all(json.loads(line.removeprefix("data: ")) for line in lines[:-1])
 
 
-USER = {"role": "user", "content": "a cat"}
-
-
 @pytest.mark.parametrize(
     ("body", "param", "why"),
     [
@@ -147,6 +162,14 @@ USER = {"role": "user", "content": "a cat"}
         ({"messages": [USER], "size": "1x1"}, "size", "this server draws"),
         ({"messages": [USER], "extra_body": {"num_inference_steps": 0}}, "num_inference_steps", "1"),
         ({"messages": [USER], "n": 11}, "n", "at most"),
+        ({"messages": [USER], "image_config": {"aspect_ratio": "wide"}}, "image_config.aspect_ratio", "as in 16:9"),
+        ({"messages": [USER], "image_config": {"aspect_ratio": "9:1"}}, "image_config.aspect_ratio", "from 1:4 to 4:1"),
+        (
+            {"messages": [USER], "image_config": {"aspect_ratio": "1:1"}, "size": "32x32"},
+            "image_config.aspect_ratio",
+            "there is a size too, 32x32",
+        ),
+        ({"messages": [USER], "image_config": {"image_size": "4K"}}, "image_config.image_size", "'1K'"),
         ({"messages": [USER], "strength": 0.5}, "messages", "send one"),
     ],
 )

@@ -195,6 +195,13 @@ class TestRequests:
         if status != 200:
             assert answer.json()["error"]["message"] == message
 
+    @pytest.mark.parametrize(("key", "status"), [("ada", 403), ("bob", 403), ("cleo", 422)])
+    def test_limits_keep_the_model_loaded(self, client: TestClient, key: str, status: int) -> None:
+        """For the others; without limits, nothing but the replicas of these tests is in the way."""
+        answer = client.post("/sdapi/v1/unload-checkpoint", headers={"Authorization": f"Bearer {key}"})
+        assert answer.status_code == status
+        assert ("a key with limits may not" in answer.json()["detail"]) == (status == 403)
+
     def test_too_many(self, client: TestClient) -> None:
         """Each API says which limit it is, and the metrics count by the key's name."""
         assert self.draw(client, "ada", n=2).status_code == 200

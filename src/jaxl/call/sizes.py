@@ -79,6 +79,11 @@ def aspect_bucket(argument: str, value: Any, side: int = NATIVE_SIDE) -> Size:
 
     Raises InputError, naming `argument`.
     """
+    return nearest_bucket(*read_aspect(argument, value), side)
+
+
+def read_aspect(argument: str, value: Any) -> tuple[float, float]:
+    """Return the width and height of an aspect, as `aspect_bucket` takes it. Raises InputError, naming `argument`."""
     number = r"([0-9]{1,6}(?:\.[0-9]{1,6})?)"
     match = re.fullmatch(f"{number}:{number}", value) if isinstance(value, str) else None
     width, height = (Fraction(number) for number in match.groups()) if match else (0, 0)
@@ -86,7 +91,7 @@ def aspect_bucket(argument: str, value: Any, side: int = NATIVE_SIDE) -> Size:
         raise InputError(argument, value, "give width and height as in 16:9, 3:2 or 1:1")
     if not Fraction(1, 4) <= Fraction(width) / height <= 4:
         raise InputError(argument, value, "SDXL's sizes go from 1:4 to 4:1; give an aspect between them")
-    return nearest_bucket(float(width), float(height), side)
+    return float(width), float(height)
 
 
 def read_size(text: str) -> Size | None:

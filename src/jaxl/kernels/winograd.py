@@ -80,7 +80,7 @@ def _in_blocks(rows: int, padded: Array, weight: Array) -> Array:
         block = lax.dynamic_slice(padded, (image, first, 0, 0), (1, 2 * rows + 2, w, c))
         return lax.dynamic_update_slice(y, _convolve(block, weight), (image, first, 0, 0))
 
-    # all of this is written over; of zeros, XLA makes one for all convolutions, and copies of it before the first of them
+    # all of this is written over; of zeros XLA makes one for all convolutions, and copies of it before the first
     y = jnp.broadcast_to(padded[0, 1, 1, 0], (b, 2 * tall, 2 * wide, weight.shape[-1]))
     return lax.fori_loop(0, b * blocks, add, y)
 

@@ -51,6 +51,11 @@ class Key:
         """Whose requests and jobs are: a key that is replaced by another of its name has those of the first."""
         return self.digest if self.name == NAMELESS else self.name
 
+    @property
+    def limited(self) -> bool:
+        """Whether it has any limit."""
+        return any(getattr(self, name) not in (None, ()) for name in READERS)
+
     def priority_of(self, asked: int | None) -> int:
         """Return the priority of a request that asks for one, or for none."""
         if self.priority is None:

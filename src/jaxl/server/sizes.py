@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageOps
 
-from jaxl.call.sizes import Size, nearest_size, stretch
+from jaxl.call.sizes import Size, nearest_size, read_aspect, stretch
 from jaxl.errors import InputError
 
 Policy = Literal["nearest", "strict"]
@@ -21,6 +21,8 @@ Policy = Literal["nearest", "strict"]
 MOST_PIXELS = 2048 * 2048
 # the most that the aspect asked for may differ from the drawn one, as a factor: at 2 half of the picture is cut off
 MOST_CUT = 4.0
+# shapes that differ by less, as a factor, are taken for the same: of SDXL's sizes 1344x768 is 16:9
+NEAR = 1.05
 
 
 def as_text(size: Size) -> str:
@@ -49,6 +51,20 @@ def drawn_for(wanted: Size, sizes: Sequence[Size], policy: Policy) -> Size:
             long, max(wanted), f"this server draws {shown}; ask for a shape that is nearer to one of these"
         )
     return drawn
+
+
+def shaped(param: str, aspect: str, sizes: Sequence[Size]) -> Size:
+    """Return the one of `sizes` that is nearest to an aspect such as "16:9", or the largest within it of the aspect.
+
+    Its sides are multiples of 8 then. Raises InputError, naming `param`.
+    """
+    wanted = read_aspect(param, aspect)
+    drawn = nearest_size(wanted, sizes)
+    if stretch(wanted, drawn) <= NEAR:
+        return drawn
+    scale = min(side / own for side, own in zip(drawn, wanted, strict=True))
+    width, height = (max(int(own * scale) // 8, 1) * 8 for own in wanted)
+    return width, height
 
 
 def fitted(drawn: Image.Image, wanted: Size) -> Image.Image:

@@ -336,8 +336,13 @@ async def refresh() -> None:
 
 
 @router.post("/unload-checkpoint")
-async def unload_checkpoint(service: CurrentService) -> dict[str, Any]:
-    """Free the memory of the devices. The next request loads the model again, and waits until it is there."""
+async def unload_checkpoint(http: HttpRequest, service: CurrentService) -> dict[str, Any]:
+    """Free the memory of the devices. The next request loads the model again, and waits until it is there.
+
+    So a key with limits, whose requests are one client's among others, may not do that to all.
+    """
+    if http.state.key.limited:
+        raise ApiError(403, "unload-checkpoint: a key with limits may not; ask with one that has none")
     if service.want_loaded is None:
         raise ApiError(422, "unload-checkpoint: replicas keep the model loaded; stop the server to free the memory")
     if not await asyncio.wrap_future(service.want_loaded(False)):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import APIRouter, Depends
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -24,10 +24,13 @@ from jaxl.server.openai.images import DRAWN, FIELDS, base64_of, begin, check, dr
 from jaxl.server.openai.messages import Message, asked_of, start_of
 from jaxl.server.pictures import MEDIA_TYPES
 from jaxl.server.service import CurrentService, know_models
+from jaxl.server.sizes import as_text, shaped
 from jaxl.server.work import AnswerFiles
 
 # there are no tokens to pay for
 USAGE = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
+
+ASPECT = "image_config.aspect_ratio"
 
 router = APIRouter(
     prefix="/v1",
@@ -41,6 +44,13 @@ class StreamOptions(BaseModel):
     include_usage: bool | None = None
 
 
+class ImageConfig(BaseModel):
+    """OpenRouter's settings of pictures."""
+
+    aspect_ratio: str | None = Field(None, description="Such as 16:9, of the server's size that is nearest to it.")
+    image_size: Literal["1K"] | None = None
+
+
 class Chat(BaseModel):
     """Further fields are those of `/v1/images/edits` in JSON; vLLM-Omni's clients have them in `extra_body`."""
 
@@ -51,6 +61,7 @@ class Chat(BaseModel):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     modalities: list[str] | None = Field(None, description="What to answer with; image must be one of them.")
+    image_config: ImageConfig | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -65,7 +76,12 @@ async def complete(http: HttpRequest, chat: Chat, service: CurrentService) -> Re
     """Draw what the last message of a user asks for."""
     if chat.modalities is not None and "image" not in chat.modalities:
         raise InputError("modalities", chat.modalities, "this server draws; let image be one of them")
-    asked = asked_of(_as_images_api(chat.model_extra or {}) | {"model": chat.model}, chat.messages, "messages")
+    given = _as_images_api(chat.model_extra or {}) | {"model": chat.model}
+    if chat.image_config is not None and (aspect := chat.image_config.aspect_ratio) is not None:
+        if given.get("size") is not None:
+            raise InputError(ASPECT, aspect, f"there is a size too, {given['size']}; leave one of them out")
+        given = {"size_policy": "nearest"} | given | {"size": as_text(shaped(ASPECT, aspect, service.settings.sizes))}
+    asked = asked_of(given, chat.messages, "messages")
     check(asked, service)
     arguments, source = await start_of(asked, service)
     head = {
