@@ -1,8 +1,9 @@
 """Which replica gets a request: policies, and a simulation of the engines behind them, event by event.
 
 A replica does what `jaxl.engine` does: one running batch for each lane, whose call costs the same however many of its
-places are full; lanes that take turns by their images' urgency; images that join and leave between calls, and are
-decoded behind them. What a policy knows of a replica is how many images it has in each lane, waiting or in the making.
+places are full, unless there are smaller batches; lanes that take turns by their images' urgency; images that join and
+leave between calls, and are decoded behind them. What a policy knows of a replica is how many images it has in each
+lane, waiting or in the making.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import heapq
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 
 import numpy as np
@@ -30,6 +31,8 @@ class Machine:
 
     row_seconds: of one row of a whole batch, for each lane. decode_seconds: of one image, for each lane.
     places: of a batch. decodes_apart: whether the next rows need not wait for what is decoded. quantum: the engine's.
+    smaller: batches with fewer places, which run while they hold the images, each with the share of `row_seconds` that
+    its rows take.
     """
 
     row_seconds: Sequence[float]
@@ -37,6 +40,11 @@ class Machine:
     places: int = 4
     decodes_apart: bool = False
     quantum: float = 0.05
+    smaller: Mapping[int, float] = field(default_factory=dict)
+
+    def row(self, lane: int, images: int) -> float:
+        """That a row takes with so many images."""
+        return self.row_seconds[lane] * min((self.smaller[n] for n in self.smaller if n >= images), default=1.0)
 
     def seconds(self, lane: int, rows: int) -> float:
         """That the devices need for an image if all places are taken."""
@@ -190,10 +198,10 @@ class Replica:
         self.idle = lane is None
         if lane is None:
             return None
-        row_seconds, places = self.machine.row_seconds[lane.key], self.machine.places
-        while lane.waiting and len(lane.running) < places and self._has_room():
+        while lane.waiting and len(lane.running) < self.machine.places and self._has_room():
             came, request = lane.waiting.popleft()
             heapq.heappush(lane.running, (lane.run + request.rows, came, request))
+        row_seconds = self.machine.row(lane.key, len(lane.running))
         most = int(self.machine.quantum / row_seconds) if lane.run else 1
         self._rows = max(1, min(most, lane.running[0][0] - lane.run))
         began = max(now, self._devices_free)
@@ -334,7 +342,7 @@ def summarise(requests: Sequence[Request], latencies: np.ndarray, fleet: Sequenc
     machine, end = fleet[0].machine, requests[-1].at
     start = WARM_UP * end
     counted = latencies[[request.at >= start for request in requests]]
-    calls = [(call.rows * machine.row_seconds[call.lane], call) for replica in fleet for call in replica.calls]
+    calls = [(call.rows * machine.row(call.lane, call.images), call) for replica in fleet for call in replica.calls]
     calls = [(seconds, call) for seconds, call in calls if start <= call.began < end]
     in_calls = sum(seconds for seconds, _ in calls)
     filled = sum(seconds * call.images for seconds, call in calls)

@@ -27,7 +27,8 @@ Wrap = tuple[bool, bool]
 
 @dataclass(frozen=True)
 class Kernels:
-    """The form of each operation; XLA's takes the shapes and dtypes that a form does not. Winograd's is for the U-Net.
+    """The form of each operation; XLA's takes the shapes and dtypes that a form does not. Winograd's convolutions come
+    with those of enlarged pictures in `kernels.upsampled_conv`.
 
     A `layer_norm` in one pass reads its input once: XLA makes the sums where the input is written. A `product` other
     than XLA's is one in int8. Wide `sums` are those of bfloat16, see `kernels.wide_sums`. Pictures `wrap` around, down
