@@ -150,7 +150,8 @@ class User:
         self.wait_for("document.querySelector('.jaxl-tile img')")
 
     def wait_for(self, condition: str) -> None:
-        self.page.wait_for_function(f"() => {condition}")
+        # by default it looks at each frame, of which there may be none while nothing moves on the page
+        self.page.wait_for_function(f"() => {condition}", polling=50)
 
     def said(self) -> str:
         return self.page.inner_text("jaxl-board [role=status]")
