@@ -44,7 +44,7 @@ def test_four_pictures_with_previews_that_change(user: User) -> None:
     )
     user.ask(APPLE, seed="7", steps=steps)
     user.page.press("#jaxl-prompt textarea", "Control+Enter")
-    user.page.wait_for_function("() => window.seen.size >= 10")
+    user.wait_for("window.seen.size >= 10")
     user.screenshot("demo-drawing")
     files = user.drawn(4)
     user.screenshot("demo")
