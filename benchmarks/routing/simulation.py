@@ -1,9 +1,9 @@
 """Which replica gets a request: policies, and a simulation of the engines behind them, event by event.
 
 A replica does what `jaxl.engine` does: one running batch for each lane, whose call costs the same however many of its
-places are full, unless there are smaller batches; lanes that take turns by their images' urgency; images that join and
-leave between calls, and are decoded behind them. What a policy knows of a replica is how many images it has in each
-lane, waiting or in the making.
+places are full, unless fewer images are said to take less; lanes that take turns by their images' urgency; images that
+join and leave between calls, and are decoded behind them. What a policy knows of a replica is how many images it has in
+each lane, waiting or in the making.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class Machine:
 
     row_seconds: of one row of a whole batch, for each lane. decode_seconds: of one image, for each lane.
     places: of a batch. decodes_apart: whether the next rows need not wait for what is decoded. quantum: the engine's.
-    smaller: batches with fewer places, which run while they hold the images, each with the share of `row_seconds` that
-    its rows take.
+    smaller: numbers of images that take less than a whole batch, each with its share of `row_seconds`; others take as
+    long as the next larger one.
     """
 
     row_seconds: Sequence[float]

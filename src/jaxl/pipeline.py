@@ -187,6 +187,8 @@ class Pipeline:
             raise InputError("shard_params", True, "each host needs all parameters; leave it out with several")
         device = mesh.devices.flat[0]
         kernels = options.kernels or Kernels.of_device(device)
+        if options.shard_params or mesh.is_multi_process:  # parameters are gathered once; nothing goes to other hosts
+            kernels = replace(kernels, evaluations="together")
         self.checkpoint = checkpoint
         self.model = Model.from_configs(checkpoint.configs, kernels)
         self.mesh = mesh

@@ -58,7 +58,7 @@ def test_one_place_is_m_g_1() -> None:
 
 
 @pytest.mark.parametrize(("images", "seconds"), [(1, 4.0), (2, 6.0), (3, 10.0), (4, 10.0), (5, 14.0)])
-def test_smaller_batches_take_less_time(images: int, seconds: float) -> None:
+def test_fewer_images_take_less_time(images: int, seconds: float) -> None:
     """The smallest that holds the images runs; the fifth begins alone when four have ended."""
     machine = Machine((1.0,), (0.0,), smaller={1: 0.4, 2: 0.6})
     (latency,), _ = simulate([Request(0, 0.0, 0, images, 10)], machine, 1, at_random)

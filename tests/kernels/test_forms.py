@@ -20,6 +20,7 @@ TESTS = {
     ("layer_norm", "one_pass"): "test_forms.py",
     ("product", "tpu"): "test_tpu_product.py",
     ("sums", "wide"): "test_wide_sums.py",
+    ("evaluations", "in_turn"): "../run/test_evaluations.py",
 }
 OFF = {("group_norm", "triton")}  # it has yet to run on a GPU
 PLATFORMS = (("cpu", "bfloat16"), ("gpu", "9.0"), ("tpu", "TPU v5 lite"))
@@ -31,7 +32,7 @@ def test_every_form_has_a_test() -> None:
     forms = named - set(vars(XLA).items())
     assert forms == set(TESTS), "name the file of tests/kernels that compares the new form with XLA's"
     for file in TESTS.values():
-        assert Path(__file__).with_name(file).exists()
+        assert (Path(__file__).parent / file).exists()
 
 
 def test_every_form_is_on_somewhere() -> None:

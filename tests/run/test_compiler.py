@@ -1,5 +1,6 @@
 """XLA's options for programs."""
 
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -51,7 +52,7 @@ def test_products_are_compiled_the_other_way(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_an_image_of_a_batch_does_not_depend_on_its_place(small: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """XLA's own products have other last bits for other places, so only a picture that is alone has them."""
+    """XLA's own products have other last bits for other places, so only an evaluation that is alone has them."""
     asked: list[bool] = []
 
     def not_now(*_: object, products: bool) -> None:
@@ -60,10 +61,11 @@ def test_an_image_of_a_batch_does_not_depend_on_its_place(small: Any, monkeypatc
 
     monkeypatch.setattr("jaxl.run.programs.compiled", not_now)
     pipe = small[0]
-    for batch in (1, 4):
+    together = replace(pipe.model, kernels=replace(pipe.model.kernels, evaluations="together"))
+    for model, batch in ((pipe.model, 4), (together, 1), (together, 4)):
         with pytest.raises(ValueError, match="not now"):
-            Programs(pipe.model, pipe.mesh, pipe.programs.shapes).get(ADVANCE, Bucket(batch, 64, 64, guided=True))
-    assert asked == [True, False]
+            Programs(model, pipe.mesh, pipe.programs.shapes).get(ADVANCE, Bucket(batch, 64, 64, guided=True))
+    assert asked == [True, True, False]
 
 
 def test_a_jaxlib_that_does_not_know_the_options(monkeypatch: pytest.MonkeyPatch) -> None:

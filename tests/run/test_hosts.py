@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -103,8 +104,9 @@ def command(*argv: str) -> list[str]:
 @pytest.fixture(scope="module")
 def one_host(small: Any) -> Any:
     """A pipeline of this process alone, its parameters, and eight images."""
+    kernels = replace(small[0].model.kernels, evaluations="together")  # as several have it
     pipe, params = jaxl.from_pretrained(
-        small[0].checkpoint.source, dtype=jnp.float32, mesh=jaxl.make_mesh(jax.devices())
+        small[0].checkpoint.source, dtype=jnp.float32, mesh=jaxl.make_mesh(jax.devices()), kernels=kernels
     )
     assert pipe.mesh.size == 8
     return pipe, params, pipe.generate(params, PROMPT, num_images=8, **ASKED)

@@ -224,7 +224,8 @@ class Inputs:
         return Beginning(
             rows=plan.rows[order],
             first=np.full(size, plan.first, np.int32),
-            end=np.full(size, plan.first + plan.count, np.int32),
+            # what fills the bucket has ended, so that no device need work on it
+            end=np.where(np.arange(size) < plan.batch, plan.first + plan.count, 0).astype(np.int32),
             keys=np.stack([image_key(plan.seeds[i]) for i in order]),
             variation_keys=np.stack([image_key(plan.variation_seeds[i]) for i in order]),
             variation=np.full(size, plan.variation_strength, np.float32),

@@ -146,7 +146,7 @@ def serve(
         str | None,
         typer.Option(
             metavar="N,...",
-            help="Also compile smaller batches: fewer images take less time, and are the same to rounding alone.",
+            help="Smaller batches too, for accelerators: fewer images take less time, and are the same to rounding.",
         ),
     ] = None,
     chunks: Annotated[int, typer.Option(help="Parts of 75 tokens that a prompt may have.")] = ModelOptions.chunks,

@@ -31,8 +31,9 @@ class Kernels:
     with those of enlarged pictures in `kernels.upsampled_conv`.
 
     A `layer_norm` in one pass reads its input once: XLA makes the sums where the input is written. A `product` other
-    than XLA's is one in int8. Wide `sums` are those of bfloat16, see `kernels.wide_sums`. Pictures `wrap` around, down
-    or across, where convolutions see the opposite edge in place of zeros.
+    than XLA's is one in int8. Wide `sums` are those of bfloat16, see `kernels.wide_sums`. A device works on a batch's
+    `evaluations` of the network together, or in turn (`run.evaluations`). Pictures `wrap` around, down or across, where
+    convolutions see the opposite edge in place of zeros.
     """
 
     attention: Literal["xla", "cudnn", "tpu"] = "xla"
@@ -41,6 +42,7 @@ class Kernels:
     layer_norm: Literal["two_pass", "one_pass"] = "two_pass"
     product: Literal["xla", "tpu"] = "xla"
     sums: Literal["narrow", "wide"] = "narrow"
+    evaluations: Literal["together", "in_turn"] = "together"
     score_bytes: int = MAX_SCORE_BYTES
     wrap: Wrap = (False, False)
 
@@ -51,7 +53,8 @@ class Kernels:
         `kind` is the compute capability of a GPU, the `device_kind` of a TPU, the `processor.features` of a CPU.
         """
         if platform == "cpu":
-            return cls(conv="winograd", sums="wide" if kind == "bfloat16" else "narrow", score_bytes=CPU_SCORE_BYTES)
+            sums = "wide" if kind == "bfloat16" else "narrow"
+            return cls(conv="winograd", sums=sums, evaluations="in_turn", score_bytes=CPU_SCORE_BYTES)
         if platform == "tpu":
             # the convolution and the product need more memory on the chip than a v4 has
             attention = cls(attention="tpu", layer_norm="one_pass")

@@ -35,6 +35,7 @@ from jaxl.run.bucket import Beginning, Bucket, Conditioning, Text, given_shapes
 from jaxl.run.compiler import compiled
 from jaxl.run.control_kinds import Controlled, kind_of
 from jaxl.run.controls import embed_shapes, parameter_shapes
+from jaxl.run.evaluations import one_at_a_time
 from jaxl.run.image_prompts import Prompted, context_shapes, dtype_of, encoder_shapes
 from jaxl.run.model import Model
 from jaxl.run.sharding import on_mesh, replicated, split_images, with_sharding
@@ -367,13 +368,18 @@ class Programs:
     def _compile(self, program: AnyProgram, bucket: Bucket, future: Future[Any]) -> None:
         try:
             platform = self.target.mesh.devices.flat[0].platform
-            # of several images those products would depend on each one's place, in the last bits
-            products = program.products and bucket.batch == 1
+            # of several images together those products would depend on each one's place, in the last bits
+            apart = bucket.batch == 1 or self._one_at_a_time(program, bucket)
+            products = program.products and apart
             future.set_result(compiled(self.trace(program, bucket), platform, products=products))
         except BaseException as error:  # handed to whoever waits for the program
             with self._lock:
                 del self._futures[program, bucket]
             future.set_exception(error)
+
+    def _one_at_a_time(self, program: AnyProgram, bucket: Bucket) -> bool:
+        to, evaluations = self.target, bucket.batch * bucket.branches
+        return program.mesh(to, bucket) is to.mesh and one_at_a_time(to.model.kernels, evaluations, to.mesh.size)
 
     def zero_text(self) -> Text:
         """Return the embeddings of a text that is not given, in models that take zeros for it."""

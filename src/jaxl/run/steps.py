@@ -29,6 +29,7 @@ from jaxl.nn.tiles import decode_tiled, encode_tiled
 from jaxl.nn.unet import ImageContext, RegionContext, features_shape, unet, unet_context
 from jaxl.run.bucket import Beginning, Branch, Bucket, Conditioning, Text
 from jaxl.run.control_kinds import Control, Evaluation, flat, kind_of
+from jaxl.run.evaluations import in_turn, takes_turns
 from jaxl.run.guidance import perpendicular, shaped
 from jaxl.run.image_prompts import ENCODER, PROJECTION
 from jaxl.run.model import Model
@@ -152,10 +153,11 @@ def gather_images(params: Sequence[Params], tokens: list[list[Array]]) -> Params
 class Told:
     """What E evaluations of the network are told, [E, ...]: all but what has pixels, as `unet` takes it.
 
-    `adapters` may be of images, whose evaluations are neighbours. `controls` are without their `embedded`, `images`
-    without their `masks`, `regions` without their `shares`.
+    Those of images that have ended are not `live`. `adapters` may be of images, whose evaluations are neighbours.
+    `controls` are without their `embedded`, `images` without their `masks`, `regions` without their `shares`.
     """
 
+    live: Array
     t: Array
     guidance: Array | None
     context: Params
@@ -247,6 +249,7 @@ def denoise(
     images = [each.in_row(row, g) for each in cond.image_prompts]
     regions = [each.told(g) for each in cond.regions]
     told = Told(
+        live=per_branch(row["number"] >= 0),
         t=per_branch(row["t"]),
         guidance=per_branch(row["guidance"]) if model.unet.time_cond_proj_dim else None,
         context=context,
@@ -269,14 +272,20 @@ def denoise(
         masks=[each.masks for each in images],
         shares=[each.shares for each in regions],
     )
+
+    def network(told: Told, pictures: Pictures) -> tuple[Array, Array]:
+        run = partial(evaluate, model, bucket)
+        if takes_turns(model.kernels, len(told.live)):
+            return in_turn(run, params, controls, told, pictures, told.live)
+        return by_rows(run, WHOLE, WHOLE, EACH, PIXELS)(params, controls, told, pictures)
+
     layout = bucket.layout(model)
     if layout is None:
-        network = by_rows(partial(evaluate, model, bucket), WHOLE, WHOLE, EACH, PIXELS)
-        out, deep = network(params, controls, told, pictures)
+        out, deep = network(told, pictures)
     else:
 
         def network_of_tiles(told: Told, parts: Pictures, features: Array | None) -> tuple[Array, Array]:
-            return evaluate(model, bucket, params, controls, told, replace(parts, features=features))
+            return network(told, replace(parts, features=features))
 
         whole_features, pictures = pictures.features, replace(pictures, features=None)
         out, deep = in_tiles(network_of_tiles, layout, told, pictures, whole_features, model.unet.out_channels)
@@ -336,6 +345,8 @@ def advance(
 
     `params` are the U-Net's, `controls` those of the bucket's controls. `given` is the noise of so many rows, if any.
     """
+    if takes_turns(model.kernels, bucket.batch * bucket.branches):  # brought to every device once, not in each row
+        cond = jax.tree.map(whole, cond)
     return loop.advance(partial(denoise, model, bucket, params, controls, cond), slots, n, given)
 
 
