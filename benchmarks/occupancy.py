@@ -28,7 +28,8 @@ def batch_with(backend: PipelineBackend, slots: int, images: int) -> Any:
     size = backend.lanes[0].width
     asked = {"prompt": "a red apple", "steps": STEPS, "width": size, "height": size, "num_images": images}
     drawings = backend.read(asked)
-    batch = backend.batch(drawings[0].stages[0].lane, slots)
+    lane: Any = drawings[0].stages[0].lane
+    batch = backend.batch(lane, slots)
     for place, drawing in enumerate(drawings):
         batch.join(place, drawing, 0, None)
     return batch

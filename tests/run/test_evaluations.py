@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 
 import jaxl
+from jaxl.diffusion.rows import COLUMNS
 from jaxl.kernels import Kernels
+from jaxl.run.bucket import Branch, Bucket
 from jaxl.run.evaluations import in_turn
 from jaxl.run.sharding import make_mesh, replicated
+from jaxl.run.steps import counted, guide
 
 WAYS: list[dict[str, Any]] = [
     {},
@@ -60,6 +63,37 @@ def test_a_batch_is_its_images(small: Any, more: dict[str, Any]) -> None:
     three = draw(pipe, params, [1, 2, 3])
     np.testing.assert_allclose(three, draw(together, same, [1, 2, 3]), rtol=1e-4, atol=1e-4)
     np.testing.assert_array_equal(three[[2, 0]], draw(pipe, params, [3, 1]))
+
+
+@pytest.mark.parametrize(
+    ("row", "bucket", "branches"),
+    [
+        ({"guidance": 5}, {}, "np"),
+        ({}, {}, "p"),
+        ({"x_u": 0.5}, {}, "np"),
+        ({"push_u": 0.5}, {}, "np"),
+        ({}, {"cached": True}, "np"),
+        ({}, {"shaped": True}, "np"),
+        ({"guidance": 5}, {"pag_layers": ("mid_block",), "perp_neg": True}, "np"),
+        ({"guidance": 5, "pag": 2, "perp_neg": 1}, {"pag_layers": ("mid_block",), "perp_neg": True}, "npge"),
+        ({"pag": 2}, {"guided": False, "pag_layers": ("mid_block",)}, "pg"),
+        ({"guidance": 5, "number": -1}, {}, ""),
+    ],
+)
+def test_branches_that_count(row: dict[str, float], bucket: dict[str, Any], branches: str) -> None:
+    """What is left out, as zeros, changes nothing."""
+    own = replace(Bucket(1, 64, 64, guided=True), **bucket)
+    plain = dict.fromkeys(COLUMNS, 0.0) | {"c_in": 1.0, "c_out": 1.0, "guidance": 1.0, "number": 3}
+    values = {name: jnp.array([value]) for name, value in (plain | row).items()}
+    (counts,) = np.asarray(counted(own, values))
+    letters = {Branch.NEGATIVE: "n", Branch.POSITIVE: "p", Branch.PERTURBED: "g", Branch.EMPTY: "e"}
+    assert "".join(letters[branch] for branch, each in zip(own.order, counts, strict=True) if each) == branches
+    if branches and not (own.cached or own.shaped):
+        outputs = np.random.default_rng(0).normal(size=(1, own.branches, 4, 4, 4)).astype(np.float32)
+        x = outputs[:, 0]
+        whole, _ = guide(own, jnp.array(outputs), values, x, None)
+        less, _ = guide(own, jnp.array(np.where(counts[:, None, None, None], outputs, 0)), values, x, None)
+        np.testing.assert_allclose(less, whole, rtol=1e-5, atol=1e-6)
 
 
 def test_where_evaluations_are_worked_on_together() -> None:

@@ -153,7 +153,7 @@ def gather_images(params: Sequence[Params], tokens: list[list[Array]]) -> Params
 class Told:
     """What E evaluations of the network are told, [E, ...]: all but what has pixels, as `unet` takes it.
 
-    Those of images that have ended are not `live`. `adapters` may be of images, whose evaluations are neighbours.
+    Those that count for nothing are not `live`. `adapters` may be of images, whose evaluations are neighbours.
     `controls` are without their `embedded`, `images` without their `masks`, `regions` without their `shares`.
     """
 
@@ -249,7 +249,7 @@ def denoise(
     images = [each.in_row(row, g) for each in cond.image_prompts]
     regions = [each.told(g) for each in cond.regions]
     told = Told(
-        live=per_branch(row["number"] >= 0),
+        live=counted(bucket, row).reshape(-1),
         t=per_branch(row["t"]),
         guidance=per_branch(row["guidance"]) if model.unet.time_cond_proj_dim else None,
         context=context,
@@ -294,6 +294,20 @@ def denoise(
     kept = Features(None if kept.deep is None or deep is None else deep.reshape(kept.deep.shape), momentum)
     plain = outputs[:, bucket.order.index(Branch.NEGATIVE if bucket.guided else Branch.POSITIVE)]
     return guided, plain, None if features is None else kept
+
+
+def counted(bucket: Bucket, row: Row) -> Array:
+    """Return which branches count in a row, bool [B, G]: none of an image that has ended, nor those that `guide` takes
+    no part of. Where something of each is kept for the next row, all do.
+    """
+    live = row["number"] >= 0
+    counts = dict.fromkeys(bucket.order, live)
+    if not (bucket.cached or bucket.shaped):
+        apart = row["perp_neg"] > 0
+        guided = (row["guidance"] != 1) | (row["x_u"] != 0) | (row["push_u"] != 0) | apart
+        steered = {Branch.NEGATIVE: guided, Branch.PERTURBED: row["pag"] != 0, Branch.EMPTY: apart}
+        counts |= {branch: live & steers for branch, steers in steered.items()}
+    return jnp.stack([counts[branch] for branch in bucket.order], axis=1)
 
 
 def guide(bucket: Bucket, outputs: Array, row: Row, x: Array, momentum: Array | None) -> tuple[Array, Array | None]:
