@@ -18,7 +18,8 @@ from simulation import WARM_UP, Lane, Machine, Replica, Traffic, at_random, simu
 
 # row times are of `tiny` on two cores, as near as it matters: only ratios do
 THREE_MODELS = Machine((0.35,) * 3, (0.3,) * 3, decodes_apart=True)
-# a CPU works on images in turn, and on those alone that are there; the shares are those of `benchmarks/occupancy.py`
+# a CPU works on images in turn, and on those alone that are there; these shares lie between those that
+# `benchmarks/occupancy.py` has at 256x256 and at 512x512
 ON_CPU = replace(THREE_MODELS, smaller={1: 0.28, 2: 0.52, 3: 0.76})
 MACHINES = {
     "three models": (THREE_MODELS, (1 / 3,) * 3, (4, 8)),

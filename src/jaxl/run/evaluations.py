@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxl.kernels import Kernels
-from jaxl.run.sharding import EACH, WHOLE, splits_pictures
+from jaxl.run.sharding import EACH, WHOLE, devices_at_hand, splits_pictures
 
 Output = TypeVar("Output")
 
@@ -22,7 +22,7 @@ def one_at_a_time(kernels: Kernels, evaluations: int, devices: int) -> bool:
 
 def takes_turns(kernels: Kernels, evaluations: int) -> bool:
     """Return whether devices of `jax.sharding.use_abstract_mesh` work on several evaluations each, one at a time."""
-    devices = _devices()
+    devices = devices_at_hand()
     return not splits_pictures() and evaluations > devices and one_at_a_time(kernels, evaluations, devices)
 
 
@@ -36,7 +36,7 @@ def in_turn(
     share those that are live, one after another; their number divides E. Arrays of `told` may be of images [B, ...],
     whose evaluations are neighbours.
     """
-    devices, evaluations = _devices(), len(live)
+    devices, evaluations = devices_at_hand(), len(live)
     order = jnp.argsort(~live).reshape(-1, devices).T.reshape(-1)  # each device's own are neighbours
     counts = (live.sum() - jnp.arange(devices) + devices - 1) // devices
 
@@ -61,8 +61,3 @@ def in_turn(
         on_device = jax.shard_map(on_device, in_specs=arguments, out_specs=EACH, check_vma=False)
     made = on_device(params, controls, told, pictures, order, counts)
     return jax.tree.map(lambda a: a[jnp.argsort(order)], made)
-
-
-def _devices() -> int:
-    mesh = jax.sharding.get_abstract_mesh()
-    return 1 if mesh.empty else mesh.size

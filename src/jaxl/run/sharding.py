@@ -107,6 +107,12 @@ def splits_pictures() -> bool:
     return ROWS in jax.sharding.get_abstract_mesh().axis_names
 
 
+def devices_at_hand() -> int:
+    """Return how many devices `jax.sharding.use_abstract_mesh` has; one without it."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else mesh.size
+
+
 def _divisors(n: int) -> list[int]:
     return [each for each in range(1, n + 1) if n % each == 0]
 

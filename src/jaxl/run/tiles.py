@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxl.nn.tiles import tile_starts, tile_weights
+from jaxl.run.sharding import devices_at_hand
 
 T = TypeVar("T")
 
@@ -74,8 +75,7 @@ def in_tiles(
     features of the row before, if any. A place has the mean of all tiles that it is in, each of which counts less
     towards its border. So many tiles are worked on at a time that each device has an evaluation.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    devices, evaluations = (1 if mesh.empty else mesh.size), len(jax.tree.leaves(pictures)[0])
+    devices, evaluations = devices_at_hand(), len(jax.tree.leaves(pictures)[0])
     at_once = min(devices // math.gcd(devices, evaluations), layout.count)
     told = jax.tree.map(lambda a: jnp.concatenate([a] * at_once), told)
     down, across = (
